@@ -1,0 +1,25 @@
+"""LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each takes a mode of the data.
+
+Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module), `likelihood`, `objectives`, `training`,
+`parallel`, `checkpoint`, `run`; `theory` and `models` stand beside it.
+
+Axes, in this order:  K hypotheses · B batch · T time · D model · H heads · V vocabulary · R rank · L layers.
+A `loss` is minimised, a `log_likelihood` (nats) is maximised.
+"""
+
+from mcl_jax import objectives, parallel
+from mcl_jax.hypotheses import Hypotheses
+from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_likelihood
+from mcl_jax.lora import LoraConfig
+from mcl_jax.training import TrainState, make_train_step
+
+__all__ = [
+    "Hypotheses",
+    "LoraConfig",
+    "TrainState",
+    "chunked_sequence_log_likelihood",
+    "make_train_step",
+    "objectives",
+    "parallel",
+    "sequence_log_likelihood",
+]

@@ -1,0 +1,188 @@
+"""Per-sequence log-likelihoods, in nats and in float32 whatever the model computes in.
+
+    log p(x|c) = Σ_t m_t log p(x_t | x_<t, c)
+
+over target positions m only: prompts, images, sounds and padding are masked (paper, section 2). Position t of `logits`
+or `hidden` predicts `targets[t]`: shifting by one is the caller's.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def sequence_log_likelihood(
+    logits: Float[Array, "*K B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> tuple[Float[Array, "*K B"], Int[Array, " B"]]:
+    """Σ_t m_t (z_{t, x_t} − log Σ_v exp z_{t, v}) and the number of target tokens.
+
+    Args:
+      logits: z, of any float dtype, with any axes before B (hypotheses).
+      targets: token ids; those under a false mask may be anything inside or outside [0, V).
+      mask: true where a token is a target. Sequences with none have log-likelihood 0.
+    Returns:
+      (sum of log p in nats, number of target tokens).
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    _check_shapes("logits", logits.shape[-3:-1], targets, mask)
+    logits, targets, mask = logits.astype(jnp.float32), jnp.where(mask, targets, 0), mask.astype(bool)
+    index = jnp.broadcast_to(targets[..., None], (*logits.shape[:-1], 1))
+    token = jnp.take_along_axis(logits, index, -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
+    masked = jnp.where(jnp.broadcast_to(mask, token.shape), token, 0.0)
+    return masked.sum(-1), mask.sum(-1, dtype=jnp.int32)
+
+
+def chunked_sequence_log_likelihood(
+    hidden: Float[Array, "B T D"],
+    unembedding: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    bias: Float[Array, " V"] | None = None,
+    chunk_size: int = 256,
+) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
+    """`sequence_log_likelihood(hidden @ unembedding + bias, targets, mask)` without ever holding [B, T, V] logits.
+
+    Logits exist for `chunk_size` of the B·T tokens at a time, forward and backward. The gradient with respect to
+    `hidden` is found in the forward pass, chunk by chunk, since it is linear in the cotangent of each sequence:
+
+        d log p / d h_t = g · m_t (W[:, x_t] − W softmax(z_t))
+
+    so that a training step multiplies by the unembedding twice, not three times. It is differentiable in `hidden`, and
+    in `unembedding` and `bias` too (by recomputation, chunk by chunk). Reverse mode, first order.
+
+    Args:
+      hidden: final hidden states, of any float dtype; the product is accumulated in float32.
+      unembedding: W, the (transposed embedding or) output matrix.
+      targets, mask: as in `sequence_log_likelihood`.
+      bias: of the output layer, if it has one.
+      chunk_size: tokens a chunk; memory is chunk_size · V floats.
+    Returns:
+      (sum of log p in nats, number of target tokens).
+    Raises:
+      ValueError: if the shapes do not fit, or chunk_size < 1.
+    """
+    _check_shapes("hidden", hidden.shape[:-1], targets, mask)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}")
+    if hidden.shape[-1] != unembedding.shape[0]:
+        raise ValueError(
+            f"unembedding must have shape [D, V] with D = {hidden.shape[-1]} of hidden, got {unembedding.shape}"
+        )
+    mask = mask.astype(bool)
+    bias = jnp.zeros(unembedding.shape[1], jnp.float32) if bias is None else bias
+    token = _token_log_likelihood(
+        chunk_size,
+        hidden.reshape(-1, hidden.shape[-1]),
+        unembedding,
+        bias,
+        jnp.where(mask, targets, 0).reshape(-1),
+        mask.reshape(-1).astype(jnp.float32),
+    )
+    return token.reshape(mask.shape).sum(-1), mask.sum(-1, dtype=jnp.int32)
+
+
+def _check_shapes(name: str, shape: tuple[int, ...], targets: Array, mask: Array) -> None:
+    if not shape == targets.shape == mask.shape:
+        raise ValueError(
+            f"{name}, targets and mask need the same [B, T], got {tuple(shape)}, {targets.shape}, {mask.shape}"
+        )
+
+
+def _logits(hidden, unembedding, bias):
+    product = jnp.matmul(hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return product + bias.astype(jnp.float32)[None]
+
+
+def _chunks(size, *arrays):
+    """Arrays of N rows as [chunks, at most size, ...], the last chunk filled up with zeros (masked)."""
+    size = min(size, arrays[0].shape[0])
+    short = -arrays[0].shape[0] % size
+    pad = lambda x: jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
+    return tuple(pad(x).reshape(-1, size, *x.shape[1:]) for x in arrays)
+
+
+@functools.cache
+def _by_rows(row_fn, size):
+    """`f(unembedding, bias, *rows)`: row_fn on `size` rows at a time, also under vmap.
+
+    A plain vmap over K and B would make each chunk K·B times as large. Here batched rows become more rows.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def chunked(unembedding, bias, *rows):
+        outs = jax.lax.map(lambda chunk: row_fn(unembedding, bias, *chunk), _chunks(size, *rows))
+        return jax.tree.map(lambda out: out.reshape(-1, *out.shape[2:])[: rows[0].shape[0]], outs)
+
+    @chunked.def_vmap
+    def more_rows(axis_size, in_batched, unembedding, bias, *rows):
+        if in_batched[0] or in_batched[1]:  # an output layer of its own for each: nothing to share
+            axes = [0 if batched else None for batched in in_batched]
+            one = lambda i: chunked(*(x if ax is None else x[i] for x, ax in zip((unembedding, bias, *rows), axes)))  # noqa: E731, B905
+            outs = jax.lax.map(one, jnp.arange(axis_size))
+        else:
+            full = [x if b else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, b in zip(rows, in_batched[2:])]  # noqa: B905
+            outs = chunked(unembedding, bias, *(x.reshape(-1, *x.shape[2:]) for x in full))
+            outs = jax.tree.map(lambda out: out.reshape(axis_size, -1, *out.shape[1:]), outs)
+        return outs, jax.tree.map(lambda _: True, outs)
+
+    return chunked
+
+
+def _token(unembedding, bias, h, x, m):
+    """m_t log p(x_t) for rows h [N, D], targets x [N], mask m [N] -> [N]."""
+    z = _logits(h, unembedding, bias)
+    return m * (jnp.take_along_axis(z, x[:, None], 1)[:, 0] - jax.nn.logsumexp(z, axis=-1))
+
+
+def _token_and_dz(unembedding, bias, h, x, m):
+    """`_token`, and its gradient with respect to the logits, m_t (onehot(x_t) − softmax(z_t)) [N, V]."""
+    z = _logits(h, unembedding, bias)
+    log_normaliser = jax.nn.logsumexp(z, axis=-1, keepdims=True)
+    rows = jnp.arange(x.size)
+    dz = (-m[:, None] * jnp.exp(z - log_normaliser)).at[rows, x].add(m)
+    return m * (z[rows, x] - log_normaliser[:, 0]), dz
+
+
+def _token_and_dh(unembedding, bias, h, x, m):
+    """`_token`, and its gradient with respect to the hidden states [N, D]."""
+    token, dz = _token_and_dz(unembedding, bias, h, x, m)
+    return token, jnp.matmul(dz.astype(h.dtype), unembedding.T.astype(h.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_log_likelihood(size, hidden, unembedding, bias, targets, mask):
+    """m_t log p(x_t) for N tokens: hidden [N, D], targets and mask [N] -> [N]."""
+    return _by_rows(_token, size)(unembedding, bias, hidden, targets, mask)
+
+
+def _forward(size, hidden, unembedding, bias, targets, mask):
+    token, dh = _by_rows(_token_and_dh, size)(unembedding, bias, hidden, targets, mask)
+    return token, (dh, hidden, unembedding, bias, targets, mask)
+
+
+def _backward(size, saved, g):
+    dh, hidden, unembedding, bias, targets, mask = saved
+
+    def chunk(total, rows):
+        h, x, m, g = rows
+        dz = _token_and_dz(unembedding, bias, h, x, m)[1] * g[:, None]
+        d_unembedding = jnp.matmul(h.T, dz.astype(h.dtype), preferred_element_type=jnp.float32)
+        return (total[0] + d_unembedding, total[1] + dz.sum(0)), None
+
+    # Dropped by the compiler where the output layer is frozen, as it is in training adapters.
+    zeros = jnp.zeros(unembedding.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32)
+    (d_unembedding, d_bias), _ = jax.lax.scan(chunk, zeros, _chunks(size, hidden, targets, mask, g))
+    return (
+        g.astype(dh.dtype)[:, None] * dh,
+        d_unembedding.astype(unembedding.dtype),
+        d_bias.astype(bias.dtype),
+        None,
+        None,
+    )
+
+
+_token_log_likelihood.defvjp(_forward, _backward)

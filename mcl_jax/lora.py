@@ -1,0 +1,315 @@
+"""Low-rank adapters for Flax Linen modules that know nothing about them.
+
+A method interceptor adds, at every targeted linear layer,
+
+    y = W x + (α/r) · B A x
+
+and keeps A and B in a variable collection of their own, `"lora"`, under the path of the layer:
+
+    params                               lora (one hypothesis)
+    └── block                            └── block
+        └── q_proj                           └── q_proj
+            ├── kernel [in, out]                 ├── a [in, r]
+            └── bias   [out]                     └── b [r, out]
+
+`a` keeps the contracted axes of the kernel and ends in r; `b` is the kernel with its contracted axes replaced by r, so
+that both are read off the kernel for `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum` alike, with any leading axis that
+`nn.scan` adds in front. Source: Hu et al., LoRA (arXiv 2106.09685); rank-stabilised scaling α/√r: arXiv 2312.03732.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+COLLECTION = "lora"
+LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
+
+
+def matches(pattern: str, path: str) -> bool:
+    """True if `pattern` is the last component(s) of the module path `a/b/c`, or a regular expression for all of it."""
+    return path == pattern or path.endswith("/" + pattern) or re.fullmatch(pattern, path) is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """What to adapt and how.
+
+    Args:
+      rank: r, the inner dimension of the adapters.
+      alpha: α; the delta is scaled by α/r (by α/√r with `rank_stabilized`).
+      dropout: probability of dropping each input feature of the adapter (not of the base layer) in training.
+      targets: names of linear layers (`"q_proj"`, `"attn/out"`), or regular expressions over whole module paths
+        (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them.
+      rank_stabilized: scale by α/√r.
+      rank_pattern, alpha_pattern: target pattern → rank or alpha, for layers that differ; the first match wins.
+      dtype: in which the delta is computed; None is the dtype of the layer's output.
+      param_dtype: in which adapters are stored, float32 whatever the base is.
+
+    Raises:
+      ValueError: for a rank < 1, a dropout outside [0, 1), or no targets.
+    """
+
+    rank: int = 8
+    alpha: float = 8.0
+    dropout: float = 0.0
+    targets: str | Sequence[str] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+    rank_stabilized: bool = False
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        for name, rank in [("rank", self.rank), *self.rank_pattern.items()]:
+            if rank < 1:
+                raise ValueError(f"LoraConfig: a rank must be at least 1, got {rank} for {name!r}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"LoraConfig: dropout must be in [0, 1), got {self.dropout}")
+        if not self.patterns:
+            raise ValueError("LoraConfig: targets is empty; name at least one linear layer")
+        for pattern in (*self.patterns, *self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"LoraConfig: {pattern!r} is not a valid regular expression: {error}") from error
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The targets as a tuple of patterns."""
+        return (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+
+    def rank_of(self, path: str) -> int:
+        """r of the layer at `path`."""
+        return next((r for pattern, r in self.rank_pattern.items() if matches(pattern, path)), self.rank)
+
+    def scale_of(self, path: str) -> float:
+        """The factor of B A x at `path`: α/r, or α/√r when rank-stabilised."""
+        alpha = next((a for pattern, a in self.alpha_pattern.items() if matches(pattern, path)), self.alpha)
+        rank = self.rank_of(path)
+        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSpec:
+    """A linear layer as the contraction `equation` = "x,kernel->y" of its input with a kernel of shape `shape`."""
+
+    equation: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self):
+        if not self.kernel.startswith(self.batch) or self.contracted not in self.kernel or not self.contracted:
+            raise ValueError(
+                f"cannot factorise {self.equation!r}: the kernel must hold its batch axes first and its contracted "
+                "axes side by side"
+            )
+
+    @property
+    def x(self) -> str:
+        return self.equation.split(",")[0]
+
+    @property
+    def kernel(self) -> str:
+        return self.equation.split(",")[1].split("->")[0]
+
+    @property
+    def y(self) -> str:
+        return self.equation.split("->")[1]
+
+    @property
+    def batch(self) -> str:
+        return "".join(c for c in self.kernel if c in self.x and c in self.y)
+
+    @property
+    def contracted(self) -> str:
+        return "".join(c for c in self.kernel if c in self.x and c not in self.y)
+
+    @property
+    def rank_axis(self) -> str:
+        return next(c for c in string.ascii_letters if c not in self.equation)
+
+    @property
+    def a(self) -> str:
+        """Axes of A: the batch and contracted axes of the kernel, then r."""
+        return self.batch + self.contracted + self.rank_axis
+
+    @property
+    def b(self) -> str:
+        """Axes of B: those of the kernel, with r in the place of the contracted ones."""
+        return self.kernel.replace(self.contracted, self.rank_axis)
+
+    def shape_of(self, axes: str, rank: int) -> tuple[int, ...]:
+        sizes = dict(zip(self.kernel, self.shape, strict=True)) | {self.rank_axis: rank}
+        return tuple(sizes[c] for c in axes)
+
+    def down(self) -> str:
+        """Einsum of the input with A."""
+        hidden = "".join(c for c in self.x if c not in self.contracted) + self.rank_axis
+        return f"{self.x},{self.a}->{hidden}"
+
+    def up(self) -> str:
+        """Einsum of A x with B."""
+        return f"{self.down().split('->')[1]},{self.b}->{self.y}"
+
+
+def linear_spec(layer: nn.Module, x: Array, *call_args: Any, **call_kwargs: Any) -> LinearSpec:
+    """How `layer`, called with x, contracts it with its kernel."""
+    if isinstance(layer, nn.Einsum):
+        equation = nn.merge_param("einsum_str", layer.einsum_str, next(iter((*call_args, *call_kwargs.values())), None))
+        return LinearSpec(equation.replace(" ", ""), tuple(layer.shape))
+    if isinstance(layer, nn.Dense):
+        return LinearSpec("...a,ab->...b", (x.shape[-1], layer.features))
+    return _dense_general_spec(layer, x)
+
+
+def _dense_general_spec(layer: nn.DenseGeneral, x: Array) -> LinearSpec:
+    as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)  # noqa: E731
+    features = as_tuple(layer.features)
+    axes = x_axes = string.ascii_letters[: x.ndim]
+    contracted = "".join(axes[i % x.ndim] for i in as_tuple(layer.axis))
+    batch = "".join(axes[i % x.ndim] for i in as_tuple(layer.batch_dims))
+    free = string.ascii_letters[x.ndim : x.ndim + len(features)]
+    others = "".join(c for c in x_axes if c not in contracted + batch)
+    sizes = dict(zip(x_axes, x.shape, strict=True))
+    shape = tuple(sizes[c] for c in batch + contracted) + features
+    return LinearSpec(f"{x_axes},{batch}{contracted}{free}->{batch}{others}{free}", shape)
+
+
+def delta(spec: LinearSpec, x: Array, a: Array, b: Array, scale: float) -> Array:
+    """scale · B A x in the dtype of x."""
+    a, b = a.astype(x.dtype), b.astype(x.dtype)
+    return scale * jnp.einsum(spec.up(), jnp.einsum(spec.down(), x, a), b)
+
+
+def init_a(key: Key[Array, ""], spec: LinearSpec, rank: int, dtype: Any) -> Float[Array, "*fan_in R"]:
+    """A ~ U(−1/√d_in, 1/√d_in), torch's kaiming_uniform with a=√5."""
+    bound = 1.0 / math.sqrt(math.prod(spec.shape_of(spec.contracted, rank)))
+    return jax.random.uniform(key, spec.shape_of(spec.a, rank), dtype, -bound, bound)
+
+
+def merge_kernel(kernel: Array, a: Array, b: Array, scale: float) -> Array:
+    """kernel + scale · A B, computed in float32 or wider; the axes are read off the three shapes.
+
+    Args:
+      kernel: [*pre, *contracted, *post], with the layer axis of a scan in `pre`.
+      a: [*batch, *contracted, r], where batch is the beginning of pre.
+      b: [*pre, r, *post].
+    Raises:
+      ValueError: when the shapes do not fit together, or fit in several ways.
+    """
+    rank, contracted = a.shape[-1], kernel.ndim - b.ndim + 1
+    batch, inputs = a.ndim - 1 - contracted, a.shape[-1 - contracted : -1]
+    fits = [
+        i
+        for i in range(batch, b.ndim)
+        if contracted > 0 and b.shape[i] == rank and b.shape[:i] + inputs + b.shape[i + 1 :] == kernel.shape
+    ]
+    if len(fits) != 1:
+        raise ValueError(
+            f"cannot merge: a {a.shape} and b {b.shape} fit the kernel {kernel.shape} in {len(fits)} ways, not one"
+        )
+    axes = string.ascii_letters[: kernel.ndim]
+    inner = axes[fits[0] : fits[0] + contracted]
+    a_axes, b_axes = axes[:batch] + inner + "Z", axes.replace(inner, "Z")
+    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+    product = jnp.einsum(f"{a_axes},{b_axes}->{axes}", a.astype(dtype), b.astype(dtype))
+    return (kernel.astype(dtype) + scale * product).astype(kernel.dtype)
+
+
+@dataclasses.dataclass
+class Adapted:
+    """What an interceptor saw: every module path, which of them are linear layers, and which are targets."""
+
+    linear: dict[str, LinearSpec] = dataclasses.field(default_factory=dict)
+    other: dict[str, str] = dataclasses.field(default_factory=dict)
+    targets: dict[str, LinearSpec] = dataclasses.field(default_factory=dict)
+
+    def check(self, config: LoraConfig) -> None:
+        """Raises a ValueError that lists the nearest module paths if any pattern of `config` names no linear layer."""
+        for field, patterns in [
+            ("targets", config.patterns),
+            ("rank_pattern", config.rank_pattern),
+            ("alpha_pattern", config.alpha_pattern),
+        ]:
+            known = self.linear if field == "targets" else self.targets
+            for pattern in patterns:
+                if not any(matches(pattern, path) for path in known):
+                    raise ValueError(f"LoraConfig.{field}: {pattern!r} matches no linear layer. {self._hint(pattern)}")
+
+    def _hint(self, pattern: str) -> str:
+        found = [f"{path} is a {kind}" for path, kind in self.other.items() if matches(pattern, path)]
+        by_name = {path.rsplit("/", 1)[-1]: path for path in self.linear}
+        names = difflib.get_close_matches(pattern.rsplit("/", 1)[-1], by_name, n=5, cutoff=0.4)
+        nearest = [by_name[name] for name in names] or list(self.linear)[:20]
+        hint = f"Nearest of {len(self.linear)} linear layers: {', '.join(nearest) or 'none at all'}."
+        adaptable = "nn.Dense, nn.DenseGeneral and nn.Einsum"
+        return (f"{'; '.join(found[:3])}: only {adaptable} can be adapted. " if found else "") + hint
+
+
+# delta_fn(layer, path, spec, x) -> what is added to the output of the target layer
+DeltaFn = Callable[[nn.Module, str, LinearSpec, Array], Array]
+
+
+def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = None):
+    """Context in which each targeted linear layer of any Linen module has `delta_fn` added to its output."""
+    adapted = Adapted() if adapted is None else adapted
+
+    def add_delta(next_fun, args, kwargs, context):
+        y = next_fun(*args, **kwargs)
+        layer, path = context.module, "/".join(context.module.path)
+        if context.method_name != "__call__":
+            return y
+        if not isinstance(layer, LINEAR_LAYERS):
+            adapted.other[path] = type(layer).__name__
+            return y
+        call_args = args or tuple(kwargs.values())
+        spec = linear_spec(layer, *call_args)
+        adapted.linear[path] = spec
+        if not any(matches(pattern, path) for pattern in config.patterns):
+            return y
+        adapted.targets[path] = spec
+        x = jnp.asarray(call_args[0], config.dtype or y.dtype)
+        return y + delta_fn(layer, path, spec, x).astype(y.dtype)
+
+    return nn.intercept_methods(add_delta)
+
+
+def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
+    """The delta of one hypothesis, with A and B in the `"lora"` collection of the layer itself (declared if absent)."""
+
+    def delta_fn(layer, path, spec, x):
+        rank = config.rank_of(path)
+        a = _adapter(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
+        b = _adapter(layer, path, "b", lambda: jnp.zeros(spec.shape_of(spec.b, rank), config.param_dtype))
+        if train and config.dropout > 0.0:
+            x = _dropout(layer, path, x, config.dropout)
+        return delta(spec, x, a, b, config.scale_of(path))
+
+    return delta_fn
+
+
+def _adapter(layer: nn.Module, path: str, name: str, init: Callable[[], Array]) -> Array:
+    scope = layer.scope
+    if not scope.has_variable(COLLECTION, name):
+        if not scope.is_mutable_collection(COLLECTION):
+            raise ValueError(
+                f"{path} is a target, but the adapters hold no {path}/{name}. Were they made with other targets? "
+                f'Inside nn.scan or nn.vmap the collection needs variable_axes={{"params": 0, "{COLLECTION}": 0}}.'
+            )
+        scope.put_variable(COLLECTION, name, init())
+    return scope.get_variable(COLLECTION, name)
+
+
+def _dropout(layer: nn.Module, path: str, x: Array, probability: float) -> Array:
+    if not layer.has_rng("dropout"):
+        raise ValueError(f'{path}: dropout needs a "dropout" stream; inside nn.scan pass split_rngs={{"dropout": True}}')
+    keep = jax.random.bernoulli(layer.make_rng("dropout"), 1.0 - probability, x.shape)
+    return jnp.where(keep, x / (1.0 - probability), jnp.zeros_like(x))

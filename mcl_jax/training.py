@@ -1,0 +1,347 @@
+"""The train step: K forward passes to choose winners, and a backward pass of only what the objective weighs.
+
+    winner   K forwards that keep nothing, then forward and backward of each example under its winner: exact where q is
+             hard, at about K + 2 forwards and the activations of one pass (paper, section 3)
+    sampled  the same with one hypothesis drawn from q for each example: an unbiased gradient for every objective
+    all      forward and backward of every hypothesis: exact for every objective, about 2K forwards
+
+Each example is run as a batch of one under `vmap`, with a random key of its own that depends on nothing but the step,
+the hypothesis and the index of the example in the global batch. So dropout masks, ties and draws are the same whichever
+backward is chosen, however the batch is cut into micro-batches, and on however many devices it is spread.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from mcl_jax import hypotheses, objectives
+
+Batch = PyTree[Array]
+Metrics = dict[str, Array]
+Backward = Literal["winner", "sampled", "all"]
+BACKWARDS = ("winner", "sampled", "all")
+
+# log_likelihood_fn(params, adapters_k, batch, rng) -> [B] log p in nats; or ([B] sums of log p, [B] numbers of tokens)
+LogLikelihoodFn = Callable[[Any, Any, Batch, Any], Any]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a step reads and writes. Only `params` is never written, donated, or seen by the optimizer.
+
+    Attributes:
+      step: number of steps taken.
+      params: frozen base.
+      adapters: leading axis K.
+      opt_state: of the adapters only.
+      objective_state: of the objective, such as the biases of `balanced_wta`; None before the first step.
+      rng: key of the run; step t uses fold_in(rng, t).
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    adapters: Any
+    opt_state: Any
+    objective_state: Any
+    rng: Key[Array, ""]
+
+    @classmethod
+    def create(
+        cls, *, params: Any, adapters: Any, optimizer: optax.GradientTransformation, rng: Key[Array, ""]
+    ) -> "TrainState":
+        """State at step 0. Adapters are copied, since steps donate their buffers.
+
+        Raises:
+          ValueError: if the adapters do not share one leading axis K.
+        """
+        hypotheses.count(adapters)
+        adapters = jax.tree.map(jnp.copy, adapters)
+        return cls(jnp.zeros((), jnp.int32), params, adapters, optimizer.init(adapters), None, jnp.copy(rng))
+
+
+@flax.struct.dataclass
+class Sums:
+    """What is added up over micro-batches and devices before anything is divided."""
+
+    gradient: Any
+    loss: Float[Array, ""]
+    weight: Float[Array, ""]
+    wins: Float[Array, " K"]
+    entropy: Float[Array, ""]
+    log_likelihood: Float[Array, " K"]
+    tokens: Float[Array, ""]
+
+
+def batch_size(batch: Batch) -> int:
+    """B, the leading axis that all leaves share.
+
+    Raises:
+      ValueError: if there are no leaves, or their leading axes differ.
+    """
+    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"a batch needs one leading axis B shared by all leaves, got leading axes {sorted(sizes)}")
+    return sizes.pop()[0]
+
+
+def example_log_likelihoods(
+    log_likelihood_fn: LogLikelihoodFn,
+    params: Any,
+    adapters: Any,
+    batch: Batch,
+    k_of_example: Int[Array, " B"],
+    index: Int[Array, " B"],
+    rng: Key[Array, ""],
+    *,
+    gathered: bool,
+) -> tuple[Float[Array, " B"], Int[Array, " B"] | None]:
+    """(log p, tokens) of each example, run as a batch of one with the key of (hypothesis, global index).
+
+    Args:
+      adapters: one set an example if `gathered` (leading axis B), else one set for all.
+      k_of_example: hypothesis of each example, for its key.
+      index: of each example in the global batch.
+    """
+
+    def one(adapters_b, example, k, b):
+        out = log_likelihood_fn(
+            params, adapters_b, jax.tree.map(lambda x: x[None], example), hypotheses.example_key(rng, k, b)
+        )
+        log_p, tokens = out if isinstance(out, tuple) else (out, None)
+        if jnp.shape(log_p) != (1,):
+            raise ValueError(
+                f"log_likelihood_fn must return one number an example: [B] = (1,) for this batch of one, got shape "
+                f"{jnp.shape(log_p)}"
+            )
+        return log_p[0].astype(jnp.float32), None if tokens is None else tokens[0]
+
+    return jax.vmap(one, in_axes=(0 if gathered else None, 0, 0, 0))(adapters, batch, k_of_example, index)
+
+
+class Update:
+    """`update(params, state, batch) -> (state, metrics)`: one step as a pure function, for jit, scan, pmap or a mesh.
+
+    Arguments are those of `make_train_step`. `axis_name` is the mapped axis that batches are spread over, if any; the
+    state passed in and out is the `TrainState` with `params=None`.
+    """
+
+    def __init__(
+        self,
+        log_likelihood_fn: LogLikelihoodFn,
+        objective: objectives.Objective,
+        optimizer: optax.GradientTransformation,
+        backward: Backward = "winner",
+        *,
+        accumulate: int = 1,
+        hypothesis_chunk: int | None = None,
+        axis_name: str | None = None,
+    ):
+        if backward not in BACKWARDS:
+            raise ValueError(f"backward must be one of {BACKWARDS}, got {backward!r}")
+        if backward == "winner" and not objective.hard:
+            raise ValueError(_not_hard(objective))
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1 micro-batch, got {accumulate}")
+        if hypothesis_chunk is not None and (hypothesis_chunk < 1 or backward != "all"):
+            raise ValueError(
+                f'hypothesis_chunk={hypothesis_chunk} must be at least 1, and goes with backward="all", not {backward!r}'
+            )
+        self.log_likelihood_fn, self.objective, self.optimizer = log_likelihood_fn, objective, optimizer
+        self.backward, self.accumulate, self.hypothesis_chunk = backward, accumulate, hypothesis_chunk
+        self.axis_name = axis_name
+
+    def check(self, num_hypotheses: int, batch: Batch) -> None:
+        """Raises a ValueError if K or the batch do not suit the step."""
+        self.objective.check(num_hypotheses)
+        if self.backward == "winner" and isinstance(self.objective, objectives.MLE) and num_hypotheses > 1:
+            raise ValueError(_not_hard(self.objective, f" with K={num_hypotheses}"))
+        if self.hypothesis_chunk and num_hypotheses % self.hypothesis_chunk:
+            raise ValueError(f"hypothesis_chunk={self.hypothesis_chunk} does not divide K={num_hypotheses}")
+        size = batch_size(batch)
+        if size == 0 or size % self.accumulate:
+            raise ValueError(f"a batch of {size} examples does not divide into accumulate={self.accumulate} micro-batches")
+
+    def __call__(self, params: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        sums = self.sums(params, state, batch)
+        if self.axis_name is not None:
+            sums = jax.lax.psum(sums, self.axis_name)
+        total = jnp.maximum(sums.weight, 1.0)
+        gradient = jax.tree.map(lambda g, a: (g / total).astype(a.dtype), sums.gradient, state.adapters)
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.adapters)
+        win_rate = sums.wins / total
+        new_state = state.replace(
+            step=state.step + 1,
+            adapters=optax.apply_updates(state.adapters, updates),
+            opt_state=opt_state,
+            objective_state=self.objective.next_state(state.objective_state, win_rate, state.step),
+        )
+        metrics = {
+            "loss": sums.loss / total,
+            "win_rate": win_rate,
+            "weight_entropy": sums.entropy / total,
+            "log_likelihood": sums.log_likelihood / total,
+            "gradient_norm": optax.tree.norm(gradient),
+            "examples": sums.weight,
+            "tokens": sums.tokens,
+        }
+        return new_state, metrics
+
+    def sums(self, params: Any, state: TrainState, batch: Batch) -> Sums:
+        """Gradient and metrics, summed over the examples of this device."""
+        size = batch_size(batch)
+        first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * size
+        index = first + jnp.arange(size)
+        if self.accumulate == 1:
+            return self._micro_batch(params, state, batch, index)
+        split = lambda x: x.reshape(self.accumulate, -1, *x.shape[1:])  # noqa: E731
+        micro_batches = jax.tree.map(split, (batch, index))
+        shapes = jax.eval_shape(self._micro_batch, params, state, *jax.tree.map(lambda x: x[0], micro_batches))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        add = lambda total, micro: (jax.tree.map(jnp.add, total, self._micro_batch(params, state, *micro)), None)  # noqa: E731
+        return jax.lax.scan(add, zeros, micro_batches)[0]
+
+    def _micro_batch(self, params: Any, state: TrainState, batch: Batch, index: Int[Array, " B"]) -> Sums:
+        choose_rng, model_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
+        example_rngs = jax.vmap(jax.random.fold_in, (None, 0))(choose_rng, index)
+        tie_rngs, draw_rngs = jax.vmap(jax.random.split, out_axes=1)(example_rngs)
+        adapters, objective = state.adapters, self.objective
+        num_hypotheses = hypotheses.count(adapters)
+
+        def normalized(adapters, k_of_example, gathered):
+            log_p, tokens = example_log_likelihoods(
+                self.log_likelihood_fn, params, adapters, batch, k_of_example, index, model_rng, gathered=gathered
+            )
+            return objective.normalize(log_p, tokens), tokens
+
+        def every(adapters, ks):
+            return jax.vmap(lambda a, k: normalized(a, jnp.full_like(index, k), False))(adapters, ks)
+
+        def weigh(log_p, tokens):
+            weight = jnp.ones(index.size) if tokens is None else (tokens[0] > 0).astype(jnp.float32)
+            q = jax.lax.stop_gradient(objective.weights(log_p, state.step, state.objective_state, tie_rngs))
+            return q, weight
+
+        ks = jnp.arange(num_hypotheses)
+        if self.backward == "all" and self.hypothesis_chunk is None:
+
+            def loss(adapters):
+                log_p, tokens = every(adapters, ks)
+                q, weight = weigh(log_p, tokens)
+                return (weight * objective.example_loss(log_p, q)).sum(), (log_p, tokens)
+
+            gradient, (log_p, tokens) = jax.grad(loss, has_aux=True)(adapters)
+            q, weight = weigh(log_p, tokens)
+        else:
+            log_p, tokens = every(adapters, ks)
+            q, weight = weigh(log_p, tokens)
+            gradient = self._second_pass(adapters, q, weight, normalized, every, draw_rngs)
+
+        winner = objective.assign(log_p, state.objective_state, tie_rngs)
+        counted = jnp.where(weight > 0.0, objective.example_loss(log_p, q), 0.0)
+        return Sums(
+            gradient=gradient,
+            loss=counted.sum(),
+            weight=weight.sum(),
+            wins=objectives.win_counts(winner, num_hypotheses, weight),
+            entropy=(weight * objectives.weight_entropy(q)).sum(),
+            log_likelihood=(weight * log_p).sum(1),
+            tokens=jnp.zeros(()) if tokens is None else tokens[0].sum().astype(jnp.float32),
+        )
+
+    def _second_pass(self, adapters, q, weight, normalized, every, draw_rngs):
+        """Gradient of −Σ_b w_b Σ_k q_kb log p(x_b | θ_k), with q known from a first pass that kept nothing."""
+        num_hypotheses = q.shape[0]
+        if self.backward == "all":
+
+            def chunk_gradient(chunk):
+                adapters, q, ks = chunk
+                return jax.grad(lambda a: -(weight * q * every(a, ks)[0]).sum())(adapters)
+
+            chunks = lambda x: x.reshape(-1, self.hypothesis_chunk, *x.shape[1:])  # noqa: E731
+            gradient = jax.lax.map(chunk_gradient, jax.tree.map(chunks, (adapters, q, jnp.arange(num_hypotheses))))
+            return jax.tree.map(lambda g, a: g.reshape(a.shape), gradient, adapters)
+
+        if self.backward == "winner":
+            chosen = jnp.argmax(q, axis=0)
+        else:
+            chosen = jax.vmap(jax.random.categorical)(draw_rngs, jnp.log(q).T)
+        return jax.grad(lambda a: -(weight * normalized(hypotheses.select(a, chosen), chosen, True)[0]).sum())(adapters)
+
+
+def _not_hard(objective: objectives.Objective, detail: str = "") -> str:
+    return (
+        f'backward="winner" is exact only where one hypothesis has all the weight, which {type(objective).__name__}'
+        f'{detail} does not promise. Use "sampled" (unbiased, the same cost) or "all" (exact, about 2K forwards).'
+    )
+
+
+class TrainStep:
+    """`step(state, batch) -> (state, metrics)`, compiled once for each shape of the batch.
+
+    The buffers of the state passed in are donated, all but `params`: use the state that comes back.
+    """
+
+    def __init__(self, update: Update, *, jit: Callable[..., Any] = jax.jit, donate: bool = True):
+        self.update = update
+        self.jitted = jit(update, donate_argnums=(1,) if donate else ())
+
+    def prepare(self, state: TrainState, batch: Batch) -> tuple[Any, TrainState, Batch]:
+        """Arguments of the compiled function.
+
+        Raises:
+          ValueError: if the state or the batch do not suit the step.
+        """
+        num_hypotheses = hypotheses.count(state.adapters)
+        self.update.check(num_hypotheses, batch)
+        if state.objective_state is None:
+            state = state.replace(objective_state=self.update.objective.init(num_hypotheses))
+        return state.params, state.replace(params=None), batch
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        params, rest, batch = self.prepare(state, batch)
+        rest, metrics = self.jitted(params, rest, batch)
+        return rest.replace(params=params), metrics
+
+    def lower(self, state: TrainState, batch: Batch):
+        """The step lowered for these arguments (arrays or shapes): `.compile().memory_analysis()` and the like."""
+        return self.jitted.lower(*self.prepare(state, batch))
+
+
+def make_train_step(
+    log_likelihood_fn: LogLikelihoodFn,
+    objective: objectives.Objective,
+    optimizer: optax.GradientTransformation,
+    backward: Backward = "winner",
+    *,
+    accumulate: int = 1,
+    hypothesis_chunk: int | None = None,
+    donate: bool = True,
+) -> TrainStep:
+    """A jit-compiled `step(state, batch) -> (state, metrics)` for K hypotheses.
+
+    Args:
+      log_likelihood_fn: (params, adapters_k, batch, rng) -> log p of each example in nats [B], or a pair with the number
+        of target tokens [B], which lets the objective normalise and gives examples without targets no weight. It must
+        treat examples independently; rng is for dropout.
+      objective: from `mcl_jax.objectives`.
+      optimizer: an optax chain over the adapters; clipping belongs in it.
+      backward: "winner", "sampled" or "all", see the module's docstring.
+      accumulate: micro-batches that a batch is cut into; sums are divided once, by the weight of the whole batch.
+      hypothesis_chunk: with "all", hypotheses whose activations are held at a time (one more forward pass each).
+      donate: whether the state passed in gives its buffers up.
+    Returns:
+      The step. Metrics: loss (nats), win_rate [K], weight_entropy (nats), log_likelihood [K] (nats, mean over
+      examples), gradient_norm (before clipping), examples, tokens.
+    Raises:
+      ValueError: for "winner" with an objective whose weights are not hard; when called, for a batch that does not
+        divide, or a K that the objective refuses.
+    """
+    update = Update(
+        log_likelihood_fn, objective, optimizer, backward, accumulate=accumulate, hypothesis_chunk=hypothesis_chunk
+    )
+    return TrainStep(update, donate=donate)
