@@ -51,7 +51,10 @@ class Hypotheses:
     module: nn.Module
     config: lora.LoraConfig = dataclasses.field(default_factory=lora.LoraConfig)
 
-    def init(self, key: Key[Array, ""], params: Params, *inputs: Any, num_hypotheses: int, **kwargs: Any) -> Adapters:
+    def init(
+        self, key: Key[Array, ""], params: Params, *inputs: Any, num_hypotheses: int,
+        method: str | Callable | None = None, **kwargs: Any,
+    ) -> Adapters:  # fmt: skip
         """Adapters with leading axis K: A different for each hypothesis, B zero, so that each equals the base.
 
         Args:
@@ -59,6 +62,7 @@ class Hypotheses:
           params: of the base.
           *inputs, **kwargs: an example call of the module (shapes matter, values do not).
           num_hypotheses: K.
+          method: of the module; `__call__` by default.
         Raises:
           ValueError: if K < 1, or a pattern of the config matches no linear layer (lists the nearest paths).
         """
@@ -67,8 +71,9 @@ class Hypotheses:
         adapted = lora.Adapted()
 
         def init_one(key):
+            rngs, mutable = {"params": key}, [lora.COLLECTION]
             _, variables = self._run(
-                params, {}, inputs, kwargs, {"params": key}, train=False, mutable=[lora.COLLECTION], adapted=adapted
+                params, {}, inputs, kwargs, rngs, train=False, method=method, mutable=mutable, adapted=adapted
             )
             return variables.get(lora.COLLECTION, {})
 

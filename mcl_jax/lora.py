@@ -160,22 +160,22 @@ class LinearSpec:
         return f"{self.down().split('->')[1]},{self.b}->{self.y}"
 
 
-def linear_spec(layer: nn.Module, x: Array, *call_args: Any, **call_kwargs: Any) -> LinearSpec:
-    """How `layer`, called with x, contracts it with its kernel."""
+def linear_spec(layer: nn.Module, inputs: Array, einsum_str: str | None = None) -> LinearSpec:
+    """How `layer`, called with these arguments, contracts its inputs with its kernel."""
     if isinstance(layer, nn.Einsum):
-        equation = nn.merge_param("einsum_str", layer.einsum_str, next(iter((*call_args, *call_kwargs.values())), None))
+        equation = nn.merge_param("einsum_str", layer.einsum_str, einsum_str)
         return LinearSpec(equation.replace(" ", ""), tuple(layer.shape))
     if isinstance(layer, nn.Dense):
-        return LinearSpec("...a,ab->...b", (x.shape[-1], layer.features))
-    return _dense_general_spec(layer, x)
+        return LinearSpec("...a,ab->...b", (jnp.shape(inputs)[-1], layer.features))
+    return _dense_general_spec(layer, inputs)
 
 
 def _dense_general_spec(layer: nn.DenseGeneral, x: Array) -> LinearSpec:
-    as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)  # noqa: E731
+    as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)
     features = as_tuple(layer.features)
     axes = x_axes = string.ascii_letters[: x.ndim]
-    contracted = "".join(axes[i % x.ndim] for i in as_tuple(layer.axis))
-    batch = "".join(axes[i % x.ndim] for i in as_tuple(layer.batch_dims))
+    in_order = lambda dims: "".join(axes[i] for i in sorted(i % x.ndim for i in as_tuple(dims)))
+    contracted, batch = in_order(layer.axis), in_order(layer.batch_dims)
     free = string.ascii_letters[x.ndim : x.ndim + len(features)]
     others = "".join(c for c in x_axes if c not in contracted + batch)
     sizes = dict(zip(x_axes, x.shape, strict=True))
@@ -195,6 +195,19 @@ def init_a(key: Key[Array, ""], spec: LinearSpec, rank: int, dtype: Any) -> Floa
     return jax.random.uniform(key, spec.shape_of(spec.a, rank), dtype, -bound, bound)
 
 
+def rank_axes(kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
+    """Where r can stand among the axes of B, given the three shapes, most often one place.
+
+    A rank as large as the inputs of a square layer leaves two; the first is then the right one, since `adapter_delta`
+    refuses to make the others.
+    """
+    contracted = len(kernel) - len(b) + 1
+    batch, inputs = len(a) - 1 - contracted, a[-1 - contracted : -1]
+    if contracted < 1 or batch < 0:
+        return []
+    return [i for i in range(batch, len(b)) if b[i] == a[-1] and b[:i] + inputs + b[i + 1 :] == kernel]
+
+
 def merge_kernel(kernel: Array, a: Array, b: Array, scale: float) -> Array:
     """kernel + scale · A B, computed in float32 or wider; the axes are read off the three shapes.
 
@@ -203,22 +216,15 @@ def merge_kernel(kernel: Array, a: Array, b: Array, scale: float) -> Array:
       a: [*batch, *contracted, r], where batch is the beginning of pre.
       b: [*pre, r, *post].
     Raises:
-      ValueError: when the shapes do not fit together, or fit in several ways.
+      ValueError: when the shapes do not fit together.
     """
-    rank, contracted = a.shape[-1], kernel.ndim - b.ndim + 1
-    batch, inputs = a.ndim - 1 - contracted, a.shape[-1 - contracted : -1]
-    fits = [
-        i
-        for i in range(batch, b.ndim)
-        if contracted > 0 and b.shape[i] == rank and b.shape[:i] + inputs + b.shape[i + 1 :] == kernel.shape
-    ]
-    if len(fits) != 1:
-        raise ValueError(
-            f"cannot merge: a {a.shape} and b {b.shape} fit the kernel {kernel.shape} in {len(fits)} ways, not one"
-        )
+    fits = rank_axes(kernel.shape, a.shape, b.shape)
+    if not fits:
+        raise ValueError(f"cannot merge: a {a.shape} and b {b.shape} do not fit the kernel {kernel.shape}")
+    contracted = kernel.ndim - b.ndim + 1
     axes = string.ascii_letters[: kernel.ndim]
     inner = axes[fits[0] : fits[0] + contracted]
-    a_axes, b_axes = axes[:batch] + inner + "Z", axes.replace(inner, "Z")
+    a_axes, b_axes = axes[: a.ndim - 1 - contracted] + inner + "Z", axes.replace(inner, "Z")
     dtype = jnp.promote_types(kernel.dtype, jnp.float32)
     product = jnp.einsum(f"{a_axes},{b_axes}->{axes}", a.astype(dtype), b.astype(dtype))
     return (kernel.astype(dtype) + scale * product).astype(kernel.dtype)
@@ -228,7 +234,7 @@ def merge_kernel(kernel: Array, a: Array, b: Array, scale: float) -> Array:
 class Adapted:
     """What an interceptor saw: every module path, which of them are linear layers, and which are targets."""
 
-    linear: dict[str, LinearSpec] = dataclasses.field(default_factory=dict)
+    linear: dict[str, str] = dataclasses.field(default_factory=dict)
     other: dict[str, str] = dataclasses.field(default_factory=dict)
     targets: dict[str, LinearSpec] = dataclasses.field(default_factory=dict)
 
@@ -270,13 +276,11 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
         if not isinstance(layer, LINEAR_LAYERS):
             adapted.other[path] = type(layer).__name__
             return y
-        call_args = args or tuple(kwargs.values())
-        spec = linear_spec(layer, *call_args)
-        adapted.linear[path] = spec
+        adapted.linear[path] = type(layer).__name__
         if not any(matches(pattern, path) for pattern in config.patterns):
             return y
-        adapted.targets[path] = spec
-        x = jnp.asarray(call_args[0], config.dtype or y.dtype)
+        adapted.targets[path] = spec = linear_spec(layer, *args, **kwargs)
+        x = jnp.asarray(args[0] if args else kwargs["inputs"], config.dtype or y.dtype)
         return y + delta_fn(layer, path, spec, x).astype(y.dtype)
 
     return nn.intercept_methods(add_delta)
@@ -287,8 +291,14 @@ def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
 
     def delta_fn(layer, path, spec, x):
         rank = config.rank_of(path)
+        shape_of_a, shape_of_b = (spec.shape_of(axes, rank) for axes in (spec.a, spec.b))
+        if rank_axes(spec.shape, shape_of_a, shape_of_b)[0] != spec.b.index(spec.rank_axis):
+            raise ValueError(
+                f"{path}: at rank {rank} the shapes of A {shape_of_a} and B {shape_of_b} do not tell how they fit the "
+                f"kernel {spec.shape}; choose another rank"
+            )
         a = _adapter(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
-        b = _adapter(layer, path, "b", lambda: jnp.zeros(spec.shape_of(spec.b, rank), config.param_dtype))
+        b = _adapter(layer, path, "b", lambda: jnp.zeros(shape_of_b, config.param_dtype))
         if train and config.dropout > 0.0:
             x = _dropout(layer, path, x, config.dropout)
         return delta(spec, x, a, b, config.scale_of(path))
@@ -310,6 +320,6 @@ def _adapter(layer: nn.Module, path: str, name: str, init: Callable[[], Array]) 
 
 def _dropout(layer: nn.Module, path: str, x: Array, probability: float) -> Array:
     if not layer.has_rng("dropout"):
-        raise ValueError(f'{path}: dropout needs a "dropout" stream; inside nn.scan pass split_rngs={{"dropout": True}}')
+        raise ValueError(f'{path}: dropout needs a "dropout" stream; nn.scan needs split_rngs={{"dropout": True}}')
     keep = jax.random.bernoulli(layer.make_rng("dropout"), 1.0 - probability, x.shape)
     return jnp.where(keep, x / (1.0 - probability), jnp.zeros_like(x))

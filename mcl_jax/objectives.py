@@ -350,8 +350,8 @@ def annealed(
     return Annealed(schedule, floor, normalization=normalization)
 
 
-def mixture(*, normalization: Normalization = "token") -> Mixture:
-    """Exact likelihood of the uniform mixture, −E[log (1/K) Σ_k p] (paper, section 3). A likelihood only with "sum"."""
+def mixture(*, normalization: Normalization = "sum") -> Mixture:
+    """Exact likelihood of the uniform mixture, −E[log (1/K) Σ_k p] (paper, section 3): nats per sequence, hence "sum"."""
     return Mixture(normalization=normalization)
 
 

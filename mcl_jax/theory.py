@@ -47,7 +47,7 @@ __all__ = [
     "wta_loss_of_true_chains",
 ]
 
-DEFAULT_MAX_STATES = 5_000_000  # about 4 s and 0.4 GB
+DEFAULT_MAX_STATES = 5_000_000  # at most a few seconds and half a gigabyte
 
 
 # --- The mixture: losses of ideal models ----------------------------------------------------------------------------

@@ -16,7 +16,7 @@ def two_symbols(p: float, q: float) -> np.ndarray:
 SETTING_1 = [two_symbols(0.2, 0.9), two_symbols(0.8, 0.25)]
 SETTING_2 = [two_symbols(0.7, 0.8), two_symbols(0.8, 0.25)]
 CYCLE = np.roll(np.eye(3), 1, axis=1)  # 0 -> 1 -> 2 -> 0: periodic and deterministic
-UNIFORM_PRIOR, UNEQUAL_PRIOR = None, np.array([0.5, 0.3, 0.2])
+UNEQUAL_PRIOR = np.array([0.5, 0.3, 0.2])
 # Some sequences are impossible under one chain only; some under all, though each transition is possible under some.
 SPARSE = [CYCLE, [[0.5, 0.5, 0], [0, 0.25, 0.75], [1, 0, 0]], [[0, 0, 1], [0, 1, 0], [0, 1, 0]]]
 
@@ -44,7 +44,7 @@ def exhaustive(transitions, length, prior=None) -> tuple[float, float, float]:
 # --- Exact losses ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prior", [UNIFORM_PRIOR, UNEQUAL_PRIOR])
+@pytest.mark.parametrize("prior", [None, UNEQUAL_PRIOR])
 @pytest.mark.parametrize("length", [2, 3, 5, 7])
 @pytest.mark.parametrize("transitions", [random_chains(3, 3), SPARSE], ids=["dense", "sparse"])
 def test_exact_losses_equal_exhaustive_enumeration(transitions, length, prior):
@@ -82,16 +82,15 @@ def test_types_of_a_long_sequence_hold_all_probability():
 
 
 def test_long_sequences_do_not_overflow():
-    independent = [
-        two_symbols(0.2, 0.8)
-    ]  # 2^1100 sequences do not fit in a float64; 1 - 0.8 is not 0.2 to the last bit
+    # 2^1100 sequences do not fit in a float64; 1 - 0.8 differs from 0.2 in the last bit and is merged with it
+    independent = [two_symbols(0.2, 0.8)]
     expected = 1099 * theory.entropy_rate(independent[0])
     assert theory.mixture_entropy(independent, 1100, max_states=1100) == pytest.approx(expected)
 
 
 def test_deterministic_mixture_costs_only_the_choice_of_the_chain():
     transitions = [CYCLE, CYCLE.T]
-    assert theory.mixture_entropy(transitions, 31) == pytest.approx(log(2))
+    assert theory.mixture_entropy(transitions, 31, max_states=6) == pytest.approx(log(2))  # 3 starts, 2 chains
     assert theory.wta_loss_of_true_chains(transitions, 31) == 0.0
 
 
@@ -108,7 +107,7 @@ def test_too_many_states_is_refused_before_memory_is_gone():
     with pytest.raises(theory.TooManyStatesError, match="max_states=5,000,000 allows"):
         theory.mixture_entropy(random_chains(2, 200), 32)
     independent = np.tile(random_chains(1, 200)[:, :1], (1, 200, 1))  # one state, and 200 arrivals from each type
-    with pytest.raises(theory.TooManyStatesError, match="40,000 candidate states at length 3.* allows 9,000"):
+    with pytest.raises(theory.TooManyStatesError, match=r"40,000 candidate states at length 3.* allows 9,000"):
         theory.mixture_entropy(independent, 5, max_states=90_000)
 
 
@@ -183,10 +182,9 @@ def test_stationary_distribution_that_is_not_unique():
 def test_entropy_rate():
     assert theory.entropy_rate(CYCLE) == 0.0
     assert theory.entropy_rate(np.full((5, 5), 1 / 5)) == pytest.approx(log(5))
-    chains = random_chains(1, 3)  # the entropy of one more token tends to the rate
-    assert theory.mixture_entropy(chains, 19) - theory.mixture_entropy(chains, 18) == pytest.approx(
-        theory.entropy_rate(chains[0]), abs=1e-6
-    )
+    chains = random_chains(1, 3)
+    last_token = theory.mixture_entropy(chains, 19) - theory.mixture_entropy(chains, 18)
+    assert last_token == pytest.approx(theory.entropy_rate(chains[0]), abs=1e-6)
 
 
 def test_average_transition():
@@ -241,7 +239,7 @@ def test_matching_recovers_a_permutation():
 
 def test_matching_is_one_to_one_even_when_one_hypothesis_is_nearest_to_both():
     true = [two_symbols(0.5, 0.5), two_symbols(0.6, 0.6)]
-    matching = theory.match_chains([two_symbols(0.55, 0.55), two_symbols(0.9, 0.9)], true)
+    matching = theory.match_chains([two_symbols(0.55, 0.55), two_symbols(0.9, 0.8)], true)
     np.testing.assert_array_equal(matching.hypothesis, [0, 1])
     np.testing.assert_allclose(matching.total_variation, [0.05, 0.3])
 
@@ -284,17 +282,17 @@ def test_bad_transitions_are_refused(transitions, message):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="T >= 2.*got 1"):
+    with pytest.raises(ValueError, match=r"T >= 2.*got 1"):
         theory.mixture_entropy(SETTING_1, 1)
     with pytest.raises(ValueError, match=r"each of 2 chains; got shape \(3,\)"):
         theory.mixture_entropy(SETTING_1, 5, prior=UNEQUAL_PRIOR)
     with pytest.raises(ValueError, match=r"prior.*sums to 0\.9"):
         theory.sample(SETTING_1, 5, 10, seed=0, prior=[0.5, 0.4])
-    with pytest.raises(ValueError, match="num_hypotheses.*got 0"):
+    with pytest.raises(ValueError, match=r"num_hypotheses.*got 0"):
         theory.bounds(SETTING_1, 5, num_hypotheses=0)
-    with pytest.raises(ValueError, match="num_samples.*got 1"):
+    with pytest.raises(ValueError, match=r"num_samples.*got 1"):
         theory.mixture_entropy_monte_carlo(SETTING_1, 5, 1, seed=0)
-    with pytest.raises(ValueError, match="num needs.*got 0"):
+    with pytest.raises(ValueError, match=r"num needs.*got 0"):
         theory.sample(SETTING_1, 5, 0, seed=0)
     with pytest.raises(ValueError, match=r"one transition matrix.*\(2, 2, 2\)"):
         theory.entropy_rate(SETTING_1)

@@ -1,0 +1,7 @@
+"""What K hypotheses cost: time and memory of one step, for each way of computing it.
+
+    python -m experiments.bench_head --json head.json --figure head.png          # the sizes of paper.md, section 3
+    python -m experiments.bench_head --quick                                     # a minute, small sizes
+
+Reading order: `config` (sizes) → `variants` (what is computed) → `measure` (clock and memory) → `report` → `__main__`.
+"""

@@ -1,0 +1,134 @@
+"""Table, summary and figure of the rows."""
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from rich.table import Table
+
+from experiments.bench_head.config import VARIANTS
+
+COLOURS = dict(zip(VARIANTS, ("C3", "C0", "C9", "C1", "C2", "C5"), strict=True))
+MARKERS = dict(zip(VARIANTS, "osDv^P", strict=True))
+
+
+def row_of(rows: list[dict], variant: str, k: int, rank: int, mode: str) -> dict | None:
+    """The row of that variant, if it was measured."""
+    wanted = dict(variant=variant, k=k, rank=rank, mode=mode)
+    return next((row for row in rows if all(row[name] == value for name, value in wanted.items())), None)
+
+
+def table(rows: list[dict]) -> Table:
+    """One line a row, in MiB and milliseconds."""
+    out = Table(title="One step: time and memory", title_justify="left")
+    out.add_column("variant", no_wrap=True)
+    for name in ("K", "rank", "mode", "median ms", "min", "max", "÷ MLE", "temp MiB", "args MiB", "peak RSS MiB"):
+        out.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in rows:
+        if previous is not None and previous != (row["rank"], row["mode"], row["k"]):
+            out.add_section()
+        previous = (row["rank"], row["mode"], row["k"])
+        times = [f"{1e3 * row[f'seconds_{name}']:.1f}" for name in ("median", "min", "max")]
+        memory = [_mib(row.get(name)) for name in ("temp_bytes", "argument_bytes", "peak_rss_bytes")]
+        cells = [row["variant"], row["k"], row["rank"], row["mode"], *times, f"{row['relative_to_mle']:.2f}", *memory]
+        out.add_row(*map(str, cells))
+    return out
+
+
+def _mib(count: int | None) -> str:
+    return "–" if count is None else f"{count / 2**20:.1f}"
+
+
+def summary(rows: list[dict], k: int, rank: int) -> list[str]:
+    """What winner-only training gains at K, against what is wanted of it."""
+    cells = [
+        row_of(rows, variant, number, rank, "train") for variant, number in [("winner", k), ("all", k), ("all", 1)]
+    ]
+    if None in cells:
+        return [f"r={rank}: no summary; it needs --modes train with the variants all and winner at K={k}"]
+    winner, every, mle = cells
+    lines = [
+        _verdict("all ÷ winner, time", every["seconds_median"] / winner["seconds_median"], ">=", 2.0),
+        _verdict("winner ÷ MLE, time", winner["seconds_median"] / mle["seconds_median"], "<=", 2.2),
+    ]
+    for name, label in [("temp_bytes", "temporaries"), ("peak_rss_bytes", "peak RSS")]:
+        if winner.get(name) and every.get(name):
+            lines.append(_verdict(f"winner ÷ all, {label}", winner[name] / every[name], "<=", 0.6))
+    return [f"K={k} r={rank} train", *lines]
+
+
+def _verdict(label: str, value: float, relation: str, bound: float) -> str:
+    met = value >= bound if relation == ">=" else value <= bound
+    return f"  {label:28} {value:6.2f}×   wanted {relation} {bound}   {'met' if met else 'NOT met'}"
+
+
+def write_json(rows: list[dict], path: Path) -> None:
+    """Rows as a list; whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(rows, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+# ------------------------------------------------------------------------------------------------------------ Figure
+
+
+def figure(rows: list[dict], title: str, path: Path) -> None:
+    """For each rank: cost of each mode relative to the MLE step, and the temporaries of the train step, against K."""
+    ranks = list(dict.fromkeys(row["rank"] for row in rows))
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    columns = len(modes) + 1
+    fig, axes = plt.subplots(
+        len(ranks), columns, figsize=(4.6 * columns, 3.9 * len(ranks)), squeeze=False, layout="constrained"
+    )
+    for rank, line in zip(ranks, axes, strict=True):
+        of_rank = [row for row in rows if row["rank"] == rank]
+        for mode, ax in zip(modes, line, strict=False):
+            _cost([row for row in of_rank if row["mode"] == mode], mode, ax)
+            ax.set_title(f"{mode}, r = {rank}")
+        _memory([row for row in of_rank if row["mode"] == modes[0]], line[-1])
+        line[-1].set_title(f"memory, {modes[0]}, r = {rank}")
+    found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)
+    fig.suptitle(title)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
+def _cost(rows, mode, ax):
+    ks = sorted({row["k"] for row in rows})
+    ideal = {"2K forwards": ks, "K + 2 forwards": [(k + 2) / 2 for k in ks]} if mode == "train" else {"K forwards": ks}
+    for (label, costs), style in zip(ideal.items(), ("--", ":"), strict=False):
+        ax.plot(ks, costs, style, color="0.5", label=f"ideal: {label}", zorder=1)
+    _lines(rows, "relative_to_mle", "seconds_median", ax)
+    _axes(ax, ks, "time ÷ MLE step" if mode == "train" else "time ÷ one forward")
+
+
+def _memory(rows, ax):
+    rows = [row | {"mib": row["temp_bytes"] / 2**20} for row in rows if row["temp_bytes"] is not None]
+    _lines(rows, "mib", None, ax)
+    _axes(ax, sorted({row["k"] for row in rows}), "XLA temporaries, MiB")
+
+
+def _lines(rows, name, seconds, ax):
+    for variant in VARIANTS:
+        points = sorted((row for row in rows if row["variant"] == variant), key=lambda row: row["k"])
+        if not points:
+            continue
+        x, y = [row["k"] for row in points], [row[name] for row in points]
+        style = dict(color=COLOURS[variant], marker=MARKERS[variant], markersize=5, label=variant)
+        if seconds is None:
+            ax.plot(x, y, **style)
+            continue
+        low = [row[name] * (1 - row["seconds_min"] / row[seconds]) for row in points]
+        high = [row[name] * (row["seconds_max"] / row[seconds] - 1) for row in points]
+        ax.errorbar(x, y, yerr=(low, high), capsize=2, elinewidth=0.8, **style)
+
+
+def _axes(ax, ks, ylabel):
+    ax.set(xlabel="hypotheses K", ylabel=ylabel, xticks=ks, ylim=(0, None))
+    ax.grid(alpha=0.3)

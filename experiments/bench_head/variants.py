@@ -1,0 +1,261 @@
+"""The ways to compute one step of K hypotheses. All but `all`, `winner` and `sampled` are written out here by hand."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+import mcl_jax as mcl
+from experiments.bench_head.config import Config
+from mcl_jax import hypotheses, lora, objectives, training
+from mcl_jax.models import GPTNeo, GPTNeoConfig
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "c_fc", "c_proj")
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
+
+# (params, adapters, batch) -> (sums of log p [K, B] in nats, numbers of tokens [B])
+LogLikelihoods = Callable[[Any, Any, Any], tuple[Float[Array, "K B"], Int[Array, " B"]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What all variants of a rank share: the model, its frozen weights, and one batch.
+
+    Attributes:
+      model: GPT-Neo and which of its layers are adapted. α is 2r, so that a variant that forgets α/r is caught.
+      params: of the base, random.
+      batch: tokens [B, T+1], of which the first T are read and the last T predicted.
+      copies: further weights for `separate`, made when asked for and shared between values of K.
+    """
+
+    model: mcl.Hypotheses
+    params: Any
+    batch: dict[str, Array]
+    chunk_size: int
+    seed: int
+    copies: list[Any] = dataclasses.field(default_factory=list)
+
+    def adapters(self, num_hypotheses: int) -> Any:
+        """Adapters with leading axis K and a random B: with B = 0 there would be nothing to check but ties."""
+        key_a, key_b = jax.random.split(jax.random.key(self.seed + 1))
+        adapters = self.model.init(
+            key_a, self.params, self.batch["tokens"][:, :-1], method="hidden", num_hypotheses=num_hypotheses
+        )
+        leaves, treedef = jax.tree.flatten_with_path(adapters)
+        keys = jax.random.split(key_b, len(leaves))
+        noise = lambda key, x: 0.05 * jax.random.normal(key, x.shape, x.dtype)  # noqa: E731
+        drawn = [noise(key, x) if path[-1].key == "b" else x for key, (path, x) in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, drawn)
+
+    def params_of(self, k: int) -> Any:
+        """Weights of model k of `separate`: equal, but not the same buffers."""
+        while len(self.copies) <= k:
+            self.copies.append(jax.tree.map(jnp.copy, self.params))
+        return self.copies[k]
+
+    def state(self, adapters: Any, params: Any = None) -> mcl.TrainState:
+        """State at step 0."""
+        params = self.params if params is None else params
+        return mcl.TrainState.create(
+            params=params, adapters=adapters, optimizer=OPTIMIZER, rng=jax.random.key(self.seed + 2)
+        )
+
+
+def make_setup(config: Config, rank: int) -> Setup:
+    """Model, weights and batch of one rank."""
+    dtype = jnp.dtype(config.dtype)
+    module = GPTNeo(
+        GPTNeoConfig(
+            vocab_size=config.vocab, hidden_size=config.d_model, num_layers=config.layers, num_heads=config.num_heads,
+            max_position_embeddings=config.seq_len, window_size=config.seq_len,
+            attention_layers=("global",) * config.layers, dtype=dtype, param_dtype=dtype,
+        )
+    )  # fmt: skip
+    key_params, key_tokens = jax.random.split(jax.random.key(config.seed))
+    tokens = jax.random.randint(key_tokens, (config.batch, config.seq_len + 1), 0, config.vocab)
+    params = jax.jit(module.init)(key_params, tokens[:, :-1])["params"]
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=rank, alpha=2.0 * rank, targets=TARGETS))
+    return Setup(model, params, {"tokens": tokens}, config.chunk_size, config.seed)
+
+
+def competition(num_hypotheses: int) -> objectives.Objective:
+    """WTA, which for one hypothesis is maximum likelihood."""
+    return objectives.wta() if num_hypotheses > 1 else objectives.mle()
+
+
+def log_likelihood_fn(setup: Setup) -> training.LogLikelihoodFn:
+    """(params, adapters_k, batch, rng) -> (sums of log p [B], numbers of tokens [B]), without [B, T, V] logits."""
+
+    def log_likelihood(params, adapters_k, batch, rng):
+        hidden = setup.model.apply(params, adapters_k, batch["tokens"][:, :-1], method="hidden")
+        return _from_hidden(setup, params, hidden, batch["tokens"][:, 1:])
+
+    return log_likelihood
+
+
+def _from_hidden(setup, params, hidden, targets):
+    mask = jnp.ones(targets.shape, bool)
+    return mcl.chunked_sequence_log_likelihood(
+        hidden, GPTNeo.unembedding(params), targets, mask, chunk_size=setup.chunk_size
+    )
+
+
+# ------------------------------------------------------------------------------------------ [K, B], in several ways
+
+
+def vmapped(setup: Setup) -> LogLikelihoods:
+    """The forward pass of `all`, `winner` and `sampled`: vmap over K, and over examples, each a batch of one."""
+    index = jnp.arange(setup.batch["tokens"].shape[0])
+
+    def log_likelihoods(params, adapters, batch):
+        one = lambda adapters_k, k: training.example_log_likelihoods(  # noqa: E731
+            log_likelihood_fn(setup), params, adapters_k, batch, jnp.full_like(index, k), index, jax.random.key(0),
+            gathered=False,
+        )  # fmt: skip
+        log_p, tokens = jax.vmap(one)(adapters, jnp.arange(hypotheses.count(adapters)))
+        return log_p, tokens[0]
+
+    return log_likelihoods
+
+
+def looped(setup: Setup) -> LogLikelihoods:
+    """One hypothesis after another, in one program of K copies of the model."""
+
+    def log_likelihoods(params, adapters, batch):
+        one = functools.partial(log_likelihood_fn(setup), params, batch=batch, rng=None)
+        outs = [one(hypotheses.select(adapters, k)) for k in range(hypotheses.count(adapters))]
+        return jnp.stack([log_p for log_p, _ in outs]), outs[0][1]
+
+    return log_likelihoods
+
+
+def grouped_convolutions(setup: Setup) -> LogLikelihoods:
+    """The authors' way: the batch K times, one pass of the base, each delta as two 1x1 convolutions of K groups."""
+
+    def log_likelihoods(params, adapters, batch):
+        num_hypotheses = hypotheses.count(adapters)
+        tokens = jnp.tile(batch["tokens"], (num_hypotheses, 1))  # [K·B, T+1]
+        with lora.intercept(setup.model.config, grouped_delta(setup.model.config, adapters)):
+            hidden = setup.model.module.apply({"params": params}, tokens[:, :-1], method="hidden")
+        log_p, counts = _from_hidden(setup, params, hidden, tokens[:, 1:])
+        return log_p.reshape(num_hypotheses, -1), counts[: batch["tokens"].shape[0]]
+
+    return log_likelihoods
+
+
+def grouped_delta(config: mcl.LoraConfig, adapters: Any) -> lora.DeltaFn:
+    """(α/r) B_k A_k x_k for rows x [K·B, T, D] in the order of hypotheses, by way of [B, T, K·D]."""
+    num_hypotheses = hypotheses.count(adapters)
+
+    def convolve(x, kernels):
+        """x [B, T, K·in] with kernels [K, in, out] -> [B, T, K·out]."""
+        kernel = kernels.transpose(1, 0, 2).reshape(1, kernels.shape[1], -1)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=num_hypotheses
+        )
+
+    def delta_fn(layer, path, spec, x):
+        leaves = functools.reduce(lambda tree, name: tree[name], path.split("/"), adapters)
+        a, b = (leaves[name].astype(x.dtype) for name in ("a", "b"))
+        rows, T, _ = x.shape
+        x = x.reshape(num_hypotheses, -1, T, a.shape[1]).transpose(1, 2, 0, 3).reshape(-1, T, x.shape[-1] * a.shape[0])
+        y = config.scale_of(path) * convolve(convolve(x, a), b)
+        return y.reshape(-1, T, num_hypotheses, b.shape[2]).transpose(2, 0, 1, 3).reshape(rows, T, b.shape[2])
+
+    return delta_fn
+
+
+# -------------------------------------------------------------------------------------------------------- The steps
+
+
+class OneGraph(training.Update):
+    """A train step whose gradient is that of the weighted sum of [K, B] log-likelihoods, however they were found.
+
+    It takes all else (optimizer, metrics, donation) from the library, so that nothing but the gradient differs.
+    """
+
+    def __init__(self, log_likelihoods: LogLikelihoods, objective: objectives.Objective):
+        super().__init__(None, objective, OPTIMIZER, "all")
+        self.log_likelihoods = log_likelihoods
+
+    def weigh(self, log_p: Float[Array, "K B"], batch: Any) -> Float[Array, "K B"]:
+        """q [K, B]."""
+        return self.objective.weights(log_p)
+
+    def sums(self, params: Any, state: mcl.TrainState, batch: Any) -> training.Sums:
+        """Gradient and metrics, summed over the batch."""
+
+        def loss(adapters):
+            log_p, tokens = self.log_likelihoods(params, adapters, batch)
+            log_p = self.objective.normalize(log_p, tokens)
+            q = jax.lax.stop_gradient(self.weigh(log_p, batch))
+            return self.objective.example_loss(log_p, q).sum(), (log_p, q, tokens)
+
+        (total, (log_p, q, tokens)), gradient = jax.value_and_grad(loss, has_aux=True)(state.adapters)
+        size = jnp.ones(log_p.shape[1])
+        return training.Sums(
+            gradient=gradient,
+            loss=total,
+            weight=size.sum(),
+            wins=objectives.win_counts(objectives.winners(log_p), log_p.shape[0], size),
+            entropy=objectives.weight_entropy(q).sum(),
+            log_likelihood=log_p.sum(1),
+            tokens=tokens.sum().astype(jnp.float32),
+        )
+
+
+class OneModel(OneGraph):
+    """The step of one model on its own (K=1): weighted maximum likelihood, with `batch["weight"]` [B] from outside."""
+
+    def __init__(self, setup: Setup):
+        super().__init__(looped(setup), objectives.mle())
+
+    def weigh(self, log_p, batch):
+        return batch["weight"][None]
+
+
+def make_step(variant: str, setup: Setup, num_hypotheses: int, *, hard: bool = False) -> training.TrainStep:
+    """The train step of a variant (of one model, for `separate`).
+
+    Args:
+      hard: the winner-takes-all objective also for `sampled`, which otherwise draws from relaxed weights. Then the
+        draw is the winner and the gradient that of `all`, which is how it is checked.
+    """
+    objective = competition(num_hypotheses)
+    if variant == "sampled" and num_hypotheses > 1 and not hard:
+        objective = objectives.relaxed_wta(0.05)
+    if variant in training.BACKWARDS:
+        return mcl.make_train_step(log_likelihood_fn(setup), objective, OPTIMIZER, variant)
+    if variant == "separate":
+        return training.TrainStep(OneModel(setup))
+    ways = {"loop": looped, "grouped_conv": grouped_convolutions}
+    return training.TrainStep(OneGraph(ways[variant](setup), objective))
+
+
+def gradient(variant: str, setup: Setup, adapters: Any) -> Any:
+    """−∇ Σ_b max_k log p(x_b | θ_k) / T_b as the variant computes it: leading axis K, summed over examples."""
+    if variant == "separate":
+        return _separate_gradient(setup, adapters)
+    step = make_step(variant, setup, hypotheses.count(adapters), hard=True)
+    return jax.jit(step.update.sums)(*step.prepare(setup.state(adapters), setup.batch)).gradient
+
+
+def _separate_gradient(setup, adapters):
+    """K forward passes, winners chosen on the host, and K steps on all examples, weighted 1 (won) or 0 (lost)."""
+    num_hypotheses = hypotheses.count(adapters)
+    forward, step = jax.jit(looped(setup)), make_step("separate", setup, 1)
+    alone = [hypotheses.select(adapters, slice(k, k + 1)) for k in range(num_hypotheses)]
+    log_p = np.stack([forward(setup.params_of(k), alone[k], setup.batch)[0][0] for k in range(num_hypotheses)])
+    winner, sums = log_p.argmax(axis=0), jax.jit(step.update.sums)
+
+    def of_model(k):
+        batch = setup.batch | {"weight": jnp.asarray(winner == k, jnp.float32)}
+        return sums(*step.prepare(setup.state(alone[k], setup.params_of(k)), batch)).gradient
+
+    return jax.tree.map(lambda *models: jnp.concatenate(models), *map(of_model, range(num_hypotheses)))

@@ -1,0 +1,147 @@
+"""What a run of the Markov experiment is made of: the recipe of the paper (section 5), and what may be changed."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import optax
+
+from mcl_jax import objectives, theory
+from mcl_jax.lora import LoraConfig
+from mcl_jax.models import GPTNeoConfig
+
+SETTINGS = {1: ((0.2, 0.9), (0.8, 0.25)), 2: ((0.7, 0.8), (0.8, 0.25))}
+RECIPES = {1: "wta", 2: "relaxed"}
+LEARNING_RATES = {"reachable": 1e-3, "paper": 1e-4}
+EMBEDDING_STDS = {"reachable": 0.2, "paper": 0.02}
+
+ObjectiveName = Literal["mle", "wta", "relaxed", "annealed", "mixture", "balanced"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """K hypotheses against one on a mixture of Markov chains, with the exact bounds of the theory."""
+
+    workdir: Path
+    """Run directory: results, figures, checkpoints. The same command again resumes."""
+    setting: Literal[1, 2] = 1
+    """The paper's two mixtures of two chains over two symbols."""
+    transitions: Path | None = None
+    """JSON file with a list of row-stochastic matrices of any size, instead of a setting."""
+    base: Literal["reachable", "paper"] = "reachable"
+    """Frozen random base. "paper": embeddings of std 0.02, whose tied head caps the reachable probabilities, and learning
+    rate 1e-4. "reachable": std 0.2 and 1e-3, so that the optimum is within reach."""
+    num_hypotheses: int | None = None
+    """K; the number of chains by default."""
+    objective: ObjectiveName | None = None
+    """The recipe of the setting by default (1: wta, 2: relaxed), balanced for --transitions."""
+    epsilon: float = 0.1
+    """Of the relaxed objective."""
+    temperature: float = 1.0
+    """τ(0) of the annealed objective."""
+    temperature_decay: float = 0.98
+    """ρ of τ(t) = τ(0) ρ^t. The paper's 0.999 is for longer runs: here it would still be soft at the last step."""
+    backward: Literal["winner", "sampled", "all"] | None = None
+    """"winner" where it is exact, else "all", by default."""
+    steps: int = 501
+    batch_size: int = 128
+    seq_len: int = 32
+    """T, symbols a sequence; the first is given, T − 1 are predicted."""
+    seed: tuple[int, ...] = (1235,)
+    """One seed, or several: then results are means, with spread and the single runs beside them."""
+    devices: int = 1
+    """Devices that each batch is spread over."""
+    learning_rate: float | None = None
+    """1e-3 for the reachable base, 1e-4 for the paper's, by default."""
+    window: int = 5
+    """Symbols that each layer sees."""
+    eval_every: int = 10
+    eval_sequences: int = 1000
+    """Fresh sequences of each evaluation while training."""
+    final_sequences: int = 32_000
+    """Fresh sequences of the last evaluation."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "devices", "eval_every", "eval_sequences", "final_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.num_hypotheses is not None and self.num_hypotheses < 1:
+            raise ValueError(f"--num-hypotheses must be at least 1, got {self.num_hypotheses}")
+        if self.seq_len < 2:
+            raise ValueError(f"--seq-len must be at least 2 (one symbol given, one predicted), got {self.seq_len}")
+        if self.batch_size % self.devices:
+            raise ValueError(f"--batch-size {self.batch_size} does not divide over --devices {self.devices}")
+        if not self.seed:
+            raise ValueError("--seed needs at least one seed")
+
+    @property
+    def chains(self) -> np.ndarray:
+        """The true transition matrices [N, V, V].
+
+        Raises:
+          ValueError: for a file that is absent, not JSON, or not a list of row-stochastic matrices.
+        """
+        if self.transitions is None:
+            return np.array([[[1 - p, p], [q, 1 - q]] for p, q in SETTINGS[self.setting]])
+        try:
+            matrices = json.loads(self.transitions.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"--transitions needs a JSON list of row-stochastic matrices; {self.transitions}: {error}"
+            ) from error
+        return theory.validate_transitions(matrices)
+
+    @property
+    def k(self) -> int:
+        """Number of hypotheses."""
+        return len(self.chains) if self.num_hypotheses is None else self.num_hypotheses
+
+    @property
+    def objective_name(self) -> ObjectiveName:
+        default = "balanced" if self.transitions else RECIPES[self.setting]
+        return self.objective or default
+
+    @property
+    def rate(self) -> float:
+        """Peak learning rate."""
+        return self.learning_rate or LEARNING_RATES[self.base]
+
+    def model(self) -> GPTNeoConfig:
+        """The paper's GPT-Neo: 2 layers of local attention, tied head."""
+        return GPTNeoConfig(
+            vocab_size=self.chains.shape[-1],
+            hidden_size=64,
+            num_layers=2,
+            num_heads=2,
+            max_position_embeddings=self.seq_len,
+            window_size=self.window,
+            attention_layers=("local", "local"),
+            embedding_std=EMBEDDING_STDS[self.base],
+        )
+
+    def lora(self) -> LoraConfig:
+        return LoraConfig(rank=64, alpha=64, targets=("q_proj", "k_proj", "v_proj", "out_proj"))
+
+    def optimizer(self) -> optax.GradientTransformation:
+        warmup = max(self.steps // 10, 1)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, self.rate, warmup, max(self.steps, warmup + 1))
+        return optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=1e-3)
+
+
+def objective(config: Config, name: ObjectiveName) -> objectives.Objective:
+    """The objective of that name with the settings of `config`."""
+    match name:
+        case "mle":
+            return objectives.mle()
+        case "wta":
+            return objectives.wta()
+        case "relaxed":
+            return objectives.relaxed_wta(config.epsilon)
+        case "annealed":
+            return objectives.annealed(optax.exponential_decay(config.temperature, 1, config.temperature_decay))
+        case "mixture":
+            return objectives.mixture()
+        case "balanced":
+            return objectives.balanced_wta()

@@ -1,0 +1,166 @@
+"""One training of the Markov experiment: data sampled on the device, steps in one compiled loop."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+import mcl_jax as mcl
+from experiments.markov.config import Config
+from mcl_jax import objectives
+from mcl_jax.models import GPTNeo
+from mcl_jax.parallel import DATA_AXIS
+from mcl_jax.training import Update
+
+# Streams of one seed. The base and the data do not depend on K: both methods see the same.
+BASE, ADAPTERS, DATA, EVALUATION, STEPS, FINAL = range(6)
+
+
+def stream(seed: int, index: int) -> Key[Array, ""]:
+    return jax.random.fold_in(jax.random.key(seed), index)
+
+
+def sample_mixture(
+    key: Key[Array, ""], transitions: Float[Array, "N V V"], batch: int, length: int
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """Sequences of a uniform mixture of chains, x_1 uniform over symbols, and the chain z of each."""
+    num_chains, num_symbols, _ = transitions.shape
+    z_key, first_key, step_key = jax.random.split(key, 3)
+    z = jax.random.randint(z_key, (batch,), 0, num_chains)
+    first = jax.random.randint(first_key, (batch,), 0, num_symbols)
+    cumulative = jnp.cumsum(transitions, axis=-1)[..., :-1]  # the last is 1: x = how many thresholds u has passed
+
+    def step(x, u):
+        x = (u[:, None] >= cumulative[z, x]).sum(-1, dtype=jnp.int32)
+        return x, x
+
+    _, rest = jax.lax.scan(step, first, jax.random.uniform(step_key, (length - 1, batch)))
+    return jnp.concatenate([first[None], rest]).T, z
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Base, hypotheses and data of one seed."""
+
+    config: Config
+    seed: int
+
+    @property
+    def module(self) -> GPTNeo:
+        return GPTNeo(self.config.model())
+
+    @property
+    def hypotheses(self) -> mcl.Hypotheses:
+        return mcl.Hypotheses(self.module, self.config.lora())
+
+    @property
+    def transitions(self) -> Float[Array, "N V V"]:
+        return jnp.asarray(self.config.chains, jnp.float32)
+
+    def log_likelihood(self, params: Any, adapters_k: Any, tokens: Int[Array, "B T"], rng: Any = None):
+        """log p(x_2..x_T | x_1) in nats and T − 1, for each sequence."""
+        logits = self.hypotheses.apply(params, adapters_k, tokens)[:, :-1]
+        return mcl.sequence_log_likelihood(logits, tokens[:, 1:], jnp.ones_like(tokens[:, 1:], bool))
+
+    def initial_state(self, num_hypotheses: int, optimizer: optax.GradientTransformation) -> mcl.TrainState:
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        params = jax.jit(self.module.init)(stream(self.seed, BASE), tokens)["params"]
+        key = stream(self.seed, ADAPTERS)
+        adapters = self.hypotheses.init(key, params, tokens, num_hypotheses=num_hypotheses)
+        return mcl.TrainState.create(
+            params=params, adapters=adapters, optimizer=optimizer, rng=stream(self.seed, STEPS)
+        )
+
+    def train_chunk(self, objective: objectives.Objective, optimizer: Any, backward: str) -> Callable[..., Any]:
+        """`chunk(state, stop) -> (state, metrics)`: the steps up to step number `stop`, in one compiled loop.
+
+        Metrics are those of the last step, and `first_bad_step`, the first whose loss is not finite (or −1).
+        """
+        devices = self.config.devices
+        update = Update(
+            self.log_likelihood, objective, optimizer, backward, axis_name=None if devices == 1 else DATA_AXIS
+        )
+
+        def steps(params, state, stop, device):
+            def one(carry):
+                state, metrics, bad = carry
+                key = jax.random.fold_in(stream(self.seed, DATA), state.step)
+                tokens, _ = sample_mixture(key, self.transitions, self.config.batch_size, self.config.seq_len)
+                local = self.config.batch_size // devices
+                tokens = jax.lax.dynamic_slice_in_dim(tokens, device * local, local)
+                number = state.step
+                state, metrics = update(params, state, tokens)
+                bad = jnp.where((bad < 0) & ~jnp.isfinite(metrics["loss"]), number, bad)
+                return state, metrics, bad
+
+            tokens = jax.ShapeDtypeStruct((self.config.batch_size // devices, self.config.seq_len), jnp.int32)
+            _, shapes = jax.eval_shape(lambda t: update(params, state, t), tokens)
+            none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            carry = (state, none, jnp.full((), -1, jnp.int32))
+            state, metrics, bad = jax.lax.while_loop(lambda carry: carry[0].step < stop, one, carry)
+            return state, metrics | {"first_bad_step": bad}
+
+        if devices == 1:
+            compiled = jax.jit(partial(steps, device=0), donate_argnums=1)
+        else:
+            pmapped = jax.pmap(
+                steps, DATA_AXIS, in_axes=(None, None, None, 0), out_axes=None, devices=_devices(devices)
+            )
+            compiled = lambda params, state, stop: pmapped(params, state, stop, jnp.arange(devices))
+
+        def chunk(state, stop):
+            if state.objective_state is None:
+                state = state.replace(objective_state=objective.init(mcl.hypotheses.count(state.adapters)))
+            rest, metrics = compiled(state.params, state.replace(params=None), jnp.int32(stop))
+            return rest.replace(params=state.params), metrics
+
+        return chunk
+
+    @partial(jax.jit, static_argnums=(0, 4))
+    def evaluate(self, params: Any, adapters: Any, key: Key[Array, ""], num_sequences: int) -> dict[str, Array]:
+        """Hard winner-takes-all on fresh sequences.
+
+        Returns:
+          eval_loss: nats per predicted token; standard_error of it; win_matrix [N, K]: share of all sequences that are
+          from chain n and won by hypothesis k.
+        """
+        chunks = -(-num_sequences // 1000)
+
+        def some(key):
+            sample_key, tie_key = jax.random.split(key)
+            tokens, z = sample_mixture(sample_key, self.transitions, num_sequences // chunks, self.config.seq_len)
+            log_p = jax.vmap(lambda a: self.log_likelihood(params, a, tokens)[0])(adapters)
+            winner = objectives.winners(log_p, tie_key)
+            return -log_p.max(0) / (self.config.seq_len - 1), z, winner
+
+        losses, z, winner = jax.tree.map(jnp.ravel, jax.lax.map(some, jax.random.split(key, chunks)))
+        chain = jax.nn.one_hot(z, self.transitions.shape[0])
+        won = jax.nn.one_hot(winner, mcl.hypotheses.count(adapters))
+        return {
+            "eval_loss": losses.mean(),
+            "standard_error": losses.std() / jnp.sqrt(losses.size),
+            "win_matrix": chain.T @ won / losses.size,
+        }
+
+    @partial(jax.jit, static_argnums=(0,))
+    def transition_matrices(self, params: Any, adapters: Any) -> Float[Array, "K V V"]:
+        """p(x_2 = j | x_1 = i; θ_k), read from prompts of one symbol."""
+        prompts = jnp.arange(self.transitions.shape[-1])[:, None]
+        return jax.nn.softmax(self.hypotheses.apply_all(params, adapters, prompts)[:, :, 0], axis=-1)
+
+
+def _devices(number: int) -> list[jax.Device]:
+    available = jax.local_devices()
+    if number > len(available):
+        raise ValueError(f"--devices {number}: only {len(available)} here ({available[0].platform})")
+    return available[:number]
+
+
+def to_numpy(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)

@@ -1,0 +1,272 @@
+"""Checkpoints of a training run: adapters, optimizer, objective, random key and place in the data; never the base.
+
+    DIR/120/state     arrays by path, such as "adapters/layers_0/q_proj/a" [K, in, r] or "opt_state/0/mu/..."
+    DIR/120/record    JSON: shape, dtype and checksum of each array; metrics, place in the data, configuration
+
+Orbax writes a step under a temporary name and renames it when complete, so that a kill at any moment leaves the steps
+before it untouched. Arrays are copied to the host before `save` returns, since the next train step donates their
+buffers. They are stored whole, so a run may go on with any number of devices. Checksums are ours: a flipped bit in a
+stored array goes unnoticed by Orbax.
+"""
+
+import json
+import shutil
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mcl_jax import stored_state
+from mcl_jax.json_io import to_json
+from mcl_jax.training import TrainState
+
+FORMAT = 1
+
+
+class BrokenCheckpoint(Exception):
+    """A checkpoint that cannot be read back as it was written."""
+
+
+class Checkpoints:
+    """The checkpoints in a directory. Reading changes nothing there; the first save clears what a kill left behind.
+
+    Args:
+      directory: where; made if need be.
+      keep_last: how many of the newest are kept, at least 1.
+      keep_best: how many of the best are kept besides.
+      best_metric: key of `metrics` that says which is best.
+      best_mode: "min" if lower is better, or "max".
+      async_: write in the background; `wait` or `close` waits.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        keep_last: int = 2,
+        keep_best: int = 1,
+        best_metric: str = "eval_loss",
+        best_mode: Literal["min", "max"] = "min",
+        async_: bool = True,
+    ):
+        if keep_last < 1 or keep_best < 0:
+            raise ValueError(f"need keep_last >= 1 and keep_best >= 0, got {keep_last} and {keep_best}")
+        if best_mode not in ("min", "max"):
+            raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r}')
+        self.directory = Path(directory).absolute()
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.best_metric, self.best_mode = best_metric, best_mode
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=_Preserve(self), enable_async_checkpointing=async_, lightweight_initialize=True
+            ),
+        )
+        self._ours: set[int] = set()  # steps saved or restored through this object
+        self._broken: set[int] = set()
+        self._cleared = False
+        self._metric = {step: self._stored_metric(step) for step in self._manager.all_steps()}
+
+    def save(
+        self, state: TrainState, *, metrics: Mapping[str, Any] | None = None, data: Any = None, config: Any
+    ) -> int:
+        """Saves all of the state but `params`, under `state.step`. A step that this object holds is not saved twice.
+
+        Args:
+          state: at the end of a step.
+          metrics: finite numbers, `best_metric` among them if known.
+          data: place in the data, anything JSON-able.
+          config: resolved configuration.
+        Returns:
+          The step.
+        Raises:
+          ValueError: if an adapter is not finite (names step and leaf; nothing is written), or the directory already
+            holds this or a later step from another run.
+        """
+        step = int(state.step)
+        self._clear_leftovers()
+        steps = self._manager.all_steps()
+        if step in self._ours and step in steps:
+            return step
+        if steps and step <= max(steps):
+            raise ValueError(
+                f"cannot save step {step}: {self.directory} already has step {max(steps)}. Continue from it with "
+                "restore(), or move the steps from there on away"
+            )
+        leaves = stored_state.flatten(stored_state.stored(state))
+        arrays = {path: stored_state.to_host(leaf) for path, leaf in leaves.items()}
+        _check_finite(step, arrays)
+        record = {
+            "format": FORMAT,
+            "step": step,
+            "leaves": {path: stored_state.describe(leaf, arrays[path]) for path, leaf in leaves.items()},
+            "objective_state": stored_state.objective_kind(state.objective_state),
+            "metrics": to_json(metrics, "metrics", non_finite="null"),
+            "data": to_json(data, "data"),
+            "config": to_json(config, "config"),
+        }
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            record=ocp.args.JsonSave({"record": record, "crc32": _record_checksum(record)}),
+        )
+        self._metric[step] = (record["metrics"] or {}).get(self.best_metric)
+        self._manager.save(step, args=args, force=True)
+        self._ours.add(step)
+        return step
+
+    def restore(
+        self, state_template: TrainState, step: int | Literal["best"] | None = None
+    ) -> tuple[TrainState, Any, dict[str, Any]]:
+        """(state, place in the data, metadata) of a checkpoint.
+
+        Args:
+          state_template: gives `params`, and shapes, dtypes and devices of the rest (arrays or `ShapeDtypeStruct`s).
+          step: a step, "best", or None for the latest that can be read: broken ones are passed over with a warning.
+        Returns:
+          The state with the template's `params`; what `data` was; {"step", "metrics", "config"}.
+        Raises:
+          FileNotFoundError: if there is no such checkpoint; names those there are.
+          BrokenCheckpoint: if the step asked for cannot be read, or none can.
+          ValueError: if tree, shapes or dtypes differ; names the first paths and both shapes.
+        """
+        self.wait()
+        for candidate in self._candidates(step):
+            try:
+                record = self._read_record(candidate)
+                tree = stored_state.wanted(state_template, record)
+                stored_state.check_fits(tree, record["leaves"], f"checkpoint {candidate} in {self.directory}")
+                arrays = self._read_arrays(candidate, record)
+            except BrokenCheckpoint as error:
+                if step is not None:
+                    raise
+                warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
+                self._broken.add(candidate)
+                continue
+            self._ours.add(candidate)
+            metadata = {key: record[key] for key in ("step", "metrics", "config")}
+            state = state_template.replace(**stored_state.fill(tree, arrays, record["leaves"]))
+            return state, record["data"], metadata
+        raise BrokenCheckpoint(f"none of the checkpoints {sorted(self._broken)} in {self.directory} can be read")
+
+    def latest_step(self) -> int | None:
+        """The newest step, saved or being saved; None if there is none. Steps found broken do not count."""
+        return max(self._steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step with the best `best_metric`, the newer if two are equal; None if no step has one."""
+        return max(self._scored(self._steps()), key=lambda pair: (pair[1], pair[0]), default=(None,))[0]
+
+    def wait(self) -> None:
+        """Returns when what is being saved is on disk. Raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets Orbax's threads go."""
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _steps(self) -> list[int]:
+        return [step for step in self._manager.all_steps() if step not in self._broken]
+
+    def _scored(self, steps: Sequence[int]) -> list[tuple[int, float]]:
+        """(step, score) of the steps with a metric; more is better."""
+        sign = 1 if self.best_mode == "max" else -1
+        return [(step, sign * self._metric[step]) for step in steps if self._metric.get(step) is not None]
+
+    def _candidates(self, step: int | str | None) -> list[int]:
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
+            raise FileNotFoundError(f"no checkpoint in {self.directory}")
+        if step is None:
+            return steps
+        if step == "best":
+            best = self.best_step()
+            if best is None:
+                raise FileNotFoundError(f"no checkpoint in {self.directory} has metrics[{self.best_metric!r}]")
+            return [best]
+        if step not in steps:
+            raise FileNotFoundError(f"no checkpoint of step {step} in {self.directory}, which has {sorted(steps)}")
+        return [int(step)]
+
+    def _clear_leftovers(self) -> None:
+        """Before the first save: removes half-written steps, and puts steps found broken aside as STEP.broken."""
+        if not self._cleared and jax.process_index() == 0:
+            for half_written in self.directory.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(half_written)
+        self._cleared = True
+        if not self._broken:
+            return
+        if jax.process_index() == 0:
+            for step in self._broken:
+                aside = self.directory / f"{step}.broken"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.directory / str(step)).rename(aside)
+        self._broken.clear()
+        self._manager.reload()
+
+    def _stored_metric(self, step: int) -> float | None:
+        try:
+            return (self._read_record(step)["metrics"] or {}).get(self.best_metric)
+        except BrokenCheckpoint:
+            return None  # restore says so, if anyone wants this step
+
+    def _read_record(self, step: int) -> dict[str, Any]:
+        try:
+            args = ocp.args.Composite(record=ocp.args.JsonRestore())
+            stored = self._manager.restore(step, args=args)["record"]
+            record, checksum = stored["record"], stored["crc32"]
+        except Exception as error:  # whatever Orbax meets in a damaged directory
+            raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken ({_first_line(error)})") from error
+        if _record_checksum(record) != checksum:
+            raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken (checksum of its record)")
+        return record
+
+    def _read_arrays(self, step: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
+        restore_args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in record["leaves"]}
+        try:
+            args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=restore_args))
+            arrays = self._manager.restore(step, args=args)["state"]
+            checksums = {path: stored_state.checksum(array) for path, array in arrays.items()}
+        except Exception as error:
+            raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken ({_first_line(error)})") from error
+        for path, leaf in record["leaves"].items():
+            if checksums.get(path) != leaf["crc32"]:
+                raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken (checksum of {path})")
+        return arrays
+
+
+class _Preserve:
+    """Orbax's question which steps to keep: the last and the best."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self.checkpoints = checkpoints
+
+    def should_preserve(self, infos: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = sorted(info.step for info in infos)
+        scored = sorted(self.checkpoints._scored(steps), key=lambda pair: (pair[1], pair[0]), reverse=True)
+        kept = {*steps[-self.checkpoints.keep_last :], *(step for step, _ in scored[: self.checkpoints.keep_best])}
+        return [info.step in kept for info in infos]
+
+
+def _record_checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _check_finite(step: int, arrays: dict[str, np.ndarray]) -> None:
+    for path, array in arrays.items():
+        if path.startswith("adapters/") and not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise ValueError(f"step {step} is not saved: {path} has {bad} of {array.size} values that are not finite")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"

@@ -1,0 +1,87 @@
+"""JSON of configurations and results: numpy and jax values converted, files replaced in one step."""
+
+import dataclasses
+import enum
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def to_json(value: Any, name: str = "value", *, non_finite: str = "refuse") -> Any:
+    """The value in JSON's types: dataclasses and mappings as dict, sequences and arrays as lists, paths as text.
+
+    Args:
+      value: anything made of the types above, numbers, text, booleans and None.
+      name: what errors call it.
+      non_finite: "refuse", or "null" to write NaN and infinities (which JSON does not have) as null.
+    Raises:
+      ValueError: for a NaN or infinity with "refuse"; names its key.
+      TypeError: for a type that JSON cannot hold; names its key and type.
+    """
+    inner = lambda v, key: to_json(v, f"{name}.{key}", non_finite=non_finite)
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, enum.Enum):
+        return to_json(value.value, name, non_finite=non_finite)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        if math.isfinite(value):
+            return float(value)
+        if non_finite == "null":
+            return None
+        raise ValueError(f"{name} must be a finite number, got {float(value)}")
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return to_json(_array_list(value, name), name, non_finite=non_finite)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: inner(getattr(value, field.name), field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): inner(v, key) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [inner(v, i) for i, v in enumerate(value)]
+    raise TypeError(f"{name} must be JSON-able (numbers, text, lists, dicts, arrays), got {type(value).__name__}")
+
+
+def _array_list(value: Any, name: str) -> Any:
+    array = np.asarray(value)
+    if array.dtype.kind in "biuU":
+        return array.tolist()
+    try:
+        return array.astype(np.float64).tolist()  # bfloat16 too
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step: after a kill it holds either all of the old text or all of the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON types, indented, in one step."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      ValueError: if it is not JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): repair it or move it away") from error

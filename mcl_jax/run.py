@@ -1,0 +1,277 @@
+"""The directory of a run, which is all that a run leaves behind, and what makes the same command resume.
+
+    DIR/config.json     resolved configuration, written first
+    DIR/metrics.jsonl   one line a log step: {"run": tag, "step": step, ...}
+    DIR/tensorboard/    the same as TensorBoard events, a folder for each tag
+    DIR/checkpoints/    see `mcl_jax.checkpoint`
+    DIR/figures/
+    DIR/results.json    final numbers, written last: there if and only if the run is finished
+
+A training loop is then
+
+    with Run(workdir, config) as run, Checkpoints(run.checkpoint_dir()) as checkpoints:
+        if run.finished: ...                                     # say so, and return
+        state, data, _ = checkpoints.restore(state)              # if checkpoints.latest_step() is not None
+        run.rewind("", int(state.step))                          # forget what was logged after the checkpoint
+        for step in ...:
+            state, metrics = train_step(state, batch)
+            run.log(int(state.step), metrics)
+            if run.stop_requested: checkpoints.save(state, ...); run.stop()
+        run.finish({...})
+"""
+
+import json
+import math
+import re
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+from tensorboardX import SummaryWriter
+
+from mcl_jax.console import Progress
+from mcl_jax.json_io import read_json, to_json, write_json, write_text
+
+STOPPED = 143  # what a shell sees of a process that SIGTERM ended
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TAG = re.compile(r"[\w.=+-]+(/[\w.=+-]+)*|")
+
+
+class Run:
+    """A run directory, made or opened again. A context manager: it listens to signals, and closes files at its end.
+
+    Args:
+      workdir: DIR.
+      config: dataclass or mapping that decides the result.
+      volatile: names of fields that may differ when the run goes on, such as "devices"; "a.b" is a nested one.
+    Raises:
+      ValueError: when DIR belongs to another configuration; names the fields and both values.
+    """
+
+    def __init__(self, workdir: Path | str, config: Any, *, volatile: Sequence[str] = ()):
+        self.workdir = Path(workdir).absolute()
+        self.config = to_json(config, "config")
+        self._volatile = tuple(volatile)
+        self._writers: dict[str, SummaryWriter] = {}
+        self._purge: dict[str, int] = {}
+        self._old_handlers: dict[int, Any] = {}
+        self._signal: int | None = None
+
+    def __enter__(self) -> "Run":
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        self._settle_config()
+        lines = _complete_lines(self._metrics_path)
+        self._last_step = {line["run"]: line["step"] for line in map(json.loads, lines)}
+        if threading.current_thread() is threading.main_thread():
+            self._old_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def checkpoint_dir(self, tag: str = "") -> Path:
+        """Where the checkpoints of the training with this tag go."""
+        return self.workdir / "checkpoints" / _checked(tag)
+
+    def figure_path(self, name: str) -> Path:
+        """DIR/figures/name, its folder made."""
+        path = self.workdir / "figures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # ---- metrics ----
+
+    def log(self, step: int, values: Mapping[str, Any], *, tag: str = "", prefix: str = "") -> None:
+        """Adds a line to metrics.jsonl, and TensorBoard events.
+
+        Args:
+          step: steps done; may not go back, see `rewind`.
+          values: numbers, vectors (a list in the line, a curve for each element), texts (in the line only).
+          tag: which training, if there are several in DIR, such as "seed1235/mcl".
+          prefix: put before each name, as in "eval/loss".
+        Raises:
+          ValueError: for a step before the last one logged, or a value named "run" or "step".
+        """
+        last = self._last_step.get(_checked(tag))
+        if last is not None and step < last:
+            raise ValueError(f"log: step {step} of {tag!r} comes after step {last}; rewind({tag!r}, step) first")
+        named = {f"{prefix}/{name}" if prefix else name: value for name, value in values.items()}
+        if taken := {"run", "step"} & named.keys():
+            raise ValueError(f"log: the names {sorted(taken)} are taken by the line itself")
+        line = {"run": tag, "step": int(step), **to_json(jax.device_get(named), "metrics", non_finite="null")}
+        with open(self._metrics_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._last_step[tag] = int(step)
+        writer = self._writer(tag)
+        for name, value in line.items():
+            numbers = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            for curve, number in numbers.items():
+                if isinstance(number, (int, float)) and curve not in ("run", "step"):
+                    writer.add_scalar(curve, number, int(step))
+
+    def rewind(self, tag: str = "", step: int | None = None) -> None:
+        """Forgets the lines of a tag after `step`, the step of the checkpoint that was restored; None: all of them."""
+        keep = lambda line: line["run"] != tag or (step is not None and line["step"] <= step)
+        lines = [line for line in _complete_lines(self._metrics_path) if keep(json.loads(line))]
+        write_text(self._metrics_path, "".join(line + "\n" for line in lines))
+        self._last_step = {line["run"]: line["step"] for line in map(json.loads, lines)}
+        if writer := self._writers.pop(_checked(tag), None):
+            writer.close()
+        self._purge[tag] = 0 if step is None else step + 1
+
+    def lines(self, tag: str | None = None) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, of one tag or of all."""
+        lines = map(json.loads, _complete_lines(self._metrics_path))
+        return [line for line in lines if tag is None or line["run"] == tag]
+
+    def progress(self, total: int, completed: int = 0, description: str = "train", **options: Any) -> Progress:
+        """A progress bar, see `mcl_jax.console.Progress`."""
+        return Progress(total, completed, description, **options)
+
+    # ---- the end ----
+
+    @property
+    def finished(self) -> bool:
+        """Whether results.json is there."""
+        return (self.workdir / "results.json").exists()
+
+    def results(self) -> dict[str, Any]:
+        """What `finish` wrote.
+
+        Raises:
+          FileNotFoundError: if the run is not finished.
+        """
+        if not self.finished:
+            raise FileNotFoundError(f"{self.workdir} has no results.json: the run is not finished")
+        return read_json(self.workdir / "results.json")
+
+    def say_finished(self) -> None:
+        """Tells the person who ran the same command again."""
+        message = f"{self.workdir} is finished: see results.json, or choose another workdir."
+        rich.console.Console().print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Writes results.json, in one step and after everything else.
+
+        Raises:
+          ValueError: for a NaN or infinity; names its key, and nothing is written.
+        """
+        converted = to_json(results, "results")
+        for writer in self._writers.values():
+            writer.flush()
+        write_json(self.workdir / "results.json", converted)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether SIGTERM or SIGINT came. A second one interrupts at once."""
+        return self._signal is not None
+
+    def stop(self) -> None:
+        """Leaves the process with 143; call it when everything is saved."""
+        raise SystemExit(STOPPED)
+
+    @property
+    def _metrics_path(self) -> Path:
+        return self.workdir / "metrics.jsonl"
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def _writer(self, tag: str) -> SummaryWriter:
+        if tag not in self._writers:
+            logdir = str(self.workdir / "tensorboard" / tag)
+            self._writers[tag] = SummaryWriter(logdir, purge_step=self._purge.pop(tag, None))
+        return self._writers[tag]
+
+    def _settle_config(self) -> None:
+        path = self.workdir / "config.json"
+        if not path.exists():
+            write_json(path, self.config)
+            return
+        had, has = _fields(read_json(path)), _fields(self.config)
+        volatile = lambda name: any(name == v or name.startswith(v + ".") for v in self._volatile)
+        show = lambda fields, name: json.dumps(fields[name], ensure_ascii=False) if name in fields else "nothing"
+        lines = [
+            f"\n  {name}: {show(had, name)} there, {show(has, name)} now"
+            for name in sorted(had | has)
+            if not volatile(name) and show(had, name) != show(has, name)
+        ]
+        if lines:
+            raise ValueError(f"{path} is of another run; choose another workdir, or its values:{''.join(lines)}")
+
+
+class LossGuard:
+    """Losses gathered on the device, looked at together: call `check` before each log line and each checkpoint."""
+
+    def __init__(self):
+        self._steps: list[int] = []
+        self._losses: list[Any] = []
+
+    def add(self, step: int, loss: Any) -> None:
+        """Remembers the loss of a step, without waiting for it."""
+        self._steps.append(step)
+        self._losses.append(loss)
+
+    def check(self, last_good: int | None = None) -> None:
+        """Raises as `check_finite` does, and forgets."""
+        steps, losses, self._steps, self._losses = self._steps, self._losses, [], []
+        check_finite(steps, losses, last_good)
+
+
+def check_finite(steps: Sequence[int], losses: Sequence[Any], last_good: int | None = None) -> None:
+    """Looks for a NaN or infinite loss.
+
+    Args:
+      steps: of the losses.
+      losses: scalars, on the device or not.
+      last_good: step of the last checkpoint, None if there is none.
+    Raises:
+      FloatingPointError: names the first such step and the last good checkpoint.
+    """
+    for step, loss in zip(steps, map(np.float64, jax.device_get(list(losses))), strict=True):
+        if not math.isfinite(loss):
+            kept = "there is no checkpoint before it" if last_good is None else f"the last good one is step {last_good}"
+            raise FloatingPointError(f"the loss is {loss} at step {step}; {kept} (lower the learning rate, or clip?)")
+
+
+def _checked(tag: str) -> str:
+    if not TAG.fullmatch(tag) or ".." in tag.split("/"):
+        raise ValueError(f'a tag is words joined by "/", such as "seed1235/mcl", got {tag!r}')
+    return tag
+
+
+def _fields(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted name; an empty mapping is a value."""
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    inner = [_fields(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()]
+    return {name: value for fields in inner for name, value in fields.items()}
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """The lines of a JSON-lines file; a last one that a kill tore is cut off, in the file too.
+
+    Raises:
+      ValueError: if a line before the last is not JSON; names it.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+    lines, torn = lines[:-1], lines[-1]
+    for number, line in enumerate(lines, 1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is not JSON ({error}): {line[:80]!r}") from error
+    if torn:
+        write_text(path, "".join(line + "\n" for line in lines))
+    return lines

@@ -1,0 +1,115 @@
+"""The part of a `TrainState` that is stored, as host arrays by path, and back onto devices.
+
+Paths are those of the tree, such as "adapters/layers_0/q_proj/a" or "opt_state/0/mu/layers_0/q_proj/a".
+"""
+
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mcl_jax.training import TrainState
+
+STORED = ("adapters", "opt_state", "objective_state", "rng", "step")
+SHOWN_MISMATCHES = 5
+
+
+def stored(state: TrainState) -> dict[str, Any]:
+    """Everything but the base."""
+    return {name: getattr(state, name) for name in STORED}
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves by path. None and empty containers have no leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def to_host(leaf: Any) -> np.ndarray:
+    """A copy that shares no memory with the device, where on CPU `np.asarray` would be a view; keys as their data."""
+    leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        replicated = leaf.is_fully_replicated
+        leaf = leaf.addressable_data(0) if replicated else multihost_utils.process_allgather(leaf, tiled=True)
+    return np.array(leaf, copy=True)
+
+
+def describe(leaf: Any, array: np.ndarray) -> dict[str, Any]:
+    """What the record says of a leaf whose host copy is `array`."""
+    key = {"key_impl": str(jax.random.key_impl(leaf))} if _is_key(leaf) else {}
+    leaf = leaf if hasattr(leaf, "dtype") else array
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc32": checksum(array), **key}
+
+
+def checksum(array: np.ndarray) -> int:
+    """CRC-32 of the values."""
+    return zlib.crc32(array.tobytes())
+
+
+def objective_kind(objective_state: Any) -> str:
+    """What the objective's state is, which a template from before the first step cannot say."""
+    if objective_state is None:
+        return "none"
+    paths = list(flatten(objective_state))
+    return "empty" if not paths else "array" if paths == [""] else "tree"
+
+
+def wanted(template: TrainState, record: dict[str, Any]) -> dict[str, Any]:
+    """The tree to fill: the template's, with the objective's state as it was stored where the template has none.
+
+    Raises:
+      ValueError: if the record holds a tree there, which only a template can shape.
+    """
+    tree, kind = stored(template), record["objective_state"]
+    if kind == "none":
+        tree["objective_state"] = None
+    elif template.objective_state is None and kind == "empty":
+        tree["objective_state"] = ()
+    elif template.objective_state is None and kind == "array":
+        leaf = record["leaves"]["objective_state"]
+        tree["objective_state"] = jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
+    elif template.objective_state is None:
+        raise ValueError("the checkpoint holds a tree as objective_state: give a template with objective.init(K)")
+    return tree
+
+
+def check_fits(tree: Any, leaves: dict[str, Any], name: str) -> None:
+    """Compares a tree with what a record says of its leaves.
+
+    Raises:
+      ValueError: if paths, shapes or dtypes differ; names the first of them with both sides.
+    """
+    has = {path: f"{leaf['dtype']}{leaf['shape']}" for path, leaf in leaves.items()}
+    needs = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in flatten(tree).items()}
+    differ = [path for path in sorted(has | needs) if has.get(path) != needs.get(path)]
+    if not differ:
+        return
+    lines = [
+        f"\n  {path}: the checkpoint has {has.get(path, 'nothing')}, the state needs {needs.get(path, 'nothing')}"
+        for path in differ[:SHOWN_MISMATCHES]
+    ]
+    raise ValueError(
+        f"{name} does not fit the state, {len(differ)} arrays differ (other K, rank, targets, optimizer or "
+        f"objective?):{''.join(lines)}"
+    )
+
+
+def fill(tree: Any, arrays: dict[str, np.ndarray], leaves: dict[str, Any]) -> Any:
+    """The tree with the arrays, each placed as the leaf it replaces."""
+    values = [_placed(arrays[path], leaf, leaves[path]) for path, leaf in flatten(tree).items()]
+    return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+
+def _placed(array: np.ndarray, like: Any, description: dict[str, Any]) -> Any:
+    """The array as `like` is: on its devices if it was put there, else wherever JAX likes; a key if it is one."""
+    put = not isinstance(like, jax.Array) or like.committed
+    sharding = getattr(like, "sharding", None) if put else None
+    if _is_key(like):
+        return jax.device_put(jax.random.wrap_key_data(array, impl=description["key_impl"]), sharding)
+    return jax.device_put(array, sharding, may_alias=False)  # a step will donate it
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

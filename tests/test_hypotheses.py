@@ -1,0 +1,492 @@
+"""Adapters on any Linen module: against kernels W + (α/r)·BA written out by hand, K at once against one by one."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from toys import MLP, Attention, GemmaLike, General, Layer, Scanned, randomized
+
+import mcl_jax as mcl
+from mcl_jax import hypotheses, lora
+
+K, B, T = 3, 5, 4
+RANK, ALPHA = 2, 6.0
+SCALE = ALPHA / RANK
+DENSE = "ir,ro->io"
+
+
+class SelfAttention(nn.Module):
+    """An installed package's module, whose DenseGeneral layers have kernels [D, H, Dh] and [H, Dh, D]."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=10, name="attn")(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A module, what it is called with, and the equation of A, B -> kernel for each of its targets."""
+
+    module: nn.Module
+    shape: tuple[int, ...]
+    kernels: dict[str, str]
+    independent: bool = True  # whether it treats the examples of a batch independently
+
+
+CASES = {
+    "mlp": Case(MLP(), (B, 7), {"up": DENSE, "again": DENSE, "down": DENSE}),
+    "shared layer": Case(MLP(calls=2), (B, 7), {"again": DENSE}),
+    "one vector": Case(MLP(), (7,), {"up": DENSE}, independent=False),
+    "attention": Case(Attention(), (B, T, 7), {"q_proj": DENSE, "k_proj": DENSE, "v_proj": DENSE, "o_proj": DENSE}),
+    "flax attention": Case(
+        SelfAttention(),
+        (B, T, 7),
+        {
+            "attn/query": "dr,rnh->dnh",
+            "attn/key": "dr,rnh->dnh",
+            "attn/value": "dr,rnh->dnh",
+            "attn/out": "nhr,rd->nhd",
+        },
+    ),
+    "einsum": Case(
+        GemmaLike(),
+        (B, T, 7),
+        {"q": "dr,nrh->ndh", "kv": "dr,ckrh->ckdh", "per_head": "ndr,nrh->ndh", "o": "nhr,rd->nhd"},
+    ),
+    "dense general": Case(
+        General(), (B, 7, 5), {"two": "xyr,rfg->xyfg", "own": "bir,bro->bio"}, independent=False
+    ),
+    "scan": Case(Scanned(), (B, 7), {"layers/up": "lir,lro->lio", "layers/down": "lir,lro->lio"}),
+}
+
+
+def setup(case: Case, num_hypotheses: int = K, **config: Any):
+    """(model, params, adapters as initialised, random adapters, inputs) of a case."""
+    keys = jax.random.split(jax.random.key(3), 4)
+    x = jax.random.normal(keys[0], case.shape)
+    params = jax.jit(case.module.init)(keys[1], x)["params"]
+    config = {"rank": RANK, "alpha": ALPHA, "targets": tuple(case.kernels)} | config
+    model = mcl.Hypotheses(case.module, mcl.LoraConfig(**config))
+    adapters = model.init(keys[2], params, x, num_hypotheses=num_hypotheses)
+    return model, params, adapters, randomized(keys[3], adapters), x
+
+
+def by_hand(case: Case, params, adapters_k, scale=SCALE):
+    """params with W + scale·BA at every target, by the equations of the case."""
+    flat, low_rank = flatten_dict(params, sep="/"), flatten_dict(adapters_k, sep="/")
+    for path, equation in case.kernels.items():
+        change = jnp.einsum(equation, low_rank[f"{path}/a"], low_rank[f"{path}/b"])
+        flat[f"{path}/kernel"] = flat[f"{path}/kernel"] + scale * change
+    return unflatten_dict(flat, sep="/")
+
+
+def close(actual, expected, tolerance=2e-5):
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def apart(a, b, at_least=1e-3):
+    assert np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max() > at_least
+
+
+@pytest.mark.parametrize("name", CASES)
+class TestEveryKindOfLayer:
+    def test_zero_b_is_exactly_the_base(self, name):
+        case = CASES[name]
+        model, params, adapters, _, x = setup(case)
+        base = case.module.apply({"params": params}, x)
+        np.testing.assert_array_equal(model.apply(params, hypotheses.select(adapters, 1), x), base)
+        out = model.apply_all(params, adapters, x)
+        assert out.shape == (K, *base.shape)
+        close(out, np.broadcast_to(base, out.shape), 1e-6)
+
+    def test_adapts_the_targets_and_nothing_else(self, name):
+        case = CASES[name]
+        _, params, adapters, _, _ = setup(case)
+        flat = flatten_dict(adapters, sep="/")
+        assert set(flat) == {f"{path}/{which}" for path in case.kernels for which in "ab"}
+        kernels = flatten_dict(params, sep="/")
+        for path, equation in case.kernels.items():
+            a_axes, b_axes, axes = equation.replace("->", ",").split(",")
+            sizes = dict(zip(axes, kernels[f"{path}/kernel"].shape, strict=True)) | {"r": RANK}
+            assert flat[f"{path}/a"].shape == (K, *(sizes[c] for c in a_axes))
+            assert flat[f"{path}/b"].shape == (K, *(sizes[c] for c in b_axes))
+
+    def test_apply_is_the_kernel_with_ba_added(self, name):
+        case = CASES[name]
+        model, params, _, adapters, x = setup(case)
+        adapters_k = hypotheses.select(adapters, 2)
+        expected = case.module.apply({"params": by_hand(case, params, adapters_k)}, x)
+        close(model.apply(params, adapters_k, x), expected)
+        apart(expected, case.module.apply({"params": params}, x))
+
+    def test_merged_equals_unmerged(self, name):
+        case = CASES[name]
+        model, params, _, adapters, x = setup(case)
+        before = jax.tree.map(np.array, params)
+        outs = model.apply_all(params, adapters, x)
+        for k in range(K):
+            merged = model.merge(params, adapters, k)
+            assert jax.tree.structure(merged) == jax.tree.structure(params)
+            jax.tree.map(close, merged, by_hand(case, params, hypotheses.select(adapters, k)))
+            close(case.module.apply({"params": merged}, x), outs[k])
+        jax.tree.map(np.testing.assert_array_equal, params, before)
+
+    def test_all_at_once_equals_one_by_one(self, name):
+        model, params, _, adapters, x = setup(CASES[name])
+        outs = jax.jit(model.apply_all)(params, adapters, x)
+        for k in range(K):
+            close(outs[k], model.apply(params, hypotheses.select(adapters, k), x))
+        apart(outs[0], outs[1])
+        order = jnp.array([2, 0, 1])
+        close(model.apply_all(params, hypotheses.select(adapters, order), x), outs[order])
+
+    def test_assigned_picks_from_all(self, name):
+        case = CASES[name]
+        if not case.independent:
+            pytest.skip("examples of this call are not independent")
+        model, params, _, adapters, x = setup(case)
+        k_of_example = jnp.array([2, 0, 1, 1, 2])
+        out = jax.jit(model.apply_assigned)(params, adapters, k_of_example, x)
+        close(out, model.apply_all(params, adapters, x)[k_of_example, jnp.arange(B)])
+
+    def test_gradient_reaches_every_adapter(self, name):
+        model, params, _, adapters, x = setup(CASES[name])
+        gradient = jax.jit(jax.grad(lambda a: jnp.square(model.apply_all(params, a, x)).sum()))(adapters)
+        for path, leaf in flatten_dict(gradient, sep="/").items():
+            assert all(jnp.abs(leaf[k]).max() > 1e-4 for k in range(K)), path
+
+
+@pytest.mark.parametrize("name", ["mlp", "flax attention", "scan"])
+def test_dropout_repeats_between_all_and_assigned(name):
+    model, params, _, adapters, x = setup(CASES[name], dropout=0.4)
+    k_of_example, rng = jnp.array([2, 0, 1, 1, 2]), jax.random.key(8)
+    outs = model.apply_all(params, adapters, x, dropout_rng=rng)
+    assigned = model.apply_assigned(params, adapters, k_of_example, x, dropout_rng=rng)
+    close(assigned, outs[k_of_example, jnp.arange(B)])
+    without = model.apply_all(params, adapters, x)
+    for k in range(K):
+        apart(outs[k], without[k])
+    apart(outs, model.apply_all(params, adapters, x, dropout_rng=jax.random.key(9)))
+
+
+def test_dropout_masks_differ_between_examples_and_hypotheses():
+    model, params, _, adapters, x = setup(CASES["mlp"], dropout=0.5)
+    same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), adapters)
+    out = model.apply_all(params, same, jnp.broadcast_to(x[:1], x.shape), dropout_rng=jax.random.key(8))
+    distinct = np.unique(np.asarray(out).reshape(K * B, -1).round(4), axis=0)
+    assert len(distinct) > K * B // 2
+
+
+def test_dropout_keeps_the_mean_of_a_linear_layer():
+    module = nn.Dense(3, name="up")
+    x = jax.random.normal(jax.random.key(0), (1, 7))
+    params = {"kernel": jnp.zeros((7, 3)), "bias": jnp.zeros(3)}
+    model = mcl.Hypotheses(Wrapped(module), mcl.LoraConfig(2, 6.0, dropout=0.4, targets="up"))
+    params = {"up": params}
+    adapters_k = randomized(
+        jax.random.key(1), hypotheses.select(model.init(jax.random.key(2), params, x, num_hypotheses=1), 0)
+    )
+    draws = jax.vmap(lambda key: model.apply(params, adapters_k, x, dropout_rng=key))(
+        jax.random.split(jax.random.key(3), 4000)
+    )
+    error = np.asarray(draws).std(0) / math.sqrt(4000)
+    assert (np.abs(draws.mean(0) - model.apply(params, adapters_k, x)) < 4 * error).all()
+
+
+class Wrapped(nn.Module):
+    inner: nn.Module
+
+    def __call__(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_no_dropout_without_rng_and_none_at_rate_zero():
+    model, params, _, adapters, x = setup(CASES["mlp"], dropout=0.4)
+    plain, *_ = setup(CASES["mlp"])
+    adapters_k = hypotheses.select(adapters, 0)
+    expected = plain.apply(params, adapters_k, x)
+    np.testing.assert_array_equal(model.apply(params, adapters_k, x), expected)
+    np.testing.assert_array_equal(plain.apply(params, adapters_k, x, dropout_rng=jax.random.key(1)), expected)
+
+
+class TestInit:
+    def test_hypotheses_and_layers_differ(self):
+        _, _, adapters, _, _ = setup(CASES["scan"])
+        a, b = adapters["layers"]["up"]["a"], adapters["layers"]["up"]["b"]
+        assert len(np.unique(np.asarray(a))) == a.size
+        assert not b.any()
+
+    @pytest.mark.parametrize("num_hypotheses", [1, 11])
+    def test_bound_is_that_of_one_layer(self, num_hypotheses):
+        """U(−1/√d_in, 1/√d_in) has standard deviation 1/√(3 d_in), whatever K; d_in = 2·5 for `out`."""
+        _, _, adapters, _, _ = setup(CASES["flax attention"], num_hypotheses, rank=97)
+        for name, d_in in [("query", 7), ("out", 10)]:
+            a = np.asarray(adapters["attn"][name]["a"])
+            assert np.abs(a).max() <= 1 / math.sqrt(d_in)
+            np.testing.assert_allclose(a.std(), 1 / math.sqrt(3 * d_in), rtol=0.06)
+            assert abs(a.mean()) < 0.06
+
+    def test_batched_kernel_has_the_fan_in_of_one_head(self):
+        _, _, adapters, _, _ = setup(CASES["einsum"], rank=97)
+        np.testing.assert_allclose(np.asarray(adapters["per_head"]["a"]).std(), 1 / math.sqrt(3 * 5), rtol=0.06)
+
+    def test_same_key_same_adapters_and_prefix_free_of_inputs(self):
+        model, params, adapters, _, x = setup(CASES["mlp"])
+        key = jax.random.split(jax.random.key(3), 4)[2]
+        jax.tree.map(np.testing.assert_array_equal, model.init(key, params, 0 * x, num_hypotheses=K), adapters)
+        other = model.init(jax.random.key(4), params, x, num_hypotheses=K)
+        apart(other["up"]["a"], adapters["up"]["a"])
+
+    def test_other_method(self):
+        model, params, _, _, x = setup(CASES["mlp"])
+        adapters = model.init(jax.random.key(0), params, x, num_hypotheses=K, method=lambda module, x: module(x))
+        assert set(adapters) == {"up", "again", "down"}
+
+
+class TestConfig:
+    def test_patterns_of_rank_and_alpha(self):
+        case = CASES["mlp"]
+        config = {"rank_pattern": {"up": 5}, "alpha_pattern": {"down": 3.0}}
+        model, params, _, adapters, x = setup(case, **config)
+        assert adapters["up"]["a"].shape == (K, 7, 5)
+        assert adapters["down"]["a"].shape == (K, 11, RANK)
+        adapters_k = hypotheses.select(adapters, 1)
+        expected = params
+        for path, scale in [("up", ALPHA / 5), ("again", ALPHA / RANK), ("down", 3.0 / RANK)]:
+            expected = by_hand(dataclasses.replace(case, kernels={path: DENSE}), expected, adapters_k, scale)
+        close(model.apply(params, adapters_k, x), case.module.apply({"params": expected}, x))
+        jax.tree.map(close, model.merge(params, adapters, 1), expected)
+
+    def test_rank_stabilized(self):
+        case = CASES["mlp"]
+        model, params, _, adapters, x = setup(case, rank_stabilized=True)
+        adapters_k = hypotheses.select(adapters, 1)
+        expected = by_hand(case, params, adapters_k, ALPHA / math.sqrt(RANK))
+        close(model.apply(params, adapters_k, x), case.module.apply({"params": expected}, x))
+        jax.tree.map(close, model.merge(params, adapters, 1), expected)
+
+    @pytest.mark.parametrize(
+        ("targets", "found"),
+        [
+            ("up", {"0/up", "1/up"}),
+            ("1/up", {"1/up"}),
+            (r"[01]/(up|down)", {"0/up", "0/down", "1/up", "1/down"}),
+            (("up", r"1/.*"), {"0/up", "1/up", "1/down"}),
+        ],
+    )
+    def test_names_and_regular_expressions(self, targets, found):
+        x = jnp.ones((2, 7))
+        model = mcl.Hypotheses(TwoLayers(), mcl.LoraConfig(targets=targets))
+        adapters = model.init(
+            jax.random.key(0), TwoLayers().init(jax.random.key(0), x)["params"], x, num_hypotheses=K
+        )
+        assert {path.rsplit("/", 1)[0] for path in flatten_dict(adapters, sep="/")} == found
+
+    def test_a_name_is_not_a_prefix_nor_a_suffix(self):
+        assert lora.matches("up", "block/up")
+        assert not lora.matches("up", "block/gate_up")
+        assert not lora.matches("up", "up/block")
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"rank": 0}, "at least 1, got 0"),
+            ({"rank_pattern": {"up": 0}}, "at least 1, got 0 for 'up'"),
+            ({"dropout": 1.0}, r"\[0, 1\), got 1.0"),
+            ({"targets": ()}, "targets is empty"),
+            ({"targets": "("}, "not a valid regular expression"),
+        ],
+    )
+    def test_refused(self, config, message):
+        with pytest.raises(ValueError, match=message):
+            mcl.LoraConfig(**config)
+
+
+class TwoLayers(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Layer(name="1")(Layer(name="0")(x)[0])[0]
+
+
+class TestDtypes:
+    def test_bfloat16_base_keeps_float32_adapters(self):
+        case = Case(MLP(dtype=jnp.bfloat16), (B, 7), CASES["mlp"].kernels)
+        model, params, _, _, x = setup(case)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        x = x.astype(jnp.bfloat16)
+        adapters = model.init(jax.random.key(0), params, x, num_hypotheses=K)
+        assert {leaf.dtype for leaf in jax.tree.leaves(adapters)} == {jnp.dtype("float32")}
+        adapters = randomized(jax.random.key(1), adapters)
+        outs = model.apply_all(params, adapters, x)
+        assert outs.dtype == jnp.bfloat16
+        for k in range(K):
+            merged = model.merge(params, adapters, k)
+            assert {leaf.dtype for leaf in jax.tree.leaves(merged)} == {jnp.dtype("bfloat16")}
+            # The merged kernel is rounded once to 8 bits, after a sum in float32.
+            exact = by_hand(case, jax.tree.map(jnp.float32, params), hypotheses.select(adapters, k))
+            jax.tree.map(lambda m, e: np.testing.assert_allclose(jnp.float32(m), e, rtol=2**-8, atol=1e-6), merged, exact)
+            out = case.module.apply({"params": merged}, x)
+            np.testing.assert_allclose(jnp.float32(out), jnp.float32(outs[k]), atol=0.15)
+            apart(out, case.module.apply({"params": params}, x), 0.5)
+
+    def test_delta_and_adapter_dtypes_can_be_chosen(self):
+        config = {"dtype": jnp.float32, "param_dtype": jnp.bfloat16}
+        model, params, adapters, _, x = setup(CASES["mlp"], **config)
+        assert {leaf.dtype for leaf in jax.tree.leaves(adapters)} == {jnp.dtype("bfloat16")}
+        assert model.apply_all(params, adapters, x).dtype == jnp.float32
+
+
+class TestCalls:
+    def test_keyword_arrays_are_batched_and_scalars_are_passed(self):
+        model, params, _, adapters, x = setup(CASES["mlp"])
+        shift = jax.random.normal(jax.random.key(5), x.shape)
+        k_of_example = jnp.array([1, 1, 0, 2, 0])
+        outs = model.apply_all(params, adapters, x, scale=1.5, shift=shift)
+        assigned = model.apply_assigned(params, adapters, k_of_example, x, 1.5, shift=shift)
+        close(assigned, outs[k_of_example, jnp.arange(B)])
+        apart(outs, model.apply_all(params, adapters, x, scale=1.5))
+
+    def test_further_collections_stay_beside_params(self):
+        class Normed(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return nn.Dense(3, name="up")(nn.BatchNorm(use_running_average=True, name="norm")(x))
+
+        x = jax.random.normal(jax.random.key(0), (B, 7))
+        variables = Normed().init(jax.random.key(1), x)
+        variables = {**variables, "batch_stats": jax.tree.map(lambda s: s + 0.5, variables["batch_stats"])}
+        model = mcl.Hypotheses(Normed(), mcl.LoraConfig(RANK, ALPHA, targets="up"))
+        adapters = randomized(jax.random.key(2), model.init(jax.random.key(3), variables, x, num_hypotheses=K))
+        merged = model.merge(variables, adapters, 1)
+        assert set(merged) == {"params", "batch_stats"}
+        close(Normed().apply(merged, x), model.apply_all(variables, adapters, x)[1])
+
+    def test_square_layer_of_full_rank_merges(self):
+        """Hidden 64 at rank 64, as in the Markov experiment: the shapes alone fit the kernel in two ways."""
+        case = Case(Attention(heads=1, head_dim=7), (B, T, 7), CASES["attention"].kernels)
+        model, params, _, adapters, x = setup(case, rank=7)
+        merged = model.merge(params, adapters, 2)
+        jax.tree.map(close, merged, by_hand(case, params, hypotheses.select(adapters, 2), ALPHA / 7))
+        close(case.module.apply({"params": merged}, x), model.apply_all(params, adapters, x)[2], 1e-4)
+
+    def test_an_equation_that_is_no_target_need_not_factorise(self):
+        x = jnp.ones((B, T, 7))
+        params = Odd().init(jax.random.key(0), x)["params"]
+        model = mcl.Hypotheses(Odd(), mcl.LoraConfig(targets="up"))
+        assert set(model.init(jax.random.key(0), params, x, num_hypotheses=K)) == {"up"}
+        with pytest.raises(ValueError, match=r"cannot factorise 'BTD,TND->BTN'|cannot factorise 'BTD,NTD->BTN'"):
+            mcl.Hypotheses(Odd(), mcl.LoraConfig(targets="odd")).init(jax.random.key(0), params, x, num_hypotheses=K)
+
+
+class Odd(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        y = nn.Einsum((3, x.shape[1], x.shape[2]), "BTD,NTD->BTN", name="odd", use_bias=False)(x)
+        return nn.Dense(2, name="up")(y)
+
+
+class TestErrors:
+    def init(self, targets, num_hypotheses=K, **config):
+        x = jnp.ones((2, 7))
+        module = MLP()
+        params = module.init(jax.random.key(0), x)["params"]
+        model = mcl.Hypotheses(module, mcl.LoraConfig(targets=targets, **config))
+        return model.init(jax.random.key(0), params, x, num_hypotheses=num_hypotheses)
+
+    @pytest.mark.parametrize(
+        ("targets", "message"),
+        [
+            ("agian", r"'agian' matches no linear layer. Nearest of 3 linear layers: again\."),
+            (("up", "donw"), r"'donw' matches no linear layer. Nearest of 3 linear layers: down"),
+            ("xyzzy", "Nearest of 3 linear layers: up, again, down"),
+            ("norm", "norm is a LayerNorm: only nn.Dense, nn.DenseGeneral and nn.Einsum can be adapted"),
+        ],
+    )
+    def test_a_target_that_names_no_linear_layer(self, targets, message):
+        with pytest.raises(ValueError, match=message):
+            self.init(targets)
+
+    def test_embedding_is_no_linear_layer(self):
+        class Embedder(nn.Module):
+            @nn.compact
+            def __call__(self, tokens):
+                return nn.Dense(2, name="up")(nn.Embed(5, 3, name="embed")(tokens))
+
+        tokens = jnp.zeros((2, 3), int)
+        params = Embedder().init(jax.random.key(0), tokens)["params"]
+        model = mcl.Hypotheses(Embedder(), mcl.LoraConfig(targets="embed"))
+        with pytest.raises(ValueError, match="embed is a Embed: only nn.Dense"):
+            model.init(jax.random.key(0), params, tokens, num_hypotheses=K)
+
+    def test_patterns_for_layers_that_are_no_targets(self):
+        with pytest.raises(ValueError, match="rank_pattern: 'down' matches no"):
+            self.init("up", rank_pattern={"down": 3})
+        with pytest.raises(ValueError, match="alpha_pattern: 'upp' matches no .* up"):
+            self.init("up", alpha_pattern={"upp": 3.0})
+
+    @pytest.mark.parametrize("num_hypotheses", [0, -1])
+    def test_fewer_than_one_hypothesis(self, num_hypotheses):
+        with pytest.raises(ValueError, match=f"num_hypotheses must be at least 1, got {num_hypotheses}"):
+            self.init("up", num_hypotheses)
+
+    def test_adapters_made_for_other_targets(self):
+        model, params, adapters, _, x = setup(CASES["mlp"])
+        few = {"up": adapters["up"]}
+        with pytest.raises(ValueError, match="again is a target, but the adapters hold no again/a.*other targets"):
+            model.apply_all(params, few, x)
+        with pytest.raises(ValueError, match="adapters hold elsewhere, but the parameters have no such layer"):
+            model.merge(params, {"elsewhere": adapters["up"]}, 0)
+        with pytest.raises(ValueError, match=r"do not fit the kernel \(11, 11\)"):
+            model.merge(params, {"again": adapters["up"]}, 0)
+
+    def test_shapes_that_leave_merging_open_are_refused_at_once(self):
+        class Square(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return nn.Einsum((7, 7), "BD,ND->BN", name="q", use_bias=False)(x)
+
+        x = jnp.ones((B, 7))
+        params = Square().init(jax.random.key(0), x)["params"]
+        model = mcl.Hypotheses(Square(), mcl.LoraConfig(rank=7, targets="q"))
+        with pytest.raises(ValueError, match=r"q: at rank 7 .* choose another rank"):
+            model.init(jax.random.key(0), params, x, num_hypotheses=K)
+
+    def test_scan_that_does_not_know_the_collection(self):
+        class Closed(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                scan = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+                return scan(name="layers")(x)[0]
+
+        x = jnp.ones((B, 7))
+        params = Closed().init(jax.random.key(0), x)["params"]
+        model = mcl.Hypotheses(Closed(), mcl.LoraConfig(targets="up"))
+        with pytest.raises(ValueError, match=r"layers/up is a target.*variable_axes"):
+            model.init(jax.random.key(0), params, x, num_hypotheses=K)
+
+    @pytest.mark.parametrize("k", [-1, K])
+    def test_merge_of_a_hypothesis_that_is_not_there(self, k):
+        model, params, adapters, _, _ = setup(CASES["mlp"])
+        with pytest.raises(ValueError, match=rf"k must be in \[0, 3\), got {k}"):
+            model.merge(params, adapters, k)
+
+    def test_batch_sizes(self):
+        model, params, adapters, _, x = setup(CASES["mlp"])
+        with pytest.raises(ValueError, match=r"must have shape \[B\] = \(5,\), got \(4,\)"):
+            model.apply_assigned(params, adapters, jnp.zeros(4, int), x)
+        with pytest.raises(ValueError, match=r"shared by all arrays, got sizes \[4, 5\]"):
+            model.apply_assigned(params, adapters, jnp.zeros(5, int), x, shift=x[:4])
+
+    def test_leading_axes(self):
+        model, params, adapters, _, x = setup(CASES["mlp"])
+        ragged = {**adapters, "up": hypotheses.select(adapters["up"], jnp.arange(2))}
+        with pytest.raises(ValueError, match=r"one leading axis K .* \[\(2,\), \(3,\)\]"):
+            model.apply_all(params, ragged, x)
+        with pytest.raises(ValueError, match="one leading axis K"):
+            hypotheses.count({})
