@@ -30,7 +30,7 @@ def count(adapters: Adapters) -> int:
 
 def select(adapters: Adapters, k: Int[Array, "..."] | int) -> Adapters:
     """Adapters of hypothesis k; with k of shape [B], one set of adapters an example, leading axis B."""
-    return jax.tree.map(lambda leaf: leaf[k], adapters)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[k], adapters)
 
 
 def example_key(rng: Key[Array, ""], k: Int[Array, ""] | int, b: Int[Array, ""] | int) -> Key[Array, ""]:

@@ -67,21 +67,43 @@ CASES = {
 
 
 def setup(case: Case, num_hypotheses: int = K, **config: Any):
-    """(model, params, adapters as initialised, random adapters, inputs) of a case."""
-    keys = jax.random.split(jax.random.key(3), 4)
-    x = jax.random.normal(keys[0], case.shape)
-    params = jax.jit(case.module.init)(keys[1], x)["params"]
+    """(model, params, adapters with both A and B random, inputs) of a case; nothing here is compiled."""
+    x = normal(case.shape, seed=0)
+    params = randomized(jax.eval_shape(case.module.init, jax.random.key(0), x)["params"], seed=1)
     config = {"rank": RANK, "alpha": ALPHA, "targets": tuple(case.kernels)} | config
     model = mcl.Hypotheses(case.module, mcl.LoraConfig(**config))
-    adapters = model.init(keys[2], params, x, num_hypotheses=num_hypotheses)
-    return model, params, adapters, randomized(keys[3], adapters), x
+    init = lambda: model.init(jax.random.key(0), params, x, num_hypotheses=num_hypotheses)
+    return model, params, randomized(jax.eval_shape(init), seed=2), x
+
+
+def initialised(model, params, x, num_hypotheses: int = K):
+    return model.init(jax.random.key(3), params, x, num_hypotheses=num_hypotheses)
+
+
+def run(module, params, *inputs, **kwargs):
+    """The module without adapters."""
+    return jax.jit(lambda params: module.apply({"params": params}, *inputs, **kwargs))(params)
+
+
+def one(model, params, adapters, k, *inputs, **kwargs):
+    adapters_k = hypotheses.select(adapters, k)
+    return jax.jit(lambda params, a: model.apply(params, a, *inputs, **kwargs))(params, adapters_k)
+
+
+def all_of(model, params, adapters, *inputs, **kwargs):
+    return jax.jit(lambda params, a: model.apply_all(params, a, *inputs, **kwargs))(params, adapters)
+
+
+def assigned(model, params, adapters, k_of_example, *inputs, **kwargs):
+    call = lambda params, a, k: model.apply_assigned(params, a, k, *inputs, **kwargs)
+    return jax.jit(call)(params, adapters, np.asarray(k_of_example))
 
 
 def by_hand(case: Case, params, adapters_k, scale=SCALE):
     """params with W + scale·BA at every target, by the equations of the case."""
     flat, low_rank = flatten_dict(params, sep="/"), flatten_dict(adapters_k, sep="/")
     for path, equation in case.kernels.items():
-        change = jnp.einsum(equation, low_rank[f"{path}/a"], low_rank[f"{path}/b"])
+        change = np.einsum(equation, low_rank[f"{path}/a"], low_rank[f"{path}/b"])
         flat[f"{path}/kernel"] = flat[f"{path}/kernel"] + scale * change
     return unflatten_dict(flat, sep="/")
 
@@ -98,16 +120,16 @@ def apart(a, b, at_least=1e-3):
 class TestEveryKindOfLayer:
     def test_zero_b_is_exactly_the_base(self, name):
         case = CASES[name]
-        model, params, adapters, _, x = setup(case)
-        base = case.module.apply({"params": params}, x)
-        np.testing.assert_array_equal(model.apply(params, hypotheses.select(adapters, 1), x), base)
-        out = model.apply_all(params, adapters, x)
-        assert out.shape == (K, *base.shape)
-        close(out, np.broadcast_to(base, out.shape), 1e-6)
+        model, params, _, x = setup(case)
+        adapters = initialised(model, params, x)
+        base = run(case.module, params, x)
+        np.testing.assert_array_equal(one(model, params, adapters, 1, x), base)
+        out = all_of(model, params, adapters, x)
+        close(out, np.broadcast_to(base, (K, *base.shape)), 1e-6)
 
     def test_adapts_the_targets_and_nothing_else(self, name):
         case = CASES[name]
-        _, params, adapters, _, _ = setup(case)
+        _, params, adapters, _ = setup(case)
         flat = flatten_dict(adapters, sep="/")
         assert set(flat) == {f"{path}/{which}" for path in case.kernels for which in "ab"}
         kernels = flatten_dict(params, sep="/")
@@ -117,136 +139,120 @@ class TestEveryKindOfLayer:
             assert flat[f"{path}/a"].shape == (K, *(sizes[c] for c in a_axes))
             assert flat[f"{path}/b"].shape == (K, *(sizes[c] for c in b_axes))
 
-    def test_apply_is_the_kernel_with_ba_added(self, name):
+    def test_equals_the_kernels_with_ba_added(self, name):
+        """One hypothesis, all at once, and each merged, against parameters written out by hand."""
         case = CASES[name]
-        model, params, _, adapters, x = setup(case)
-        adapters_k = hypotheses.select(adapters, 2)
-        expected = case.module.apply({"params": by_hand(case, params, adapters_k)}, x)
-        close(model.apply(params, adapters_k, x), expected)
-        apart(expected, case.module.apply({"params": params}, x))
-
-    def test_merged_equals_unmerged(self, name):
-        case = CASES[name]
-        model, params, _, adapters, x = setup(case)
+        model, params, adapters, x = setup(case)
         before = jax.tree.map(np.array, params)
-        outs = model.apply_all(params, adapters, x)
+        outs = all_of(model, params, adapters, x)
+        close(one(model, params, adapters, 2, x), outs[2])
         for k in range(K):
+            expected = by_hand(case, params, jax.tree.map(lambda leaf, k=k: leaf[k], adapters))
             merged = model.merge(params, adapters, k)
             assert jax.tree.structure(merged) == jax.tree.structure(params)
-            jax.tree.map(close, merged, by_hand(case, params, hypotheses.select(adapters, k)))
-            close(case.module.apply({"params": merged}, x), outs[k])
+            jax.tree.map(close, merged, expected)
+            close(outs[k], run(case.module, expected, x))
+        apart(outs[0], outs[1])
+        apart(outs[0], run(case.module, params, x))
         jax.tree.map(np.testing.assert_array_equal, params, before)
 
-    def test_all_at_once_equals_one_by_one(self, name):
-        model, params, _, adapters, x = setup(CASES[name])
-        outs = jax.jit(model.apply_all)(params, adapters, x)
-        for k in range(K):
-            close(outs[k], model.apply(params, hypotheses.select(adapters, k), x))
-        apart(outs[0], outs[1])
-        order = jnp.array([2, 0, 1])
-        close(model.apply_all(params, hypotheses.select(adapters, order), x), outs[order])
+    def test_permuting_hypotheses_permutes_results(self, name):
+        model, params, adapters, x = setup(CASES[name])
+        order = np.array([2, 0, 1])
+        permuted = jax.tree.map(lambda leaf: leaf[order], adapters)
+        close(all_of(model, params, permuted, x), all_of(model, params, adapters, x)[order])
 
     def test_assigned_picks_from_all(self, name):
         case = CASES[name]
         if not case.independent:
             pytest.skip("examples of this call are not independent")
-        model, params, _, adapters, x = setup(case)
-        k_of_example = jnp.array([2, 0, 1, 1, 2])
-        out = jax.jit(model.apply_assigned)(params, adapters, k_of_example, x)
-        close(out, model.apply_all(params, adapters, x)[k_of_example, jnp.arange(B)])
+        model, params, adapters, x = setup(case)
+        out = assigned(model, params, adapters, K_OF_EXAMPLE, x)
+        close(out, all_of(model, params, adapters, x)[K_OF_EXAMPLE, np.arange(B)])
 
     def test_gradient_reaches_every_adapter(self, name):
-        model, params, _, adapters, x = setup(CASES[name])
+        model, params, adapters, x = setup(CASES[name])
         gradient = jax.jit(jax.grad(lambda a: jnp.square(model.apply_all(params, a, x)).sum()))(adapters)
         for path, leaf in flatten_dict(gradient, sep="/").items():
-            assert all(jnp.abs(leaf[k]).max() > 1e-4 for k in range(K)), path
+            assert all(np.abs(leaf[k]).max() > 1e-4 for k in range(K)), path
 
 
 @pytest.mark.parametrize("name", ["mlp", "flax attention", "scan"])
 def test_dropout_repeats_between_all_and_assigned(name):
-    model, params, _, adapters, x = setup(CASES[name], dropout=0.4)
-    k_of_example, rng = jnp.array([2, 0, 1, 1, 2]), jax.random.key(8)
-    outs = model.apply_all(params, adapters, x, dropout_rng=rng)
-    assigned = model.apply_assigned(params, adapters, k_of_example, x, dropout_rng=rng)
-    close(assigned, outs[k_of_example, jnp.arange(B)])
-    without = model.apply_all(params, adapters, x)
+    model, params, adapters, x = setup(CASES[name], dropout=0.4)
+    rng = jax.random.key(8)
+    outs = all_of(model, params, adapters, x, dropout_rng=rng)
+    close(
+        assigned(model, params, adapters, K_OF_EXAMPLE, x, dropout_rng=rng), outs[K_OF_EXAMPLE, np.arange(B)]
+    )
+    without = all_of(model, params, adapters, x)
     for k in range(K):
         apart(outs[k], without[k])
-    apart(outs, model.apply_all(params, adapters, x, dropout_rng=jax.random.key(9)))
+    apart(outs, all_of(model, params, adapters, x, dropout_rng=jax.random.key(9)))
 
 
 def test_dropout_masks_differ_between_examples_and_hypotheses():
-    model, params, _, adapters, x = setup(CASES["mlp"], dropout=0.5)
-    same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), adapters)
-    out = model.apply_all(params, same, jnp.broadcast_to(x[:1], x.shape), dropout_rng=jax.random.key(8))
-    distinct = np.unique(np.asarray(out).reshape(K * B, -1).round(4), axis=0)
-    assert len(distinct) > K * B // 2
+    model, params, adapters, x = setup(CASES["mlp"], dropout=0.5)
+    same = jax.tree.map(lambda leaf: np.broadcast_to(leaf[:1], leaf.shape), adapters)
+    out = all_of(model, params, same, np.broadcast_to(x[:1], x.shape), dropout_rng=jax.random.key(8))
+    assert len(np.unique(np.asarray(out).reshape(K * B, -1).round(4), axis=0)) > K * B // 2
 
 
 def test_dropout_keeps_the_mean_of_a_linear_layer():
-    module = nn.Dense(3, name="up")
-    x = jax.random.normal(jax.random.key(0), (1, 7))
-    params = {"kernel": jnp.zeros((7, 3)), "bias": jnp.zeros(3)}
-    model = mcl.Hypotheses(Wrapped(module), mcl.LoraConfig(2, 6.0, dropout=0.4, targets="up"))
-    params = {"up": params}
-    adapters_k = randomized(
-        jax.random.key(1), hypotheses.select(model.init(jax.random.key(2), params, x, num_hypotheses=1), 0)
-    )
-    draws = jax.vmap(lambda key: model.apply(params, adapters_k, x, dropout_rng=key))(
-        jax.random.split(jax.random.key(3), 4000)
-    )
+    model, params, adapters, x = setup(CASES["linear"], dropout=0.4)
+    adapters_k = hypotheses.select(adapters, 1)
+    draw = lambda key: model.apply(params, adapters_k, x, dropout_rng=key)
+    draws = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(3), 4000))
     error = np.asarray(draws).std(0) / math.sqrt(4000)
-    assert (np.abs(draws.mean(0) - model.apply(params, adapters_k, x)) < 4 * error).all()
-
-
-class Wrapped(nn.Module):
-    inner: nn.Module
-
-    def __call__(self, *args, **kwargs):
-        return self.inner(*args, **kwargs)
+    difference = np.abs(draws.mean(0) - one(model, params, adapters, 1, x))
+    assert (error > 0).all()
+    assert (difference < 4 * error).all()
 
 
 def test_no_dropout_without_rng_and_none_at_rate_zero():
-    model, params, _, adapters, x = setup(CASES["mlp"], dropout=0.4)
+    model, params, adapters, x = setup(CASES["mlp"], dropout=0.4)
     plain, *_ = setup(CASES["mlp"])
-    adapters_k = hypotheses.select(adapters, 0)
-    expected = plain.apply(params, adapters_k, x)
-    np.testing.assert_array_equal(model.apply(params, adapters_k, x), expected)
-    np.testing.assert_array_equal(plain.apply(params, adapters_k, x, dropout_rng=jax.random.key(1)), expected)
+    expected = one(plain, params, adapters, 0, x)
+    close(one(model, params, adapters, 0, x), expected, 1e-6)
+    close(one(plain, params, adapters, 0, x, dropout_rng=jax.random.key(1)), expected, 1e-6)
 
 
 class TestInit:
     def test_hypotheses_and_layers_differ(self):
-        _, _, adapters, _, _ = setup(CASES["scan"])
-        a, b = adapters["layers"]["up"]["a"], adapters["layers"]["up"]["b"]
-        assert len(np.unique(np.asarray(a))) == a.size
-        assert not b.any()
+        model, params, _, x = setup(CASES["scan"])
+        layer = initialised(model, params, x)["layers"]["up"]
+        assert len(np.unique(np.asarray(layer["a"]))) == layer["a"].size
+        assert not np.asarray(layer["b"]).any()
 
     @pytest.mark.parametrize("num_hypotheses", [1, 11])
     def test_bound_is_that_of_one_layer(self, num_hypotheses):
         """U(−1/√d_in, 1/√d_in) has standard deviation 1/√(3 d_in), whatever K; d_in = 2·5 for `out`."""
-        _, _, adapters, _, _ = setup(CASES["flax attention"], num_hypotheses, rank=97)
+        model, params, _, x = setup(CASES["flax attention"], rank=97)
+        adapters = initialised(model, params, x, num_hypotheses)
         for name, d_in in [("query", 7), ("out", 10)]:
             a = np.asarray(adapters["attn"][name]["a"])
+            assert a.shape[0] == num_hypotheses
             assert np.abs(a).max() <= 1 / math.sqrt(d_in)
             np.testing.assert_allclose(a.std(), 1 / math.sqrt(3 * d_in), rtol=0.06)
             assert abs(a.mean()) < 0.06
 
     def test_batched_kernel_has_the_fan_in_of_one_head(self):
-        _, _, adapters, _, _ = setup(CASES["einsum"], rank=97)
-        np.testing.assert_allclose(np.asarray(adapters["per_head"]["a"]).std(), 1 / math.sqrt(3 * 5), rtol=0.06)
+        model, params, _, x = setup(CASES["einsum"], rank=97)
+        a = np.asarray(initialised(model, params, x)["per_head"]["a"])
+        np.testing.assert_allclose(a.std(), 1 / math.sqrt(3 * 5), rtol=0.06)
 
-    def test_same_key_same_adapters_and_prefix_free_of_inputs(self):
-        model, params, adapters, _, x = setup(CASES["mlp"])
-        key = jax.random.split(jax.random.key(3), 4)[2]
-        jax.tree.map(np.testing.assert_array_equal, model.init(key, params, 0 * x, num_hypotheses=K), adapters)
+    def test_depends_on_the_key_and_not_on_the_inputs(self):
+        model, params, _, x = setup(CASES["linear"])
+        adapters = initialised(model, params, x)
+        jax.tree.map(np.testing.assert_array_equal, initialised(model, params, 0 * x), adapters)
         other = model.init(jax.random.key(4), params, x, num_hypotheses=K)
         apart(other["up"]["a"], adapters["up"]["a"])
 
     def test_other_method(self):
-        model, params, _, _, x = setup(CASES["mlp"])
-        adapters = model.init(jax.random.key(0), params, x, num_hypotheses=K, method=lambda module, x: module(x))
-        assert set(adapters) == {"up", "again", "down"}
+        model, params, _, x = setup(CASES["mlp"])
+        call = lambda module, x: module(x)
+        init = lambda: model.init(jax.random.key(0), params, x, num_hypotheses=K, method=call)
+        assert set(jax.eval_shape(init)) == {"up", "again", "down"}
 
 
 class TestConfig:
@@ -333,7 +339,7 @@ class TestDtypes:
             jax.tree.map(lambda m, e: np.testing.assert_allclose(jnp.float32(m), e, rtol=2**-8, atol=1e-6), merged, exact)
             out = case.module.apply({"params": merged}, x)
             np.testing.assert_allclose(jnp.float32(out), jnp.float32(outs[k]), atol=0.15)
-            apart(out, case.module.apply({"params": params}, x), 0.5)
+            apart(out, run(case.module, params, x), 0.5)
 
     def test_delta_and_adapter_dtypes_can_be_chosen(self):
         config = {"dtype": jnp.float32, "param_dtype": jnp.bfloat16}

@@ -45,7 +45,9 @@ def test_other_config_is_refused_naming_fields_and_values(tmp_path):
     with Run(tmp_path, Config()):
         pass
     other = Config(steps=7, devices=8, adam=Adam(rate=0.5))
-    with pytest.raises(ValueError, match=r"(?s)another run.*adam\.rate: 0\.001 there, 0\.5 now.*steps: 100 there, 7") as e:
+    with pytest.raises(
+        ValueError, match=r"(?s)another run.*adam\.rate: 0\.001 there, 0\.5 now.*steps: 100 there, 7"
+    ) as e:
         Run(tmp_path, other, volatile=("devices",)).__enter__()
     assert "devices" not in str(e.value) and "betas" not in str(e.value)
     with Run(tmp_path, Config(devices=8), volatile=("devices",)):

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mcl_jax import likelihood
 
@@ -13,11 +14,12 @@ class MLP(nn.Module):
     hidden: int = 11
     out: int = 3
     calls: int = 1
+    norm: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, scale=1.0, *, shift=None):
-        x = nn.LayerNorm(name="norm", dtype=self.dtype)(x)
+        x = nn.LayerNorm(name="norm", dtype=self.dtype)(x) if self.norm else x
         x = x * scale if shift is None else x * scale + shift
         x = nn.gelu(nn.Dense(self.hidden, name="up", dtype=self.dtype)(x))
         again = nn.Dense(self.hidden, name="again", dtype=self.dtype)
@@ -96,20 +98,23 @@ class Tokens(nn.Module):
         return nn.Dense(self.vocabulary, name="head", use_bias=False)(x)
 
 
-def randomized(key, adapters, scale=0.5):
-    """Adapters of the same shapes, A and B both random."""
-    leaves, treedef = jax.tree.flatten(adapters)
-    keys = jax.random.split(key, len(leaves))
-    noise = [scale * jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, noise)
+def normal(shape, seed=0):
+    """A float32 NumPy array, which costs no compilation."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def token_batch(key, batch=8, time=5, vocabulary=13, empty=()):
-    """Sequences of unequal lengths from 1 to `time`; examples in `empty` have no targets."""
-    lengths = 1 + jnp.arange(batch) % time
-    lengths = lengths.at[jnp.asarray(empty, int)].set(0) if empty else lengths
-    tokens = jax.random.randint(key, (batch, time + 1), 0, vocabulary)
-    return {"tokens": tokens, "mask": jnp.arange(time)[None] < lengths[:, None]}
+def randomized(tree, seed=0, scale=0.5):
+    """A tree of the same shapes and dtypes, all of it random: adapters with B ≠ 0, or parameters."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype), tree)
+
+
+def token_batch(batch=8, time=5, vocabulary=13, seed=0, empty=()):
+    """Sequences of unequal lengths from 1 to `time`; the examples in `empty` have no targets."""
+    lengths = 1 + np.arange(batch) % time
+    lengths[list(empty)] = 0
+    tokens = np.random.default_rng(seed).integers(0, vocabulary, (batch, time + 1)).astype(np.int32)
+    return {"tokens": tokens, "mask": np.arange(time)[None] < lengths[:, None]}
 
 
 def token_log_likelihood(model, *, dropout=True):

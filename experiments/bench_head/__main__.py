@@ -18,24 +18,23 @@ def main(config: Config, console: Console) -> list[dict]:
     Returns:
       The rows, as in --json.
     """
-    say = lambda line: console.print(f"[dim]{line}[/dim]", highlight=False)  # noqa: E731
+    say = lambda line: console.print(f"[dim]{line}[/dim]", highlight=False)
     peaks = {}
     for cell in measure.cells_with_peak(config):  # first, while this process holds nothing
         peaks[cell] = measure.peak_memory(config, *cell)
-        say(
-            f"peak memory of {cell[0]} K={cell[1]} r={cell[2]} {cell[3]}: {peaks[cell]['peak_rss_bytes'] / 2**20:.0f} MiB"
-        )
+        variant, k, rank, mode = cell
+        say(f"peak memory of {variant} K={k} r={rank} {mode}: {peaks[cell]['peak_rss_bytes'] / 2**20:.0f} MiB")
 
     rows = []
     for rank in config.ranks:
-        setup = variants.make_setup(config, rank)
+        setup = variants.make_setup(config, rank, max(config.ks))
         measure.check_gradients(config, setup, lambda line, rank=rank: say(f"r={rank} {line}"))
         for mode in config.modes:
             total = len(config.cells(mode)) * (config.warmup + config.repeats)
             with Progress(console=console, transient=True) as progress:
                 task = progress.add_task(f"timing r={rank} {mode}", total=total)
                 new = measure.time_cells(config, setup, mode, say, lambda p=progress, t=task: p.advance(t))
-            cell = lambda row: (row["variant"], row["k"], row["rank"], row["mode"])  # noqa: E731
+            cell = lambda row: (row["variant"], row["k"], row["rank"], row["mode"])
             rows += [row | peaks.get(cell(row), {}) for row in new]
             if config.json is not None:
                 report.write_json(rows, config.json)

@@ -217,7 +217,7 @@ def peak_rss_bytes() -> int:
 def _answer(request: dict) -> dict:
     variant, k, rank, mode = request.pop("cell")
     config = Config(**request)
-    program = compile_program(variant, mode, variants.make_setup(config, rank), k)
+    program = compile_program(variant, mode, variants.make_setup(config, rank, k), k)
     for _ in range(2):
         program.run()
     device = jax.local_devices()[0].memory_stats() or {}

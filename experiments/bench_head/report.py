@@ -46,12 +46,10 @@ def _mib(count: int | None) -> str:
 
 def summary(rows: list[dict], k: int, rank: int) -> list[str]:
     """What winner-only training gains at K, against what is wanted of it."""
-    cells = [
-        row_of(rows, variant, number, rank, "train") for variant, number in [("winner", k), ("all", k), ("all", 1)]
-    ]
-    if None in cells:
+    winner, every = (row_of(rows, variant, k, rank, "train") for variant in ("winner", "all"))
+    mle = row_of(rows, "all", 1, rank, "train")
+    if winner is None or every is None or mle is None:
         return [f"r={rank}: no summary; it needs --modes train with the variants all and winner at K={k}"]
-    winner, every, mle = cells
     lines = [
         _verdict("all ÷ winner, time", every["seconds_median"] / winner["seconds_median"], ">=", 2.0),
         _verdict("winner ÷ MLE, time", winner["seconds_median"] / mle["seconds_median"], "<=", 2.2),

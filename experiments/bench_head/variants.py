@@ -30,28 +30,22 @@ class Setup:
     Attributes:
       model: GPT-Neo and which of its layers are adapted. α is 2r, so that a variant that forgets α/r is caught.
       params: of the base, random.
+      drawn: adapters of as many hypotheses as any variant wants, with a random B: with B = 0 all would tie.
       batch: tokens [B, T+1], of which the first T are read and the last T predicted.
       copies: further weights for `separate`, made when asked for and shared between values of K.
     """
 
     model: mcl.Hypotheses
     params: Any
+    drawn: Any
     batch: dict[str, Array]
     chunk_size: int
     seed: int
     copies: list[Any] = dataclasses.field(default_factory=list)
 
     def adapters(self, num_hypotheses: int) -> Any:
-        """Adapters with leading axis K and a random B: with B = 0 there would be nothing to check but ties."""
-        key_a, key_b = jax.random.split(jax.random.key(self.seed + 1))
-        adapters = self.model.init(
-            key_a, self.params, self.batch["tokens"][:, :-1], method="hidden", num_hypotheses=num_hypotheses
-        )
-        leaves, treedef = jax.tree.flatten_with_path(adapters)
-        keys = jax.random.split(key_b, len(leaves))
-        noise = lambda key, x: 0.05 * jax.random.normal(key, x.shape, x.dtype)  # noqa: E731
-        drawn = [noise(key, x) if path[-1].key == "b" else x for key, (path, x) in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(treedef, drawn)
+        """Adapters of the first K hypotheses, leading axis K."""
+        return hypotheses.select(self.drawn, slice(num_hypotheses))
 
     def params_of(self, k: int) -> Any:
         """Weights of model k of `separate`: equal, but not the same buffers."""
@@ -67,8 +61,8 @@ class Setup:
         )
 
 
-def make_setup(config: Config, rank: int) -> Setup:
-    """Model, weights and batch of one rank."""
+def make_setup(config: Config, rank: int, num_hypotheses: int) -> Setup:
+    """Model, weights, batch and adapters of up to `num_hypotheses` hypotheses, for one rank."""
     dtype = jnp.dtype(config.dtype)
     module = GPTNeo(
         GPTNeoConfig(
@@ -81,7 +75,18 @@ def make_setup(config: Config, rank: int) -> Setup:
     tokens = jax.random.randint(key_tokens, (config.batch, config.seq_len + 1), 0, config.vocab)
     params = jax.jit(module.init)(key_params, tokens[:, :-1])["params"]
     model = mcl.Hypotheses(module, mcl.LoraConfig(rank=rank, alpha=2.0 * rank, targets=TARGETS))
-    return Setup(model, params, {"tokens": tokens}, config.chunk_size, config.seed)
+    drawn = _draw(model, params, tokens[:, :-1], num_hypotheses, jax.random.key(config.seed + 1))
+    return Setup(model, params, drawn, {"tokens": tokens}, config.chunk_size, config.seed)
+
+
+def _draw(model, params, tokens, num_hypotheses, key):
+    key_a, key_b = jax.random.split(key)
+    adapters = model.init(key_a, params, tokens, method="hidden", num_hypotheses=num_hypotheses)
+    leaves, treedef = jax.tree.flatten_with_path(adapters)
+    noise = lambda key, x: 0.05 * jax.random.normal(key, x.shape, x.dtype)
+    keys = jax.random.split(key_b, len(leaves))
+    drawn = [noise(key, x) if path[-1].key == "b" else x for key, (path, x) in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, drawn)
 
 
 def competition(num_hypotheses: int) -> objectives.Objective:
@@ -114,7 +119,7 @@ def vmapped(setup: Setup) -> LogLikelihoods:
     index = jnp.arange(setup.batch["tokens"].shape[0])
 
     def log_likelihoods(params, adapters, batch):
-        one = lambda adapters_k, k: training.example_log_likelihoods(  # noqa: E731
+        one = lambda adapters_k, k: training.example_log_likelihoods(
             log_likelihood_fn(setup), params, adapters_k, batch, jnp.full_like(index, k), index, jax.random.key(0),
             gathered=False,
         )  # fmt: skip

@@ -1,0 +1,73 @@
+"""The two figures of the paper: losses against theory, and learned against true transition matrices."""
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.markov.config import Config
+from mcl_jax.run import Run
+
+MLE, MCL, THEORY = "tab:orange", "tab:blue", "0.25"
+
+
+def draw(run: Run, config: Config, results: dict[str, Any]) -> None:
+    """Writes figures/loss.png and figures/transitions.png."""
+    _save(run, "loss.png", losses(run, config, results))
+    _save(run, "transitions.png", transitions(results))
+
+
+def _save(run: Run, name: str, figure: plt.Figure) -> None:
+    figure.savefig(run.figure_path(name), dpi=150)
+    plt.close(figure)
+
+
+def losses(run: Run, config: Config, results: dict[str, Any]) -> plt.Figure:
+    """Validation loss against steps for each method (mean over seeds, range shaded), with the theory lines."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    bounds = results["bounds"]
+    axes.axhline(bounds["mle"], color=MLE, linestyle="--", label="MLE optimum")
+    axes.axhspan(bounds["wta_lower"], bounds["wta_upper"], color=MCL, alpha=0.25, label="WTA band")
+    for method, colour, label in [("mle", MLE, "LoRA-MLE, K=1"), ("mcl", MCL, f"LoRA-MCL, K={config.k}")]:
+        lines = [run.lines(f"seed{seed}/{method}") for seed in config.seed]
+        steps = [line["step"] for line in lines[0]]
+        values = np.array([[line["eval_loss"] for line in seed] for seed in lines])
+        axes.plot(steps, values.mean(0), color=colour, label=label)
+        if len(values) > 1:
+            axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.3, linewidth=0)
+    axes.set(xlabel="step", ylabel="validation loss (nats per predicted token)", xlim=(0, config.steps))
+    seeds = f"{len(config.seed)} seeds" if len(config.seed) > 1 else f"seed {config.seed[0]}"
+    axes.set_title(f"{len(config.chains)} chains, {results['objective']}, {seeds}", fontsize=10)
+    axes.legend()
+    return figure
+
+
+def transitions(results: dict[str, Any]) -> plt.Figure:
+    """Above: the true chains and their average. Below: the hypothesis matched to each, and the MLE model."""
+    chains, learned = results["targets"]["transition_matrices"], results["mcl"]["transition_matrices"]
+    true = [*((f"chain {n + 1}", p) for n, p in enumerate(chains)), ("average", results["targets"]["average"])]
+    fitted = [*((f"hypothesis {k + 1}", p) for k, p in enumerate(learned)), ("LoRA-MLE", results["mle"]["transition_matrix"])]
+    columns = max(len(true), len(fitted))
+    figure, grid = plt.subplots(2, columns, figsize=(2.1 * columns, 4.6), layout="constrained", squeeze=False)
+    for axes in grid.ravel():
+        axes.axis("off")
+    for row, matrices in zip(grid, (true, fitted), strict=True):
+        # The average and the MLE model stand last, below each other.
+        for axes, (title, matrix) in zip([*row[: len(matrices) - 1], row[-1]], matrices, strict=True):
+            image = _matrix(axes, title, np.asarray(matrix))
+    figure.colorbar(image, ax=grid, shrink=0.7, label="p(next symbol | symbol)")
+    return figure
+
+
+def _matrix(axes: plt.Axes, title: str, matrix: np.ndarray):
+    axes.axis("on")
+    image = axes.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
+    axes.set_title(title, fontsize=10)
+    axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)))
+    if len(matrix) <= 6:
+        for (i, j), value in np.ndenumerate(matrix):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "black")
+    return image

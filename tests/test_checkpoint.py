@@ -1,0 +1,346 @@
+"""Checkpoints: the whole state and never the base, bit for bit, on any number of devices, whatever kills the run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import kill_child
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import mcl_jax as mcl
+from mcl_jax.checkpoint import BrokenCheckpoint, Checkpoints
+from mcl_jax.run import LossGuard
+
+
+def train(step, state, draw, until):
+    while int(state.step) < until:
+        state, _ = step(state, draw(int(state.step)))
+    return state
+
+
+def assert_same(first, second):
+    """Bit for bit, all but the base."""
+    first, second = (state.replace(params=None, rng=jax.random.key_data(state.rng)) for state in (first, second))
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for (path, a), b in zip(jax.tree.leaves_with_path(first), jax.tree.leaves(second), strict=True):
+        assert a.dtype == b.dtype, path
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.fixture(scope="module")
+def training():
+    """(step, state at 0, draw). Steps donate: start from `fresh`."""
+    return kill_child.build()
+
+
+def fresh(state):
+    return jax.tree.map(jnp.copy, state)
+
+
+def damage(path):
+    """Flips one bit in the middle of the largest file below a path."""
+    file = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_round_trip_and_resume_equal_a_straight_run(tmp_path, training):
+    step, state, draw = training
+    state = train(step, fresh(state), draw, 5)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, metrics={"eval_loss": jnp.float32(1.5)}, data={"epoch": 2}, config={"a": (1, 2)})
+        checkpoints.wait()
+        template = fresh(training[1])
+        restored, data, metadata = checkpoints.restore(template)
+    assert restored.params is template.params and data == {"epoch": 2}
+    assert metadata == {"step": 5, "metrics": {"eval_loss": 1.5}, "config": {"a": [1, 2]}}
+    assert_same(restored, state)
+    assert_same(train(step, restored, draw, 9), train(step, state, draw, 9))
+
+
+def test_a_step_that_donates_right_after_save_leaves_the_checkpoint_alone(tmp_path, training):
+    step, state, draw = training
+    state = train(step, fresh(state), draw, 1)
+    with Checkpoints(tmp_path, keep_last=9) as checkpoints:
+        kept = {}
+        for until in range(2, 6):
+            kept[int(state.step)] = jax.tree.map(lambda x: x if x is None else jnp.copy(x), state)
+            checkpoints.save(state, config={})
+            state = train(step, state, draw, until)
+        for number, was in kept.items():
+            assert_same(checkpoints.restore(training[1], number)[0], was)
+
+
+def test_states_of_other_types(tmp_path):
+    """bfloat16 adapters, a typed key and Python numbers in the optimizer, an empty objective state, no metrics."""
+    optimizer = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(4)), optax.inject_hyperparams(optax.sgd)(0.1))
+    adapters = {"a": jnp.full((3, 5), 0.1, jnp.bfloat16), "b": (jnp.ones((3, 2)), jnp.ones((3,)))}
+    state = mcl.TrainState.create(params={}, adapters=adapters, optimizer=optimizer, rng=jax.random.key(5, impl="rbg"))
+    saved = state.replace(objective_state=(), step=jnp.int32(7))
+    with Checkpoints(tmp_path, async_=False) as checkpoints:
+        checkpoints.save(saved, config={})
+        for template in (state, jax.eval_shape(lambda: saved)):
+            restored, data, _ = checkpoints.restore(template)
+            assert data is None and restored.objective_state == () and restored.adapters["a"].dtype == jnp.bfloat16
+            is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+            plain = lambda tree: [jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(tree)]
+            assert all(map(np.array_equal, plain(restored), plain(saved)))
+            assert jax.random.key_impl(restored.rng) == jax.random.key_impl(saved.rng)
+
+
+@pytest.mark.parametrize("devices", [(1, 8), (8, 1)])
+def test_restores_on_another_number_of_devices(tmp_path, devices):
+    def make(number):
+        chosen = jax.devices()[:number]
+        make_step = lambda *arguments: mcl.parallel.pmap_step(*arguments, devices=chosen)
+        step, state, draw = kill_child.build(make_step=make_step)
+        return step, mcl.parallel.replicate(state, chosen), draw
+
+    step, state, draw = make(devices[0])
+    state = train(step, state, draw, 3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, config={})
+        other_step, template, _ = make(devices[1])
+        restored = checkpoints.restore(template)[0]
+    assert_same(restored, state)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(restored)} == {devices[1]}
+    after, straight = train(other_step, restored, draw, 5), train(step, state, draw, 5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.adapters, straight.adapters)
+
+
+def test_restores_into_the_sharding_of_the_template(tmp_path):
+    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("k",)), PartitionSpec("k"))
+    state = mcl.TrainState.create(
+        params={}, adapters={"a": jnp.arange(16.0).reshape(8, 2)}, optimizer=optax.sgd(0.1), rng=jax.random.key(0)
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, config={})
+        template = state.replace(adapters={"a": jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=sharding)})
+        restored = checkpoints.restore(template)[0]
+        assert restored.adapters["a"].sharding == sharding
+        assert not restored.rng.committed  # the template's was not
+        assert_same(restored, state)
+
+
+def test_keeps_the_last_and_the_best(tmp_path, training):
+    state = training[1]
+    with Checkpoints(tmp_path, keep_last=2, keep_best=1) as checkpoints:
+        assert checkpoints.latest_step() is None and checkpoints.best_step() is None
+        for number, loss in enumerate([3.0, 1.0, 2.0, float("nan"), None, 4.0], 1):
+            metrics = None if loss is None else {"eval_loss": loss}
+            checkpoints.save(state.replace(step=jnp.int32(number)), metrics=metrics, config={})
+        checkpoints.wait()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5", "6"]
+    with Checkpoints(tmp_path, keep_last=1, keep_best=2) as checkpoints:  # remembers the metrics
+        assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 6)
+        assert checkpoints.restore(state, "best")[2]["metrics"] == {"eval_loss": 1.0}
+        checkpoints.save(state.replace(step=jnp.int32(7)), config={})
+        checkpoints.wait()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "6", "7"]
+    with Checkpoints(tmp_path, best_mode="max") as checkpoints:
+        assert checkpoints.best_step() == 6
+
+
+def test_the_base_is_not_on_disk(tmp_path, training):
+    state = training[1]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, config={})
+    shape = state.params["hidden"]["kernel"].shape
+    stored = json.loads((tmp_path / "0" / "record" / "metadata").read_text())["record"]["leaves"]
+    assert len(stored) > 5 and all(tuple(leaf["shape"][-2:]) != shape for leaf in stored.values())
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert written < sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)) / 2
+
+
+def test_a_state_that_does_not_fit_names_paths_and_shapes(tmp_path, training):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(training[1], config={})
+        for options, expected in [
+            ({"num_hypotheses": 5}, r"adapters/head/a: the checkpoint has float32\[3, 257, 2\], the state needs float32\[5, "),
+            ({"rank": 4}, r"adapters/hidden/b: the checkpoint has float32\[3, 2, 257\], the state needs float32\[3, 4, 257"),
+            ({"optimizer": optax.sgd(0.1)}, r"opt_state/0/count: the checkpoint has int32\[\], the state needs nothing"),
+        ]:  # fmt: skip
+            with pytest.raises(ValueError, match=expected):
+                checkpoints.restore(kill_child.build(**options)[1])
+        assert checkpoints.latest_step() == 0  # nothing of this made it a broken one
+
+
+def test_no_such_checkpoint(tmp_path, training):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}"):
+            checkpoints.restore(training[1])
+        checkpoints.save(training[1], config={})
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3 in .*, which has \[0\]"):
+            checkpoints.restore(training[1], 3)
+        with pytest.raises(FileNotFoundError, match=r"metrics\['eval_loss'\]"):
+            checkpoints.restore(training[1], "best")
+
+
+@pytest.mark.parametrize("part", ["state", "record", "all"])
+def test_a_broken_latest_falls_back_to_the_one_before(tmp_path, training, part):
+    step, state, draw = training
+    first = train(step, fresh(state), draw, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first, config={})
+        second = train(step, fresh(first), draw, 2)
+        checkpoints.save(second, config={})
+    if part == "all":
+        for path in (tmp_path / "2").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+    else:
+        damage(tmp_path / "2" / part)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(BrokenCheckpoint, match="checkpoint 2 in .* is broken"):
+            checkpoints.restore(state, 2)
+        with pytest.warns(UserWarning, match=r"checkpoint 2 in .* is broken .*; falling back"):
+            restored = checkpoints.restore(state)[0]
+        assert_same(restored, first)
+        assert checkpoints.latest_step() == 1
+        assert (tmp_path / "2").exists()  # reading changes nothing
+        checkpoints.save(train(step, restored, draw, 2), config={})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert_same(checkpoints.restore(state)[0], second)
+    assert (tmp_path / "2.broken").exists()
+
+
+def test_half_written_steps_do_not_count_and_are_cleared_by_the_next_save(tmp_path, training):
+    half = tmp_path / "3.orbax-checkpoint-tmp"
+    with Checkpoints(tmp_path) as checkpoints:
+        half.mkdir()
+        assert checkpoints.latest_step() is None
+        checkpoints.save(training[1].replace(step=jnp.int32(3)), config={})
+    assert not half.exists() and (tmp_path / "3").exists()
+
+
+def test_not_finite_adapters_are_refused_and_the_last_good_stays(tmp_path, training):
+    step, state, draw = training
+    state = train(step, fresh(state), draw, 1)
+    bad = lambda path, x: x.at[0].set(jnp.nan) if "head" in jax.tree_util.keystr(path) else x
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, config={})
+        broken = state.replace(adapters=jax.tree.map_with_path(bad, state.adapters), step=jnp.int32(2))
+        with pytest.raises(ValueError, match=r"step 2 is not saved: adapters/head/a has 514 of 1542 values"):
+            checkpoints.save(broken, config={})
+        guard = LossGuard()
+        guard.add(2, step(broken, draw(2))[1]["loss"])
+        with pytest.raises(FloatingPointError, match=r"the loss is nan at step 2; the last good one is step 1"):
+            guard.check(checkpoints.latest_step())
+        assert_same(checkpoints.restore(training[1])[0], state)
+
+
+def test_another_runs_steps_are_not_overwritten(tmp_path, training):
+    at = lambda step: training[1].replace(step=jnp.int32(step))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(at(4), config={})
+        checkpoints.save(at(4), config={})  # once more is no error
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (3, 4):
+            with pytest.raises(ValueError, match=rf"cannot save step {step}: .* already has step 4"):
+                checkpoints.save(at(step), config={})
+
+
+def test_bad_arguments(tmp_path, training):
+    with pytest.raises(ValueError, match="keep_last >= 1"):
+        Checkpoints(tmp_path, keep_last=0)
+    with pytest.raises(ValueError, match="best_mode"):
+        Checkpoints(tmp_path, best_mode="least")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(TypeError, match="data.it must be JSON-able"):
+        checkpoints.save(training[1], data={"it": iter([])}, config={})
+
+
+# ---- a real process, killed ----
+
+
+class Child:
+    """`kill_child.py` in a process of its own; compiled functions are shared between children to save time."""
+
+    def __init__(self, workdir, cache):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        arguments = [sys.executable, str(Path(__file__).with_name("kill_child.py")), str(workdir)]
+        self.process = subprocess.Popen(
+            arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.said = []
+
+    def wait_for(self, words):
+        for line in self.process.stdout:
+            self.said.append(line.strip())
+            if line.strip() == words:
+                return
+        raise AssertionError(f"the child never said {words!r}: {self.said} {self.process.stderr.read()}")
+
+    def end(self, signal_number=None):
+        """The exit code, after a signal if one is given."""
+        if signal_number is not None:
+            self.process.send_signal(signal_number)
+        rest, errors = self.process.communicate(timeout=60)
+        self.said += rest.splitlines()
+        assert "Error" not in errors, errors
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, cache):
+    """(results, metric lines) of a run that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("straight")
+    assert Child(workdir, cache).end() == 0
+    return outcome(workdir)
+
+
+def outcome(workdir):
+    return json.loads((workdir / "results.json").read_text()), (workdir / "metrics.jsonl").read_text()
+
+
+def test_kill_9_at_any_moment_changes_nothing(tmp_path, straight, cache):
+    chance = random.Random(0)
+    # Before the first checkpoint, in the middle of a write, just after one, and between two.
+    for words, seconds in [
+        ("step 2", 0.0),
+        ("saving 8", 0.004),
+        ("saving 16", 0.03),
+        ("step 23", chance.random() / 20),
+    ]:
+        child = Child(tmp_path, cache)
+        child.wait_for(words)
+        signal.sigtimedwait([], seconds)
+        assert child.end(signal.SIGKILL) == -signal.SIGKILL
+        assert not (tmp_path / "results.json").exists()
+    child = Child(tmp_path, cache)
+    assert child.end() == 0
+    assert child.said[0].startswith("resumed") and child.said[-1] == "finished"
+    assert outcome(tmp_path) == straight
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+
+
+def test_sigterm_saves_the_current_step_and_the_same_command_goes_on(tmp_path, straight, cache):
+    child = Child(tmp_path, cache)
+    child.wait_for("step 10")
+    assert child.end(signal.SIGTERM) == 143
+    stopped_at = int(child.said[-1].removeprefix("step "))
+    assert 10 <= stopped_at < 30
+    child = Child(tmp_path, cache)
+    assert child.end() == 0
+    assert child.said[0] == f"resumed {stopped_at}"
+    assert outcome(tmp_path) == straight
