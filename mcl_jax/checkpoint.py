@@ -110,7 +110,7 @@ class Checkpoints:
             "config": to_json(config, "config"),
         }
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays),
+            state=ocp.args.PyTreeSave(arrays),
             record=ocp.args.JsonSave({"record": record, "crc32": _record_checksum(record)}),
         )
         self._metric[step] = (record["metrics"] or {}).get(self.best_metric)

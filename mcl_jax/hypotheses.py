@@ -108,7 +108,7 @@ class Hypotheses:
         num_hypotheses = count(adapters)
         if dropout_rng is None:
             return jax.vmap(lambda adapters_k: self.apply(params, adapters_k, *inputs, **kwargs))(adapters)
-        everyone = lambda k: jnp.full(_batch_size((inputs, kwargs)), k)  # noqa: E731
+        everyone = lambda k: jnp.full(_batch_size((inputs, kwargs)), k)
         return jax.vmap(
             lambda k: self.apply_assigned(params, adapters, everyone(k), *inputs, dropout_rng=dropout_rng, **kwargs)
         )(jnp.arange(num_hypotheses))

@@ -72,6 +72,8 @@ def chunked_sequence_log_likelihood(
         raise ValueError(
             f"unembedding must have shape [D, V] with D = {hidden.shape[-1]} of hidden, got {unembedding.shape}"
         )
+    if bias is not None and bias.shape != unembedding.shape[1:]:
+        raise ValueError(f"bias must have shape [V] = {unembedding.shape[1:]}, got {bias.shape}")
     mask = mask.astype(bool)
     bias = jnp.zeros(unembedding.shape[1], jnp.float32) if bias is None else bias
     token = _token_log_likelihood(
@@ -99,9 +101,9 @@ def _logits(hidden, unembedding, bias):
 
 def _chunks(size, *arrays):
     """Arrays of N rows as [chunks, at most size, ...], the last chunk filled up with zeros (masked)."""
-    size = min(size, arrays[0].shape[0])
+    size = max(1, min(size, arrays[0].shape[0]))
     short = -arrays[0].shape[0] % size
-    pad = lambda x: jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
+    pad = lambda x: jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
     return tuple(pad(x).reshape(-1, size, *x.shape[1:]) for x in arrays)
 
 
@@ -121,7 +123,7 @@ def _by_rows(row_fn, size):
     def more_rows(axis_size, in_batched, unembedding, bias, *rows):
         if in_batched[0] or in_batched[1]:  # an output layer of its own for each: nothing to share
             axes = [0 if batched else None for batched in in_batched]
-            one = lambda i: chunked(*(x if ax is None else x[i] for x, ax in zip((unembedding, bias, *rows), axes)))  # noqa: E731, B905
+            one = lambda i: chunked(*(x if ax is None else x[i] for x, ax in zip((unembedding, bias, *rows), axes)))  # noqa: B905
             outs = jax.lax.map(one, jnp.arange(axis_size))
         else:
             full = [x if b else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, b in zip(rows, in_batched[2:])]  # noqa: B905
@@ -144,7 +146,7 @@ def _token_and_dz(unembedding, bias, h, x, m):
     log_normaliser = jax.nn.logsumexp(z, axis=-1, keepdims=True)
     rows = jnp.arange(x.size)
     dz = (-m[:, None] * jnp.exp(z - log_normaliser)).at[rows, x].add(m)
-    return m * (z[rows, x] - log_normaliser[:, 0]), dz
+    return m * (jnp.take_along_axis(z, x[:, None], 1) - log_normaliser)[:, 0], dz
 
 
 def _token_and_dh(unembedding, bias, h, x, m):

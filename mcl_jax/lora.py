@@ -225,7 +225,7 @@ def merge_kernel(kernel: Array, a: Array, b: Array, scale: float) -> Array:
     axes = string.ascii_letters[: kernel.ndim]
     inner = axes[fits[0] : fits[0] + contracted]
     a_axes, b_axes = axes[: a.ndim - 1 - contracted] + inner + "Z", axes.replace(inner, "Z")
-    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+    dtype = max(kernel.dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
     product = jnp.einsum(f"{a_axes},{b_axes}->{axes}", a.astype(dtype), b.astype(dtype))
     return (kernel.astype(dtype) + scale * product).astype(kernel.dtype)
 

@@ -49,9 +49,18 @@ class Aux:
     state: State
 
 
+def check_key(rng: Rng) -> None:
+    """Raises a ValueError for an old-style key, whose [2] numbers would be taken for the keys of two examples."""
+    if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"rng must be a typed key, jax.random.key(seed), got an array of {rng.dtype} {rng.shape}")
+
+
 def example_keys(rng: Rng, batch: int) -> Key[Array, " B"] | None:
     """One key an example: [B] keys are kept as they are, a single key is folded with the index of each example."""
-    if rng is None or rng.ndim == 1:
+    if rng is None:
+        return None
+    check_key(rng)
+    if rng.ndim == 1:
         return rng
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))
 
@@ -132,7 +141,8 @@ class Objective(abc.ABC):
         """Sums of log p as this objective compares them; as they are if no token counts are given."""
         if tokens is None or self.normalization == "sum":
             return log_likelihood
-        return log_likelihood / jnp.maximum(tokens, 1)
+        tokens = jnp.broadcast_to(jnp.maximum(tokens, 1), log_likelihood.shape)
+        return log_likelihood / tokens.astype(log_likelihood.dtype)
 
     def __call__(
         self,
@@ -371,4 +381,6 @@ def balanced_wta(
       share: of wins that each hypothesis should have; uniform by default.
       release_step: from this step on the bias is zero, so that a warm-up is balanced and the rest is free.
     """
-    return BalancedWTA(epsilon, rate, None if share is None else tuple(share), release_step, normalization=normalization)
+    return BalancedWTA(
+        epsilon, rate, None if share is None else tuple(share), release_step, normalization=normalization
+    )

@@ -57,9 +57,10 @@ class TrainState:
         """State at step 0. Adapters are copied, since steps donate their buffers.
 
         Raises:
-          ValueError: if the adapters do not share one leading axis K.
+          ValueError: if the adapters do not share one leading axis K, or rng is an old-style key.
         """
         hypotheses.count(adapters)
+        objectives.check_key(rng)
         adapters = jax.tree.map(jnp.copy, adapters)
         return cls(jnp.zeros((), jnp.int32), params, adapters, optimizer.init(adapters), None, jnp.copy(rng))
 
@@ -164,7 +165,9 @@ class Update:
             raise ValueError(f"hypothesis_chunk={self.hypothesis_chunk} does not divide K={num_hypotheses}")
         size = batch_size(batch)
         if size == 0 or size % self.accumulate:
-            raise ValueError(f"a batch of {size} examples does not divide into accumulate={self.accumulate} micro-batches")
+            raise ValueError(
+                f"a batch of {size} examples does not divide into accumulate={self.accumulate} micro-batches"
+            )
 
     def __call__(self, params: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         sums = self.sums(params, state, batch)
@@ -198,11 +201,11 @@ class Update:
         index = first + jnp.arange(size)
         if self.accumulate == 1:
             return self._micro_batch(params, state, batch, index)
-        split = lambda x: x.reshape(self.accumulate, -1, *x.shape[1:])  # noqa: E731
+        split = lambda x: x.reshape(self.accumulate, -1, *x.shape[1:])
         micro_batches = jax.tree.map(split, (batch, index))
         shapes = jax.eval_shape(self._micro_batch, params, state, *jax.tree.map(lambda x: x[0], micro_batches))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        add = lambda total, micro: (jax.tree.map(jnp.add, total, self._micro_batch(params, state, *micro)), None)  # noqa: E731
+        add = lambda total, micro: (jax.tree.map(jnp.add, total, self._micro_batch(params, state, *micro)), None)
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
     def _micro_batch(self, params: Any, state: TrainState, batch: Batch, index: Int[Array, " B"]) -> Sums:
@@ -249,7 +252,7 @@ class Update:
             weight=weight.sum(),
             wins=objectives.win_counts(winner, num_hypotheses, weight),
             entropy=(weight * objectives.weight_entropy(q)).sum(),
-            log_likelihood=(weight * log_p).sum(1),
+            log_likelihood=(weight[None] * log_p).sum(1),
             tokens=jnp.zeros(()) if tokens is None else tokens[0].sum().astype(jnp.float32),
         )
 
@@ -260,9 +263,9 @@ class Update:
 
             def chunk_gradient(chunk):
                 adapters, q, ks = chunk
-                return jax.grad(lambda a: -(weight * q * every(a, ks)[0]).sum())(adapters)
+                return jax.grad(lambda a: -(weight[None] * q * every(a, ks)[0]).sum())(adapters)
 
-            chunks = lambda x: x.reshape(-1, self.hypothesis_chunk, *x.shape[1:])  # noqa: E731
+            chunks = lambda x: x.reshape(-1, self.hypothesis_chunk, *x.shape[1:])
             gradient = jax.lax.map(chunk_gradient, jax.tree.map(chunks, (adapters, q, jnp.arange(num_hypotheses))))
             return jax.tree.map(lambda g, a: g.reshape(a.shape), gradient, adapters)
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mcl_jax import likelihood
 
@@ -126,3 +127,19 @@ def token_log_likelihood(model, *, dropout=True):
         return likelihood.sequence_log_likelihood(logits, targets, batch["mask"])
 
     return log_likelihood_fn
+
+
+def adam(rate):
+    """optax.adam, which mixes dtypes on purpose."""
+    inner = optax.adam(rate)
+
+    def update(*args):
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(*args)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def keep_gradient():
+    """An optimizer that moves nothing and whose state is the last gradient."""
+    return optax.GradientTransformation(lambda adapters: adapters, lambda g, *_: (jax.tree.map(jnp.zeros_like, g), g))

@@ -1,5 +1,6 @@
 """`python -m experiments.bench_head --help`"""
 
+import functools
 import gc
 import sys
 
@@ -8,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments.bench_head import measure, report, variants
+from experiments.bench_head import measure, peak, report, variants
 from experiments.bench_head.config import QUICK, Config
 
 
@@ -20,25 +21,28 @@ def main(config: Config, console: Console) -> list[dict]:
     """
     say = lambda line: console.print(f"[dim]{line}[/dim]", highlight=False)
     peaks = {}
-    for cell in measure.cells_with_peak(config):  # first, while this process holds nothing
-        peaks[cell] = measure.peak_memory(config, *cell)
-        variant, k, rank, mode = cell
-        say(f"peak memory of {variant} K={k} r={rank} {mode}: {peaks[cell]['peak_rss_bytes'] / 2**20:.0f} MiB")
+    for cell in peak.cells_with_peak(config):  # first, while this process holds nothing
+        peaks[cell] = peak.peak_memory(config, cell)
+        say(f"peak memory of {cell}: {peaks[cell]['peak_rss_bytes'] / 2**20:.0f} MiB")
 
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     rows = []
     for rank in config.ranks:
         setup = variants.make_setup(config, rank, max(config.ks))
-        measure.check_gradients(config, setup, lambda line, rank=rank: say(f"r={rank} {line}"))
         for mode in config.modes:
-            total = len(config.cells(mode)) * (config.warmup + config.repeats)
+            programs = measure.checked_programs(config, setup, mode, say)
             with Progress(console=console, transient=True) as progress:
-                task = progress.add_task(f"timing r={rank} {mode}", total=total)
-                new = measure.time_cells(config, setup, mode, say, lambda p=progress, t=task: p.advance(t))
-            cell = lambda row: (row["variant"], row["k"], row["rank"], row["mode"])
-            rows += [row | peaks.get(cell(row), {}) for row in new]
+                task = progress.add_task(
+                    f"timing r={rank} {mode}", total=len(programs) * (config.warmup + config.repeats)
+                )
+                tick = functools.partial(progress.advance, task)
+                seconds = measure.rounds(programs, config.warmup, config.repeats, tick)
+            for row in measure.rows_of(config, rank, mode, programs, seconds):
+                rows.append(row | peaks.get((row["variant"], row["k"], rank, mode), {}))
+            del programs
+            gc.collect()  # their states, before the next ones are made
             if config.json is not None:
                 report.write_json(rows, config.json)
-            gc.collect()
     return rows
 
 
@@ -51,11 +55,17 @@ def title_of(config: Config) -> str:
     )
 
 
+def parse(args: list[str]) -> Config:
+    """The command line; with --quick the defaults are those of the preset."""
+    return tyro.cli(
+        Config, prog="python -m experiments.bench_head", args=args, default=QUICK if "--quick" in args else Config()
+    )
+
+
 def cli(args: list[str]) -> None:
     """Reads the command line, runs, and prints the table and the summary."""
-    config = tyro.cli(Config, prog="python -m experiments.bench_head", args=args, default=_preset(args))
     try:
-        config.check()
+        config = parse(args).check()
     except ValueError as error:
         raise SystemExit(f"bench_head: {error}") from None
     console = Console(width=None if sys.stdout.isatty() else 130)
@@ -66,10 +76,6 @@ def cli(args: list[str]) -> None:
         console.print(f"figure: {config.figure}")
     for rank in config.ranks:
         console.print("\n".join(report.summary(rows, config.summary_k, rank)), highlight=False)
-
-
-def _preset(args: list[str]) -> Config:
-    return QUICK if "--quick" in args else Config()
 
 
 if __name__ == "__main__":

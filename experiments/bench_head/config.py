@@ -18,7 +18,7 @@ class Config:
     Variants: `all` backward of every hypothesis (vmap over K); `winner` backward of each example's winner only;
     `sampled` backward of one hypothesis drawn per example (relaxed WTA); `loop` a Python loop over K in one jit;
     `grouped_conv` K·B rows and 1x1 grouped convolutions, as the authors do; `separate` K models with weights of their
-    own, K MLE steps one after another. The gradient of each is checked against `all` before anything is timed.
+    own, K MLE steps one after another. What each computes is checked against `all` before anything is timed.
     """
 
     layers: int = 6
@@ -48,10 +48,12 @@ class Config:
     """Rounds before those, not timed."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base model. Adapters and log-likelihoods are float32 whatever it is."""
+    matmul_precision: Literal["default", "highest"] = "default"
+    """Of float32 products: on CPU they are float32 anyway, accelerators use fewer bits by default."""
     chunk_size: int = 256
     """Tokens whose logits exist at a time."""
     subprocess: bool = True
-    """Whether to measure peak memory too, one fresh process for each row."""
+    """Whether to measure peak memory too, in a fresh process for each row."""
     rss: Literal["summary", "all"] = "summary"
     """Rows whose peak memory is measured: those of the summary (its K, the first rank, train), or all of them."""
     json: Path | None = None
@@ -61,11 +63,11 @@ class Config:
     seed: int = 0
     """Of weights, adapters and tokens."""
     quick: bool = False
-    """Small sizes, about a minute; what is given beside it wins."""
+    """Small sizes, a minute or two, mostly to compile; an option given beside it wins."""
 
     @property
     def summary_k(self) -> int:
-        """The K of the summary: 5, or the largest below or above it if 5 is not measured."""
+        """The K of the summary: 5, or the largest one measured."""
         return 5 if 5 in self.ks else max(self.ks)
 
     @property
@@ -118,6 +120,6 @@ def _check_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) ->
 
 
 QUICK = Config(
-    layers=2, d_model=64, num_heads=4, vocab=1009, batch=4, seq_len=32, ranks=(4,), ks=(1, 2, 5), repeats=3, warmup=1,
+    layers=2, d_model=64, num_heads=4, vocab=1009, batch=4, seq_len=32, ranks=(4,), ks=(5,), repeats=3, warmup=1,
     subprocess=False, quick=True,
 )  # fmt: skip

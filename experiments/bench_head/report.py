@@ -91,7 +91,9 @@ def figure(rows: list[dict], title: str, path: Path) -> None:
         _memory([row for row in of_rank if row["mode"] == modes[0]], line[-1])
         line[-1].set_title(f"memory, {modes[0]}, r = {rank}")
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)
+    labels = sorted(found, key=lambda label: label.startswith("ideal"))
+    handles = [found[label] for label in labels]
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels) if columns > 2 else 3, frameon=False)
     fig.suptitle(title)
     fig.savefig(path, dpi=150)
     plt.close(fig)
@@ -119,6 +121,8 @@ def _lines(rows, name, seconds, ax):
             continue
         x, y = [row["k"] for row in points], [row[name] for row in points]
         style = dict(color=COLOURS[variant], marker=MARKERS[variant], markersize=5, label=variant)
+        if variant == "sampled":  # it costs what `winner` costs: let that show beneath
+            style |= dict(linestyle="--", markerfacecolor="none", markersize=9)
         if seconds is None:
             ax.plot(x, y, **style)
             continue

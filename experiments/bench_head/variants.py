@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -17,7 +16,8 @@ from mcl_jax import hypotheses, lora, objectives, training
 from mcl_jax.models import GPTNeo, GPTNeoConfig
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "c_fc", "c_proj")
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4))
+CLIP, B1 = 1.0, 0.9
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(1e-4, b1=B1))
 
 # (params, adapters, batch) -> (sums of log p [K, B] in nats, numbers of tokens [B])
 LogLikelihoods = Callable[[Any, Any, Any], tuple[Float[Array, "K B"], Int[Array, " B"]]]
@@ -33,6 +33,7 @@ class Setup:
       drawn: adapters of as many hypotheses as any variant wants, with a random B: with B = 0 all would tie.
       batch: tokens [B, T+1], of which the first T are read and the last T predicted.
       copies: further weights for `separate`, made when asked for and shared between values of K.
+      compiled: programs of one model of `separate`, by mode: the same for every K.
     """
 
     model: mcl.Hypotheses
@@ -42,6 +43,7 @@ class Setup:
     chunk_size: int
     seed: int
     copies: list[Any] = dataclasses.field(default_factory=list)
+    compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def adapters(self, num_hypotheses: int) -> Any:
         """Adapters of the first K hypotheses, leading axis K."""
@@ -89,9 +91,26 @@ def _draw(model, params, tokens, num_hypotheses, key):
     return jax.tree.unflatten(treedef, drawn)
 
 
-def competition(num_hypotheses: int) -> objectives.Objective:
-    """WTA, which for one hypothesis is maximum likelihood."""
-    return objectives.wta() if num_hypotheses > 1 else objectives.mle()
+@dataclasses.dataclass(frozen=True)
+class Relaxed(objectives.Objective):
+    """Relaxed WTA with ε as its state: at ε = 0 the compiled step is that of WTA, which is how `sampled` is checked."""
+
+    hard = False
+
+    def init(self, num_hypotheses):
+        return jnp.float32(0.05)
+
+    def weights(self, log_likelihood, step=0, state=None, rng=None):
+        num_hypotheses = log_likelihood.shape[0]
+        won = jax.nn.one_hot(self.assign(jax.lax.stop_gradient(log_likelihood), state, rng), num_hypotheses, axis=0)
+        return (1.0 - state) * won + state / (num_hypotheses - 1) * (1.0 - won)
+
+
+def objective_of(variant: str, num_hypotheses: int) -> objectives.Objective:
+    """WTA (relaxed for `sampled`), which for one hypothesis is maximum likelihood."""
+    if num_hypotheses == 1:
+        return objectives.mle()
+    return Relaxed() if variant == "sampled" else objectives.wta()
 
 
 def log_likelihood_fn(setup: Setup) -> training.LogLikelihoodFn:
@@ -176,6 +195,8 @@ def grouped_delta(config: mcl.LoraConfig, adapters: Any) -> lora.DeltaFn:
     return delta_fn
 
 
+WAYS = {"all": vmapped, "loop": looped, "grouped_conv": grouped_convolutions, "separate": looped}
+
 # -------------------------------------------------------------------------------------------------------- The steps
 
 
@@ -225,42 +246,11 @@ class OneModel(OneGraph):
         return batch["weight"][None]
 
 
-def make_step(variant: str, setup: Setup, num_hypotheses: int, *, hard: bool = False) -> training.TrainStep:
-    """The train step of a variant (of one model, for `separate`).
-
-    Args:
-      hard: the winner-takes-all objective also for `sampled`, which otherwise draws from relaxed weights. Then the
-        draw is the winner and the gradient that of `all`, which is how it is checked.
-    """
-    objective = competition(num_hypotheses)
-    if variant == "sampled" and num_hypotheses > 1 and not hard:
-        objective = objectives.relaxed_wta(0.05)
+def make_step(variant: str, setup: Setup, num_hypotheses: int) -> training.TrainStep:
+    """The train step of a variant: of one model, for `separate`."""
+    objective = objective_of(variant, num_hypotheses)
     if variant in training.BACKWARDS:
         return mcl.make_train_step(log_likelihood_fn(setup), objective, OPTIMIZER, variant)
     if variant == "separate":
         return training.TrainStep(OneModel(setup))
-    ways = {"loop": looped, "grouped_conv": grouped_convolutions}
-    return training.TrainStep(OneGraph(ways[variant](setup), objective))
-
-
-def gradient(variant: str, setup: Setup, adapters: Any) -> Any:
-    """−∇ Σ_b max_k log p(x_b | θ_k) / T_b as the variant computes it: leading axis K, summed over examples."""
-    if variant == "separate":
-        return _separate_gradient(setup, adapters)
-    step = make_step(variant, setup, hypotheses.count(adapters), hard=True)
-    return jax.jit(step.update.sums)(*step.prepare(setup.state(adapters), setup.batch)).gradient
-
-
-def _separate_gradient(setup, adapters):
-    """K forward passes, winners chosen on the host, and K steps on all examples, weighted 1 (won) or 0 (lost)."""
-    num_hypotheses = hypotheses.count(adapters)
-    forward, step = jax.jit(looped(setup)), make_step("separate", setup, 1)
-    alone = [hypotheses.select(adapters, slice(k, k + 1)) for k in range(num_hypotheses)]
-    log_p = np.stack([forward(setup.params_of(k), alone[k], setup.batch)[0][0] for k in range(num_hypotheses)])
-    winner, sums = log_p.argmax(axis=0), jax.jit(step.update.sums)
-
-    def of_model(k):
-        batch = setup.batch | {"weight": jnp.asarray(winner == k, jnp.float32)}
-        return sums(*step.prepare(setup.state(alone[k], setup.params_of(k)), batch)).gradient
-
-    return jax.tree.map(lambda *models: jnp.concatenate(models), *map(of_model, range(num_hypotheses)))
+    return training.TrainStep(OneGraph(WAYS[variant](setup), objective))

@@ -82,9 +82,7 @@ def main(config: Config) -> None:
             run.say_finished()
         else:
             bounds = theory.bounds(chains, config.seq_len, num_hypotheses=config.k)
-            trained = {
-                method: [train(run, config, seed, method) for seed in config.seed] for method in ("mle", "mcl")
-            }
+            trained = {method: [train(run, config, seed, method) for seed in config.seed] for method in ("mle", "mcl")}
             results = report.summarise(config, bounds, trained)
             figures.draw(run, config, results)
             run.finish(results)

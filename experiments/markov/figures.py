@@ -49,7 +49,10 @@ def transitions(results: dict[str, Any]) -> plt.Figure:
     """Above: the true chains and their average. Below: the hypothesis matched to each, and the MLE model."""
     chains, learned = results["targets"]["transition_matrices"], results["mcl"]["transition_matrices"]
     true = [*((f"chain {n + 1}", p) for n, p in enumerate(chains)), ("average", results["targets"]["average"])]
-    fitted = [*((f"hypothesis {k + 1}", p) for k, p in enumerate(learned)), ("LoRA-MLE", results["mle"]["transition_matrix"])]
+    fitted = [
+        *((f"hypothesis {k + 1}", p) for k, p in enumerate(learned)),
+        ("LoRA-MLE", results["mle"]["transition_matrix"]),
+    ]
     columns = max(len(true), len(fitted))
     figure, grid = plt.subplots(2, columns, figsize=(2.1 * columns, 4.6), layout="constrained", squeeze=False)
     for axes in grid.ravel():

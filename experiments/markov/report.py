@@ -18,7 +18,9 @@ def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[
     """
     chains = config.chains
     average = theory.average_transition(chains)
-    mle = [{"eval_loss": run["eval_loss"], "transition_matrix": run["transition_matrices"][0]} for run in trained["mle"]]
+    mle = [
+        {"eval_loss": run["eval_loss"], "transition_matrix": run["transition_matrices"][0]} for run in trained["mle"]
+    ]
     mcl = [_mcl(run, chains, average) for run in trained["mcl"]]
     return {
         "bounds": dataclasses.asdict(bounds),
@@ -92,7 +94,9 @@ def verdict(results: dict[str, Any]) -> list[str]:
         "every hypothesis nearer to a chain than to the average": nearer,
         "every chain covered": mcl["covered"],
     }
-    return [f"[{'green' if holds else 'red'}]{'yes' if holds else 'no '}[/]  {claim}" for claim, holds in claims.items()]
+    return [
+        f"[{'green' if holds else 'red'}]{'yes' if holds else 'no '}[/]  {claim}" for claim, holds in claims.items()
+    ]
 
 
 def _percent(value: float, reference: float) -> str:

@@ -1,0 +1,39 @@
+# A fresh machine needs `make demo` and `make test`. Both install what they need into .venv first.
+PYTHON ?= $(shell for v in 3.13 3.12 3.11; do command -v python$$v >/dev/null && python$$v --version >/dev/null 2>&1 && echo python$$v && break; done || true)
+VENV ?= .venv
+RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/installed: setup.cfg requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "mcl_jax needs Python 3.11 to 3.13 on PATH; found none (set PYTHON=...)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/installed ## the Markov experiment: two hypotheses find the two chains that one model averages
+	$(RUN) -m experiments.markov --workdir runs/markov
+
+test: $(VENV)/installed ## the tests
+	$(RUN) -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed ## the proofs that take longer
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/installed ## ruff
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed ## let ruff rewrite what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/installed ## time and memory of a step against K; keep the machine idle
+	$(RUN) -m experiments.bench_head --json runs/bench_head.json --figure runs/bench_head.png
+
+clean: ## remove the environment and the runs
+	rm -rf $(VENV) runs *.egg-info
