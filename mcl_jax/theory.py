@@ -7,6 +7,7 @@ Everything is float64 numpy and in nats. Entropies of a sequence are of x_2..x_T
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import xlogy
 
 from mcl_jax.markov_chains import (
     Matching,
@@ -33,6 +34,7 @@ __all__ = [
     "bounds",
     "conditional_entropy",
     "entropy_rate",
+    "limited_memory_entropy",
     "log_likelihood",
     "match_chains",
     "mixture_entropy",
@@ -125,6 +127,49 @@ def conditional_entropy(transitions, length: int, prior=None) -> float:
         total += prior @ np.sum(symbol * entropies, axis=1)
         symbol = np.einsum("ki,kij->kj", symbol, transitions)
     return float(total)
+
+
+def limited_memory_entropy(transitions, length: int, memory: int, prior=None) -> float:
+    """The best loss of one model that sees only the last `memory` symbols: Σ_t H(x_t | x_{t−m}..x_{t−1}), t = 2..T.
+
+    The floor of a model with local attention: L layers with a window of w symbols see m = L (w − 1) + 1 of them.
+
+    Args:
+        transitions: [N, V, V], row-stochastic.
+        length: T, symbols a sequence.
+        memory: m, symbols that a prediction may depend on, besides its position; at least 1.
+        prior: [N], probabilities of the chains; uniform if None.
+
+    Returns:
+        Nats per sequence; `mixture_entropy` when m >= T − 1.
+
+    Raises:
+        ValueError: for a bad mixture, memory < 1, or more than DEFAULT_MAX_STATES contexts (V^(m+1)).
+    """
+    transitions, length, prior = _validate_mixture(transitions, length, prior)
+    num_symbols = transitions.shape[-1]
+    memory = min(memory, length - 1)
+    if memory < 1 or num_symbols ** (memory + 1) > DEFAULT_MAX_STATES:
+        raise ValueError(
+            f"memory must be at least 1 and leave at most {DEFAULT_MAX_STATES} contexts, got memory={memory} for "
+            f"{num_symbols} symbols: {num_symbols ** (memory + 1)}."
+        )
+    total, first = 0.0, np.full((len(prior), num_symbols), 1.0 / num_symbols)
+    for start in range(length - memory):  # windows that start at x_1 grow up to m symbols, then they slide
+        for size in range(1, memory + 1) if start == 0 else [memory]:
+            total += _next_symbol_entropy(transitions, prior, first, size)
+        first = np.einsum("ni,nij->nj", first, transitions)
+    return total
+
+
+def _next_symbol_entropy(transitions, prior, first, size: int) -> float:
+    """H(x_{s+size} | x_s..x_{s+size−1}), where `first` [N, V] is the distribution of x_s under each chain."""
+    joint = first  # [N, V, V, ...], a symbol more in each round
+    for _ in range(size):
+        joint = joint[..., None] * transitions.reshape(len(prior), *[1] * (joint.ndim - 2), *transitions.shape[1:])
+    mixture = np.einsum("n,n...->...", prior, joint)
+    context = mixture.sum(-1, keepdims=True)
+    return float(xlogy(mixture, context).sum() - xlogy(mixture, mixture).sum())
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ class TrainState:
         """
         hypotheses.count(adapters)
         objectives.check_key(rng)
-        adapters = jax.tree.map(jnp.copy, adapters)
-        return cls(jnp.zeros((), jnp.int32), params, adapters, optimizer.init(adapters), None, jnp.copy(rng))
+        adapters, first = (jax.tree.map(jnp.copy, adapters) for _ in range(2))  # an optimizer may keep what it is given
+        return cls(jnp.zeros((), jnp.int32), params, adapters, optimizer.init(first), None, jnp.copy(rng))
 
 
 @flax.struct.dataclass

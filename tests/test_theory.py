@@ -298,3 +298,32 @@ def test_bad_arguments_are_refused():
         theory.entropy_rate(SETTING_1)
     with pytest.raises(ValueError, match="same V"):
         theory.match_chains(SETTING_1, SPARSE)
+
+
+# --- Limited memory -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [1, 2, 3, 7])
+def test_limited_memory_is_the_entropy_given_the_last_symbols(memory):
+    """Against the definition: -E[log p(x_t | last m symbols)] over every sequence, with an unequal prior."""
+    rng, length = np.random.default_rng(5), 5
+    chains, prior = rng.dirichlet(np.ones(3), (2, 3)), np.array([0.3, 0.7])
+    sequences = np.array(list(itertools.product(range(3), repeat=length)))
+    p = prior @ np.exp(theory.log_likelihood(chains, sequences)) / 3
+    expected = 0.0
+    for t in range(1, length):
+        # A context is its place and its symbols: the model knows positions.
+        seen = [tuple(x[max(0, t - memory) : t]) for x in sequences]
+        joint, context = {}, {}
+        for x, c, weight in zip(sequences, seen, p, strict=True):
+            joint[c, x[t]] = joint.get((c, x[t]), 0.0) + weight
+            context[c] = context.get(c, 0.0) + weight
+        expected -= sum(weight * np.log(weight / context[c]) for (c, _), weight in joint.items())
+    assert theory.limited_memory_entropy(chains, length, memory, prior) == pytest.approx(expected, abs=1e-12)
+    if memory >= length - 1:
+        assert expected == pytest.approx(theory.mixture_entropy(chains, length, prior), abs=1e-12)
+
+
+def test_limited_memory_refuses():
+    with pytest.raises(ValueError, match="memory must be at least 1"):
+        theory.limited_memory_entropy(np.full((1, 2, 2), 0.5), 5, 0)

@@ -89,7 +89,7 @@ def figure(rows: list[dict], title: str, path: Path) -> None:
             _cost([row for row in of_rank if row["mode"] == mode], mode, ax)
             ax.set_title(f"{mode}, r = {rank}")
         _memory([row for row in of_rank if row["mode"] == modes[0]], line[-1])
-        line[-1].set_title(f"memory, {modes[0]}, r = {rank}")
+        line[-1].set_title(f"memory without weights, {modes[0]}, r = {rank}")
     found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     labels = sorted(found, key=lambda label: label.startswith("ideal"))
     handles = [found[label] for label in labels]
@@ -102,8 +102,9 @@ def figure(rows: list[dict], title: str, path: Path) -> None:
 def _cost(rows, mode, ax):
     ks = sorted({row["k"] for row in rows})
     ideal = {"2K forwards": ks, "K + 2 forwards": [(k + 2) / 2 for k in ks]} if mode == "train" else {"K forwards": ks}
-    for (label, costs), style in zip(ideal.items(), ("--", ":"), strict=False):
-        ax.plot(ks, costs, style, color="0.5", label=f"ideal: {label}", zorder=1)
+    styles = {"2K forwards": "--", "K + 2 forwards": ":", "K forwards": "-."}
+    for label, costs in ideal.items():
+        ax.plot(ks, costs, styles[label], color="0.5", label=f"ideal: {label}", zorder=1)
     _lines(rows, "relative_to_mle", "seconds_median", ax)
     _axes(ax, ks, "time ÷ MLE step" if mode == "train" else "time ÷ one forward")
 

@@ -13,6 +13,7 @@ from mcl_jax.lora import LoraConfig
 from mcl_jax.models import GPTNeoConfig
 
 SETTINGS = {1: ((0.2, 0.9), (0.8, 0.25)), 2: ((0.7, 0.8), (0.8, 0.25))}
+NUM_LAYERS = 2
 RECIPES = {1: "wta", 2: "relaxed"}
 LEARNING_RATES = {"reachable": 1e-3, "paper": 1e-4}
 EMBEDDING_STDS = {"reachable": 0.2, "paper": 0.02}
@@ -108,16 +109,21 @@ class Config:
         """Peak learning rate."""
         return self.learning_rate or LEARNING_RATES[self.base]
 
+    @property
+    def memory(self) -> int:
+        """Symbols that a prediction can depend on through the local attention of all layers."""
+        return NUM_LAYERS * (self.window - 1) + 1
+
     def model(self) -> GPTNeoConfig:
         """The paper's GPT-Neo: 2 layers of local attention, tied head."""
         return GPTNeoConfig(
             vocab_size=self.chains.shape[-1],
             hidden_size=64,
-            num_layers=2,
+            num_layers=NUM_LAYERS,
             num_heads=2,
             max_position_embeddings=self.seq_len,
             window_size=self.window,
-            attention_layers=("local", "local"),
+            attention_layers=("local",) * NUM_LAYERS,
             embedding_std=EMBEDDING_STDS[self.base],
         )
 

@@ -30,6 +30,8 @@ def losses(run: Run, config: Config, results: dict[str, Any]) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     bounds = results["bounds"]
     axes.axhline(bounds["mle"], color=MLE, linestyle="--", label="MLE optimum")
+    if bounds["mle_limited_memory"] is not None:
+        axes.axhline(bounds["mle_limited_memory"], color=MLE, linestyle=":", label=f"MLE, last {config.memory} symbols")
     axes.axhspan(bounds["wta_lower"], bounds["wta_upper"], color=MCL, alpha=0.25, label="WTA band")
     for method, colour, label in [("mle", MLE, "LoRA-MLE, K=1"), ("mcl", MCL, f"LoRA-MCL, K={config.k}")]:
         lines = [run.lines(f"seed{seed}/{method}") for seed in config.seed]

@@ -23,7 +23,7 @@ def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[
     ]
     mcl = [_mcl(run, chains, average) for run in trained["mcl"]]
     return {
-        "bounds": dataclasses.asdict(bounds),
+        "bounds": dataclasses.asdict(bounds) | {"mle_limited_memory": _limited_memory(config)},
         "mle": _mean(mle),
         "mcl": _mean(mcl),
         "targets": {"transition_matrices": chains, "average": average},
@@ -34,6 +34,15 @@ def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[
         "objective": config.objective_name,
         "standard_error": max(run["standard_error"] for runs in trained.values() for run in runs),
     }
+
+
+def _limited_memory(config: Config) -> float | None:
+    """What one model can reach that sees no further back than this one's windows; None where that is too large to sum."""
+    try:
+        entropy = theory.limited_memory_entropy(config.chains, config.seq_len, config.memory)
+    except ValueError:
+        return None
+    return entropy / (config.seq_len - 1)
 
 
 def _mcl(run: dict[str, Any], chains: np.ndarray, average: np.ndarray) -> dict[str, Any]:
@@ -70,6 +79,7 @@ def table(results: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     spread = lambda method: f" ± {method['spread']['eval_loss']:.4f}" if "spread" in method else ""
     rows = [
         ["MLE optimum (exact)" if bounds["exact"] else "MLE optimum (sampled)", f"{bounds['mle']:.5f}", "", ""],
+        ["  within reach of the windows", bounds["mle_limited_memory"], "", ""],
         ["MLE, K=1", f"{mle['eval_loss']:.5f}{spread(mle)}", _percent(mle["eval_loss"], bounds["mle"]), ""],
         ["WTA band", f"{bounds['wta_lower']:.5f} to {bounds['wta_upper']:.5f}", "", ""],
         [
@@ -80,6 +90,7 @@ def table(results: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
         ],
         ["total variation, per chain", _numbers(mcl["total_variation"], 3), "", ""],
     ]
+    rows[1][1] = "n/a" if rows[1][1] is None else f"{rows[1][1]:.5f}"
     return "Nats per predicted token", ["", "loss", "against theory", "win rate"], rows
 
 

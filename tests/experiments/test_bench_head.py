@@ -26,6 +26,15 @@ def standard_promotion():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """Nearly all the time here is the compiler's, and no clock is judged."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def test_every_variant_computes_the_same_and_the_rows_are_complete(tmp_path, capsys):
     path, figure = tmp_path / "rows.json", tmp_path / "cost.png"
     bench.cli([*SIZES.split(), "--no-subprocess", "--json", str(path), "--figure", str(figure)])
