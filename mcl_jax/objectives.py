@@ -282,8 +282,8 @@ class Mixture(Objective):
 class BalancedWTA(Objective):
     """Winners of log p(x | θ_k) + b_k, with a bias that chases a share of wins: b_k += η (share_k − win rate_k).
 
-    Whoever gets ahead at the task itself would otherwise win the examples of every mode. The bias (nats, on the scale of
-    the normalised log-likelihood) chooses winners only: it is never part of the loss, nor of evaluation.
+    Whoever gets ahead at the task itself would otherwise win the examples of every mode. The bias (nats, on the scale
+    of the normalised log-likelihood) chooses winners only: it is never part of the loss, nor of evaluation.
     """
 
     epsilon: float = 0.0
@@ -361,7 +361,7 @@ def annealed(
 
 
 def mixture(*, normalization: Normalization = "sum") -> Mixture:
-    """Exact likelihood of the uniform mixture, −E[log (1/K) Σ_k p] (paper, section 3): nats per sequence, hence "sum"."""
+    """Exact likelihood of the uniform mixture, −E[log (1/K) Σ_k p], of sequences, hence "sum" (paper, section 3)."""
     return Mixture(normalization=normalization)
 
 

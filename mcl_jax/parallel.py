@@ -1,8 +1,8 @@
 """Data parallelism: the train step of `mcl_jax.training` on several devices, with the numbers of one.
 
 The state has the same shapes on any number of devices: `pmap` takes and returns it as a replicated value, so that
-checkpoints, evaluation and `state.adapters` need no unreplicating. Sums of gradients, weights, wins and tokens are added
-over devices before anything is divided, and random keys depend on an example's index in the global batch.
+checkpoints, evaluation and `state.adapters` need no unreplicating. Sums of gradients, weights, wins and tokens are
+added over devices before anything is divided, and random keys depend on an example's index in the global batch.
 """
 
 from collections.abc import Sequence

@@ -150,7 +150,7 @@ class Update:
             raise ValueError(f"accumulate must be at least 1 micro-batch, got {accumulate}")
         if hypothesis_chunk is not None and (hypothesis_chunk < 1 or backward != "all"):
             raise ValueError(
-                f'hypothesis_chunk={hypothesis_chunk} must be at least 1, and goes with backward="all", not {backward!r}'
+                f'hypothesis_chunk={hypothesis_chunk} must be at least 1, and needs "all", not backward={backward!r}'
             )
         self.log_likelihood_fn, self.objective, self.optimizer = log_likelihood_fn, objective, optimizer
         self.backward, self.accumulate, self.hypothesis_chunk = backward, accumulate, hypothesis_chunk
@@ -328,9 +328,9 @@ def make_train_step(
     """A jit-compiled `step(state, batch) -> (state, metrics)` for K hypotheses.
 
     Args:
-      log_likelihood_fn: (params, adapters_k, batch, rng) -> log p of each example in nats [B], or a pair with the number
-        of target tokens [B], which lets the objective normalise and gives examples without targets no weight. It must
-        treat examples independently; rng is for dropout.
+      log_likelihood_fn: (params, adapters_k, batch, rng) -> log p of each example in nats [B], or a pair with the
+        number of target tokens [B], which lets the objective normalise and gives examples without targets no weight.
+        It must treat examples independently; rng is for dropout.
       objective: from `mcl_jax.objectives`.
       optimizer: an optax chain over the adapters; clipping belongs in it.
       backward: "winner", "sampled" or "all", see the module's docstring.

@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mcl_jax as mcl
+from mcl_jax import stored_state
 from mcl_jax.checkpoint import BrokenCheckpoint, Checkpoints
 from mcl_jax.run import LossGuard
 
@@ -93,6 +94,7 @@ def test_a_step_that_donates_right_after_save_leaves_the_checkpoint_alone(tmp_pa
             state = train(step, state, draw, until)
         for number, was in kept.items():
             assert_same(checkpoints.restore(training[1], number)[0], was)
+    assert not any(np.shares_memory(stored_state.to_host(x), np.asarray(x)) for x in jax.tree.leaves(state.adapters))
 
 
 def test_states_of_other_types(tmp_path):
@@ -227,7 +229,7 @@ def test_a_broken_latest_falls_back_to_the_one_before(tmp_path, training, part):
 
 
 def test_half_written_steps_do_not_count_and_are_cleared_by_the_next_save(tmp_path, training):
-    half = tmp_path / "3.orbax-checkpoint-tmp"
+    half = tmp_path / "2.orbax-checkpoint-tmp"
     with Checkpoints(tmp_path) as checkpoints:
         half.mkdir()
         assert checkpoints.latest_step() is None

@@ -14,7 +14,7 @@ import mcl_jax as mcl
 from mcl_jax import objectives, training
 
 K, B = 3, 9
-MODEL = mcl.Hypotheses(Tokens(), mcl.LoraConfig(rank=2, alpha=6.0, dropout=0.3, targets=("up", "down", "head")))
+MODEL = mcl.Hypotheses(Tokens(), mcl.LoraConfig(rank=2, alpha=6.0, dropout=0.3, targets=("up", "head")))
 BATCH = token_batch(B, empty=(2, 7))  # lengths 1 to 5, and two examples without targets
 
 
@@ -27,12 +27,15 @@ def tokens_setup(num_hypotheses=K):
     return params, randomized(jax.eval_shape(init), seed=2, scale=0.3)
 
 
+@functools.cache
 def gradient_of(objective, backward, *, dropout=True, num_hypotheses=K, objective_state=None, **options):
     """(gradient, metrics) of one step of the token model."""
     params, adapters = tokens_setup(num_hypotheses)
     state = mcl.TrainState.create(
         params=params, adapters=adapters, optimizer=keep_gradient(), rng=jax.random.key(7)
-    ).replace(objective_state=objective_state)
+    )
+    if objective_state is not None:
+        state = state.replace(objective_state=jnp.asarray(objective_state))
     log_p = token_log_likelihood(MODEL, dropout=dropout)
     state, metrics = mcl.make_train_step(log_p, objective, keep_gradient(), backward, **options)(state, BATCH)
     return state.opt_state, metrics
@@ -72,7 +75,7 @@ class TestAgainstPlainJax:
         close(metrics["gradient_norm"], optax.tree.norm(expected), 1e-5)
         assert size_of(expected) > 0.01
         assert metrics["examples"] == B - 2
-        assert metrics["tokens"] == BATCH["mask"].sum()
+        assert metrics["tokens"] == int(BATCH["mask"].sum())
         close(metrics["win_rate"].sum(), 1.0)
 
     def test_mle_trains_k_separate_models(self):
@@ -100,7 +103,7 @@ class TestAgainstPlainJax:
 class TestBackwards:
     @pytest.mark.parametrize(
         ("objective", "state"),
-        [(objectives.wta(), None), (objectives.balanced_wta(), np.array([-0.5, 0.3, 0.2], np.float32))],
+        [(objectives.wta(), None), (objectives.balanced_wta(), (-0.5, 0.3, 0.2))],
         ids=["wta", "balanced"],
     )
     def test_winner_equals_all(self, objective, state):
@@ -117,10 +120,9 @@ class TestBackwards:
         without, _ = gradient_of(objectives.wta(), "winner", dropout=False)
         assert size_of(jax.tree.map(jnp.subtract, with_dropout, without)) > 0.01
 
-    @pytest.mark.parametrize("chunk", [1, 3])
-    def test_chunks_of_hypotheses_change_nothing(self, chunk):
+    def test_chunks_of_hypotheses_change_nothing(self):
         objective = objectives.relaxed_wta(0.3)
-        by_chunks, metrics = gradient_of(objective, "all", hypothesis_chunk=chunk)
+        by_chunks, metrics = gradient_of(objective, "all", hypothesis_chunk=1)
         at_once, expected = gradient_of(objective, "all")
         close(by_chunks, at_once)
         close(metrics, expected, 1e-5)
@@ -135,7 +137,7 @@ class TestBackwards:
 
     @pytest.mark.parametrize(
         "objective",
-        [objectives.relaxed_wta(0.4), objectives.annealed(0.5), objectives.mixture(normalization="token")],
+        [objectives.relaxed_wta(0.4), objectives.annealed(1.5), objectives.mixture(normalization="token")],
         ids=["relaxed", "annealed", "mixture"],
     )
     def test_sampled_is_unbiased(self, objective):
@@ -259,7 +261,7 @@ class TestState:
             state, metrics = step(state, SYMBOLS)
             bias = bias + 0.5 * (1 / K - np.asarray(metrics["win_rate"]))
             np.testing.assert_allclose(state.objective_state, bias, atol=1e-6)
-        assert np.abs(bias).max() > 0.1
+        assert np.abs(bias).max() > 0.05
 
     def test_step_reaches_the_schedule(self):
         seen = []
@@ -378,8 +380,8 @@ class TestCollapse:
         [
             (objectives.relaxed_wta(0.05), "all"),
             (objectives.relaxed_wta(0.05), "sampled"),
-            (objectives.annealed(lambda step: 100.0 * 0.95**step), "all"),
-            (objectives.balanced_wta(rate=1.0, release_step=300), "winner"),
+            (objectives.annealed(lambda step: 100.0 * 0.95 ** step.astype(jnp.float32)), "all"),
+            (objectives.balanced_wta(rate=1.0, share=(0.2, 0.6, 0.2), release_step=300), "winner"),
         ],
         ids=["relaxed", "relaxed sampled", "annealed", "balanced"],
     )
@@ -388,6 +390,10 @@ class TestCollapse:
         assert sorted(win_rate.tolist()) == pytest.approx([0.2, 0.2, 0.6])
         nearest = np.square(self.MODES[:, None] - mean[None]).sum(-1).argmin(1)
         assert sorted(nearest.tolist()) == [0, 1, 2]  # one hypothesis a mode
+
+    def test_a_uniform_share_keeps_all_alive_though_modes_are_unequal(self):
+        win_rate, _ = self.train(objectives.balanced_wta(rate=1.0), "winner")
+        assert win_rate.min() >= 0.2
 
 
 def test_state_is_a_pytree_without_surprises():

@@ -32,8 +32,8 @@ class Config:
     transitions: Path | None = None
     """JSON file with a list of row-stochastic matrices of any size, instead of a setting."""
     base: Literal["reachable", "paper"] = "reachable"
-    """Frozen random base. "paper": embeddings of std 0.02, whose tied head caps the reachable probabilities, and learning
-    rate 1e-4. "reachable": std 0.2 and 1e-3, so that the optimum is within reach."""
+    """Frozen random base. "paper": embeddings of std 0.02, whose tied head caps the reachable probabilities, and a
+    learning rate of 1e-4. "reachable": std 0.2 and 1e-3, so that the optimum is within reach."""
     num_hypotheses: int | None = None
     """K; the number of chains by default."""
     objective: ObjectiveName | None = None

@@ -37,7 +37,7 @@ def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[
 
 
 def _limited_memory(config: Config) -> float | None:
-    """What one model can reach that sees no further back than this one's windows; None where that is too large to sum."""
+    """The best of one model that sees no further back than this one's windows; None where that is too much to sum."""
     try:
         entropy = theory.limited_memory_entropy(config.chains, config.seq_len, config.memory)
     except ValueError:
