@@ -150,7 +150,8 @@ class Update:
             raise ValueError(f"accumulate must be at least 1 micro-batch, got {accumulate}")
         if hypothesis_chunk is not None and (hypothesis_chunk < 1 or backward != "all"):
             raise ValueError(
-                f'hypothesis_chunk={hypothesis_chunk} must be at least 1, and needs "all", not backward={backward!r}'
+                f"hypothesis_chunk={hypothesis_chunk} must be at least 1, "
+                f'and goes with backward="all", not {backward!r}'
             )
         self.log_likelihood_fn, self.objective, self.optimizer = log_likelihood_fn, objective, optimizer
         self.backward, self.accumulate, self.hypothesis_chunk = backward, accumulate, hypothesis_chunk

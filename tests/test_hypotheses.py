@@ -1,6 +1,7 @@
 """Adapters on any Linen module: against kernels W + (α/r)·BA written out by hand, K at once against one by one."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -141,6 +142,30 @@ def assigned(model, params, adapters, k_of_example, *inputs, **kwargs):
     return jax.jit(call)(params, adapters, np.asarray(k_of_example))
 
 
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What several tests ask of one case, compiled once."""
+
+    case: Case
+    model: mcl.Hypotheses
+    params: Any
+    adapters: Any
+    x: np.ndarray
+    base: Any  # (params)
+    one: Any  # (params, adapters_k)
+    all: Any  # (params, adapters)
+
+
+@functools.cache
+def compiled(name: str) -> Compiled:
+    case = CASES[name]
+    model, params, adapters, x = setup(case)
+    base = jax.jit(lambda params: case.module.apply({"params": params}, x))
+    one = jax.jit(lambda params, adapters_k: model.apply(params, adapters_k, x))
+    every = jax.jit(lambda params, adapters: model.apply_all(params, adapters, x))
+    return Compiled(case, model, params, adapters, x, base, one, every)
+
+
 def by_hand(case: Case, params, adapters_k, scale=SCALE):
     """params with W + scale·BA at every target, by the equations of the case."""
     flat, low_rank = flatten_dict(params, sep="/"), flatten_dict(adapters_k, sep="/")
@@ -161,17 +186,13 @@ def apart(a, b, at_least=1e-3):
 @pytest.mark.parametrize("name", CASES)
 class TestEveryKindOfLayer:
     def test_zero_b_is_exactly_the_base(self, name):
-        case = CASES[name]
-        model, params, _, x = setup(case)
-        adapters = initialised(model, params, x)
-        base = run(case.module, params, x)
-        np.testing.assert_array_equal(one(model, params, adapters, 1, x), base)
-        out = all_of(model, params, adapters, x)
-        close(out, np.broadcast_to(base, (K, *base.shape)), 1e-6)
+        c = compiled(name)
+        adapters, base = initialised(c.model, c.params, c.x), c.base(c.params)
+        np.testing.assert_array_equal(c.one(c.params, hypotheses.select(adapters, 1)), base)
+        close(c.all(c.params, adapters), np.broadcast_to(base, (K, *base.shape)), 1e-6)
 
     def test_adapts_the_targets_and_nothing_else(self, name):
-        case = CASES[name]
-        _, params, adapters, _ = setup(case)
+        case, params, adapters = compiled(name).case, compiled(name).params, compiled(name).adapters
         flat = flatten_dict(adapters, sep="/")
         assert set(flat) == {f"{path}/{which}" for path in case.kernels for which in "ab"}
         kernels = flatten_dict(params, sep="/")
@@ -183,41 +204,39 @@ class TestEveryKindOfLayer:
 
     def test_equals_the_kernels_with_ba_added(self, name):
         """One hypothesis, all at once, and each merged, against parameters written out by hand."""
-        case = CASES[name]
-        model, params, adapters, x = setup(case)
-        before = jax.tree.map(np.array, params)
-        outs = all_of(model, params, adapters, x)
-        close(one(model, params, adapters, 2, x), outs[2])
+        c = compiled(name)
+        before = jax.tree.map(np.array, c.params)
+        outs = c.all(c.params, c.adapters)
         for k in range(K):
-            expected = by_hand(case, params, jax.tree.map(lambda leaf, k=k: leaf[k], adapters))
-            merged = model.merge(params, adapters, k)
-            assert jax.tree.structure(merged) == jax.tree.structure(params)
+            adapters_k = jax.tree.map(lambda leaf, k=k: leaf[k], c.adapters)
+            expected, merged = by_hand(c.case, c.params, adapters_k), c.model.merge(c.params, c.adapters, k)
+            assert jax.tree.structure(merged) == jax.tree.structure(c.params)
             jax.tree.map(close, merged, expected)
-            close(outs[k], run(case.module, expected, x))
+            close(outs[k], c.base(expected))
+            close(outs[k], c.one(c.params, adapters_k))
         apart(outs[0], outs[1])
-        apart(outs[0], run(case.module, params, x))
-        jax.tree.map(np.testing.assert_array_equal, params, before)
+        apart(outs[0], c.base(c.params))
+        jax.tree.map(np.testing.assert_array_equal, c.params, before)
 
     def test_gradient_reaches_every_adapter(self, name):
-        model, params, adapters, x = setup(CASES[name])
-        gradient = jax.jit(jax.grad(lambda a: jnp.square(model.apply_all(params, a, x)).sum()))(adapters)
+        c = compiled(name)
+        gradient = jax.jit(jax.grad(lambda a: jnp.square(c.model.apply_all(c.params, a, c.x)).sum()))(c.adapters)
         for path, leaf in flatten_dict(gradient, sep="/").items():
             assert all(np.abs(leaf[k]).max() > 1e-4 for k in range(K)), path
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.independent])
 def test_assigned_picks_from_all(name):
-    model, params, adapters, x = setup(CASES[name])
-    out = assigned(model, params, adapters, K_OF_EXAMPLE, x)
-    close(out, all_of(model, params, adapters, x)[K_OF_EXAMPLE, np.arange(B)])
+    c = compiled(name)
+    out = assigned(c.model, c.params, c.adapters, K_OF_EXAMPLE, c.x)
+    close(out, c.all(c.params, c.adapters)[K_OF_EXAMPLE, np.arange(B)])
 
 
-@pytest.mark.parametrize("name", ["mlp", "einsum", "scan"])
+@pytest.mark.parametrize("name", CASES)
 def test_permuting_hypotheses_permutes_results(name):
-    model, params, adapters, x = setup(CASES[name])
-    apply_all, order = jax.jit(lambda a: model.apply_all(params, a, x)), np.array([2, 0, 1])
-    permuted = jax.tree.map(lambda leaf: leaf[order], adapters)
-    np.testing.assert_array_equal(apply_all(permuted), apply_all(adapters)[order])
+    c, order = compiled(name), np.array([2, 0, 1])
+    permuted = jax.tree.map(lambda leaf: leaf[order], c.adapters)
+    close(c.all(c.params, permuted), c.all(c.params, c.adapters)[order], 1e-6)
 
 
 @pytest.mark.parametrize(("name", "targets"), [("flax attention", ("attn/query", "attn/out")), ("scan", "up")])

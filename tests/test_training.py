@@ -31,9 +31,7 @@ def tokens_setup(num_hypotheses=K):
 def gradient_of(objective, backward, *, dropout=True, num_hypotheses=K, objective_state=None, **options):
     """(gradient, metrics) of one step of the token model."""
     params, adapters = tokens_setup(num_hypotheses)
-    state = mcl.TrainState.create(
-        params=params, adapters=adapters, optimizer=keep_gradient(), rng=jax.random.key(7)
-    )
+    state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=keep_gradient(), rng=jax.random.key(7))
     if objective_state is not None:
         state = state.replace(objective_state=jnp.asarray(objective_state))
     log_p = token_log_likelihood(MODEL, dropout=dropout)
@@ -127,7 +125,9 @@ class TestBackwards:
         close(by_chunks, at_once)
         close(metrics, expected, 1e-5)
 
-    @pytest.mark.parametrize(("objective", "backward"), [(objectives.wta(), "winner"), (objectives.mixture(), "sampled")])
+    @pytest.mark.parametrize(
+        ("objective", "backward"), [(objectives.wta(), "winner"), (objectives.mixture(), "sampled")]
+    )
     def test_micro_batches_change_nothing(self, objective, backward):
         """Micro-batches of unequal weight, since examples without targets are not spread evenly."""
         cut, metrics = gradient_of(objective, backward, accumulate=3)
@@ -141,7 +141,7 @@ class TestBackwards:
         ids=["relaxed", "annealed", "mixture"],
     )
     def test_sampled_is_unbiased(self, objective):
-        """The mean of 800 draws lies within 4 standard errors of the exact gradient, and the winners' gradient does not."""
+        """The mean of 800 draws is within 4.5 standard errors of the exact gradient, and the winners' is not."""
         params, adapters = tokens_setup()
         exact, _ = gradient_of(objective, "all", dropout=False)
         log_p = token_log_likelihood(MODEL, dropout=False)
@@ -150,14 +150,16 @@ class TestBackwards:
         draw = lambda rng: update(params, state.replace(rng=rng, objective_state=()), BATCH)[0].opt_state
         draws = jax.jit(lambda rngs: jax.lax.map(draw, rngs, batch_size=100))(jax.random.split(jax.random.key(5), 800))
         biased, _ = gradient_of(objectives.wta(), "winner", dropout=False)
-        flat = lambda tree: np.concatenate([np.reshape(leaf, (*leaf.shape[:-3], -1)) for leaf in jax.tree.leaves(tree)], -1)
+        flat = lambda tree: np.concatenate(
+            [np.reshape(leaf, (*leaf.shape[:-3], -1)) for leaf in jax.tree.leaves(tree)], -1
+        )
         draws, exact, biased = flat(draws), flat(exact), flat(biased)
         error = draws.std(0) / np.sqrt(800) + 1e-6
         assert np.abs((draws.mean(0) - exact) / error).max() < 4.5
         assert np.abs((biased - exact) / error).max() > 20
 
     def test_ties_of_the_first_step_are_broken_at_random(self):
-        """With B = 0 all hypotheses are one function: every example is a tie, and argmax would give all to the first."""
+        """With B = 0 all hypotheses are one function, and argmax would give every example to the first."""
         batch = {"x": np.zeros(300, np.int32)}
         state, step = categorical(objectives.wta(), np.zeros((K, 5), np.float32))
         _, metrics = step(state, batch)
@@ -211,7 +213,9 @@ class TestState:
         jax.tree.map(np.testing.assert_array_equal, (params, adapters), before)
         jax.tree.map(np.testing.assert_array_equal, state.params, before[0])
         assert state.params["up"]["kernel"] is params["up"]["kernel"]
-        assert all(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state.adapters, adapters)), strict=True))
+        assert all(
+            not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state.adapters, adapters)), strict=True)
+        )
 
     def test_old_state_is_donated_unless_asked_otherwise(self):
         state, step = categorical(objectives.wta())
@@ -308,7 +312,7 @@ class TestRefused:
             categorical(objectives.wta(), backward="best")
         with pytest.raises(ValueError, match="accumulate must be at least 1 micro-batch, got 0"):
             categorical(objectives.wta(), accumulate=0)
-        with pytest.raises(ValueError, match='hypothesis_chunk=2 .* goes with backward="all", not \'winner\''):
+        with pytest.raises(ValueError, match=r"hypothesis_chunk=2 must be at least 1.*all.*winner"):
             categorical(objectives.wta(), hypothesis_chunk=2)
         state, step = categorical(objectives.wta(), backward="all", hypothesis_chunk=2)
         with pytest.raises(ValueError, match="hypothesis_chunk=2 does not divide K=3"):
@@ -353,7 +357,7 @@ class TestCollapse:
     MODES = np.array([[4.0, 3.5], [0.0, 0.0], [4.0, 0.0]], np.float32)
     START = np.array([[3.0, 3.0], [1.0, 1.0], [10.0, 11.0]], np.float32)
 
-    def train(self, objective, backward, steps=400):
+    def train(self, objective, backward, steps=500):
         """Win rates under plain WTA, and which hypotheses moved, after training."""
         rng = np.random.default_rng(0)
         mode = np.repeat([0, 1, 2], [6, 18, 6])
@@ -380,20 +384,28 @@ class TestCollapse:
         [
             (objectives.relaxed_wta(0.05), "all"),
             (objectives.relaxed_wta(0.05), "sampled"),
-            (objectives.annealed(lambda step: 100.0 * 0.95 ** step.astype(jnp.float32)), "all"),
-            (objectives.balanced_wta(rate=1.0, share=(0.2, 0.6, 0.2), release_step=300), "winner"),
+            (objectives.balanced_wta(rate=3.0, share=(0.2, 0.6, 0.2), release_step=400), "winner"),
         ],
-        ids=["relaxed", "relaxed sampled", "annealed", "balanced"],
+        ids=["relaxed", "relaxed sampled", "balanced"],
     )
-    def test_each_remedy_keeps_all_alive(self, objective, backward):
+    def test_one_hypothesis_a_mode(self, objective, backward):
         win_rate, mean = self.train(objective, backward)
         assert sorted(win_rate.tolist()) == pytest.approx([0.2, 0.2, 0.6])
         nearest = np.square(self.MODES[:, None] - mean[None]).sum(-1).argmin(1)
-        assert sorted(nearest.tolist()) == [0, 1, 2]  # one hypothesis a mode
+        assert sorted(nearest.tolist()) == [0, 1, 2]
 
-    def test_a_uniform_share_keeps_all_alive_though_modes_are_unequal(self):
-        win_rate, _ = self.train(objectives.balanced_wta(rate=1.0), "winner")
-        assert win_rate.min() >= 0.2
+    @pytest.mark.parametrize(
+        ("objective", "backward"),
+        [
+            (objectives.annealed(lambda step: 100.0 * 0.98 ** step.astype(jnp.float32)), "all"),
+            (objectives.balanced_wta(rate=3.0), "winner"),
+        ],
+        ids=["annealed", "uniform share"],
+    )
+    def test_all_alive(self, objective, backward):
+        """Both hold the hypotheses to equal parts at first, and here split the heavy mode."""
+        win_rate, _ = self.train(objective, backward)
+        assert win_rate.min() > 0.1
 
 
 def test_state_is_a_pytree_without_surprises():
