@@ -1,7 +1,8 @@
 """LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each takes a mode of the data.
 
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module), `likelihood`, `objectives`, `training`,
-`parallel`, `checkpoint`, `run`; `theory` and `models` stand beside it.
+`parallel`, `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`); `theory` (over `markov_chains` and
+`markov_types`) and `models` stand beside it.
 
 Axes, in this order:  K hypotheses · B batch · T time · D model · H heads · V vocabulary · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
