@@ -1,0 +1,76 @@
+"""The Markov experiment, end to end at a tiny size. Chains of other sizes, several seeds and devices, and going on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.markov.__main__ import main
+from experiments.markov.config import Config
+from experiments.markov.training import sample_mixture
+
+THREE = [[[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]], [[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]]
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam is not written for strict promotion
+        yield
+
+
+def tiny(workdir, tmp_path, **changes):
+    chains = tmp_path / "chains.json"
+    chains.write_text(json.dumps(THREE))
+    sizes = dict(steps=5, batch_size=6, seq_len=7, eval_every=3, eval_sequences=11, final_sequences=50)
+    return Config(workdir=tmp_path / workdir, transitions=chains, num_hypotheses=3, **(sizes | changes))
+
+
+def test_run_leaves_what_the_contract_names(tmp_path, capsys):
+    config = tiny("run", tmp_path, seed=(1, 2))
+    main(config)
+    results = json.loads((config.workdir / "results.json").read_text())
+    assert {"mle", "wta_lower", "wta_upper"} <= results["bounds"].keys()
+    assert np.shape(results["mle"]["transition_matrix"]) == (3, 3)
+    assert np.shape(results["mcl"]["transition_matrices"]) == (3, 3, 3)
+    assert np.shape(results["mcl"]["total_variation"]) == (2,)
+    assert np.sum(results["mcl"]["win_rate"]) == pytest.approx(1.0)
+    assert results["seconds"] > 0 and [run["seed"] for run in results["seeds"]] == [1, 2]
+    assert {path.name for path in (config.workdir / "figures").iterdir()} == {"loss.png", "transitions.png"}
+    steps = [json.loads(line)["step"] for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 3, 5] * 4
+    capsys.readouterr()
+    main(config)
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_devices_change_nothing(tmp_path):
+    losses = []
+    for devices in (1, 2):
+        config = tiny(f"run{devices}", tmp_path, devices=devices)
+        main(config)
+        losses.append(json.loads((config.workdir / "results.json").read_text())["mcl"]["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_samples_follow_the_chains(key):
+    with jax.numpy_rank_promotion("allow"):
+        tokens, z = map(np.asarray, sample_mixture(key, jax.numpy.asarray(THREE), 20_000, 5))
+    for n, chain in enumerate(THREE):
+        pairs = np.stack([tokens[z == n, :-1].ravel(), tokens[z == n, 1:].ravel()])
+        counts = np.zeros((3, 3))
+        np.add.at(counts, tuple(pairs), 1)
+        np.testing.assert_allclose(counts / counts.sum(1, keepdims=True), chain, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(batch_size=5, devices=2), "--batch-size 5 does not divide over --devices 2"),
+        (dict(seq_len=1), "--seq-len must be at least 2"),
+        (dict(steps=0), "--steps must be at least 1"),
+    ],
+)
+def test_refuses(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny("run", tmp_path, **changes)
