@@ -231,7 +231,8 @@ class Update:
             return q, weight
 
         ks = jnp.arange(num_hypotheses)
-        if self.backward == "all" and self.hypothesis_chunk is None:
+        one_pass = self.backward == "all" and self.hypothesis_chunk is None
+        if one_pass or num_hypotheses == 1:  # of one hypothesis there is no winner to be found first
 
             def loss(adapters):
                 log_p, tokens = every(adapters, ks)

@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 ATTENTION_KINDS = ("global", "local")
 POSITIVE_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings", "window_size")
+OWN_FIELDS = {"dtype", "param_dtype", "remat", "embedding_std", "position_std"}  # not those of a config.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class GPTNeoConfig:
         initializer_range: std of freshly drawn weights (biases start at 0, layer norms at the identity).
         embedding_std: std of freshly drawn token embeddings; `initializer_range` if None. The head is tied, so in a
             frozen random base it also bounds how far apart two logits can get.
+        position_std: std of freshly drawn position embeddings; `initializer_range` if None.
         dtype: dtype of the computation; attention scores and logits are float32 whatever it is.
         param_dtype: dtype of the parameters.
         remat: recompute each block in the backward pass instead of keeping its activations.
@@ -68,6 +70,7 @@ class GPTNeoConfig:
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     embedding_std: float | None = None
+    position_std: float | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     remat: bool = False
@@ -114,7 +117,7 @@ class GPTNeoConfig:
         if not hf_config.get("tie_word_embeddings", True):
             raise ValueError("tie_word_embeddings must be true, got false: this model has no separate output layer.")
         entries = {**hf_config, "attention_layers": _attention_layers(hf_config)}
-        names = {field.name for field in dataclasses.fields(cls)} - {"dtype", "param_dtype", "remat", "embedding_std"}
+        names = {field.name for field in dataclasses.fields(cls)} - OWN_FIELDS
         fields = {name: entries[name] for name in names if name in entries} | overrides
         missing = [name for name in POSITIVE_FIELDS if name not in fields]
         if missing:
@@ -218,15 +221,14 @@ class Transformer(nn.Module):
     def setup(self):
         config = self.config
         dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-        normal = nn.initializers.normal
-        wte_std = config.initializer_range if config.embedding_std is None else config.embedding_std
-        self.wte = nn.Embed(config.vocab_size, config.hidden_size, embedding_init=normal(wte_std), **dtypes)
-        self.wpe = nn.Embed(
-            config.max_position_embeddings,
+        embed = lambda rows, std: nn.Embed(
+            rows,
             config.hidden_size,
-            embedding_init=normal(config.initializer_range),
+            embedding_init=nn.initializers.normal(config.initializer_range if std is None else std),
             **dtypes,
         )
+        self.wte = embed(config.vocab_size, config.embedding_std)
+        self.wpe = embed(config.max_position_embeddings, config.position_std)
         block = nn.remat(Block) if config.remat else Block
         self.h = [block(config) for _ in range(config.num_layers)]
         self.ln_f = LayerNorm(config)
