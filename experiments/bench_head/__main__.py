@@ -36,7 +36,7 @@ def main(config: Config, console: Console) -> list[dict]:
                     f"timing r={rank} {mode}", total=len(programs) * (config.warmup + config.repeats)
                 )
                 tick = functools.partial(progress.advance, task)
-                seconds = measure.rounds(programs, config.warmup, config.repeats, tick)
+                seconds = measure.rounds(programs, config.warmup, config.repeats, tick, config.patience)
             for row in measure.rows_of(config, rank, mode, programs, seconds):
                 rows.append(row | peaks.get((row["variant"], row["k"], rank, mode), {}))
             del programs

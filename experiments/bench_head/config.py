@@ -46,6 +46,8 @@ class Config:
     """Timed rounds. Each round runs every variant and K once, so that drift of the machine falls on all alike."""
     warmup: int = 2
     """Rounds before those, not timed."""
+    patience: float = 20.0
+    """Seconds that a step may take and still be repeated; a slower one is timed once."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base model. Adapters and log-likelihoods are float32 whatever it is."""
     matmul_precision: Literal["default", "highest"] = "default"

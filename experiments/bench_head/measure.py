@@ -67,16 +67,28 @@ def checked_programs(
 
 
 def rounds(
-    programs: Sequence[Program], warmup: int, repeats: int, tick: Callable[[], None] = lambda: None
+    programs: Sequence[Program],
+    warmup: int,
+    repeats: int,
+    tick: Callable[[], None] = lambda: None,
+    patience: float = float("inf"),
 ) -> list[list[float]]:
-    """Seconds of each program in each timed round. A round runs every program once (A B C A B C), so drift cancels."""
+    """Seconds of each program in each timed round. A round runs every program once (A B C A B C), so drift cancels.
+
+    A program whose first run takes longer than `patience` seconds is not run again: that one time stands for it.
+    """
     seconds = [[] for _ in programs]
+    given_up = set()
     for i in range(warmup + repeats):
-        for program, times in zip(programs, seconds, strict=True):
-            start = time.perf_counter()
-            program.run()
-            if i >= warmup:
-                times.append(time.perf_counter() - start)
+        for number, (program, times) in enumerate(zip(programs, seconds, strict=True)):
+            if number not in given_up:
+                start = time.perf_counter()
+                program.run()
+                took = time.perf_counter() - start
+                if i == 0 and took > patience:
+                    given_up.add(number)
+                if i >= warmup or number in given_up:
+                    times.append(took)
             tick()
     return seconds
 

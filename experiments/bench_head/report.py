@@ -107,6 +107,15 @@ def _cost(rows, mode, ax):
         ax.plot(ks, costs, styles[label], color="0.5", label=f"ideal: {label}", zorder=1)
     _lines(rows, "relative_to_mle", "seconds_median", ax)
     _axes(ax, ks, "time ÷ MLE step" if mode == "train" else "time ÷ one forward")
+    top = 2 * max(ks)
+    off = [
+        f"{row['variant']} at K={row['k']}: {row['relative_to_mle']:.0f}×"
+        for row in rows
+        if row["relative_to_mle"] > top
+    ]
+    if off:  # one cliff would flatten everything else
+        ax.set_ylim(0, 1.4 * max(ks))
+        ax.text(0.03, 0.97, "off the scale:\n" + "\n".join(off), transform=ax.transAxes, va="top", fontsize=8)
 
 
 def _memory(rows, ax):

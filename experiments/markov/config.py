@@ -61,7 +61,7 @@ class Config:
     """K; the number of chains by default."""
     objective: ObjectiveName | None = None
     """The recipe of the setting by default (1: wta, 2: relaxed), balanced for --transitions."""
-    epsilon: float = 0.1
+    epsilon: float = 0.05
     """Of the relaxed objective."""
     temperature: float = 1.0
     """τ(0) of the annealed objective."""
