@@ -1,0 +1,182 @@
+"""Records → token ids: prompt, target, and the end-of-sequence token, which is learned as part of the target.
+
+    tokens        [prompt ............ | target ...... eos | padding]
+    target_mask         0 ...........    1 ............  1    0         of tokens[1:], what tokens[:-1] predict
+
+Prompt and target are encoded apart from each other, so a prompt has the same tokens when the model generates.
+"""
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from mcl_jax.data.records import Record
+
+NO_MODE = -1
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer; Hugging Face's `PreTrainedTokenizerFast` has it.
+
+    `encode` may take `add_special_tokens`: then prompts get what the tokenizer puts before a text, targets nothing.
+    `pad_token_id` is used if there is one.
+    """
+
+    eos_token_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """How a source is put to the model.
+
+    Attributes:
+      template: text with "{source}" once; the target follows it directly.
+    """
+
+    template: str = "{source}\n=>\n"
+
+    def __post_init__(self):
+        if self.template.count("{source}") != 1:
+            raise ValueError(f'the prompt template needs "{{source}}" once, got {self.template!r}')
+
+    def format(self, source: str) -> str:
+        """The prompt's text; braces in the source stay as they are."""
+        return self.template.replace("{source}", source)
+
+    def encode(self, tokenizer: Tokenizer, source: str) -> np.ndarray:
+        """Token ids [P] of the prompt, with the tokenizer's first tokens (such as bos) but no end of sequence.
+
+        Raises:
+          ValueError: if there are none.
+        """
+        ids = _encode(tokenizer, self.format(source))
+        if len(ids) and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+        if not len(ids):
+            raise ValueError(f"the prompt {self.format(source)!r} has no tokens; needed one before the target")
+        return ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Tokenised records, those with an over-long target left out.
+
+    Attributes:
+      prompts: of each record, token ids [P].
+      targets: of each record and target, token ids [N] that end in eos.
+      modes: of each record and target, index into `mode_names`, or NO_MODE.
+      index: of each record, its place in the sequence that was encoded.
+      mode_names: the modes.
+      dropped: ids of the records left out.
+      pad_id: token that fills up.
+    """
+
+    prompts: tuple[np.ndarray, ...]
+    targets: tuple[tuple[np.ndarray, ...], ...]
+    modes: tuple[tuple[int, ...], ...]
+    index: tuple[int, ...]
+    mode_names: tuple[str, ...]
+    dropped: tuple[str, ...]
+    pad_id: int
+
+    def lengths(self) -> tuple[np.ndarray, ...]:
+        """Predicted positions T = P + N − 1 of each record [number of targets]."""
+        pairs = zip(self.prompts, self.targets, strict=True)
+        return tuple(np.array([len(prompt) + len(target) - 1 for target in targets]) for prompt, targets in pairs)
+
+
+def encode_records(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    prompt: Prompt | None = None,
+    *,
+    max_length: int,
+    too_long: Literal["error", "drop"] = "error",
+    mode_names: Sequence[str] = (),
+) -> Encoded:
+    """Tokenises records once, so that batches cost little.
+
+    A record with one over-long target is dropped whole: dropping that target alone would favour the other modes.
+
+    Args:
+      records: of one split.
+      tokenizer: see `Tokenizer`.
+      prompt: how a source is put; `Prompt()` by default.
+      max_length: predicted positions T at most, the longest of `BatchConfig.lengths`.
+      too_long: "error", or "drop" to leave such records out, with a warning that counts them.
+      mode_names: the corpus's modes, `corpus.modes`.
+    Returns:
+      The tokens; `dropped` names what was left out.
+    Raises:
+      ValueError: for no records, a target that is empty, over-long or holds eos, or an unknown mode; names the id.
+      TypeError: if the tokenizer has no eos, or gives something else than token ids.
+    """
+    _check_tokenizer(tokenizer)
+    if too_long not in ("error", "drop"):
+        raise ValueError(f'too_long must be "error" or "drop", got {too_long!r}')
+    prompt, options, kept, dropped = prompt or Prompt(), _without_special(tokenizer), [], []
+    for index, record in enumerate(records):
+        prompt_ids = prompt.encode(tokenizer, record.source)
+        targets = tuple(_encode_target(tokenizer, record.id, target.text, options) for target in record.targets)
+        if (length := len(prompt_ids) + max(map(len, targets)) - 1) <= max_length:
+            kept.append((prompt_ids, targets, _modes(record, mode_names), index))
+        elif too_long == "error":
+            raise ValueError(
+                f"record {record.id!r} has {length} predicted positions, max_length is {max_length}; "
+                'make the longest bucket longer, or drop such records with too_long="drop"'
+            )
+        else:
+            dropped.append(record.id)
+    if not kept:
+        raise ValueError(f"no records to make batches of: {len(records)} came, {len(dropped)} are over {max_length}")
+    if dropped:
+        warnings.warn(f"dropped {len(dropped)} of {len(records)} records: over {max_length} positions", stacklevel=2)
+    prompts, targets, modes, index = zip(*kept, strict=True)
+    pad_id = getattr(tokenizer, "pad_token_id", None)
+    pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
+    return Encoded(prompts, targets, modes, index, tuple(mode_names), tuple(dropped), pad_id)
+
+
+def _encode_target(tokenizer: Tokenizer, record_id: str, text: str, options: dict[str, bool]) -> np.ndarray:
+    """Token ids of a target and eos."""
+    ids = _encode(tokenizer, text, **options)
+    if not len(ids):
+        raise ValueError(f"record {record_id!r}: the target {text!r} is empty, or has no tokens")
+    if tokenizer.eos_token_id in ids:
+        raise ValueError(f"record {record_id!r}: the target holds the end-of-sequence token: {text[:60]!r}")
+    return np.append(ids, np.int32(tokenizer.eos_token_id))
+
+
+def _encode(tokenizer: Any, text: str, **options: bool) -> np.ndarray:
+    ids = tokenizer.encode(text, **options)
+    try:
+        return np.array(ids, np.int32).reshape(len(ids))
+    except (TypeError, ValueError):
+        raise TypeError(f"tokenizer.encode must give a list of token ids, got {type(ids).__name__}") from None
+
+
+def _without_special(tokenizer: Any) -> dict[str, bool]:
+    """What to tell `encode` so that it adds no tokens of its own."""
+    takes = "add_special_tokens" in inspect.signature(tokenizer.encode).parameters
+    return {"add_special_tokens": False} if takes else {}
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    eos = getattr(tokenizer, "eos_token_id", None)
+    if not isinstance(eos, (int, np.integer)):
+        name = type(tokenizer).__name__
+        raise TypeError(f"the tokenizer needs eos_token_id, which targets end with; {name} has {eos!r}")
+
+
+def _modes(record: Record, mode_names: Sequence[str]) -> tuple[int, ...]:
+    """Indices of the modes of a record's targets."""
+    for target in record.targets:
+        if target.mode is not None and target.mode not in mode_names:
+            raise ValueError(f"record {record.id!r} has mode {target.mode!r}, mode_names are {list(mode_names)}")
+    return tuple(NO_MODE if t.mode is None else list(mode_names).index(t.mode) for t in record.targets)

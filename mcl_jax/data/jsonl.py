@@ -1,0 +1,161 @@
+"""Anyone's one-to-many text: a JSON-lines file, one object a line.
+
+    {"id": "7", "source": "a cat on a mat", "target": "un gato", "mode": "es", "split": "train"}
+    {"id": "7", "source": "a cat on a mat", "target": "a cat", "mode": "en", "split": "train"}
+    {"id": "8", "source": "a dog", "target": "un perro", "references": ["un can", {"target": "a dog", "mode": "en"}]}
+
+`id` (text or an integer), `source` and `target` are needed. Lines with one id are one record: they share the source and
+the split, and their targets add up (an exact repetition counts once). `mode` names the kind of a target. `split` is
+"train", "validation" or "test"; without it a hash of the id decides. `references` are further right answers for
+evaluation, never trained on: texts, or objects with `target` and `mode`. Other fields are ignored, unless their names
+look like a misspelt one.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mcl_jax.data.records import SPLITS, Corpus, Record, Target, describe_unknown, split_of
+from mcl_jax.json_io import write_text
+
+NEEDED = ("id", "source", "target")
+OPTIONAL = ("mode", "split", "references")
+
+
+def read_jsonl(path: Path | str, validation: float = 0.05, test: float = 0.05) -> Corpus:
+    """The corpus in a JSON-lines file.
+
+    Args:
+      path: the file, UTF-8.
+      validation, test: expected fractions of the ids without a `split`.
+    Returns:
+      The corpus, named as the file.
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: for a line that does not fit; names file and line, what was needed and what came.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"data {str(path)!r}: no such file; needed JSON lines with {', '.join(NEEDED)}")
+    merged: dict[str, dict[str, Any]] = {}
+    for number, line in _lines(path):
+        try:
+            _merge(merged, _parse(line), number)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    if not merged:
+        raise ValueError(f"{path}: needed JSON lines with {', '.join(NEEDED)}, got an empty file")
+    records = (
+        Record(
+            id=key,
+            source=fields["source"],
+            targets=tuple(fields["targets"]),
+            further_references=tuple(fields["references"]),
+            split=fields["split"] or split_of(key, validation, test),
+        )
+        for key, fields in merged.items()
+    )
+    return Corpus(path.name, tuple(records))
+
+
+def write_jsonl(path: Path | str, corpus: Corpus) -> None:
+    """Writes a corpus so that `read_jsonl` gives the same records; a line for each target."""
+    lines = []
+    for record in corpus.records:
+        for number, target in enumerate(record.targets):
+            line = {"id": record.id, "source": record.source, **_as_fields(target), "split": record.split}
+            if number == 0 and record.further_references:
+                line["references"] = [_as_fields(reference) for reference in record.further_references]
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(Path(path), "".join(lines))
+
+
+def _as_fields(target: Target) -> dict[str, str]:
+    return {"target": target.text} if target.mode is None else {"target": target.text, "mode": target.mode}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines with something on them. Split at newlines only: JSON text may hold other separators as they are.
+
+    Raises:
+      ValueError: for a line that is not UTF-8; names file and line.
+    """
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: needed UTF-8, got {error}") from None
+            if line:
+                yield number, line
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """The fields of a line: id, source, target, split (or None), references.
+
+    Raises:
+      ValueError: says what was needed and what came.
+    """
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"needed a JSON object, got {line[:60]!r} ({error})") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"needed a JSON object with {', '.join(NEEDED)}, got {line[:60]!r}")
+    _check_names(fields)
+    split = fields.get("split")
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split {describe_unknown(split, SPLITS)}")
+    references = fields.get("references") or []
+    if not isinstance(references, list):
+        raise ValueError(f"references must be a list, got {references!r}")
+    return {
+        "id": _text(str(fields["id"]) if type(fields["id"]) is int else fields["id"], "id"),
+        "source": _text(fields["source"], "source"),
+        "target": _target(fields, "target"),
+        "split": split,
+        "references": [_target(r if isinstance(r, dict) else {"target": r}, "references") for r in references],
+    }
+
+
+def _check_names(fields: dict[str, Any]) -> None:
+    """Raises ValueError for a missing field, or one whose name is close to a known one."""
+    known = NEEDED + OPTIONAL
+    unknown = [name for name in fields if name not in known]
+    misspelt = {name: near[0] for name in unknown if (near := difflib.get_close_matches(name, known, 1, cutoff=0.8))}
+    hint = "".join(f"; did you mean {near!r} by {name!r}?" for name, near in misspelt.items())
+    if missing := [name for name in NEEDED if name not in fields]:
+        raise ValueError(f"needed {', '.join(NEEDED)}, got {sorted(fields)} without {', '.join(missing)}{hint}")
+    if misspelt:
+        raise ValueError(f"unknown fields{hint}")
+
+
+def _target(fields: dict[str, Any], name: str) -> Target:
+    mode = fields.get("mode")
+    return Target(_text(fields.get("target"), name), None if mode is None else _text(mode, "mode"))
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
+    return value
+
+
+def _merge(merged: dict[str, dict[str, Any]], fields: dict[str, Any], number: int) -> None:
+    """Adds a line to the record with its id.
+
+    Raises:
+      ValueError: if they differ in the source or the split; names the earlier line.
+    """
+    first = {"line": number, "source": fields["source"], "split": None, "targets": [], "references": []}
+    record = merged.setdefault(fields["id"], first)
+    if record["source"] != fields["source"]:
+        raise ValueError(f"id {fields['id']!r} has another source in line {record['line']}; an id is of one source")
+    if None not in (record["split"], fields["split"]) and record["split"] != fields["split"]:
+        had, has = record["split"], fields["split"]
+        raise ValueError(f"id {fields['id']!r} has split {has!r} here and {had!r} in an earlier line; needed one")
+    record["split"] = record["split"] or fields["split"]
+    for key, new in (("targets", [fields["target"]]), ("references", fields["references"])):
+        record[key] += [target for target in dict.fromkeys(new) if target not in record[key]]
