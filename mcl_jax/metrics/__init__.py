@@ -1,0 +1,80 @@
+"""Metrics of K answers an item: quality against references, diversity among the answers, specialisation of hypotheses.
+
+Texts come as `answers` (N items of K texts) and `references` (N items of R texts). Every metric returns a `Score`:
+a value for each item, the mean, and a bootstrap interval. Blank answers score and never crash.
+
+    score = metrics.oracle_bleu(answers, references)
+    score.per_item, score.mean, score.low, score.high
+
+`python -m mcl_jax.metrics FILE.jsonl` computes them all. Reading order: `score`, `text`, `bleu`, `translation`,
+`diversity`, `bert`, `embedding`, `specialization`, `items`, `report`.
+"""
+
+from mcl_jax.metrics.diversity import corpus_mbleu_4, div_n, mbleu_4
+from mcl_jax.metrics.embedding import (
+    EncoderNotFoundError,
+    SentenceEncoder,
+    embedding_diversity,
+    mean_similarity,
+    oracle_similarity,
+    sentence_similarity,
+)
+from mcl_jax.metrics.items import Item, read_items
+from mcl_jax.metrics.report import NotAvailable, Settings, score_items
+from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
+from mcl_jax.metrics.specialization import WinMatrix, normalized_mutual_information, purity, win_matrix
+from mcl_jax.metrics.text import Tokenization
+from mcl_jax.metrics.translation import (
+    corpus_leave_one_out_bleu,
+    corpus_oracle_bleu,
+    corpus_pairwise_bleu,
+    leave_one_out_bleu,
+    mean_bleu,
+    mean_chrf,
+    oracle_bleu,
+    oracle_chrf,
+    pairwise_bleu,
+    reference_coverage,
+    references_covered,
+    sentence_bleu,
+    sentence_chrf,
+)
+
+__all__ = [
+    "Bootstrap",
+    "EncoderNotFoundError",
+    "Item",
+    "NotAvailable",
+    "Score",
+    "SentenceEncoder",
+    "Settings",
+    "Tokenization",
+    "WinMatrix",
+    "average",
+    "corpus_leave_one_out_bleu",
+    "corpus_mbleu_4",
+    "corpus_oracle_bleu",
+    "corpus_pairwise_bleu",
+    "div_n",
+    "embedding_diversity",
+    "leave_one_out_bleu",
+    "mbleu_4",
+    "mean_bleu",
+    "mean_chrf",
+    "mean_similarity",
+    "normalized_mutual_information",
+    "oracle",
+    "oracle_bleu",
+    "oracle_chrf",
+    "oracle_similarity",
+    "pairwise_bleu",
+    "purity",
+    "read_items",
+    "reference_coverage",
+    "references_covered",
+    "score_items",
+    "sentence_bleu",
+    "sentence_chrf",
+    "sentence_similarity",
+    "win_matrix",
+]

