@@ -1,5 +1,22 @@
-"""Base models: plain functional Flax Linen modules that know nothing about LoRA or hypotheses."""
+"""Base models: plain functional Flax Linen modules that know nothing about LoRA or hypotheses.
 
+    module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
+
+`decoder` says what all of them share; `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2) are the families.
+"""
+
+from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
+from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.pretrained import from_pretrained, save_pretrained
 
-__all__ = ["GPTNeo", "GPTNeoConfig"]
+__all__ = [
+    "GPT2",
+    "GPT2Config",
+    "GPTNeo",
+    "GPTNeoConfig",
+    "Llama",
+    "LlamaConfig",
+    "from_pretrained",
+    "save_pretrained",
+]

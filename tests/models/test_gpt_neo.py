@@ -12,7 +12,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mcl_jax.models import GPTNeo, GPTNeoConfig
-from mcl_jax.models.gpt_neo import Block, params_from_hf
+from mcl_jax.models.gpt import Block
+from mcl_jax.models.pretrained import FAMILIES, load_params
+from mcl_jax.models.tensors import Arrays
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "gpt_neo.npz")
 HF_CONFIG = json.loads(str(GOLDEN["config"]))
@@ -24,6 +26,10 @@ LOCAL = dataclasses.replace(CONFIG, num_layers=2, attention_layers=("local", "lo
 
 def state_dict() -> dict[str, np.ndarray]:
     return {name.removeprefix("weights/"): GOLDEN[name] for name in GOLDEN.files if name.startswith("weights/")}
+
+
+def params_from_hf(state_dict, config):
+    return load_params(GPTNeo(config), Arrays(state_dict), FAMILIES["gpt_neo"])
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def test_every_layer_is_hugging_faces(params):
     )
     blocks = state["intermediates"]["transformer"]
     for layer in range(CONFIG.num_layers - 1):  # Hugging Face reports the last one after ln_f
-        assert_close(blocks[f"h_{layer}"]["__call__"][0], GOLDEN["hidden"][layer + 1])
+        assert_close(blocks[f"h_{layer}"]["__call__"][0][0], GOLDEN["hidden"][layer + 1])
     assert_close(apply(params, TOKENS, method="hidden"), GOLDEN["hidden"][-1])
 
 

@@ -1,0 +1,235 @@
+"""The shape that GPT-2 and GPT-Neo share: learned positions, layer norms, a GELU feed-forward layer, a tied head.
+
+They differ in attention (`gpt2`, `gpt_neo`). The module tree has Hugging Face's names, scanned or not:
+
+    params                                          Hugging Face
+    transformer/wte/embedding            [V, D]     transformer.wte.weight, also the output layer
+    transformer/wpe/embedding            [P, D]     transformer.wpe.weight, P = max_position_embeddings
+    transformer/h_0/ln_1/{scale,bias}    [D]        transformer.h.0.ln_1.{weight,bias}
+    transformer/h_0/attn/...
+    transformer/h_0/mlp/c_fc/kernel      [D, F]     transformer.h.0.mlp.c_fc.weight (transposed in GPT-Neo)
+    transformer/ln_f/{scale,bias}        [D]        transformer.ln_f.{weight,bias}
+
+The base is frozen in this library, so there is no dropout in it. Adapters reach the `nn.Dense` layers from outside.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from mcl_jax.models import decoder
+
+POSITIVE_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings")
+OWN_FIELDS = {"dtype", "param_dtype", "remat", "scan", "embedding_std", "position_std"}  # not those of a config.json
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Sizes and numerics, under GPT-Neo's names.
+
+    Args:
+      vocab_size: V, number of tokens.
+      hidden_size: D, width of the residual stream; a multiple of `num_heads`.
+      num_layers: L, number of blocks.
+      num_heads: H, attention heads, each of width D / H.
+      max_position_embeddings: longest input, in tokens, padding included.
+      intermediate_size: width of the feed-forward layer; 4 D if None.
+      layer_norm_epsilon: added to the variance in every layer norm.
+      initializer_range: std of freshly drawn weights (biases start at 0, layer norms at the identity).
+      embedding_std: std of freshly drawn token embeddings; `initializer_range` if None. The head is tied, so in a
+        frozen random base it also bounds how far apart two logits can get.
+      position_std: std of freshly drawn position embeddings; `initializer_range` if None.
+      dtype: of the computation; attention scores and logits are float32 whatever it is.
+      param_dtype: of the parameters.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      scan: one scanned block rather than L of them.
+
+    Raises:
+      ValueError: a size is not positive, or two of them do not fit together.
+    """
+
+    attention: ClassVar[type[nn.Module]]
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    max_position_embeddings: int
+    intermediate_size: int | None = None
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    embedding_std: float | None = None
+    position_std: float | None = None
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    remat: bool = False
+    scan: bool = False
+
+    def __post_init__(self):
+        for field in POSITIVE_FIELDS:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
+        if self.intermediate_size is not None and self.intermediate_size < 1:
+            raise ValueError(f"intermediate_size must be at least 1 (or None for 4 D), got {self.intermediate_size}.")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_heads, got hidden_size={self.hidden_size} "
+                f"and num_heads={self.num_heads}."
+            )
+
+    @property
+    def feed_forward_size(self) -> int:
+        """Width of the feed-forward layer: `intermediate_size`, or 4 D."""
+        return 4 * self.hidden_size if self.intermediate_size is None else self.intermediate_size
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Tokens that a query sees in each layer, itself included; None sees everything."""
+        return (None,) * self.num_layers
+
+    @classmethod
+    def _from_entries(cls, entries: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
+        if not entries.get("tie_word_embeddings", True):
+            raise ValueError("tie_word_embeddings must be true, got false: this model has no separate output layer.")
+        names = {field.name for field in dataclasses.fields(cls)} - OWN_FIELDS
+        fields = {name: entries[name] for name in names if name in entries} | dict(overrides)
+        needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in fields]:
+            raise ValueError(f"A config.json for {cls.__name__} must have {missing}, got only {sorted(entries)}.")
+        return cls(**fields)
+
+
+def dense(config: GPTConfig, features: int, name: str, use_bias: bool = True) -> nn.Dense:
+    """A linear layer in the dtypes of the config."""
+    kernel_init = nn.initializers.normal(config.initializer_range)
+    dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
+    return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name, **dtypes)
+
+
+class LayerNorm(nn.Module):
+    """(x − E[x]) / √(Var[x] + ε) · scale + bias, in float32.
+
+    `nn.LayerNorm` mixes dtypes implicitly below float32, which strict dtype promotion refuses.
+    """
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.config.param_dtype)
+        x, scale, bias = (a.astype(jnp.float32) for a in (x, scale[None, None], bias[None, None]))
+        mean, variance = jnp.mean(x, axis=-1, keepdims=True), jnp.var(x, axis=-1, keepdims=True)
+        normalised = (x - mean) * jax.lax.rsqrt(variance + self.config.layer_norm_epsilon)
+        return (normalised * scale + bias).astype(self.config.dtype)
+
+
+class MLP(nn.Module):
+    """c_proj(gelu(c_fc(x))), with the tanh form of gelu ("gelu_new")."""
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        x = dense(self.config, self.config.feed_forward_size, "c_fc")(x)
+        x = jax.nn.gelu(x, approximate=True)
+        return dense(self.config, self.config.hidden_size, "c_proj")(x)
+
+
+class Block(nn.Module):
+    """x ← x + attn(ln_1(x)), then x ← x + mlp(ln_2(x))."""
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, of_layer: Any):
+        window, past = of_layer
+        attention = self.config.attention(self.config, name="attn")
+        y, kept = attention(LayerNorm(self.config, name="ln_1")(x), context, window, past)
+        x = x + y
+        return x + MLP(self.config, name="mlp")(LayerNorm(self.config, name="ln_2")(x)), kept
+
+
+class Transformer(nn.Module):
+    """Token and position embeddings, L blocks and a last layer norm."""
+
+    config: GPTConfig
+
+    def setup(self):
+        config = self.config
+        embed = lambda rows, std: nn.Embed(
+            rows,
+            config.hidden_size,
+            embedding_init=nn.initializers.normal(config.initializer_range if std is None else std),
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+        )
+        self.wte = embed(config.vocab_size, config.embedding_std)
+        self.wpe = embed(config.max_position_embeddings, config.position_std)
+        self.h = decoder.layer_stack(Block, config, config.num_layers, scan=config.scan, remat=config.remat)
+        self.ln_f = LayerNorm(config)
+
+    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, past: Any):
+        x = x + self.wpe(context.positions)
+        x, kept = decoder.run_layers(self.h, x, context, self.config.windows, past)
+        return self.ln_f(x), kept
+
+
+class GPT(nn.Module):
+    """A GPT-2 or GPT-Neo, by its config, with a tied output layer; see `mcl_jax.models.decoder` for its methods."""
+
+    config: GPTConfig
+
+    def setup(self):
+        self.transformer = Transformer(self.config)
+
+    def __call__(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T V"]:
+        """Next-token logits.
+
+        Args:
+          tokens: [B, T] token ids.
+          mask: [B, T] True on tokens, False on padding; None if there is no padding.
+
+        Returns:
+          Logits [B, T, V] in float32, whatever `config.dtype` is.
+
+        Raises:
+          ValueError: T exceeds `max_position_embeddings`, or `mask` is not boolean or not [B, T].
+        """
+        return self.logits(self.hidden(tokens, mask))
+
+    def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+        """Hidden states [B, T, D] after the last layer norm, in `config.dtype`; arguments as in `__call__`."""
+        decoder.check_inputs(tokens, mask, self.config.max_position_embeddings)
+        context = decoder.context_of(decoder.positions_of(tokens, mask), mask, (), keep=False)
+        return self.transformer(self.embed(tokens), context, ())[0]
+
+    def extend(
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        past: tuple[decoder.Segment, ...] = (),
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+        """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
+        context = decoder.context_of(positions, mask, past, keep=True)
+        kv = tuple((s.keys, s.values) for s in past)
+        hidden, (keys, values) = self.transformer(self.embed(tokens), context, kv)
+        return hidden, decoder.Segment(keys, values, positions, mask)
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Token embeddings, without those of positions."""
+        return self.transformer.wte(tokens)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """The output layer, in float32."""
+        wte = self.transformer.wte.embedding.astype(hidden.dtype)
+        return jnp.einsum("btd,vd->btv", hidden, wte, preferred_element_type=jnp.float32)
+
+    @staticmethod
+    def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
+        """Output matrix [D, V], the transposed token embeddings, from the `params` collection."""
+        return params["transformer"]["wte"]["embedding"].T

@@ -1,0 +1,326 @@
+"""Llama and its kin as one plain Flax Linen module: Llama 1 to 3, ALMA, Vicuna, Mistral, SmolLM2, Qwen2.
+
+They differ in sizes, grouped queries, biases, tied embeddings, rotary scaling and sliding windows, all of it in the
+config. The module tree has the names of Hugging Face's `LlamaForCausalLM`; scanned, the L layers are one `layers` with
+a leading axis L, else `layers_0`, `layers_1`, …:
+
+    params                                             Hugging Face
+    model/embed_tokens/embedding          [V, D]       model.embed_tokens.weight
+    model/layers/self_attn/q_proj/kernel  [L, D, H·d]  model.layers.{i}.self_attn.q_proj.weight, transposed
+    model/layers/mlp/down_proj/kernel     [L, F, D]    model.layers.{i}.mlp.down_proj.weight, transposed
+    model/layers/input_layernorm/scale    [L, D]       model.layers.{i}.input_layernorm.weight
+    model/norm/scale                      [D]          model.norm.weight
+    lm_head/kernel                        [D, V]       lm_head.weight, transposed; absent if tied
+
+Source: Hugging Face transformers 5.23, `models/llama`, `models/mistral` and `models/qwen2`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from mcl_jax.models import decoder
+from mcl_jax.models.rotary import Rope, rotate
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+FAMILIES = tuple(ARCHITECTURES)
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and numerics, under Hugging Face's names.
+
+    Args:
+      vocab_size: V, number of tokens.
+      hidden_size: D, width of the residual stream.
+      intermediate_size: F, width of the feed-forward layers.
+      num_hidden_layers: L.
+      num_attention_heads: H.
+      num_key_value_heads: Hkv, of keys and values; divides H. H if None.
+      head_dim: d of a head; D / H if None.
+      rms_norm_eps: added to the mean square in every norm.
+      rope: rotary embeddings.
+      tie_word_embeddings: whether the output layer is the transposed token embedding.
+      qkv_bias, o_bias, mlp_bias: whether those projections have biases.
+      sliding_windows: tokens that a query sees in each layer, itself included; None sees everything.
+      initializer_range: std of freshly drawn weights.
+      dtype: of the computation; attention scores and logits are float32 whatever it is.
+      param_dtype: of the parameters.
+      scan: one scanned layer rather than L of them.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+
+    Raises:
+      ValueError: a size is not positive, or two of them do not fit together.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rms_norm_eps: float = 1e-6
+    rope: Rope = dataclasses.field(default_factory=Rope)
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    sliding_windows: tuple[int | None, ...] | None = None
+    initializer_range: float = 0.02
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    scan: bool = True
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.num_key_value_heads is None:
+            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size must be a multiple of num_attention_heads where head_dim is not given, got "
+                    f"{self.hidden_size} and {self.num_attention_heads}."
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads, got {self.num_key_value_heads} and "
+                f"{self.num_attention_heads}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even to be rotated, got {self.head_dim}.")
+        if self.sliding_windows is not None and len(self.sliding_windows) != self.num_hidden_layers:
+            raise ValueError(
+                f"sliding_windows must have one entry for each of {self.num_hidden_layers} layers, got "
+                f"{len(self.sliding_windows)}."
+            )
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Tokens that a query sees in each layer; None sees everything."""
+        return self.sliding_windows or (None,) * self.num_hidden_layers
+
+    @classmethod
+    def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlamaConfig":
+        """Reads the dict of a Hugging Face `config.json`; its dropout rates are ignored, the base being frozen.
+
+        Raises:
+          ValueError: a needed entry is absent, or the dict describes something this model does not compute.
+        """
+        family = hf_config.get("model_type")
+        if family not in FAMILIES:
+            raise ValueError(f"model_type must be one of {FAMILIES}, got {family!r}.")
+        if hf_config.get("hidden_act", "silu") != "silu":
+            raise ValueError(f"hidden_act must be 'silu', got {hf_config['hidden_act']!r}.")
+        plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings", "mlp_bias")
+        fields = {name: hf_config[name] for name in plain if hf_config.get(name) is not None}
+        missing = [name for name in SIZES[:5] if name not in fields]
+        if missing:
+            raise ValueError(f"A {family} config.json must have {missing}, got only {sorted(hf_config)}.")
+        fields["rope"] = Rope.from_hf(hf_config)
+        fields["sliding_windows"] = _sliding_windows(hf_config, fields["num_hidden_layers"])
+        fields["qkv_bias"] = family == "qwen2" or bool(hf_config.get("attention_bias"))
+        fields["o_bias"] = family != "qwen2" and bool(hf_config.get("attention_bias"))
+        return cls(**fields | overrides)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The dict of a Hugging Face `config.json` of this model."""
+        windowed = any(self.windows)
+        family = "qwen2" if self.qkv_bias and not self.o_bias else "mistral" if windowed else "llama"
+        plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings")
+        known = {name: getattr(self, name) for name in plain}
+        known |= {"model_type": family, "architectures": [ARCHITECTURES[family]], "hidden_act": "silu"}
+        known |= {"max_position_embeddings": self.rope.max_positions, "rope_parameters": self.rope.to_hf()}
+        if family == "llama":
+            known |= {"attention_bias": self.qkv_bias, "mlp_bias": self.mlp_bias}
+        if windowed:
+            kinds = ["full_attention" if w is None else "sliding_attention" for w in self.windows]
+            known |= {"sliding_window": next(filter(None, self.windows)), "use_sliding_window": True}
+            known |= {"layer_types": kinds} if family == "qwen2" else {}
+        return known
+
+
+def _sliding_windows(hf_config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...] | None:
+    """Of Mistral every layer, of Qwen2 those that `layer_types` names or from `max_window_layers` on, if it says so."""
+    window = hf_config.get("sliding_window")
+    if window is None or hf_config["model_type"] == "llama":
+        return None
+    if hf_config["model_type"] == "mistral":
+        return (window,) * num_layers
+    if not hf_config.get("use_sliding_window", False):
+        return None
+    first = hf_config.get("max_window_layers", num_layers)
+    default = ["full_attention" if i < first else "sliding_attention" for i in range(num_layers)]
+    kinds = hf_config.get("layer_types") or default
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+# ---------------------------------------------------------------------------------------------------------- Modules
+
+
+def _dense(config: LlamaConfig, features: int, name: str | None = None, use_bias: bool = False) -> nn.Dense:
+    kernel_init = nn.initializers.normal(config.initializer_range)
+    dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
+    return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name, **dtypes)
+
+
+class RMSNorm(nn.Module):
+    """x / √(E[x²] + ε) · scale, the quotient in float32."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
+        wide = x.astype(jnp.float32)
+        normalised = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.rms_norm_eps)
+        return scale.astype(x.dtype)[None, None] * normalised.astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Causal attention with rotary positions, softmax(Q Kᵀ / √d) V, in Hkv groups of heads."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, past: Any):
+        """(output [B, T, D], (keys, values) [B, T, Hkv, d] if the context keeps them)."""
+        config = self.config
+        heads = lambda name, number: _dense(config, number * config.head_dim, name, config.qkv_bias)(x).reshape(
+            *x.shape[:2], number, config.head_dim
+        )
+        q = heads("q_proj", config.num_attention_heads)
+        k, v = (heads(name, config.num_key_value_heads) for name in ("k_proj", "v_proj"))
+        q, k = (rotate(y, context.positions, config.rope) for y in (q, k))
+        segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
+        y = decoder.attend(q, segments, window=window, scale=config.head_dim**-0.5).reshape(*x.shape[:2], -1)
+        y = _dense(config, config.hidden_size, "o_proj", config.o_bias)(y)
+        return y, ((k, v) if context.keep else None)
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) · up(x))."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        config = self.config
+        gate, up = (
+            _dense(config, config.intermediate_size, name, config.mlp_bias)(x) for name in ("gate_proj", "up_proj")
+        )
+        return _dense(config, config.hidden_size, "down_proj", config.mlp_bias)(jax.nn.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x))."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, of_layer: Any):
+        window, past = of_layer
+        attention = SelfAttention(self.config, name="self_attn")
+        y, kept = attention(RMSNorm(self.config, name="input_layernorm")(x), context, window, past)
+        x = x + y
+        return x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="post_attention_layernorm")(x)), kept
+
+
+class Decoder(nn.Module):
+    """Token embeddings, L layers and a last norm."""
+
+    config: LlamaConfig
+
+    def setup(self):
+        config = self.config
+        self.embed_tokens = nn.Embed(
+            config.vocab_size,
+            config.hidden_size,
+            embedding_init=nn.initializers.normal(config.initializer_range),
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+        )
+        self.layers = decoder.layer_stack(Layer, config, config.num_hidden_layers, scan=config.scan, remat=config.remat)
+        self.norm = RMSNorm(config)
+
+    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, past: Any):
+        x, kept = decoder.run_layers(self.layers, x, context, self.config.windows, past)
+        return self.norm(x), kept
+
+
+class Llama(nn.Module):
+    """A Llama-like causal language model; see `mcl_jax.models.decoder` for its methods.
+
+    module = Llama(LlamaConfig(...))
+    params = module.init(key, tokens)["params"]
+    logits = module.apply({"params": params}, tokens, mask)
+    """
+
+    config: LlamaConfig
+
+    def setup(self):
+        self.model = Decoder(self.config)
+        if not self.config.tie_word_embeddings:
+            self.lm_head = _dense(self.config, self.config.vocab_size)
+
+    def __call__(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T V"]:
+        """Next-token logits in float32."""
+        return self.logits(self.hidden(tokens, mask))
+
+    def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+        """Hidden states after the last norm, in `config.dtype`.
+
+        Raises:
+          ValueError: `mask` is not boolean or not [B, T].
+        """
+        decoder.check_inputs(tokens, mask)
+        context = decoder.context_of(decoder.positions_of(tokens, mask), mask, (), keep=False)
+        return self.model(self.embed(tokens), context, ())[0]
+
+    def extend(
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        past: tuple[decoder.Segment, ...] = (),
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+        """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
+        return self.extend_embedded(self.embed(tokens), mask, positions, past)
+
+    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Token embeddings."""
+        return self.model.embed_tokens(tokens)
+
+    def extend_embedded(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        past: tuple[decoder.Segment, ...] = (),
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+        """`extend` from embeddings, for inputs that are not all tokens."""
+        context = decoder.context_of(positions, mask, past, keep=True)
+        hidden, (keys, values) = self.model(x, context, tuple((s.keys, s.values) for s in past))
+        return hidden, decoder.Segment(keys, values, positions, mask)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """The output layer, in float32."""
+        if self.config.tie_word_embeddings:
+            embedding = self.model.embed_tokens.embedding.astype(hidden.dtype)
+            return jnp.einsum("btd,vd->btv", hidden, embedding, preferred_element_type=jnp.float32)
+        return self.lm_head(hidden).astype(jnp.float32)
+
+    @staticmethod
+    def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
+        """Output matrix from the `params` collection."""
+        if "lm_head" in params:
+            return params["lm_head"]["kernel"]
+        return params["model"]["embed_tokens"]["embedding"].T

@@ -1,0 +1,288 @@
+"""Pretrained weights: `from_pretrained` reads a Hugging Face folder or a GGUF file, `save_pretrained` writes a folder.
+
+Every leaf of a model's parameters has one tensor in a checkpoint, or one for each layer where layers are scanned; which
+one follows from its path (`hf_names`). Weights are read one tensor at a time, straight into the wanted dtype and
+sharding, so that no second copy of the model is ever in memory.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, PyTree
+from safetensors.numpy import save_file
+
+from mcl_jax.models import gguf_file
+from mcl_jax.models.gpt2 import GPT2, GPT2Config
+from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
+from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.tensors import INDEX, SINGLE, Safetensors, TensorSource
+
+Path_ = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How a `model_type` of Hugging Face is built here.
+
+    Attributes:
+      module, config: the Linen module and its config class.
+      transposed: whether linear layers are stored as [out, in] (torch's Linear), not [in, out] (GPT-2's Conv1D).
+      ignored: names of tensors that hold no weights, such as the causal masks of old checkpoints.
+      tied: name of a tensor that may be there though it equals another, and that other.
+    """
+
+    module: type[nn.Module]
+    config: Any
+    transposed: bool = True
+    ignored: str = r"(?!)"
+    tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
+
+
+LLAMA = Family(
+    Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$", tied=("lm_head.weight", "model.embed_tokens.weight")
+)
+FAMILIES = {
+    "gpt2": Family(GPT2, GPT2Config, transposed=False, ignored=r"\.attn\.(bias|masked_bias)$"),
+    "gpt_neo": Family(GPTNeo, GPTNeoConfig, ignored=r"attn\.attention\.(bias|masked_bias)$"),
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+}
+
+
+def family_of(hf_config: Mapping[str, Any]) -> Family:
+    """The family of a `config.json`.
+
+    Raises:
+      ValueError: names the unknown model_type and the nearest known ones.
+    """
+    name = hf_config.get("model_type")
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(str(name), FAMILIES, n=3, cutoff=0.3) or list(FAMILIES)
+        raise ValueError(f"unknown model_type {name!r}; known are {sorted(FAMILIES)} (nearest: {', '.join(near)})")
+    return FAMILIES[name]
+
+
+def build(hf_config: Mapping[str, Any], **overrides: Any) -> tuple[Family, nn.Module]:
+    """Family and module of a `config.json`; overrides are fields of the model's config, such as dtype or scan."""
+    family = family_of(hf_config)
+    return family, family.module(family.config.from_hf(hf_config, **overrides))
+
+
+def abstract_params(module: nn.Module) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the `params` collection; nothing is computed."""
+    return jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+
+
+# ------------------------------------------------------------------------------------------------------------- Names
+
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+STACKS = r"layers|h"
+
+
+def hf_names(path: Path_, shape: tuple[int, ...]) -> str | list[str]:
+    """The tensor of the leaf at `path`, or the tensors of its L layers if they are stacked.
+
+    model/layers_3/mlp/up_proj/kernel -> model.layers.3.mlp.up_proj.weight
+    model/layers/mlp/up_proj/kernel   -> the same for each i
+    """
+    *modules, leaf = path
+    written = [re.sub(rf"^({STACKS})_(\d+)$", r"\1.\2", module) for module in modules]
+    if not any(re.fullmatch(STACKS, module) for module in modules):
+        return ".".join([*written, LEAVES[leaf]])
+    of_layer = lambda i: [f"{module}.{i}" if re.fullmatch(STACKS, module) else module for module in written]
+    return [".".join([*of_layer(i), LEAVES[leaf]]) for i in range(shape[0])]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """The tensor(s) of one leaf: `names` (one, or one a layer) of shape `shape`, to be transposed or not."""
+
+    names: str | list[str]
+    shape: tuple[int, ...]
+    transposed: bool
+
+    @property
+    def all_names(self) -> list[str]:
+        return [self.names] if isinstance(self.names, str) else self.names
+
+
+def places(abstract: PyTree[jax.ShapeDtypeStruct], family: Family) -> dict[Path_, Place]:
+    """Where each leaf of the parameters is found in a checkpoint of the family."""
+    found = {}
+    for path, leaf in flatten_dict(abstract).items():
+        names = hf_names(path, leaf.shape)
+        shape = leaf.shape if isinstance(names, str) else leaf.shape[1:]
+        transposed = family.transposed and path[-1] == "kernel"
+        found[path] = Place(names, shape[::-1] if transposed else shape, transposed)
+    return found
+
+
+def check(wanted: Mapping[Path_, Place], shapes: Mapping[str, tuple[int, ...]], family: Family) -> None:
+    """Raises a ValueError that names every tensor that is missing, unexpected or of the wrong shape."""
+    needed = {name: place.shape for place in wanted.values() for name in place.all_names}
+    given = {name for name in shapes if not re.search(family.ignored, name)}
+    extra = given - set(needed) - ({family.tied[0]} if family.tied[0] not in needed else set())
+    if (missing := sorted(set(needed) - given)) or extra:
+        raise ValueError(
+            f"weights do not fit the config, which needs {len(needed)} tensors and finds {len(given)}. "
+            f"Missing: {_some(missing)}. Unexpected: {_some(sorted(extra))}."
+        )
+    wrong = [
+        f"{name} must have shape {shape}, got {shapes[name]}" for name, shape in needed.items() if shape != shapes[name]
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""))
+
+
+def _some(names: list[str]) -> str:
+    return f"{names[:8]}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+# ----------------------------------------------------------------------------------------------------------- Loading
+
+
+def load_params(module: nn.Module, source: TensorSource, family: Family, *, sharding: Any = None) -> PyTree[Array]:
+    """The `params` collection of the module from a source of tensors, in the module's `param_dtype`.
+
+    Args:
+      sharding: of all leaves, or a function (path, shape) -> sharding; the default device if None.
+    Raises:
+      ValueError: names tensors that are missing, unexpected or of the wrong shape, or an output layer that differs
+        from the embeddings though the config ties them.
+    """
+    abstract = abstract_params(module)
+    wanted = places(abstract, family)
+    check(wanted, source.shapes, family)
+    head, embedding = family.tied
+    tied_away = head in source.shapes and head not in {name for place in wanted.values() for name in place.all_names}
+    if tied_away and not np.array_equal(source.read(head), source.read(embedding)):
+        raise ValueError(f"{head} must equal {embedding} (the config ties them), got another matrix")
+    flat = flatten_dict(abstract)
+    return unflatten_dict({path: _load(source, place, path, flat[path], sharding) for path, place in wanted.items()})
+
+
+def _load(source: TensorSource, place: Place, path: Path_, leaf: jax.ShapeDtypeStruct, sharding: Any) -> Array:
+    def part(name, index):
+        tensor = source.read(name)
+        return (tensor.T if place.transposed else tensor)[index].astype(leaf.dtype)
+
+    def callback(index):
+        if isinstance(place.names, str):
+            return part(place.names, index)
+        first, *rest = index
+        names = place.names[first]
+        shape = [len(range(*s.indices(n))) for s, n in zip(rest, leaf.shape[1:], strict=True)]
+        stacked = np.empty((len(names), *shape), leaf.dtype)
+        for row, name in zip(stacked, names, strict=True):
+            row[...] = part(name, tuple(rest))
+        return stacked
+
+    where = sharding(path, leaf.shape) if callable(sharding) else sharding
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if where is None else where
+    return jax.make_array_from_callback(leaf.shape, where, callback)
+
+
+def from_pretrained(
+    path: str | Path, *, sharding: Any = None, **overrides: Any
+) -> tuple[nn.Module, PyTree[Array], Any]:
+    """(module, params, tokenizer) of a pretrained language model.
+
+    Args:
+      path: a Hugging Face folder (config.json; model.safetensors or its shards; tokenizer files), a GGUF file, or a
+        folder that holds one.
+      sharding: of all parameters, or a function (path, shape) -> sharding; the default device if None.
+      **overrides: fields of the model's config: dtype and param_dtype (float32 by default), scan, remat.
+    Returns:
+      The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files.
+    Raises:
+      ValueError: an unknown architecture; tensors missing, unexpected or of the wrong shape; files missing or cut
+        short. The message names them.
+    """
+    path = Path(path)
+    if gguf := gguf_file.find(path):
+        file = gguf_file.GGUF(gguf)
+        family, module = build(file.hf_config, **overrides)
+        return module, load_params(module, file, family, sharding=sharding), file.tokenizer()
+    family, module = build(read_config(path), **overrides)
+    return module, load_params(module, Safetensors(path), family, sharding=sharding), _tokenizer(path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The dict of the folder's `config.json`.
+
+    Raises:
+      ValueError: if there is none, or it is not JSON.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no Hugging Face folder (no config.json) and holds no GGUF file")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    from transformers import AutoTokenizer  # seconds to import: only where it is needed
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------------------------------------ Saving
+
+MAX_SHARD_BYTES = 5 * 2**30
+
+
+def state_dict(params: PyTree[Array], family: Family) -> dict[str, np.ndarray]:
+    """The parameters as Hugging Face names them, on the host."""
+    flat, tensors = flatten_dict(params), {}
+    for path, place in places(params, family).items():
+        leaf = np.asarray(flat[path])
+        for i, name in enumerate(place.all_names):
+            tensor = leaf if isinstance(place.names, str) else leaf[i]
+            tensors[name] = np.ascontiguousarray(tensor.T if place.transposed else tensor)
+    return tensors
+
+
+def save_pretrained(folder: str | Path, module: nn.Module, params: PyTree[Array], tokenizer: Any = None) -> None:
+    """Writes a Hugging Face folder: config.json, safetensors (in shards above 5 GiB) and the tokenizer's files."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    hf_config = module.config.to_hf()
+    (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
+    _save_shards(folder, state_dict(params, family_of(hf_config)))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _save_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    shards, size = [{}], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    metadata = {"format": "pt"}
+    if len(shards) == 1:
+        save_file(shards[0], folder / SINGLE, metadata)
+        return
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, folder / file, metadata)
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))

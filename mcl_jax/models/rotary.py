@@ -1,0 +1,158 @@
+"""Rotary position embeddings (Su et al., arXiv 2104.09864) and the scalings that configs name for longer contexts.
+
+A pair (x_i, x_{i + d/2}) of a query or key at position p is rotated by the angle p · ω_i, ω_i = θ^(−2i/d). The scalings
+change ω, and some the length of the rotated vectors. Source: Hugging Face transformers 5.23, `modeling_rope_utils.py`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Base and scaling of rotary embeddings, under Hugging Face's names.
+
+    Attributes:
+      rope_theta: θ, the base.
+      rope_type: one of `KINDS`.
+      factor: how many times longer than the original context.
+      max_positions: of the config, in tokens.
+      original_max_positions: context length of pretraining, in tokens; `max_positions` if None.
+      attention_factor: by which rotated queries and keys are multiplied; None: what the scaling says.
+
+    Raises:
+      ValueError: for an unknown rope_type.
+    """
+
+    rope_theta: float = 10000.0
+    rope_type: str = "default"
+    factor: float = 1.0
+    max_positions: int = 2048
+    original_max_positions: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    attention_factor: float | None = None
+
+    def __post_init__(self):
+        if self.rope_type not in KINDS:
+            raise ValueError(f"rope_type must be one of {KINDS}, got {self.rope_type!r}.")
+
+    @property
+    def original(self) -> int:
+        """Context length of pretraining, in tokens."""
+        return self.original_max_positions or self.max_positions
+
+    @classmethod
+    def from_hf(cls, hf_config: Mapping[str, Any], default_theta: float = 10000.0) -> "Rope":
+        """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+
+        Raises:
+          ValueError: for a rotation of part of the head, or an unknown rope_type.
+        """
+        given = dict(hf_config.get("rope_scaling") or {}) | dict(hf_config.get("rope_parameters") or {})
+        if given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
+            raise ValueError("partial_rotary_factor must be 1: all of a head is rotated.")
+        max_positions = hf_config.get("max_position_embeddings", 2048)
+        fields = {f.name: given[f.name] for f in dataclasses.fields(cls) if given.get(f.name) is not None}
+        fields |= {name: tuple(fields[name]) for name in ("short_factor", "long_factor") if name in fields}
+        original = given.get("original_max_position_embeddings", hf_config.get("original_max_position_embeddings"))
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind == "longrope" and original and "factor" not in fields:
+            fields["factor"] = max_positions / original
+        theta = given.get("rope_theta", hf_config.get("rope_theta") or default_theta)
+        fields |= {"rope_type": kind, "rope_theta": float(theta), "max_positions": max_positions}
+        return cls(**fields, original_max_positions=original)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `rope_parameters` of a Hugging Face `config.json`."""
+        changed = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("max_positions", "original_max_positions") and getattr(self, f.name) != f.default
+        }
+        always = {"rope_type": self.rope_type, "rope_theta": self.rope_theta}
+        original = self.original_max_positions
+        return changed | always | ({} if original is None else {"original_max_position_embeddings": original})
+
+
+def rotate(x: Float[Array, "B T H d"], positions: Int[Array, "B T"], rope: Rope) -> Float[Array, "B T H d"]:
+    """x with each pair (x_i, x_{i + d/2}) rotated by positions · ω_i, computed in float32."""
+    frequencies, length = frequencies_of(rope, x.shape[-1], positions)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
+    cos, sin = length * jnp.cos(angles), length * jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> tuple[Float[Array, " d/2"], float]:
+    """ω in radians a token, and the factor by which rotated vectors are multiplied."""
+    exponents = np.arange(0, head_dim, 2) / head_dim
+    plain = 1.0 / rope.rope_theta**exponents
+    factor = 1.0 if rope.attention_factor is None else rope.attention_factor
+    match rope.rope_type:
+        case "default":
+            return jnp.asarray(plain, jnp.float32), 1.0
+        case "linear":
+            return jnp.asarray(plain / rope.factor, jnp.float32), 1.0
+        case "dynamic":
+            length = jnp.maximum(positions.max() + 1, rope.original).astype(jnp.float32)
+            stretch = rope.factor * length / rope.original - (rope.factor - 1.0)
+            theta = rope.rope_theta * stretch ** (head_dim / (head_dim - 2))
+            return 1.0 / theta[None] ** jnp.asarray(exponents, jnp.float32), factor
+        case "llama3":
+            return jnp.asarray(_llama3(rope, plain), jnp.float32), 1.0
+        case "yarn":
+            return jnp.asarray(_yarn(rope, plain, head_dim), jnp.float32), _yarn_length(rope)
+        case "longrope":
+            short, long = (jnp.asarray(plain / np.array(f), jnp.float32) for f in (rope.short_factor, rope.long_factor))
+            return jnp.where(positions.max() + 1 > rope.original, long, short), _longrope_length(rope)
+
+
+def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
+    """Slow frequencies divided by the factor, fast ones kept, and a ramp between the two."""
+    turns = rope.original * plain / (2 * math.pi)  # in the original context
+    keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
+    return (1 - keep) * plain / rope.factor + keep * plain
+
+
+def _yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> np.ndarray:
+    """Peng et al., arXiv 2309.00071: the ramp runs over the dimensions between beta_fast and beta_slow turns."""
+    dimension = lambda turns: (
+        head_dim * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+    )
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    interpolate = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    return interpolate * plain / rope.factor + (1 - interpolate) * plain
+
+
+def _yarn_length(rope: Rope) -> float:
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    scale = lambda m: 0.1 * m * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+    if rope.mscale and rope.mscale_all_dim:
+        return scale(rope.mscale) / scale(rope.mscale_all_dim)
+    return scale(1.0)
+
+
+def _longrope_length(rope: Rope) -> float:
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    return 1.0 if rope.factor <= 1.0 else math.sqrt(1 + math.log(rope.factor) / math.log(rope.original))
