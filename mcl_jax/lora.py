@@ -83,6 +83,10 @@ class LoraConfig:
             except re.error as error:
                 raise ValueError(f"LoraConfig: {pattern!r} is not a valid regular expression: {error}") from error
 
+    def __hash__(self):
+        """Of what it says: mappings are not hashable themselves, and a config must be, to be static under jit."""
+        return hash(repr(self))
+
     @property
     def patterns(self) -> tuple[str, ...]:
         """The targets as a tuple of patterns."""
