@@ -1,14 +1,16 @@
 """LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each takes a mode of the data.
 
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module), `likelihood`, `objectives`, `training`,
-`parallel`, `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`); `theory` (over `markov_chains` and
-`markov_types`) and `models` stand beside it.
+`parallel`, `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`). Language models: `models`, then
+`generation` and `interop`; `data` feeds them text, and `metrics` scores what comes out. `theory` (over `markov_chains`
+and `markov_types`) stands beside it.
 
 Axes, in this order:  K hypotheses · B batch · T time · D model · H heads · V vocabulary · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
 """
 
-from mcl_jax import objectives, parallel
+from mcl_jax import generation, interop, models, objectives, parallel
+from mcl_jax.generation import generate
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_likelihood
 from mcl_jax.lora import LoraConfig
@@ -19,7 +21,11 @@ __all__ = [
     "LoraConfig",
     "TrainState",
     "chunked_sequence_log_likelihood",
+    "generate",
+    "generation",
+    "interop",
     "make_train_step",
+    "models",
     "objectives",
     "parallel",
     "sequence_log_likelihood",

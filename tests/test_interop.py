@@ -1,0 +1,132 @@
+"""Adapters to and from PEFT (tests/golden/make_peft.py), and merged weights as a Hugging Face folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import mcl_jax as mcl
+from mcl_jax import interop
+
+GOLDEN = Path(__file__).parent / "golden"
+EXPECTED = np.load(GOLDEN / "peft" / "expected.npz")
+TOKENS = jnp.asarray(EXPECTED["tokens"])
+
+
+def load_base(scan=True):
+    return mcl.models.from_pretrained(GOLDEN / "models" / "llama", scan=scan)[:2]
+
+
+def assert_close(actual, desired):
+    np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
+def test_adapters_of_peft_give_its_logits(scan):
+    module, params = load_base(scan)
+    model, adapters = interop.load_peft(GOLDEN / "peft", module)
+    assert (model.config.rank, model.config.alpha) == (3, 7.0)
+    assert_close(model.apply_all(params, adapters, TOKENS), EXPECTED["logits"])
+
+
+def test_one_folder_is_one_hypothesis():
+    module, params = load_base()
+    model, adapters = interop.load_peft(GOLDEN / "peft" / "lora1", module)
+    assert_close(model.apply_all(params, adapters, TOKENS), EXPECTED["logits"][1:2])
+    model, adapters = interop.load_peft([GOLDEN / "peft" / "lora2", GOLDEN / "peft" / "lora0"], module)
+    assert_close(model.apply_all(params, adapters, TOKENS), EXPECTED["logits"][[2, 0]])
+
+
+def test_what_is_saved_is_what_peft_saved(tmp_path):
+    """The same tensors under the same names, so PEFT reads them (`make_peft.py --check` has PEFT itself do so)."""
+    module, _ = load_base()
+    model, adapters = interop.load_peft(GOLDEN / "peft", module)
+    for k, folder in enumerate(interop.save_peft(tmp_path, model, adapters, base="tiny")):
+        assert folder == tmp_path / f"lora{k}"
+        theirs = load_file(GOLDEN / "peft" / f"lora{k}" / "adapter_model.safetensors")
+        ours = load_file(folder / "adapter_model.safetensors")
+        assert set(ours) == set(theirs)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        theirs = json.loads((GOLDEN / "peft" / f"lora{k}" / "adapter_config.json").read_text())
+        for name in ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "bias"):
+            assert config[name] == theirs[name], name
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_patterns_of_rank_and_alpha_survive_the_journey(tmp_path, stabilized):
+    module, params = load_base(scan=False)
+    config = mcl.LoraConfig(
+        rank=3, alpha=7, targets=("q_proj", "o_proj", "up_proj"), rank_stabilized=stabilized,
+        rank_pattern={"o_proj": 5}, alpha_pattern={r"model/layers_1/.*/up_proj": 2.0},
+    )  # fmt: skip
+    model = mcl.Hypotheses(module, config)
+    adapters = model.init(jax.random.key(0), params, TOKENS, num_hypotheses=4)
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    adapters = jax.tree.map(lambda x: 0.3 * jax.random.normal(next(keys), x.shape), adapters)
+    interop.save_peft(tmp_path, model, adapters)
+    again, adapters_again = interop.load_peft(tmp_path, module)
+    jax.tree.map(np.testing.assert_array_equal, adapters, adapters_again)
+    assert_close(again.apply_all(params, adapters_again, TOKENS), model.apply_all(params, adapters, TOKENS))
+
+
+def test_grouped_adapters_of_the_authors_are_unstacked(tmp_path):
+    """All K in one folder, as weights of grouped convolutions."""
+    files = [load_file(GOLDEN / "peft" / f"lora{k}" / "adapter_model.safetensors") for k in range(3)]
+    shutil.copytree(GOLDEN / "peft" / "lora0", tmp_path / "lora0")
+    grouped = {name: np.concatenate([file[name] for file in files])[..., None] for name in files[0]}
+    save_file(grouped, tmp_path / "lora0" / "adapter_model.safetensors")
+    module, params = load_base()
+    model, adapters = interop.load_peft(tmp_path, module)
+    assert_close(model.apply_all(params, adapters, TOKENS), EXPECTED["logits"])
+
+
+def test_merged_weights_load_as_a_model_of_their_own(tmp_path):
+    module, params = load_base()
+    model, adapters = interop.load_peft(GOLDEN / "peft", module)
+    interop.save_merged(tmp_path, model, params, adapters, 1)
+    merged, weights, _ = mcl.models.from_pretrained(tmp_path)
+    assert_close(merged.apply({"params": weights}, TOKENS), EXPECTED["logits"][1])
+
+
+# ------------------------------------------------------------------------------------------------------------ Errors
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k in range(3):
+        shutil.copytree(GOLDEN / "peft" / f"lora{k}", tmp_path / f"lora{k}")
+    return tmp_path
+
+
+def change_config(folder, **change):
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: shutil.rmtree(f / "lora1"), r"needs lora0 … lora1, has \['lora0', 'lora2'\]"),
+        (lambda f: (f / "lora2" / "adapter_model.safetensors").unlink(), "lora2 is no whole PEFT adapter folder"),
+        (lambda f: (f / "lora0" / "adapter_model.safetensors").write_bytes(b"1234"), "lora0 is no whole PEFT"),
+        (lambda f: change_config(f / "lora1", lora_alpha=9), "lora1 has other settings than .*lora0"),
+        (lambda f: [shutil.rmtree(f / f"lora{k}") for k in range(3)], "neither adapter_config.json nor folders"),
+    ],
+    ids=["gap", "absent", "broken", "differ", "none"],
+)
+def test_folders_that_cannot_be_read_are_named(folder, change, message):
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        interop.load_peft(folder, load_base()[0])
+
+
+def test_adapters_of_another_model_are_refused(folder):
+    module = mcl.models.from_pretrained(GOLDEN / "models" / "gpt2")[0]
+    with pytest.raises(ValueError, match="layers that GPT2 does not have: .*model.layers.0.mlp.down_proj"):
+        interop.load_peft(folder, module)
