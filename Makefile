@@ -19,7 +19,7 @@ demo: $(VENV)/installed ## the Markov experiment: two hypotheses find the two ch
 	$(RUN) -m experiments.markov --workdir runs/markov
 
 test: $(VENV)/installed ## the tests
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n auto -m "not slow"
 
 test-slow: $(VENV)/installed ## the proofs that take longer
 	$(RUN) -m pytest -m slow
