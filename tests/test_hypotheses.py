@@ -175,7 +175,7 @@ def by_hand(case: Case, params, adapters_k, scale=SCALE):
     return unflatten_dict(flat, sep="/")
 
 
-def close(actual, expected, tolerance=2e-5):
+def close(actual, expected, tolerance=1e-4):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 

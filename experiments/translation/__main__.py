@@ -1,0 +1,84 @@
+"""`python -m experiments.translation --workdir DIR`: K hypotheses on text with several right answers."""
+
+import dataclasses
+from typing import Any
+
+import rich
+import rich.markup
+import tyro
+
+from experiments.translation import answers as decoding
+from experiments.translation import figures
+from experiments.translation.config import Config
+from experiments.translation.task import Task, evaluator
+from experiments.translation.training import summary, train
+from mcl_jax.console import table
+from mcl_jax.run import Run
+
+# Fields that say where things are and how much is reported, not what a run trains.
+VOLATILE = ("workdir", "cache", "methods", "eval_items", "test_items", "decode_items")
+SHOWN = 5
+
+
+def evaluate(task: Task, run: Run) -> dict[str, Any]:
+    """Trains and scores every method: the `methods` of results.json, and samples."""
+    config = task.config
+    test, found, texts = task.records("test", config.test_items), {}, {}
+    asked = task.records("test", config.decode_items)
+    for method in config.methods:
+        state, seconds = train(run, task, method)
+        held_out = summary(evaluator(task, method)(state.adapters, task.encode(test)), task)
+        held_out["test_loss"] = held_out.pop("eval_loss")
+        for name, decoder in config.decoders(method).items():
+            rich.print(f"[dim]{name}: answering {len(asked)} sources[/]")
+            texts[name], decode_seconds = decoding.answer(task, method, state.adapters, asked, decoder)
+            rates = {
+                "style_rate": decoding.style_rate(texts[name]),
+                "spanish_rate": decoding.language_rate(texts[name]),
+            }
+            found[name] = held_out | decoding.scores(texts[name], asked) | rates
+            found[name] |= {"seconds": seconds, "decode_seconds": decode_seconds}
+    samples = decoding.samples(asked, texts)
+    if "mcl" in found:
+        found["mcl"]["samples"] = samples
+    return {"methods": found, "modes": list(task.corpus.modes), "samples": samples}
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the table, and a few sources with the answers of every method."""
+    for sample in results["samples"][:SHOWN]:
+        rich.print(f"\n[bold]{sample['source']}[/]")
+        for name, texts in sample["answers"].items():
+            for k, text in enumerate(texts):
+                rich.print(f"  [cyan]{name} {k}[/]  {rich.markup.escape(text)}")
+    columns = ["", "test loss", "oracle BLEU", "mean BLEU", "chrF", "Div-2", "pairwise BLEU", "purity", "win rate"]
+    keys = ["test_loss", "oracle_bleu", "mean_bleu", "chrf", "div_2", "pairwise_bleu", "purity"]
+    rows = [
+        [name, *[_number(of.get(key)) for key in keys], " ".join(f"{w:.2f}" for w in of["win_rate"])]
+        for name, of in results["methods"].items()
+    ]
+    table("Held-out answers", columns, rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def main(config: Config) -> None:
+    """The whole experiment."""
+    with Run(config.workdir, dataclasses.asdict(config), volatile=VOLATILE) as run:
+        if run.finished:
+            run.say_finished()
+        else:
+            results = evaluate(Task.load(config), run)
+            figures.draw(run, config, results)
+            run.finish(results)
+        show(run.results())
+        rich.print(f"Figures and results.json are in {config.workdir}.")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=Config.__doc__))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,86 @@
+"""Figures of the translation experiment: losses, the win matrix, and quality against diversity."""
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.translation.config import Config
+from mcl_jax.run import Run
+
+LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K"}
+COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red"}
+MARKERS = {"beam": "o", "diverse": "s", "sampling": "^"}
+
+
+def draw(run: Run, config: Config, results: dict[str, Any]) -> None:
+    """Writes figures/loss.png, figures/win_matrix.png (where modes are known) and figures/quality_diversity.png."""
+    _save(run, "loss.png", losses(run, config))
+    if "win_matrix" in results["methods"].get("mcl", {}):
+        _save(run, "win_matrix.png", win_matrix(results))
+    _save(run, "quality_diversity.png", quality_diversity(results))
+
+
+def _save(run: Run, name: str, figure: plt.Figure) -> None:
+    figure.savefig(run.figure_path(name), dpi=150)
+    plt.close(figure)
+
+
+def losses(run: Run, config: Config) -> plt.Figure:
+    """Held-out loss against steps for each method, and the purity of the hypotheses."""
+    lines = {method: run.lines(method) for method in config.methods}
+    with_purity = "mcl" in lines and "purity" in lines["mcl"][-1]
+    figure, axes = plt.subplots(
+        1, 1 + with_purity, figsize=(6 + 4 * with_purity, 4), layout="constrained", squeeze=False
+    )
+    for method, logged in lines.items():
+        steps = [line["step"] for line in logged]
+        axes[0, 0].plot(steps, [line["eval_loss"] for line in logged], label=LABELS[method], color=COLOURS[method])
+    axes[0, 0].set(xlabel="steps", ylabel="held-out loss, nats a token (hard WTA for K > 1)")
+    axes[0, 0].legend(frameon=False)
+    if with_purity:
+        steps, purity = zip(*[(line["step"], line["purity"]) for line in lines["mcl"]], strict=True)
+        axes[0, 1].plot(steps, purity, color=COLOURS["mcl"])
+        axes[0, 1].axhline(0.98, color="0.5", linestyle=":")
+        axes[0, 1].set(xlabel="steps", ylabel="purity", ylim=(0.45, 1.02))
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def win_matrix(results: dict[str, Any]) -> plt.Figure:
+    """Share of each mode's answers that each hypothesis wins."""
+    counts = np.array(results["methods"]["mcl"]["win_matrix"], float)
+    share = counts / counts.sum(1, keepdims=True)
+    figure, axes = plt.subplots(figsize=(1.6 + 1.2 * share.shape[1], 1.4 + 0.8 * len(share)), layout="constrained")
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (m, k), value in np.ndenumerate(share):
+        axes.text(k, m, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "black")
+    axes.set(xlabel="hypothesis", xticks=range(share.shape[1]), yticks=range(len(share)), yticklabels=results["modes"])
+    axes.set_title("answers won")
+    return figure
+
+
+def quality_diversity(results: dict[str, Any]) -> plt.Figure:
+    """Oracle BLEU against Div-2 for every method and decoder, with 95 % bootstrap intervals."""
+    figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
+    for name, found in results["methods"].items():
+        if "oracle_bleu" not in found:
+            continue
+        method, _, decoder = name.partition("/")
+        x, y = found["div_2"], found["oracle_bleu"]
+        spread = {
+            key: np.abs(np.array(found["intervals"][key]) - found[key])[:, None] for key in ("div_2", "oracle_bleu")
+        }
+        axes.errorbar(
+            x, y, xerr=spread["div_2"], yerr=spread["oracle_bleu"], color=COLOURS[method], capsize=2, elinewidth=0.8,
+            marker=MARKERS.get(decoder, "*"), markersize=11 if method == "mcl" else 7, linestyle="none",
+            label=f"{LABELS[method]} {decoder}".strip(),
+        )  # fmt: skip
+    axes.set(xlabel="diversity (Div-2)", ylabel="oracle BLEU")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,77 @@
+"""One training of the translation experiment: a method, from its last checkpoint if it has one."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+import mcl_jax as mcl
+from experiments.translation.config import Method
+from experiments.translation.task import Likelihoods, Task, evaluator
+from mcl_jax import data, metrics
+from mcl_jax.checkpoint import Checkpoints
+from mcl_jax.run import LossGuard, Run
+
+CHECKPOINT_SECONDS = 60.0
+STEP_INPUTS = ("tokens", "target_mask")
+
+
+def train(run: Run, task: Task, method: Method) -> tuple[mcl.TrainState, float]:
+    """The state after the last step, and the seconds that its steps took."""
+    config, loss, optimizer = task.config, task.config.loss(method), task.config.optimizer()
+    step = mcl.make_train_step(task.log_likelihood_fn(method), loss, optimizer, config.backward_of(loss))
+    state, evaluate = task.initial_state(method, optimizer), evaluator(task, method)
+    batches = data.train_batches(task.encode(task.records("train")), config.batches)
+    held_out = task.encode(task.records("validation", config.eval_items))
+    spent, started, guard = 0.0, time.monotonic(), LossGuard()
+
+    def log(values: dict[str, Any]) -> None:
+        found = summary(evaluate(state.adapters, held_out), task)
+        run.log(int(state.step), found | values, tag=method)
+        shown = {"win_rate": found["win_rate"]} if config.hypotheses_of(method) > 1 else {}
+        progress.update(int(state.step), loss=found["eval_loss"], **shown)
+
+    with Checkpoints(run.checkpoint_dir(method)) as checkpoints:
+
+        def save() -> None:
+            place = {"batches": batches.get_state(), "seconds": spent + time.monotonic() - started}
+            checkpoints.save(state, data=place, config=run.config)
+
+        if checkpoints.latest_step() is not None:
+            state, place, _ = checkpoints.restore(state)
+            batches.set_state(place["batches"])
+            spent = place["seconds"]
+        run.rewind(method, int(state.step) if int(state.step) else None)
+        saved = time.monotonic()
+        with run.progress(config.steps, int(state.step), method) as progress:
+            if int(state.step) == 0:
+                log({})
+            while (number := int(state.step)) < config.steps:
+                batch = next(batches)
+                state, found = step(state, {name: batch[name] for name in STEP_INPUTS})
+                guard.add(number, found["loss"])
+                last = number + 1 == config.steps
+                if (number + 1) % config.eval_every == 0 or last:
+                    guard.check(checkpoints.latest_step())
+                    log({f"train_{name}": found[name] for name in ("loss", "win_rate", "weight_entropy")})
+                else:
+                    progress.update(number + 1, loss=found["loss"], win_rate=found["win_rate"])
+                if run.stop_requested:
+                    save()
+                    checkpoints.wait()
+                    run.stop()
+                if last or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    save()
+                    saved = time.monotonic()
+    return state, spent + time.monotonic() - started
+
+
+def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
+    """Loss, win rates and, where modes are known, purity and win matrix."""
+    matrix = likelihoods.win_matrix(len(task.corpus.modes))
+    found = {"eval_loss": likelihoods.loss, "win_rate": matrix.sum(0) / matrix.sum()}
+    if task.corpus.modes and len(likelihoods.log_p) > 1:
+        modes = [task.corpus.modes[mode] for mode in likelihoods.mode]
+        score = metrics.purity(np.asarray(likelihoods.winner).tolist(), modes)
+        found |= {"purity": score.mean, "win_matrix": matrix}
+    return found

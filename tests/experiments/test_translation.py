@@ -1,0 +1,121 @@
+"""The translation experiment end to end, on the tiny Llama and a made-up language."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tokenizers as tk
+from transformers import PreTrainedTokenizerFast
+
+from experiments.translation.__main__ import main
+from experiments.translation.config import Config
+from experiments.translation.task import Task, prompts_of
+from mcl_jax.run import Run
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "llama"
+WORDS = [f"w{i}" for i in range(30)]
+KEYS = {"test_loss", "oracle_bleu", "mean_bleu", "chrf", "div_1", "div_2", "pairwise_bleu", "seconds", "win_rate"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The tiny Llama with a tokenizer of whole words."""
+    folder = tmp_path_factory.mktemp("base") / "llama"
+    shutil.copytree(GOLDEN, folder)
+    vocabulary = {word: i for i, word in enumerate(["<eos>", "<unk>", "=", ">", *WORDS])}
+    words = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tk.pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Sources of three to seven words, answered in small or in large numbers."""
+    rng, file = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "text.jsonl"
+    lines = []
+    for i in range(40):
+        split = ["train", "train", "train", "validation", "test"][i % 5]
+        source = " ".join(rng.choice(WORDS[:10], rng.integers(3, 8)))
+        for mode, low in (("low", 10), ("high", 20)):
+            target = " ".join(WORDS[low + int(word[1:])] for word in source.split())
+            lines.append(json.dumps(dict(id=f"{i:02}", source=source, target=target, mode=mode, split=split)))
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.fixture
+def config(tmp_path, base, data):
+    return Config(
+        workdir=tmp_path / "run", base=base, data=data, steps=5, batch_size=4, eval_every=3, eval_items=5, test_items=7,
+        decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam is not written for strict promotion
+        yield
+
+
+def test_a_run_leaves_its_results_and_figures(config):
+    main(config)
+    results = json.loads((config.workdir / "results.json").read_text())
+    names = {"mcl"} | {f"mle_{r}/{decoder}" for r in ("r", "rk") for decoder in ("beam", "diverse", "sampling")}
+    assert set(results["methods"]) == names
+    for found in results["methods"].values():
+        assert set(found) >= KEYS
+    mcl = results["methods"]["mcl"]
+    assert np.array(mcl["win_matrix"]).shape == (2, 3)
+    assert np.sum(mcl["win_matrix"]) == 2 * 7
+    assert {"purity", "style_rate", "samples"} <= set(mcl)
+    assert [len(of) for of in mcl["samples"][0]["answers"].values()] == [3] * 7
+    figures = {path.name for path in (config.workdir / "figures").iterdir()}
+    assert figures == {"loss.png", "win_matrix.png", "quality_diversity.png"}
+    main(config)  # says that it is finished
+    assert json.loads((config.workdir / "results.json").read_text()) == results
+
+
+@pytest.mark.parametrize("objective", ["balanced", "relaxed"])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, objective=objective, methods=("mcl",), dropout=0.1, steps=6)
+    straight = dataclasses.replace(config, workdir=tmp_path / "straight")
+    main(straight)
+    with monkeypatch.context() as patch:
+        asked = iter([False, False, False, True])  # of each step: stop after the fourth
+        patch.setattr(Run, "stop_requested", property(lambda run: next(asked)))
+        with pytest.raises(SystemExit):
+            main(config)
+    assert not (config.workdir / "results.json").exists()
+    main(config)
+    lines = lambda c: [json.loads(line) for line in (c.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines(config)] == [0, 3, 6]
+    assert lines(config) == lines(straight)
+
+
+def test_prompts_are_padded_on_the_left(config):
+    task = Task.load(config)
+    records = task.records("test")
+    (first, real), *_ = prompts_of(task, records, 5)
+    assert real == 5
+    assert first["mask"][:, -1].all()
+    assert (np.diff(first["mask"].astype(int), axis=1) >= 0).all()
+    assert len(set(first["mask"].sum(1))) > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(num_hypotheses=1), "--num-hypotheses must be at least 2"),
+        (dict(num_beams=2), "--num-beams 2 is less than --num-hypotheses 3"),
+        (dict(steps=0), "--steps must be at least 1"),
+        (dict(base=GOLDEN), "has no tokenizer files"),
+    ],
+)
+def test_refusals(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        main(dataclasses.replace(config, **change))
