@@ -175,8 +175,12 @@ def by_hand(case: Case, params, adapters_k, scale=SCALE):
     return unflatten_dict(flat, sep="/")
 
 
-def close(actual, expected, tolerance=1e-4):
+def close(actual, expected, tolerance=2e-5):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def doubled(leaf):
+    return jnp.asarray(leaf, jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def apart(a, b, at_least=1e-3):
@@ -203,17 +207,20 @@ class TestEveryKindOfLayer:
             assert flat[f"{path}/b"].shape == (K, *(sizes[c] for c in b_axes))
 
     def test_equals_the_kernels_with_ba_added(self, name):
-        """One hypothesis, all at once, and each merged, against parameters written out by hand."""
+        """One hypothesis, all at once, and each merged, against parameters written out by hand; in double precision."""
         c = compiled(name)
         before = jax.tree.map(np.array, c.params)
-        outs = c.all(c.params, c.adapters)
-        for k in range(K):
-            adapters_k = jax.tree.map(lambda leaf, k=k: leaf[k], c.adapters)
-            expected, merged = by_hand(c.case, c.params, adapters_k), c.model.merge(c.params, c.adapters, k)
-            assert jax.tree.structure(merged) == jax.tree.structure(c.params)
-            jax.tree.map(close, merged, expected)
-            close(outs[k], c.base(expected))
-            close(outs[k], c.one(c.params, adapters_k))
+        with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # linen's norms compute in float32
+            params, adapters, x = jax.tree.map(doubled, (c.params, c.adapters, c.x))
+            outs = c.model.apply_all(params, adapters, x)
+            for k in range(K):
+                adapters_k = jax.tree.map(lambda leaf, k=k: leaf[k], adapters)
+                expected, merged = by_hand(c.case, params, adapters_k), c.model.merge(params, adapters, k)
+                assert jax.tree.structure(merged) == jax.tree.structure(params)
+                jax.tree.map(lambda a, b: close(a, b, 1e-12), merged, expected)
+                close(outs[k], run(c.case.module, expected, x), 1e-10)
+                close(outs[k], c.model.apply(params, adapters_k, x), 1e-10)
+        close(c.all(c.params, c.adapters), outs, 1e-4)  # the same in single precision
         apart(outs[0], outs[1])
         apart(outs[0], c.base(c.params))
         jax.tree.map(np.testing.assert_array_equal, c.params, before)

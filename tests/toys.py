@@ -16,7 +16,7 @@ class MLP(nn.Module):
     out: int = 3
     calls: int = 1
     norm: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x, scale=1.0, *, shift=None):
