@@ -33,6 +33,7 @@ def main() -> None:
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.data = 0.3 * torch.randn_like(parameter)
+        model.peft_config["default"].base_model_name_or_path = ""  # else the path of this machine
         model.save_pretrained(FOLDER / f"lora{k}")
         (FOLDER / f"lora{k}" / "README.md").unlink(missing_ok=True)
         with torch.no_grad():
