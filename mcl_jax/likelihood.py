@@ -46,7 +46,8 @@ def chunked_sequence_log_likelihood(
 ) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """`sequence_log_likelihood(hidden @ unembedding + bias, targets, mask)` without ever holding [B, T, V] logits.
 
-    Logits exist for `chunk_size` of the B·T tokens at a time, forward and backward. The gradient with respect to
+    Logits exist for `chunk_size` of the B·T tokens at a time, forward and backward, and only for target tokens (rounded
+    up to a chunk). The gradient with respect to
     `hidden` is found in the forward pass, chunk by chunk, since it is linear in the cotangent of each sequence:
 
         d log p / d h_t = g · m_t (W[:, x_t] − W softmax(z_t))
@@ -109,15 +110,24 @@ def _chunks(size, *arrays):
 
 @functools.cache
 def _by_rows(row_fn, size):
-    """`f(unembedding, bias, *rows)`: row_fn on `size` rows at a time, also under vmap.
+    """`f(unembedding, bias, *rows)`: row_fn on `size` rows at a time, also under vmap; the last of `rows` is the mask.
 
-    A plain vmap over K and B would make each chunk K·B times as large. Here batched rows become more rows.
+    A plain vmap over K and B would make each chunk K·B times as large. Here batched rows become more rows. Target
+    tokens are put first, and chunks behind the last of them are zeros that cost nothing: prompts, images and padding
+    never meet the unembedding.
     """
 
     @jax.custom_batching.custom_vmap
     def chunked(unembedding, bias, *rows):
-        outs = jax.lax.map(lambda chunk: row_fn(unembedding, bias, *chunk), _chunks(size, *rows))
-        return jax.tree.map(lambda out: out.reshape(-1, *out.shape[2:])[: rows[0].shape[0]], outs)
+        def one(chunk):
+            run = functools.partial(row_fn, unembedding, bias)
+            zeros = lambda *rows: jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(run, *rows))
+            return jax.lax.cond(chunk[-1].any(), run, zeros, *chunk)
+
+        order = jnp.argsort(rows[-1] == 0)  # stable
+        outs = jax.lax.map(one, _chunks(size, *(x[order] for x in rows)))
+        flat = lambda out: out.reshape(-1, *out.shape[2:])[: order.size]
+        return jax.tree.map(lambda out: jnp.zeros_like(flat(out)).at[order].set(flat(out)), outs)
 
     @chunked.def_vmap
     def more_rows(axis_size, in_batched, unembedding, bias, *rows):

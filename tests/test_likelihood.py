@@ -133,6 +133,18 @@ class TestChunked:
         )
         np.testing.assert_array_equal(chunked(size)(*arrays, targets, mask)[1], mask.sum(1))
 
+    def test_only_target_tokens_meet_the_output_layer(self):
+        """Of 3 · 5 tokens two, far apart, are targets: what is elsewhere is never read, not even times zero."""
+        hidden, unembedding, bias, targets, _ = problem()
+        mask = np.zeros((B, T), bool)
+        mask[0, 1] = mask[2, 3] = True
+        elsewhere_nan = np.where(mask[..., None], hidden, np.nan)
+        value = lambda h: chunked(2)(h, unembedding, bias, targets, mask)[0]
+        close(value(elsewhere_nan), value(hidden), 0)
+        gradient = jax.grad(lambda h: value(h).sum())
+        close(gradient(elsewhere_nan), gradient(hidden), 0)
+        assert not gradient(elsewhere_nan)[~mask].any()
+
     def test_without_bias(self):
         hidden, unembedding, _, targets, mask = problem()
         log_p, _ = chunked(4)(hidden, unembedding, None, targets, mask)
