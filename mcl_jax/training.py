@@ -5,6 +5,8 @@
     sampled  the same with one hypothesis drawn from q for each example: an unbiased gradient for every objective
     all      forward and backward of every hypothesis: exact for every objective, about 2K forwards
 
+With one hypothesis there is nothing to choose: all three are one forward and one backward.
+
 Each example is run as a batch of one under `vmap`, with a random key of its own that depends on nothing but the step,
 the hypothesis and the index of the example in the global batch. So dropout masks, ties and draws are the same whichever
 backward is chosen, however the batch is cut into micro-batches, and on however many devices it is spread.

@@ -77,10 +77,10 @@ class Encoded:
       pad_id: token that fills up.
     """
 
-    prompts: tuple[np.ndarray, ...]
-    targets: tuple[tuple[np.ndarray, ...], ...]
-    modes: tuple[tuple[int, ...], ...]
-    index: tuple[int, ...]
+    prompts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
+    targets: tuple[tuple[np.ndarray, ...], ...] = dataclasses.field(repr=False)
+    modes: tuple[tuple[int, ...], ...] = dataclasses.field(repr=False)
+    index: tuple[int, ...] = dataclasses.field(repr=False)
     mode_names: tuple[str, ...]
     dropped: tuple[str, ...]
     pad_id: int

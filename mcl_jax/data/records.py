@@ -68,7 +68,7 @@ class Corpus:
     """
 
     name: str
-    records: tuple[Record, ...]
+    records: tuple[Record, ...] = dataclasses.field(repr=False)
 
     def __post_init__(self):
         records = tuple(sorted(self.records, key=lambda record: record.id))

@@ -103,7 +103,6 @@ def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> t
     """ω in radians a token, and the factor by which rotated vectors are multiplied."""
     exponents = np.arange(0, head_dim, 2) / head_dim
     plain = 1.0 / rope.rope_theta**exponents
-    factor = 1.0 if rope.attention_factor is None else rope.attention_factor
     match rope.rope_type:
         case "default":
             return jnp.asarray(plain, jnp.float32), 1.0
@@ -113,7 +112,7 @@ def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> t
             length = jnp.maximum(positions.max() + 1, rope.original).astype(jnp.float32)
             stretch = rope.factor * length / rope.original - (rope.factor - 1.0)
             theta = rope.rope_theta * stretch ** (head_dim / (head_dim - 2))
-            return 1.0 / theta[None] ** jnp.asarray(exponents, jnp.float32), factor
+            return 1.0 / theta[None] ** jnp.asarray(exponents, jnp.float32), 1.0
         case "llama3":
             return jnp.asarray(_llama3(rope, plain), jnp.float32), 1.0
         case "yarn":
