@@ -108,14 +108,19 @@ def decode(
     Raises:
       ValueError: a prompt is empty or padded on the right, or an option is outside its range.
     """
-    tokens, mask = _prompt(inputs)
+    tokens, mask = prompt_of(inputs)
     eos = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
     limits = Limits(max_new_tokens, min_new_tokens, eos, pad_token_id, repetition_penalty)
     rng = jax.random.key(0) if rng is None else rng
     return _decode(model, decoder, limits, params, adapters, tokens, mask, rng)
 
 
-def _prompt(inputs: Inputs) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
+def prompt_of(inputs: Inputs) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
+    """(tokens, mask) of prompts.
+
+    Raises:
+      ValueError: for another shape, an empty prompt, or padding on the right; names the rows.
+    """
     tokens, mask = (inputs["tokens"], inputs.get("mask")) if isinstance(inputs, Mapping) else (inputs, None)
     tokens = jnp.asarray(tokens, jnp.int32)
     mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)

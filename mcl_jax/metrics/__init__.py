@@ -7,7 +7,7 @@ a value for each item, the mean, and a bootstrap interval. Blank answers score a
     score.per_item, score.mean, score.low, score.high
 
 `python -m mcl_jax.metrics FILE.jsonl` computes them all. Reading order: `score`, `text`, `bleu`, `translation`,
-`diversity`, `bert`, `embedding`, `specialization`, `items`, `report`.
+`diversity`, `bert`, `embedding`, `selection`, `specialization`, `items`, `report`.
 """
 
 from mcl_jax.metrics.diversity import corpus_mbleu_4, div_n, mbleu_4
@@ -22,6 +22,7 @@ from mcl_jax.metrics.embedding import (
 from mcl_jax.metrics.items import Item, read_items
 from mcl_jax.metrics.report import NotAvailable, Settings, score_items
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
+from mcl_jax.metrics.selection import minimum_bayes_risk
 from mcl_jax.metrics.specialization import WinMatrix, normalized_mutual_information, purity, win_matrix
 from mcl_jax.metrics.text import Tokenization
 from mcl_jax.metrics.translation import (
@@ -62,6 +63,7 @@ __all__ = [
     "mean_bleu",
     "mean_chrf",
     "mean_similarity",
+    "minimum_bayes_risk",
     "normalized_mutual_information",
     "oracle",
     "oracle_bleu",
