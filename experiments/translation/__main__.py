@@ -21,9 +21,9 @@ SHOWN = 5
 
 
 def evaluate(task: Task, run: Run) -> dict[str, Any]:
-    """Trains and scores every method: the `methods` of results.json, and samples."""
+    """Trains and scores every method: the `methods` of results.json. Samples are in the first, mcl if it is there."""
     config = task.config
-    test, found, texts = task.records("test", config.test_items), {}, {}
+    test, found, answers = task.records("test", config.test_items), {}, {}
     asked = task.records("test", config.decode_items)
     for method in config.methods:
         state, seconds = train(run, task, method)
@@ -31,23 +31,17 @@ def evaluate(task: Task, run: Run) -> dict[str, Any]:
         held_out["test_loss"] = held_out.pop("eval_loss")
         for name, decoder in config.decoders(method).items():
             rich.print(f"[dim]{name}: answering {len(asked)} sources[/]")
-            texts[name], decode_seconds = decoding.answer(task, method, state.adapters, asked, decoder)
-            rates = {
-                "style_rate": decoding.style_rate(texts[name]),
-                "spanish_rate": decoding.language_rate(texts[name]),
-            }
-            found[name] = held_out | decoding.scores(texts[name], asked) | rates
-            found[name] |= {"seconds": seconds, "decode_seconds": decode_seconds}
-    samples = decoding.samples(asked, texts)
-    if "mcl" in found:
-        found["mcl"]["samples"] = samples
-    return {"methods": found, "modes": list(task.corpus.modes), "samples": samples}
+            answers[name] = decoding.answer(task, method, state.adapters, asked, decoder)
+            found[name] = held_out | decoding.scores(answers[name], asked) | decoding.rates(answers[name])
+            found[name] |= {"seconds": seconds, "decode_seconds": answers[name].seconds}
+    found["mcl" if "mcl" in found else next(iter(found))]["samples"] = decoding.samples(asked, answers)
+    return {"methods": found}
 
 
 def show(results: dict[str, Any]) -> None:
-    """Prints the table, and a few sources with the answers of every method."""
-    for sample in results["samples"][:SHOWN]:
-        rich.print(f"\n[bold]{sample['source']}[/]")
+    """Prints a few sources with the answers of every method, and the table."""
+    for sample in next(of["samples"] for of in results["methods"].values() if "samples" in of)[:SHOWN]:
+        rich.print(f"\n[bold]{rich.markup.escape(sample['source'])}[/]")
         for name, texts in sample["answers"].items():
             for k, text in enumerate(texts):
                 rich.print(f"  [cyan]{name} {k}[/]  {rich.markup.escape(text)}")

@@ -1,5 +1,6 @@
 """Decoding of held-out sources, and the scores of what comes out."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -15,57 +16,88 @@ BATCH = 8
 SAMPLES = 20
 
 
-def answer(
-    task: Task, method: Method, adapters: Any, records: tuple[data.Record, ...], decoder: Decoder
-) -> tuple[list[list[str]], float]:
-    """The answers to each source, one a hypothesis or, of one hypothesis, its n; and the seconds it took."""
-    tokenizer, answers, started = task.tokenizer, [], time.monotonic()
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """K answers to each of N sources: one a hypothesis or, of one hypothesis, its n.
+
+    Attributes:
+      texts: N items of K texts.
+      log_likelihoods: of each under all hypotheses of the method together, in nats a token.
+      seconds: of decoding, compilation included.
+    """
+
+    texts: list[list[str]]
+    log_likelihoods: list[list[float]]
+    seconds: float
+
+
+def answer(task: Task, method: Method, adapters: Any, records: tuple[data.Record, ...], decoder: Decoder) -> Answers:
+    """The answers of a method to each source."""
+    tokenizer, model, texts, scores, seconds = task.tokenizer, task.model(method), [], [], 0.0
     for number, (prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
-        found = generation.generate(
-            task.model(method), task.params, adapters, prompts, decoder, task.config.max_new_tokens,
+        started = time.monotonic()
+        found = generation.decode(
+            model, task.params, adapters, prompts, decoder, task.config.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
             rng=jax.random.fold_in(stream(task.config.seed, DECODING), number),
         )  # fmt: skip
-        rows = np.asarray(found).transpose(1, 0, 2, 3).reshape(len(found[0]), -1, found.shape[-1])[:real]
-        answers += [[tokenizer.decode(row, skip_special_tokens=True).strip() for row in item] for item in rows]
-    return answers, time.monotonic() - started
+        jax.block_until_ready(found)
+        seconds += time.monotonic() - started
+        log_p = generation.log_likelihoods(model, task.params, adapters, prompts, found)
+        for tokens in _items(found.tokens)[:real]:
+            texts.append([tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens])
+        scores += _items(generation.mixture_scores(log_p, found.lengths))[:real].tolist()
+    return Answers(texts, scores, seconds)
 
 
-def scores(answers: list[list[str]], records: tuple[data.Record, ...]) -> dict[str, Any]:
-    """Quality and diversity of K answers an item, with 95 % bootstrap intervals under `intervals`."""
-    references = [[target.text for target in record.references] for record in records]
+def _items(x: Any) -> np.ndarray:
+    """[K, B, n, ...] -> [B, K·n, ...]."""
+    x = np.asarray(x).swapaxes(0, 1)
+    return x.reshape(len(x), -1, *x.shape[3:])
+
+
+def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]:
+    """Quality and diversity of K answers an item, with 95 % bootstrap intervals under `intervals`.
+
+    `likeliest_bleu` is of the answer of highest likelihood, `mbr_bleu` of that of minimum Bayes risk (chrF).
+    """
+    texts, references = answers.texts, [[target.text for target in record.references] for record in records]
+    likeliest = [int(np.argmax(scores)) for scores in answers.log_likelihoods]
+    pick = lambda chosen: [[of[k]] for of, k in zip(texts, chosen, strict=True)]
     found = {
-        "oracle_bleu": metrics.oracle_bleu(answers, references),
-        "mean_bleu": metrics.mean_bleu(answers, references),
-        "chrf": metrics.oracle_chrf(answers, references),
-        "mean_chrf": metrics.mean_chrf(answers, references),
-        "div_1": metrics.div_n(answers, 1),
-        "div_2": metrics.div_n(answers, 2),
-        "pairwise_bleu": metrics.pairwise_bleu(answers),
-        "references_covered": metrics.reference_coverage(answers, references),
+        "oracle_bleu": metrics.oracle_bleu(texts, references),
+        "mean_bleu": metrics.mean_bleu(texts, references),
+        "likeliest_bleu": metrics.mean_bleu(pick(likeliest), references),
+        "mbr_bleu": metrics.mean_bleu(pick(metrics.minimum_bayes_risk(texts)), references),
+        "chrf": metrics.oracle_chrf(texts, references),
+        "mean_chrf": metrics.mean_chrf(texts, references),
+        "div_1": metrics.div_n(texts, 1),
+        "div_2": metrics.div_n(texts, 2),
+        "pairwise_bleu": metrics.pairwise_bleu(texts),
+        "references_covered": metrics.reference_coverage(texts, references),
     }
     intervals = {name: [score.low, score.high] for name, score in found.items()}
     return {name: score.mean for name, score in found.items()} | {"intervals": intervals}
 
 
-def style_rate(answers: list[list[str]]) -> list[float]:
-    """Share of archaic answers of each hypothesis [K]."""
-    return [float(np.mean([data.is_archaic(text) for text in of])) for of in zip(*answers, strict=True)]
+def rates(answers: Answers) -> dict[str, list[float]]:
+    """Shares of archaic (`style_rate`) and of Spanish answers (`spanish_rate`) of each hypothesis [K]."""
+    share = lambda of, rule: [float(np.mean([rule(text) for text in texts])) for texts in zip(*of, strict=True)]
+    return {
+        "style_rate": share(answers.texts, data.is_archaic),
+        "spanish_rate": share(answers.texts, lambda text: data.language_of(text) == "es"),
+    }
 
 
-def language_rate(answers: list[list[str]]) -> list[float]:
-    """Share of Spanish answers of each hypothesis [K]."""
-    return [float(np.mean([data.language_of(text) == "es" for text in of])) for of in zip(*answers, strict=True)]
-
-
-def samples(records: tuple[data.Record, ...], answers: dict[str, list[list[str]]]) -> list[dict[str, Any]]:
-    """The first sources with their references and the answers of all methods."""
+def samples(records: tuple[data.Record, ...], answers: dict[str, Answers]) -> list[dict[str, Any]]:
+    """The first sources with their references, and the answers of all methods with their log-likelihoods."""
     return [
         {
             "id": record.id,
             "source": record.source,
             "references": [{"text": target.text, "mode": target.mode} for target in record.references],
-            "answers": {name: of[i] for name, of in answers.items()},
+            "answers": {name: of.texts[i] for name, of in answers.items()},
+            "log_likelihoods": {name: of.log_likelihoods[i] for name, of in answers.items()},
         }
         for i, record in enumerate(records[:SAMPLES])
     ]

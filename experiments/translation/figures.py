@@ -53,13 +53,14 @@ def losses(run: Run, config: Config) -> plt.Figure:
 
 def win_matrix(results: dict[str, Any]) -> plt.Figure:
     """Share of each mode's answers that each hypothesis wins."""
-    counts = np.array(results["methods"]["mcl"]["win_matrix"], float)
+    found = results["methods"]["mcl"]
+    counts = np.array(found["win_matrix"], float)
     share = counts / counts.sum(1, keepdims=True)
     figure, axes = plt.subplots(figsize=(1.6 + 1.2 * share.shape[1], 1.4 + 0.8 * len(share)), layout="constrained")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (m, k), value in np.ndenumerate(share):
         axes.text(k, m, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "black")
-    axes.set(xlabel="hypothesis", xticks=range(share.shape[1]), yticks=range(len(share)), yticklabels=results["modes"])
+    axes.set(xlabel="hypothesis", xticks=range(share.shape[1]), yticks=range(len(share)), yticklabels=found["modes"])
     axes.set_title("answers won")
     return figure
 

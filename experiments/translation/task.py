@@ -65,7 +65,7 @@ class Task:
         module, params, tokenizer = mcl.models.from_pretrained(path, dtype=dtype, param_dtype=dtype)
         if tokenizer is None:
             raise ValueError(f"--base {path} has no tokenizer files")
-        corpus = data.read_jsonl(config.data) if config.data else data.load_verses(config.task, data_dir=config.cache)
+        corpus = data.load_corpus(config.data or config.task, data_dir=config.cache)
         return cls(config, module, params, tokenizer, corpus)
 
     def model(self, method: Method) -> mcl.Hypotheses:
@@ -132,12 +132,6 @@ class Likelihoods:
     def loss(self) -> float:
         """Winner-takes-all loss, −mean of max_k log p / tokens, in nats a token."""
         return float(-(self.log_p.max(0) / self.tokens).mean())
-
-    def win_matrix(self, num_modes: int) -> np.ndarray:
-        """Number of answers of mode m that hypothesis k wins [M, K]."""
-        matrix = np.zeros((max(num_modes, 1), len(self.log_p)), int)
-        np.add.at(matrix, (np.maximum(self.mode, 0), self.winner), 1)
-        return matrix
 
 
 def evaluator(task: Task, method: Method):

@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-import numpy as np
-
 import mcl_jax as mcl
 from experiments.translation.config import Method
 from experiments.translation.task import Likelihoods, Task, evaluator
@@ -67,11 +65,17 @@ def train(run: Run, task: Task, method: Method) -> tuple[mcl.TrainState, float]:
 
 
 def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
-    """Loss, win rates and, where modes are known, purity and win matrix."""
-    matrix = likelihoods.win_matrix(len(task.corpus.modes))
-    found = {"eval_loss": likelihoods.loss, "win_rate": matrix.sum(0) / matrix.sum()}
-    if task.corpus.modes and len(likelihoods.log_p) > 1:
-        modes = [task.corpus.modes[mode] for mode in likelihoods.mode]
-        score = metrics.purity(np.asarray(likelihoods.winner).tolist(), modes)
-        found |= {"purity": score.mean, "win_matrix": matrix}
+    """Loss, win rates and, where modes are known, purity, mutual information and win matrix [mode, hypothesis]."""
+    names, num_hypotheses = task.corpus.modes, len(likelihoods.log_p)
+    modes = ["unknown" if mode == data.NO_MODE else names[mode] for mode in likelihoods.mode]
+    winner = likelihoods.winner.tolist()
+    wins = metrics.win_matrix(winner, modes, num_hypotheses)
+    found = {"eval_loss": likelihoods.loss, "win_rate": wins.win_rate}
+    if names and num_hypotheses > 1:
+        found |= {
+            "purity": metrics.purity(winner, modes, num_hypotheses).mean,
+            "mutual_information": metrics.normalized_mutual_information(winner, modes).mean,
+            "win_matrix": wins.counts,
+            "modes": wins.modes,
+        }
     return found

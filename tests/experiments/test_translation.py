@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 import tokenizers as tk
 from transformers import PreTrainedTokenizerFast
 
+from experiments.translation import purity
 from experiments.translation.__main__ import main
 from experiments.translation.config import Config
 from experiments.translation.task import Task, prompts_of
@@ -52,7 +54,7 @@ def data(tmp_path_factory):
 def config(tmp_path, base, data):
     return Config(
         workdir=tmp_path / "run", base=base, data=data, steps=5, batch_size=4, eval_every=3, eval_items=5, test_items=7,
-        decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2,
+        decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2, methods=("mcl", "mle_rk"),
     )  # fmt: skip
 
 
@@ -65,15 +67,19 @@ def standard_promotion():
 def test_a_run_leaves_its_results_and_figures(config):
     main(config)
     results = json.loads((config.workdir / "results.json").read_text())
-    names = {"mcl"} | {f"mle_{r}/{decoder}" for r in ("r", "rk") for decoder in ("beam", "diverse", "sampling")}
+    names = {"mcl"} | {f"mle_rk/{decoder}" for decoder in ("beam", "diverse", "sampling")}
     assert set(results["methods"]) == names
     for found in results["methods"].values():
         assert set(found) >= KEYS
     mcl = results["methods"]["mcl"]
     assert np.array(mcl["win_matrix"]).shape == (2, 3)
     assert np.sum(mcl["win_matrix"]) == 2 * 7
-    assert {"purity", "style_rate", "samples"} <= set(mcl)
-    assert [len(of) for of in mcl["samples"][0]["answers"].values()] == [3] * 7
+    assert {"purity", "mutual_information", "style_rate", "likeliest_bleu", "mbr_bleu"} <= set(mcl)
+    assert mcl["modes"] == ["high", "low"]
+    assert [len(of) for of in mcl["samples"][0]["answers"].values()] == [3] * 4
+    for scores in mcl["samples"][0]["log_likelihoods"].values():
+        assert len(scores) == 3
+        assert max(scores) < 0
     figures = {path.name for path in (config.workdir / "figures").iterdir()}
     assert figures == {"loss.png", "win_matrix.png", "quality_diversity.png"}
     main(config)  # says that it is finished
@@ -95,6 +101,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path
     lines = lambda c: [json.loads(line) for line in (c.workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines(config)] == [0, 3, 6]
     assert lines(config) == lines(straight)
+
+
+def test_a_study_of_purity_goes_on_where_it_stopped(config, monkeypatch, capsys):
+    study = purity.PurityConfig(dataclasses.replace(config, steps=2, eval_every=1), ("balanced", "annealed"), (3,))
+    found = []
+    train = purity.train
+    monkeypatch.setattr(purity, "train", lambda run, *of: found.append(run.workdir.name) or train(run, *of))
+    with monkeypatch.context() as patch:
+        patch.setattr(purity, "draw", lambda config, curves: len(curves) == 1 and sys.exit())
+        with pytest.raises(SystemExit):
+            purity.main(study)
+    purity.main(study)
+    assert found == ["balanced-seed3", "annealed-seed3"]
+    results = json.loads((config.workdir / "annealed-seed3" / "results.json").read_text())
+    assert results["step"] == [0, 1, 2]
+    assert len(results["purity"]) == 3
+    assert (config.workdir / "purity.png").exists()
+    assert "Specialisation after 2 steps" in capsys.readouterr().out
 
 
 def test_prompts_are_padded_on_the_left(config):
