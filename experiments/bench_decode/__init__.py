@@ -1,0 +1,1 @@
+"""Tokens per second of K hypotheses decoding together, beside Hugging Face `generate` run once for each."""
