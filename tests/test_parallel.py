@@ -25,10 +25,10 @@ CASES = {
 }
 
 
-def start():
+def start(model=MODEL):
     inputs = BATCHES[0]["tokens"][:, :-1]
-    params = randomized(jax.eval_shape(Tokens().init, jax.random.key(0), inputs)["params"], seed=1)
-    shapes = jax.eval_shape(lambda: MODEL.init(jax.random.key(0), params, inputs, num_hypotheses=K))
+    params = randomized(jax.eval_shape(model.module.init, jax.random.key(0), inputs)["params"], seed=1)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), params, inputs, num_hypotheses=K))
     adapters = {"up": {"a": normal(shapes["up"]["a"].shape), "b": jnp.zeros(shapes["up"]["b"].shape)}}
     return mcl.TrainState.create(
         params=jax.tree.map(jnp.asarray, params), adapters=adapters, optimizer=OPTIMIZER, rng=jax.random.key(5)
@@ -124,7 +124,75 @@ def test_nan_on_one_device_shows_everywhere():
     assert np.isnan(metrics["loss"])
 
 
+WIDE = mcl.Hypotheses(Tokens(width=12), MODEL.config)  # a width that can be cut
+
+
+def mesh_of(data, model):
+    return jax.sharding.Mesh(np.array(jax.devices()[: data * model]).reshape(data, model), ("data", "model"))
+
+
+def run_wide(step, state):
+    for batch in BATCHES:
+        state, metrics = step(state, batch)
+    return state, metrics
+
+
+@pytest.mark.parametrize(("name", "data", "model"), [("balanced", 2, 4), ("sampled", 8, 1), ("all", 1, 6)])
+def test_a_base_cut_over_a_mesh(name, data, model):
+    objective, backward, options = CASES[name]
+    make = functools.partial(dict, optimizer=OPTIMIZER, objective=objective, backward=backward, **options)
+    traces, log_likelihood = [], token_log_likelihood(WIDE)
+    counted = lambda *args: (traces.append(len(args)), log_likelihood(*args))[1]
+    mesh = mesh_of(data, model)
+    shardings = parallel.base_sharding(mesh)
+    state = start(WIDE)
+    cut = jax.tree.map(lambda x: jax.device_put(x, shardings((), x.shape)), state.params)
+    step = parallel.mesh_step(counted, **make(), mesh=mesh)
+    state, _ = step(state.replace(params=cut), BATCHES[0])
+    once = len(traces)
+    for batch in BATCHES[1:]:
+        state, found_metrics = step(state, batch)
+    found = state
+    assert len(traces) == once
+    assert found.params["head"]["kernel"].addressable_shards[0].data.size == 12 * 13 // model
+    assert found.adapters["up"]["a"].sharding.is_fully_replicated
+    expected, metrics = run_wide(mcl.make_train_step(log_likelihood, **make()), start(WIDE))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    jax.tree.map(close, (found.adapters, found.objective_state), (expected.adapters, expected.objective_state))
+    jax.tree.map(close, found_metrics, metrics)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_a_base_elsewhere_is_copied_to_the_mesh():
+    step = parallel.mesh_step(categorical_log_p, objectives.wta(), OPTIMIZER, mesh=mesh_of(4, 2))
+    state, _ = step(categorical(), SYMBOLS)
+    assert state.params["base"].sharding.is_fully_replicated
+    assert len(state.params["base"].sharding.device_set) == 8
+
+
+def test_how_a_base_is_cut():
+    of = lambda *shape: tuple(parallel.base_sharding(mesh_of(2, 4))((), shape).spec)
+    assert of(12, 20) == (None, "model")
+    assert of(12, 8) == ("model", None)
+    assert of(8, 8) == (None, "model")
+    assert of(32, 12, 7) == (None, "model", None)
+    assert of(12, 13, 7) == (None, None, None)
+    assert of(8) == (None,)
+
+
 class TestRefused:
+    def test_a_mesh_without_the_axes(self):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("batch",))
+        with pytest.raises(ValueError, match="needs an axis 'data'"):
+            parallel.mesh_step(categorical_log_p, objectives.wta(), OPTIMIZER, mesh=mesh)
+        with pytest.raises(ValueError, match="needs an axis 'model'"):
+            parallel.base_sharding(mesh)
+
+    def test_a_batch_that_does_not_divide_over_the_mesh(self):
+        step = parallel.mesh_step(categorical_log_p, objectives.wta(), OPTIMIZER, mesh=mesh_of(4, 2))
+        with pytest.raises(ValueError, match="6 examples does not divide over 4 places"):
+            step(categorical(), {"x": np.zeros(6, np.int32)})
+
     def test_a_batch_that_does_not_divide(self):
         step = parallel.pmap_step(categorical_log_p, objectives.wta(), OPTIMIZER)
         with pytest.raises(ValueError, match="12 examples does not divide over 8 devices"):
