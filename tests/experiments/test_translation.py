@@ -54,7 +54,8 @@ def data(tmp_path_factory):
 def config(tmp_path, base, data):
     return Config(
         workdir=tmp_path / "run", base=base, data=data, steps=5, batch_size=4, eval_every=3, eval_items=5, test_items=7,
-        decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2, methods=("mcl", "mle_rk"),
+        decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2,
+        methods=("mcl", "mle_rk"),
     )  # fmt: skip
 
 
