@@ -26,7 +26,7 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 ARCHITECTURES = ("llama", "qwen2")
-IGNORED = r"^rope_freqs\.weight$"
+ROPE_FACTORS = "rope_freqs.weight"  # of Llama 3: by what each frequency is divided
 CONTROL_TOKEN = 3  # of tokenizer.ggml.token_type
 DIGITS = ("smollm",)  # pre-tokenizers that split numbers into digits and know no other rule than GPT-2's
 PLAIN = ("default", "gpt-2")
@@ -69,9 +69,8 @@ class GGUF:
         self.architecture = self.fields.get("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"{file}: architecture {self.architecture!r} is not one of {ARCHITECTURES}")
-        self.tensors = {
-            self._hf_name(tensor.name): tensor for tensor in reader.tensors if not re.search(IGNORED, tensor.name)
-        }
+        self.rope_factors = [t.data.astype(float).tolist() for t in reader.tensors if t.name == ROPE_FACTORS]
+        self.tensors = {self._hf_name(t.name): t for t in reader.tensors if t.name != ROPE_FACTORS}
         self.shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in self.tensors.items()}
 
     def _hf_name(self, name: str) -> str:
@@ -107,6 +106,9 @@ class GGUF:
         if self.fields.get(f"{self.architecture}.rope.scaling.type", "none") != "none":
             raise ValueError(f"{self.file}: rotary scaling is not read from GGUF files")
         of = self._of_architecture
+        rope = {"rope_type": "default", "rope_theta": of("rope.freq_base", 10000.0)}
+        for factors in self.rope_factors:
+            rope |= dict(rope_type="longrope", short_factor=factors, long_factor=factors, attention_factor=1.0)
         return {
             "model_type": self.architecture,
             "vocab_size": self.shapes["model.embed_tokens.weight"][0],
@@ -115,9 +117,10 @@ class GGUF:
             "num_hidden_layers": of("block_count"),
             "num_attention_heads": of("attention.head_count"),
             "num_key_value_heads": of("attention.head_count_kv", of("attention.head_count")),
+            "head_dim": of("attention.key_length", of("embedding_length") // of("attention.head_count")),
             "max_position_embeddings": of("context_length"),
             "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
-            "rope_theta": of("rope.freq_base", 10000.0),
+            "rope_parameters": rope,
             "tie_word_embeddings": "lm_head.weight" not in self.shapes,
         }
 

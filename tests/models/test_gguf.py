@@ -1,0 +1,222 @@
+"""GGUF files as llama.cpp writes them: the logits of what they were made from, their tokenizer, and what is refused.
+
+Written with llama.cpp's own `gguf` package. Its converter's interleaving of the rows of queries and keys, and its
+factors of Llama 3's frequencies, are written here once more.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import mcl_jax as mcl
+from mcl_jax.models import Llama, LlamaConfig, pretrained
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "models"
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TOKENS = ["<s>", "</s>", "Ġ", "1", "2", *LETTERS, "ca", "cat", "Ġcat", "12"]
+MERGES = ["c a", "ca t", "Ġ cat", "1 2"]
+
+
+def write(file, config, tensors, kind=None, model="gpt2", pre="gpt-2", extra=(), **fields):
+    """Writes Hugging Face's tensors and config as a GGUF file; matrices quantised if `kind` says how."""
+    family = config["model_type"]
+    writer = gguf.GGUFWriter(file, family)
+    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.upper()), config["num_hidden_layers"])
+    sizes = {
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "block_count": config["num_hidden_layers"],
+        "feed_forward_length": config["intermediate_size"],
+        "head_count": config["num_attention_heads"],
+        "head_count_kv": config["num_key_value_heads"],
+        "layer_norm_rms_eps": config["rms_norm_eps"],
+        "rope_freq_base": config["rope_parameters"]["rope_theta"],
+    }
+    if config["head_dim"] * config["num_attention_heads"] != config["hidden_size"]:
+        sizes["key_length"] = config["head_dim"]
+    for name, value in (sizes | fields).items():
+        if value is not None:
+            getattr(writer, f"add_{name}")(value)
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_merges(MERGES)
+    writer.add_token_types([gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.NORMAL] * (len(TOKENS) - 2))
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    for name, tensor in tensors.items():
+        if family == "llama":
+            tensor = interleaved(name, tensor, config)
+        quantised = kind is not None and tensor.ndim == 2
+        data = gguf.quantize(tensor, kind) if quantised else tensor
+        writer.add_tensor(names.get_name(name, (".weight", ".bias")), data, raw_dtype=kind if quantised else None)
+    if config["rope_parameters"]["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_factors(config))
+    for name, data in extra:
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def interleaved(name, tensor, config):
+    """Rows of queries and keys as llama.cpp's converter puts them: the halves of a head by turns."""
+    heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
+    if heads is None:
+        return tensor
+    split = tensor.reshape(config[heads], 2, tensor.shape[0] // config[heads] // 2, *tensor.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(tensor.shape))
+
+
+def llama3_factors(config):
+    """By what llama.cpp divides each frequency [d/2]: 1 for short wave lengths, `factor` for long ones."""
+    rope, dim = config["rope_parameters"], config["head_dim"]
+    original, low, high = (
+        rope[f"{k}"] for k in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
+    )
+    factors = []
+    for i in range(0, dim, 2):
+        wave = 2 * math.pi * rope["rope_theta"] ** (i / dim)
+        smooth = (original / wave - low) / (high - low)
+        between = 1 / ((1 - smooth) / rope["factor"] + smooth)
+        factors.append(1.0 if wave < original / high else rope["factor"] if wave > original / low else between)
+    return np.array(factors, np.float32)
+
+
+def golden(name):
+    """Config and tensors of a golden model."""
+    return json.loads((GOLDEN / name / "config.json").read_text()), load_file(GOLDEN / name / "model.safetensors")
+
+
+def logits(loaded, tokens):
+    module, params, _ = loaded
+    return np.asarray(module.apply({"params": params}, jnp.asarray(tokens)))
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """Config, tensors and module with parameters of a Llama whose rows are multiples of 32, with grouped queries."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.2,
+    )  # fmt: skip
+    module = Llama(config)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    hf_config = config.to_hf()
+    return hf_config, pretrained.state_dict(params, pretrained.family_of(hf_config)), module, params
+
+
+# ------------------------------------------------------------------------------------------------------------ Logits
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_logits_are_hugging_faces(name, scan, tmp_path):
+    """The Llama has grouped queries and Llama 3's frequencies, the Qwen2 biases and tied embeddings."""
+    expected = np.load(GOLDEN / name / "expected.npz")
+    loaded = mcl.models.from_pretrained(write(tmp_path / "m.gguf", *golden(name)), scan=scan)
+    np.testing.assert_allclose(logits(loaded, expected["tokens"]), expected["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_in_float32_are_those_written(llama, tmp_path):
+    config, tensors, _, params = llama
+    _, read, _ = mcl.models.from_pretrained(write(tmp_path / "m.gguf", config, tensors))
+    jax.tree.map(np.testing.assert_array_equal, read, params)
+
+
+def test_quantised_weights_are_near_those_written(llama, tmp_path):
+    """Q8_0 rounds 32 weights of a row to steps of 1/127 of the largest, the step to float16: 0.5 + 127 / 2^11 steps.
+
+    Weights are off by 0.7 % of their spread in 16 matrices, so logits by a few percent of theirs.
+    """
+    config, tensors, module, params = llama
+    loaded = mcl.models.from_pretrained(write(tmp_path / "m.gguf", config, tensors, kind=Q8_0))
+    read = pretrained.state_dict(loaded[1], pretrained.family_of(config))
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2:
+            blocks = tensor.reshape(len(tensor), -1, 32)
+            steps = np.abs(blocks).max(-1, keepdims=True) / 127
+            assert (np.abs(read[name].reshape(blocks.shape) - blocks) / steps).max() < 0.57, name
+        else:
+            np.testing.assert_array_equal(read[name], tensor)
+    tokens = np.random.default_rng(0).integers(0, 64, (2, 9))
+    plain = logits((module, params, None), tokens)
+    assert (logits(loaded, tokens) - plain).std() < 0.05 * plain.std()
+
+
+# --------------------------------------------------------------------------------------------------------- Tokenizer
+
+
+def test_the_tokenizer_in_the_file_round_trips(llama, tmp_path):
+    file = write(tmp_path / "m.gguf", *llama[:2], chat_template="{{ messages }}")
+    tokenizer = mcl.models.from_pretrained(file)[2]
+    ids = tokenizer.encode("cat cat sat</s>")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["cat", "Ġcat", "Ġ", "s", "a", "t", "</s>"]
+    assert ids == [TOKENS.index(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "cat cat sat"
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, None)
+    assert tokenizer.chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize(("pre", "tokens"), [("default", ["12"]), ("smollm", ["1", "2"])])
+def test_pre_tokenizers_differ_in_numbers(llama, tmp_path, pre, tokens):
+    tokenizer = mcl.models.from_pretrained(write(tmp_path / "m.gguf", *llama[:2], pre=pre))[2]
+    assert tokenizer.tokenize("12") == tokens
+    assert tokenizer.decode(tokenizer.encode("cat 12 cat")) == "cat 12 cat"
+
+
+# ------------------------------------------------------------------------------------------------------------ Errors
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.999])
+def test_a_file_cut_short_is_named(llama, tmp_path, kept):
+    file = write(tmp_path / "m.gguf", *llama[:2])
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=r"m\.gguf is no whole GGUF file"):
+        mcl.models.from_pretrained(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(extra=[("blk.0.ssm.weight", np.zeros(3, np.float32))]), "unknown tensor 'blk.0.ssm.weight'"),
+        (dict(model="llama", pre="default"), "tokenizer 'llama' with pre-tokenizer 'default' is not read"),
+        (dict(pre="qwen2"), "tokenizer 'gpt2' with pre-tokenizer 'qwen2' is not read"),
+        (dict(rope_scaling_type=gguf.RopeScalingType.YARN), "rotary scaling is not read"),
+        (dict(block_count=None), r"m\.gguf has no llama\.block_count"),
+        (dict(block_count=3), r"Missing: \['model\.layers\.2\."),
+        (dict(head_count_kv=4), r"k_proj\.weight must have shape \(64, 64\), got \(32, 64\)"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit_are_refused(llama, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        mcl.models.from_pretrained(write(tmp_path / "m.gguf", *llama[:2], **options))
+
+
+def test_an_unknown_architecture_is_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "falcon")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=r"m\.gguf: architecture 'falcon' is not one of \('llama', 'qwen2'\)"):
+        mcl.models.from_pretrained(tmp_path / "m.gguf")
+
+
+def test_a_folder_holds_one_file(llama, tmp_path):
+    write(tmp_path / "a.gguf", *llama[:2])
+    assert mcl.models.from_pretrained(tmp_path)[0].config.num_key_value_heads == 2
+    write(tmp_path / "b.gguf", *llama[:2])
+    with pytest.raises(ValueError, match=r"holds several GGUF files; name one of \['a\.gguf', 'b\.gguf'\]"):
+        mcl.models.from_pretrained(tmp_path)
