@@ -1,0 +1,162 @@
+"""Parallel text: plain files whose line n answers line n of the source, and WMT through TFDS.
+
+    train.en  train.de                     a source and its right answer a line
+    train.en  train.de.0  train.de.1       several right answers: targets of one record
+    valid.en  valid.de
+    test.en   test.de     test.de.0 …      the first is the target, the others further references, as the ten of the
+                                           500 sentences of newstest2014 (Ott et al., arXiv 1803.00047)
+
+A split that is not there is taken out of the training split by a hash of its ids.
+"""
+
+import importlib
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from mcl_jax.data.records import SPLITS, Corpus, Record, Target, describe_unknown, split_of
+from mcl_jax.data.verses_builder import FILE_FORMAT
+
+STEMS = {"train": "train", "validation": "valid", "test": "test"}
+Row = tuple[str, tuple[str, ...]]  # a source and its answers
+
+
+def read_parallel(
+    folder: Path | str, source: str = "en", target: str = "de", validation: float = 0.05, test: float = 0.05
+) -> Corpus:
+    """The corpus in a folder of parallel files, UTF-8, see the top of this file.
+
+    Args:
+      folder: holds train.SOURCE and train.TARGET; valid and test likewise, if they are there.
+      source, target: how the names of the files end.
+      validation, test: expected fractions of the lines of train, for a split without files.
+    Returns:
+      The corpus, named as the folder. Lines where source or answer is blank are left out, with a warning that counts
+      them; an answer that is exactly another one of its line counts once.
+    Raises:
+      FileNotFoundError: for a missing file; names it.
+      ValueError: for files of different lengths, or a line that is not UTF-8; names files and line.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data {str(folder)!r}: no such folder; needed train.{source} and train.{target} in it")
+    rows = {split: _read_split(folder, split, source, target) for split in SPLITS}
+    return _corpus(folder.resolve().name, rows, validation, test)
+
+
+def _read_split(folder: Path, split: str, source: str, target: str) -> list[Row]:
+    """Rows of a split; none if it has no files, unless it is the training split."""
+    file, answers = folder / f"{STEMS[split]}.{source}", _answer_files(folder, f"{STEMS[split]}.{target}")
+    if split != "train" and not file.exists() and not answers:
+        return []
+    if not file.exists() or not answers:
+        missing = f"{STEMS[split]}.{target} or {STEMS[split]}.{target}.0" if file.exists() else file.name
+        raise FileNotFoundError(
+            f"data {str(folder)!r}: no {missing}; it has {sorted(p.name for p in folder.iterdir())}"
+        )
+    sources, texts = _lines(file), [_lines(path) for path in answers]
+    for path, lines in zip(answers, texts, strict=True):
+        if len(lines) != len(sources):
+            raise ValueError(f"{path} has {len(lines)} lines, {file} has {len(sources)}; needed one for each")
+    return list(zip(sources, zip(*texts, strict=True), strict=True))
+
+
+def _answer_files(folder: Path, name: str) -> list[Path]:
+    """FOLDER/name, then FOLDER/name.0, name.1, … as far as they are there."""
+    numbers = {path: re.fullmatch(rf"{re.escape(name)}(?:\.(\d+))?", path.name) for path in folder.iterdir()}
+    return sorted((path for path, match in numbers.items() if match), key=lambda path: int(numbers[path][1] or -1))
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines, split at newlines only, without space around them."""
+    lines = []
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                lines.append(raw.decode("utf-8-sig" if number == 1 else "utf-8").strip())
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: needed UTF-8, got {error}") from None
+    return lines
+
+
+def _corpus(name: str, rows: dict[str, Iterable[Row]], validation: float, test: float) -> Corpus:
+    """Records named after split and line, so that their order is that of the lines."""
+    fractions = [0.0 if rows.get("validation") else validation, 0.0 if rows.get("test") else test]
+    records, pairs, dropped = [], 0, 0
+    for split in SPLITS:
+        for number, (source, answers) in enumerate(rows.get(split, ()), 1):
+            kept = [answer for answer in answers if source and answer]
+            pairs, dropped = pairs + len(answers), dropped + len(answers) - len(kept)
+            if not kept:
+                continue
+            key, targets = f"{split}-{number:09}", tuple(Target(answer) for answer in dict.fromkeys(kept))
+            trained = 1 if split == "test" else len(targets)
+            place = split_of(key, *fractions) if split == "train" else split
+            records.append(Record(key, source, targets[:trained], targets[trained:], place))
+    if dropped:
+        warnings.warn(f"corpus {name!r}: dropped {dropped} of {pairs} pairs, where a line is blank", stacklevel=3)
+    return Corpus(name, tuple(records))
+
+
+def load_wmt(
+    name: str = "wmt19_translate/de-en",
+    data_dir: Path | str | None = None,
+    *,
+    source: str = "en",
+    target: str = "de",
+    most: int | None = None,
+) -> Corpus:
+    """WMT from the data set in `data_dir`, downloaded and made by TFDS if it is not there.
+
+    Args:
+      name: a WMT data set of TFDS and its pair of languages, English second in most.
+      data_dir: of TFDS; its default if None.
+      source, target: the direction, in either order.
+      most: training pairs, the first of them in TFDS's shuffled order; all (35 million of wmt19 de-en) if None.
+    Raises:
+      ValueError: for a name that TFDS does not know, or a language that it does not have; says which there are.
+      RuntimeError: if it cannot be made here; says how it can elsewhere.
+    """
+    importlib.import_module("tensorflow_datasets.translate")  # without TensorFlow, TFDS does not import it itself
+    names = sorted(found for found in tfds.list_builders(with_community_datasets=False) if found.startswith("wmt"))
+    if name.split("/")[0] not in names:
+        raise ValueError(f"data: WMT by TFDS {describe_unknown(name, names)}")
+    builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
+    _check_languages(builder, source, target)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise RuntimeError(
+            f"could not make {name} in {builder.data_dir}: {error}\nWhere it can be, run `tfds.builder({name!r}, "
+            f"data_dir=DIR, file_format={FILE_FORMAT!r}).download_and_prepare()` and bring DIR here as data_dir, or "
+            f"write its lines to FOLDER/train.{source} and FOLDER/train.{target} and give FOLDER as data."
+        ) from error
+    return read_wmt(builder, source=source, target=target, most=most)
+
+
+def read_wmt(
+    builder: tfds.core.DatasetBuilder, *, source: str = "en", target: str = "de", most: int | None = None
+) -> Corpus:
+    """The corpus of a prepared builder whose examples are a text for each language; arguments as in `load_wmt`.
+
+    Raises:
+      ValueError: for a language it does not have.
+    """
+    _check_languages(builder, source, target)
+    rows = {}
+    for split in SPLITS:
+        if split in builder.info.splits:
+            number = builder.info.splits[split].num_examples
+            end = number if split != "train" or most is None else min(most, number)
+            examples = builder.as_data_source(f"{split}[:{end}]")
+            rows[split] = [(e[source].decode().strip(), (e[target].decode().strip(),)) for e in examples]
+    return _corpus(builder.info.full_name, rows, 0.05, 0.05)
+
+
+def _check_languages(builder: tfds.core.DatasetBuilder, *languages: str) -> None:
+    for language in languages:
+        if language not in builder.info.features:
+            raise ValueError(f"{builder.info.full_name}: language {describe_unknown(language, builder.info.features)}")
