@@ -5,18 +5,20 @@ from typing import Any
 
 import rich
 import rich.markup
-import tyro
 
 from experiments.translation import answers as decoding
 from experiments.translation import figures
-from experiments.translation.config import Config
+from experiments.translation.config import Config, parse
 from experiments.translation.task import Task, evaluator
 from experiments.translation.training import summary, train
 from mcl_jax.console import table
 from mcl_jax.run import Run
 
 # Fields that say where things are and how much is reported, not what a run trains.
-VOLATILE = ("workdir", "cache", "methods", "eval_items", "test_items", "decode_items")
+VOLATILE = (
+    "workdir", "cache", "methods", "eval_items", "test_items", "decode_items", "mle_decoders", "num_beams",
+    "max_new_tokens", "devices", "accumulate", "remat",
+)  # fmt: skip
 SHOWN = 5
 
 
@@ -27,11 +29,11 @@ def evaluate(task: Task, run: Run) -> dict[str, Any]:
     asked = task.records("test", config.decode_items)
     for method in config.methods:
         state, seconds = train(run, task, method)
-        held_out = summary(evaluator(task, method)(state.adapters, task.encode(test)), task)
+        held_out = summary(evaluator(task, method)(state, task.encode(test)), task)
         held_out["test_loss"] = held_out.pop("eval_loss")
         for name, decoder in config.decoders(method).items():
             rich.print(f"[dim]{name}: answering {len(asked)} sources[/]")
-            answers[name] = decoding.answer(task, method, state.adapters, asked, decoder)
+            answers[name] = decoding.answer(task, method, state, asked, decoder)
             found[name] = held_out | decoding.scores(answers[name], asked) | decoding.rates(answers[name])
             found[name] |= {"seconds": seconds, "decode_seconds": answers[name].seconds}
     found["mcl" if "mcl" in found else next(iter(found))]["samples"] = decoding.samples(asked, answers)
@@ -73,6 +75,6 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config, description=Config.__doc__))
-    except ValueError as error:
+        main(parse())
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error

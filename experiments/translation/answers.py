@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import mcl_jax as mcl
 from experiments.translation.config import Method
 from experiments.translation.task import DECODING, Task, prompts_of, stream
 from mcl_jax import data, generation, metrics
@@ -31,19 +32,21 @@ class Answers:
     seconds: float
 
 
-def answer(task: Task, method: Method, adapters: Any, records: tuple[data.Record, ...], decoder: Decoder) -> Answers:
+def answer(
+    task: Task, method: Method, state: mcl.TrainState, records: tuple[data.Record, ...], decoder: Decoder
+) -> Answers:
     """The answers of a method to each source."""
     tokenizer, model, texts, scores, seconds = task.tokenizer, task.model(method), [], [], 0.0
     for number, (prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
         started = time.monotonic()
         found = generation.decode(
-            model, task.params, adapters, prompts, decoder, task.config.max_new_tokens,
+            model, state.params, state.adapters, prompts, decoder, task.config.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
             rng=jax.random.fold_in(stream(task.config.seed, DECODING), number),
         )  # fmt: skip
         jax.block_until_ready(found)
         seconds += time.monotonic() - started
-        log_p = generation.log_likelihoods(model, task.params, adapters, prompts, found)
+        log_p = generation.log_likelihoods(model, state.params, state.adapters, prompts, found)
         for tokens in _items(found.tokens)[:real]:
             texts.append([tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens])
         scores += _items(generation.mixture_scores(log_p, found.lengths))[:real].tolist()

@@ -62,11 +62,20 @@ class Task:
           ValueError: if either cannot be had; the message names the file or the command that gets it.
         """
         dtype, path = jnp.dtype(config.dtype), config.base or smollm2()
-        module, params, tokenizer = mcl.models.from_pretrained(path, dtype=dtype, param_dtype=dtype)
+        options = {"dtype": dtype, "param_dtype": dtype, "remat": config.remat}
+        module, params, tokenizer = mcl.models.from_pretrained(path, **options)
         if tokenizer is None:
             raise ValueError(f"--base {path} has no tokenizer files")
-        corpus = data.load_corpus(config.data or config.task, data_dir=config.cache)
+        corpus = data.load_corpus(
+            config.data or config.task, config.cache, source=config.source_language, target=config.target_language,
+            most=config.wmt_pairs,
+        )  # fmt: skip
         return cls(config, module, params, tokenizer, corpus)
+
+    @property
+    def prompt(self) -> data.Prompt:
+        """How a source is put."""
+        return data.Prompt(self.config.prompt)
 
     def model(self, method: Method) -> mcl.Hypotheses:
         """Hypotheses of a method."""
@@ -82,8 +91,9 @@ class Task:
     def encode(self, records: tuple[data.Record, ...]) -> data.Encoded:
         """Their tokens; over-long ones are left out, with a warning that counts them."""
         return data.encode_records(
-            records, self.tokenizer, max_length=self.config.max_length, too_long="drop", mode_names=self.corpus.modes
-        )
+            records, self.tokenizer, self.prompt, max_length=self.config.max_length, too_long="drop",
+            mode_names=self.corpus.modes,
+        )  # fmt: skip
 
     def log_likelihood_fn(self, method: Method):
         """(params, adapters_k, batch, rng) -> (Σ log p of the answer [B] in nats, its tokens [B])."""
@@ -135,18 +145,19 @@ class Likelihoods:
 
 
 def evaluator(task: Task, method: Method):
-    """`evaluate(adapters, encoded) -> Likelihoods`, compiled once for each length of batch."""
+    """`evaluate(state, encoded) -> Likelihoods`, compiled once for each length of batch."""
     log_likelihood = task.log_likelihood_fn(method)
 
     @jax.jit
     def run(params, adapters, batch):
         return jax.vmap(lambda a: log_likelihood(params, a, batch, None))(adapters)
 
-    def evaluate(adapters, encoded):
+    def evaluate(state, encoded):
         log_p, tokens, modes = [], [], []
         for batch in data.eval_batches(encoded, task.config.batches):
             real = batch["index"] != data.NO_RECORD
-            sums, counts = run(task.params, adapters, {name: batch[name] for name in ("tokens", "target_mask")})
+            inputs = {name: batch[name] for name in ("tokens", "target_mask")}
+            sums, counts = run(state.params, state.adapters, inputs)
             log_p.append(np.asarray(sums)[:, real])
             tokens.append(np.asarray(counts)[0, real])
             modes.append(batch["mode"][real])
@@ -157,7 +168,7 @@ def evaluator(task: Task, method: Method):
 
 def prompts_of(task: Task, records: tuple[data.Record, ...], batch_size: int) -> Iterator[tuple[dict, int]]:
     """Batches of prompts padded on the left, all of one shape, and how many rows of each are real."""
-    prompts = [data.Prompt().encode(task.tokenizer, record.source) for record in records]
+    prompts = [task.prompt.encode(task.tokenizer, record.source) for record in records]
     longest = max(map(len, prompts))
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]

@@ -3,10 +3,12 @@
 import time
 from typing import Any
 
+import jax
+
 import mcl_jax as mcl
-from experiments.translation.config import Method
+from experiments.translation.config import Config, Method
 from experiments.translation.task import Likelihoods, Task, evaluator
-from mcl_jax import data, metrics
+from mcl_jax import data, metrics, objectives
 from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.run import LossGuard, Run
 
@@ -16,15 +18,16 @@ STEP_INPUTS = ("tokens", "target_mask")
 
 def train(run: Run, task: Task, method: Method) -> tuple[mcl.TrainState, float]:
     """The state after the last step, and the seconds that its steps took."""
-    config, loss, optimizer = task.config, task.config.loss(method), task.config.optimizer()
-    step = mcl.make_train_step(task.log_likelihood_fn(method), loss, optimizer, config.backward_of(loss))
+    batches = data.train_batches(task.encode(task.records("train")), task.config.batches)
+    config = task.config.for_epochs_of(batches.batches_per_epoch)
+    loss, optimizer = config.loss(method), config.optimizer()
+    step = make_step(config, task.log_likelihood_fn(method), loss, optimizer)
     state, evaluate = task.initial_state(method, optimizer), evaluator(task, method)
-    batches = data.train_batches(task.encode(task.records("train")), config.batches)
     held_out = task.encode(task.records("validation", config.eval_items))
     spent, started, guard = 0.0, time.monotonic(), LossGuard()
 
     def log(values: dict[str, Any]) -> None:
-        found = summary(evaluate(state.adapters, held_out), task)
+        found = summary(evaluate(state, held_out), task)
         run.log(int(state.step), found | values, tag=method)
         shown = {"win_rate": found["win_rate"]} if config.hypotheses_of(method) > 1 else {}
         progress.update(int(state.step), loss=found["eval_loss"], **shown)
@@ -62,6 +65,21 @@ def train(run: Run, task: Task, method: Method) -> tuple[mcl.TrainState, float]:
                     save()
                     saved = time.monotonic()
     return state, spent + time.monotonic() - started
+
+
+def make_step(config: Config, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
+    """The train step on `config.devices` devices.
+
+    Raises:
+      ValueError: if there are fewer.
+    """
+    arguments = log_likelihood, loss, optimizer, config.backward_of(loss)
+    if config.devices == 1:
+        return mcl.make_train_step(*arguments, accumulate=config.accumulate)
+    devices = jax.local_devices()[: config.devices]
+    if len(devices) < config.devices:
+        raise ValueError(f"--devices {config.devices}, but there are {len(devices)} here")
+    return mcl.parallel.pmap_step(*arguments, accumulate=config.accumulate, devices=devices)
 
 
 def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
