@@ -101,7 +101,8 @@ def decode(
     Args:
       model: hypotheses of a language model of `mcl_jax.models`.
       params, adapters: of the base, and of the K hypotheses.
-      inputs: prompts, tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left.
+      inputs: prompts, tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left; also
+        "features" [B, N, D] of a picture or clip, as the model's `encode` gave them.
       decoder: `Greedy()`, `Sampling(...)`, `BeamSearch(...)` or `DiverseBeamSearch(...)`.
       max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty: see `Limits`.
       rng: for sampling.
@@ -112,7 +113,7 @@ def decode(
     eos = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
     limits = Limits(max_new_tokens, min_new_tokens, eos, pad_token_id, repetition_penalty)
     rng = jax.random.key(0) if rng is None else rng
-    return _decode(model, decoder, limits, params, adapters, tokens, mask, rng)
+    return _decode(model, decoder, limits, params, adapters, tokens, mask, features_of(inputs), rng)
 
 
 def prompt_of(inputs: Inputs) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
@@ -133,6 +134,12 @@ def prompt_of(inputs: Inputs) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
     return tokens, jnp.asarray(mask)
 
 
+def features_of(inputs: Inputs) -> dict[str, Float[Array, "B N D"]]:
+    """{"features"} of inputs that have them, for the model's methods; else {}."""
+    given = inputs.get("features") if isinstance(inputs, Mapping) else None
+    return {} if given is None else {"features": jnp.asarray(given)}
+
+
 @flax.struct.dataclass
 class _Carry:
     t: Int[Array, ""]
@@ -143,10 +150,11 @@ class _Carry:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(model, decoder, limits, params, adapters, tokens, mask, rng):
+def _decode(model, decoder, limits, params, adapters, tokens, mask, features, rng):
     K, (B, P), W, T = hypotheses.count(adapters), tokens.shape, decoder.width, limits.max_new_tokens
-    extend = lambda *past_args: _extend(model, params, adapters, *past_args)
-    logits, prompt = extend(jnp.broadcast_to(tokens[None], (K, B, P)), mask, positions_of(tokens, mask), ())
+    extend = functools.partial(_extend, model, params, adapters)
+    prompts = jnp.broadcast_to(tokens[None], (K, B, P))
+    logits, prompt = extend(prompts, mask, positions_of(tokens, mask), (), **features)
     lengths = jnp.repeat(mask.sum(1), W)  # [R], R = B·W rows in the order (B, W)
 
     def body(carry):
@@ -175,12 +183,12 @@ def _decode(model, decoder, limits, params, adapters, tokens, mask, rng):
     return Generation(found.reshape(K, B, -1, T), scores.reshape(K, B, -1), _lengths(found, limits).reshape(K, B, -1))
 
 
-def _extend(model, params, adapters, tokens, mask, positions, past):
+def _extend(model, params, adapters, tokens, mask, positions, past, **features):
     """(logits [K, R, t, V] of the last position (prompt) or of all (t = 1), segment with a leading axis K)."""
 
     def one(adapters_k, tokens_k, past_k):
         call = functools.partial(model.apply, params, adapters_k)
-        hidden, segment = call(tokens_k, mask, positions, past_k, method="extend")
+        hidden, segment = call(tokens_k, mask, positions, past_k, **features, method="extend")
         return call(hidden[:, -1:], method="logits"), segment
 
     return jax.vmap(one)(adapters, tokens, past)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mcl_jax.generation.generate import Generation, Inputs, prompt_of
+from mcl_jax.generation.generate import Generation, Inputs, features_of, prompt_of
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.likelihood import sequence_log_likelihood
 from mcl_jax.models.decoder import positions_of
@@ -27,18 +27,19 @@ def log_likelihoods(
     tokens, mask = prompt_of(inputs)
     if answers.tokens.shape[1] != len(tokens):
         raise ValueError(f"answers must be [K, B, n, T] of B = {len(tokens)} prompts, got {answers.tokens.shape}")
-    return _log_likelihoods(model, params, adapters, tokens, mask, answers.tokens, answers.lengths)
+    arrays = tokens, mask, answers.tokens, answers.lengths, features_of(inputs)
+    return _log_likelihoods(model, params, adapters, *arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _log_likelihoods(model, params, adapters, tokens, mask, answers, lengths):
+def _log_likelihoods(model, params, adapters, tokens, mask, answers, lengths, features):
     (K, B, n, T), rows = answers.shape, lambda x: x.swapaxes(0, 1).reshape(B * K * n, *x.shape[3:])
     answers, real = rows(answers), jnp.arange(T)[None] < rows(lengths)[:, None]
     each = lambda x: jnp.repeat(x, K * n, axis=0)  # of a prompt, for each of its answers
 
     def under(adapters_h):
         call = functools.partial(model.apply, params, adapters_h)
-        prompt_hidden, prompt = call(tokens, mask, positions_of(tokens, mask), (), method="extend")
+        prompt_hidden, prompt = call(tokens, mask, positions_of(tokens, mask), (), **features, method="extend")
         here = each(mask.sum(1))[:, None] + jnp.arange(T)[None]
         hidden, _ = call(answers, real, here, (prompt,), method="extend")
         hidden = jnp.concatenate([each(prompt_hidden[:, -1:]), hidden[:, :-1]], axis=1)

@@ -10,6 +10,10 @@ Every model here is a Linen module with the same four methods:
 and `Module.unembedding(params)`, the output matrix [D, V]. `mask` is True on tokens and False on padding, on either
 side; positions count tokens only. A model never writes a cache: it reads `past`, segments of keys and values, and
 returns the segment of the tokens it was given. What is kept of it, and where, is up to the caller (`generation`).
+
+A model that sees or hears has a fifth method, `encode`: its frozen tower, from pictures or clips to features [B, N, D],
+run once an example whatever K. The first three then take `features=`, which stand in for placeholder tokens of the
+prompt (`merge_features`).
 """
 
 from collections.abc import Sequence
@@ -41,6 +45,19 @@ class Segment:
     values: Float[Array, "L B S Hkv d"]
     positions: Int[Array, "B S"]
     mask: Bool[Array, "B S"]
+
+
+def merge_features(
+    x: Float[Array, "B T D"], tokens: Int[Array, "B T"], placeholder: int, features: Float[Array, "B N D"]
+) -> Float[Array, "B T D"]:
+    """Embeddings x of the tokens, with feature i of a row in the place of its i-th placeholder token.
+
+    N is at least the number of placeholders of any row; features behind a row's last one are padding.
+    """
+    here = tokens == placeholder
+    index = jnp.clip(jnp.cumsum(here, axis=1) - 1, 0, features.shape[1] - 1)
+    placed = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
+    return jnp.where(here[..., None], placed, x)
 
 
 def positions_of(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None) -> Int[Array, "B T"]:

@@ -288,8 +288,13 @@ class Llama(nn.Module):
           ValueError: `mask` is not boolean or not [B, T].
         """
         decoder.check_inputs(tokens, mask)
-        context = decoder.context_of(decoder.positions_of(tokens, mask), mask, (), keep=False)
-        return self.model(self.embed(tokens), context, ())[0]
+        return self.hidden_embedded(self.embed(tokens), decoder.positions_of(tokens, mask), mask)
+
+    def hidden_embedded(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """`hidden` from embeddings, for inputs that are not all tokens."""
+        return self.model(x, decoder.context_of(positions, mask, (), keep=False), ())[0]
 
     def extend(
         self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],

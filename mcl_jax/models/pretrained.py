@@ -25,7 +25,7 @@ from mcl_jax.models import gguf_file
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
-from mcl_jax.models.tensors import INDEX, SINGLE, Safetensors, TensorSource
+from mcl_jax.models.tensors import INDEX, SINGLE, Renamed, Safetensors, TensorSource
 
 Path_ = tuple[str, ...]
 
@@ -38,6 +38,7 @@ class Family:
       module, config: the Linen module and its config class.
       transposed: whether linear layers are stored as [out, in] (torch's Linear), not [in, out] (GPT-2's Conv1D).
       ignored: names of tensors that hold no weights, such as the causal masks of old checkpoints.
+      renames: (regular expression, replacement) for names that other versions of transformers write; the first counts.
       tied: name of a tensor that may be there though it equals another, and that other.
     """
 
@@ -45,6 +46,7 @@ class Family:
     config: Any
     transposed: bool = True
     ignored: str = r"(?!)"
+    renames: tuple[tuple[str, str], ...] = ()
     tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
 
 
@@ -86,7 +88,9 @@ def abstract_params(module: nn.Module) -> PyTree[jax.ShapeDtypeStruct]:
 
 # ------------------------------------------------------------------------------------------------------------- Names
 
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # others are named alike
+# Axes of a torch tensor [out, in, *window] in the order of a Linen kernel [*window, in, out], by their number.
+KERNEL_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 STACKS = r"layers|h"
 
 
@@ -99,18 +103,18 @@ def hf_names(path: Path_, shape: tuple[int, ...]) -> str | list[str]:
     *modules, leaf = path
     written = [re.sub(rf"^({STACKS})_(\d+)$", r"\1.\2", module) for module in modules]
     if not any(re.fullmatch(STACKS, module) for module in modules):
-        return ".".join([*written, LEAVES[leaf]])
+        return ".".join([*written, LEAVES.get(leaf, leaf)])
     of_layer = lambda i: [f"{module}.{i}" if re.fullmatch(STACKS, module) else module for module in written]
-    return [".".join([*of_layer(i), LEAVES[leaf]]) for i in range(shape[0])]
+    return [".".join([*of_layer(i), LEAVES.get(leaf, leaf)]) for i in range(shape[0])]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The tensor(s) of one leaf: `names` (one, or one a layer) of shape `shape`, to be transposed or not."""
+    """The tensor(s) of one leaf: `names` (one, or one a layer) of shape `shape`, whose `axes` are put in this order."""
 
     names: str | list[str]
     shape: tuple[int, ...]
-    transposed: bool
+    axes: tuple[int, ...]
 
     @property
     def all_names(self) -> list[str]:
@@ -123,8 +127,8 @@ def places(abstract: PyTree[jax.ShapeDtypeStruct], family: Family) -> dict[Path_
     for path, leaf in flatten_dict(abstract).items():
         names = hf_names(path, leaf.shape)
         shape = leaf.shape if isinstance(names, str) else leaf.shape[1:]
-        transposed = family.transposed and path[-1] == "kernel"
-        found[path] = Place(names, shape[::-1] if transposed else shape, transposed)
+        axes = KERNEL_AXES[len(shape)] if family.transposed and path[-1] == "kernel" else tuple(range(len(shape)))
+        found[path] = Place(names, tuple(shape[axes.index(axis)] for axis in range(len(shape))), axes)
     return found
 
 
@@ -161,21 +165,23 @@ def load_params(module: nn.Module, source: TensorSource, family: Family, *, shar
       ValueError: names tensors that are missing, unexpected or of the wrong shape, or an output layer that differs
         from the embeddings though the config ties them.
     """
-    abstract = abstract_params(module)
+    abstract, source = abstract_params(module), Renamed(source, family.renames)
     wanted = places(abstract, family)
     check(wanted, source.shapes, family)
     head, embedding = family.tied
     tied_away = head in source.shapes and head not in {name for place in wanted.values() for name in place.all_names}
     if tied_away and not np.array_equal(source.read(head), source.read(embedding)):
         raise ValueError(f"{head} must equal {embedding} (the config ties them), got another matrix")
-    flat = flatten_dict(abstract)
-    return unflatten_dict({path: _load(source, place, path, flat[path], sharding) for path, place in wanted.items()})
+    flat, loaded = flatten_dict(abstract), {}
+    for path, place in wanted.items():
+        loaded[path] = jax.block_until_ready(_load(source, place, path, flat[path], sharding))  # or host copies pile up
+    return unflatten_dict(loaded)
 
 
 def _load(source: TensorSource, place: Place, path: Path_, leaf: jax.ShapeDtypeStruct, sharding: Any) -> Array:
     def part(name, index):
         tensor = source.read(name)
-        return (tensor.T if place.transposed else tensor)[index].astype(leaf.dtype)
+        return tensor.transpose(place.axes)[index].astype(leaf.dtype)
 
     def callback(index):
         if isinstance(place.names, str):
@@ -253,7 +259,7 @@ def state_dict(params: PyTree[Array], family: Family) -> dict[str, np.ndarray]:
         leaf = np.asarray(flat[path])
         for i, name in enumerate(place.all_names):
             tensor = leaf if isinstance(place.names, str) else leaf[i]
-            tensors[name] = np.ascontiguousarray(tensor.T if place.transposed else tensor)
+            tensors[name] = np.ascontiguousarray(tensor.transpose(np.argsort(place.axes)))
     return tensors
 
 

@@ -5,7 +5,8 @@ read before it is asked for, and nothing is kept.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,26 @@ class Arrays:
 
     def read(self, name: str) -> np.ndarray:
         return np.asarray(self.arrays[name])
+
+
+class Renamed:
+    """A source under other names: of each, the first (regular expression, replacement) that matches its start.
+
+    Raises:
+      ValueError: if two tensors get one name; names them.
+    """
+
+    def __init__(self, source: TensorSource, renames: Sequence[tuple[str, str]]):
+        self.source, self.old_names = source, {}
+        for old in source.shapes:
+            new = next((re.sub(pattern, into, old) for pattern, into in renames if re.match(pattern, old)), old)
+            if new in self.old_names:
+                raise ValueError(f"{old} and {self.old_names[new]} are both {new}")
+            self.old_names[new] = old
+        self.shapes = {new: source.shapes[old] for new, old in self.old_names.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self.source.read(self.old_names[name])
 
 
 class Safetensors:
