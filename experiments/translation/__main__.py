@@ -10,7 +10,7 @@ from experiments.translation import answers as decoding
 from experiments.translation import figures
 from experiments.translation.config import Config, parse
 from experiments.translation.task import Task, evaluator
-from experiments.translation.training import summary, train
+from experiments.translation.training import gap, summary, train
 from mcl_jax.console import table
 from mcl_jax.run import Run
 
@@ -25,17 +25,21 @@ SHOWN = 5
 def evaluate(task: Task, run: Run) -> dict[str, Any]:
     """Trains and scores every method: the `methods` of results.json. Samples are in the first, mcl if it is there."""
     config = task.config
-    test, found, answers = task.records("test", config.test_items), {}, {}
-    asked = task.records("test", config.decode_items)
+    test, asked = task.encode(task.records("test", config.test_items)), task.records("test", config.decode_items)
+    found, answers, likelihoods = {}, {}, {}
     for method in config.methods:
         state, seconds = train(run, task, method)
-        held_out = summary(evaluator(task, method)(state, task.encode(test)), task)
+        likelihoods[method] = evaluator(task, method)(state, test)
+        held_out = summary(likelihoods[method], task)
         held_out["test_loss"] = held_out.pop("eval_loss")
         for name, decoder in config.decoders(method).items():
             rich.print(f"[dim]{name}: answering {len(asked)} sources[/]")
             answers[name] = decoding.answer(task, method, state, asked, decoder)
             found[name] = held_out | decoding.scores(answers[name], asked) | decoding.rates(answers[name])
             found[name] |= {"seconds": seconds, "decode_seconds": answers[name].seconds}
+    for name in found if "mcl" in likelihoods else ():
+        if (method := name.partition("/")[0]) != "mcl":
+            found[name] |= gap(likelihoods[method], likelihoods["mcl"])
     found["mcl" if "mcl" in found else next(iter(found))]["samples"] = decoding.samples(asked, answers)
     return {"methods": found}
 
@@ -47,17 +51,26 @@ def show(results: dict[str, Any]) -> None:
         for name, texts in sample["answers"].items():
             for k, text in enumerate(texts):
                 rich.print(f"  [cyan]{name} {k}[/]  {rich.markup.escape(text)}")
-    columns = ["", "test loss", "oracle BLEU", "mean BLEU", "chrF", "Div-2", "pairwise BLEU", "purity", "win rate"]
-    keys = ["test_loss", "oracle_bleu", "mean_bleu", "chrf", "div_2", "pairwise_bleu", "purity"]
-    rows = [
-        [name, *[_number(of.get(key)) for key in keys], " ".join(f"{w:.2f}" for w in of["win_rate"])]
-        for name, of in results["methods"].items()
-    ]
-    table("Held-out answers", columns, rows)
+    columns = {
+        "test loss": "test_loss", "above MCL": "loss_above_mcl", "oracle BLEU": "oracle_bleu",
+        "per reference": "oracle_bleu_per_reference", "mean BLEU": "mean_bleu", "chrF": "chrf", "Div-2": "div_2",
+        "pairwise BLEU": "pairwise_bleu", "purity": "purity", "win rate": "win_rate",
+    }  # fmt: skip
+    rows = [[name, *[_shown(of.get(key)) for key in columns.values()]] for name, of in results["methods"].items()]
+    table("Held-out answers", ["", *columns], rows)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _shown(value: Any) -> str:
+    """A number, a list of them, or a mean with its interval."""
+    match value:
+        case None:
+            return ""
+        case {"mean": mean, "low": low, "high": high}:
+            return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        case list():
+            return " ".join(f"{v:.2f}" for v in value)
+        case _:
+            return f"{value:.3f}"
 
 
 def main(config: Config) -> None:

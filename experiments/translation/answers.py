@@ -69,6 +69,7 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
     pick = lambda chosen: [[of[k]] for of, k in zip(texts, chosen, strict=True)]
     found = {
         "oracle_bleu": metrics.oracle_bleu(texts, references),
+        "oracle_bleu_per_reference": metrics.oracle_bleu_per_reference(texts, references),
         "mean_bleu": metrics.mean_bleu(texts, references),
         "likeliest_bleu": metrics.mean_bleu(pick(likeliest), references),
         "mbr_bleu": metrics.mean_bleu(pick(metrics.minimum_bayes_risk(texts)), references),

@@ -127,11 +127,13 @@ class Likelihoods:
       log_p: Σ log p in nats [K, N].
       tokens: of each answer [N].
       mode: index into the corpus's modes, −1 if unknown [N].
+      record: index of the source that each answers [N].
     """
 
     log_p: np.ndarray
     tokens: np.ndarray
     mode: np.ndarray
+    record: np.ndarray
 
     @cached_property
     def winner(self) -> np.ndarray:
@@ -139,9 +141,18 @@ class Likelihoods:
         return np.asarray(objectives.winners(jnp.asarray(self.log_p), jax.random.key(0)))
 
     @property
+    def losses(self) -> np.ndarray:
+        """Winner-takes-all loss of each answer, −max_k log p / tokens, in nats a token [N]."""
+        return -self.log_p.max(0) / self.tokens
+
+    @property
     def loss(self) -> float:
-        """Winner-takes-all loss, −mean of max_k log p / tokens, in nats a token."""
-        return float(-(self.log_p.max(0) / self.tokens).mean())
+        """Their mean."""
+        return float(self.losses.mean())
+
+    def of_records(self, values: np.ndarray) -> np.ndarray:
+        """The mean of values [N] over the answers of each source: answers of one source are not independent."""
+        return np.array([values[self.record == record].mean() for record in np.unique(self.record)])
 
 
 def evaluator(task: Task, method: Method):
@@ -153,7 +164,7 @@ def evaluator(task: Task, method: Method):
         return jax.vmap(lambda a: log_likelihood(params, a, batch, None))(adapters)
 
     def evaluate(state, encoded):
-        log_p, tokens, modes = [], [], []
+        log_p, tokens, modes, records = [], [], [], []
         for batch in data.eval_batches(encoded, task.config.batches):
             real = batch["index"] != data.NO_RECORD
             inputs = {name: batch[name] for name in ("tokens", "target_mask")}
@@ -161,7 +172,8 @@ def evaluator(task: Task, method: Method):
             log_p.append(np.asarray(sums)[:, real])
             tokens.append(np.asarray(counts)[0, real])
             modes.append(batch["mode"][real])
-        return Likelihoods(np.concatenate(log_p, 1), np.concatenate(tokens), np.concatenate(modes))
+            records.append(batch["index"][real])
+        return Likelihoods(np.concatenate(log_p, 1), *map(np.concatenate, (tokens, modes, records)))
 
     return evaluate
 

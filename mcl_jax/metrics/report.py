@@ -80,6 +80,7 @@ def translation_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
     chrf = functools.cache(lambda: translation.sentence_chrf(*pairs))
     return {
         "oracle_bleu": lambda: oracle(bleu(), bootstrap),
+        "oracle_bleu_per_reference": lambda: translation.oracle_bleu_per_reference(*pairs, bootstrap),
         "mean_bleu": lambda: average(bleu(), bootstrap),
         "corpus_oracle_bleu": lambda: translation.corpus_oracle_bleu(*pairs, bootstrap),
         "oracle_chrf": lambda: oracle(chrf(), bootstrap),

@@ -77,6 +77,22 @@ def mean_bleu(
     return average(sentence_bleu(answers, references, tokenization), bootstrap)
 
 
+def oracle_bleu_per_reference(
+    answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Sentence BLEU of the best answer to each reference alone: (1/N) Σ_n (1/R) Σ_m max_k BLEU(a_nk; r_nm).
+
+    What somebody gets who has one of the right answers in mind; K answers that all follow one reference do not score
+    for the others, which `oracle_bleu` does not notice. Arguments and errors as in `sentence_bleu`.
+    """
+    check_pairs(answers, references)
+    tokenization = tokenization or Tokenization()
+    best = lambda a, one: bleu_scores(a, [one], tokenization).values.max()
+    return (bootstrap or Bootstrap()).mean(
+        [np.mean([best(a, one) for one in written(r)]) for a, r in zip(answers, references, strict=True)]
+    )
+
+
 def oracle_chrf(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:

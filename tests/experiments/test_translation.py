@@ -77,6 +77,13 @@ def test_a_run_leaves_its_results_and_figures(config):
     assert np.sum(mcl["win_matrix"]) == 2 * 7
     assert {"purity", "mutual_information", "style_rate", "likeliest_bleu", "mbr_bleu"} <= set(mcl)
     assert mcl["modes"] == ["high", "low"]
+    assert set(mcl["loss_of_mode"]) == {"high", "low"}
+    assert np.mean(list(mcl["loss_of_mode"].values())) == pytest.approx(mcl["test_loss"])
+    beam = results["methods"]["mle_rk/beam"]
+    above = beam["loss_above_mcl"]
+    assert above["mean"] == pytest.approx(beam["test_loss"] - mcl["test_loss"], abs=1e-6)
+    assert above["low"] < above["mean"] < above["high"]
+    assert beam["answer_loss_above_mcl"]["mean"] > 3 * above["mean"]  # answers have four tokens at least
     assert [len(of) for of in mcl["samples"][0]["answers"].values()] == [3] * 4
     for scores in mcl["samples"][0]["log_likelihoods"].values():
         assert len(scores) == 3

@@ -258,3 +258,12 @@ def test_other_bad_arguments_are_refused():
         metrics.corpus_leave_one_out_bleu(ANSWERS, REFERENCES)
     with pytest.raises(ValueError, match=r"at least 2, got items with \[1\]"):
         metrics.corpus_leave_one_out_bleu([["a", "b"]], [["a"]])
+
+
+def test_the_oracle_of_each_reference_notices_what_is_not_answered():
+    first, second, third = "a b c d e", "f g h i j", "k l m n o"
+    answers = [[first, first, first], [first, second, second], [third, second, first], ["", " ", "x"]]
+    references = [[first, second, third], [first, second, third], [first, second, third], [first, second]]
+    found = metrics.oracle_bleu_per_reference(answers, references, NONE)
+    np.testing.assert_allclose(found.per_item, [100 / 3, 200 / 3, 100.0, 0.0])
+    np.testing.assert_allclose(metrics.oracle_bleu(answers, references, NONE).per_item, [100.0, 100.0, 100.0, 0.0])
