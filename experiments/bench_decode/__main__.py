@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 import mcl_jax as mcl
-from experiments.translation.task import smollm2
+from experiments.language_model.base import smollm2
 from mcl_jax import interop
 from mcl_jax.console import table
 from mcl_jax.generation import BeamSearch, Decoder, Greedy, decode

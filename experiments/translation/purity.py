@@ -15,10 +15,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from experiments.translation.__main__ import VOLATILE
-from experiments.translation.config import Config, ObjectiveName
-from experiments.translation.task import Task
-from experiments.translation.training import train
+from experiments.language_model.config import ObjectiveName
+from experiments.language_model.task import Task
+from experiments.language_model.training import train
+from experiments.translation.config import Config
+from experiments.translation.task import load
 from mcl_jax.console import table
 from mcl_jax.run import Run
 
@@ -41,7 +42,7 @@ class PurityConfig:
 
 def curve(task: Task) -> dict[str, Any]:
     """Trains, or reads what was trained: steps, purity, held-out loss and the smallest win rate at each."""
-    with Run(task.config.workdir, dataclasses.asdict(task.config), volatile=VOLATILE) as run:
+    with Run(task.config.workdir, dataclasses.asdict(task.config), volatile=task.config.VOLATILE) as run:
         if not run.finished:
             train(run, task, "mcl")
             lines = run.lines("mcl")
@@ -51,7 +52,7 @@ def curve(task: Task) -> dict[str, Any]:
 
 def main(config: PurityConfig) -> None:
     """The whole study."""
-    task = Task.load(config.of_run)
+    task = load(config.of_run)
     if not task.corpus.modes:
         raise ValueError("--data has no `mode`s, and without them there is no purity")
     curves = {}

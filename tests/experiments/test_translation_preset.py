@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from experiments.translation.__main__ import main
 from experiments.translation.config import Config, parse
-from experiments.translation.task import Task
+from experiments.translation.task import load
 from mcl_jax import objectives
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "llama"
@@ -139,7 +139,7 @@ def test_the_preset_runs(tmp_path, base, data):
         3,
     ]
     config = parse([*PRESET, *map(str, [*args, *small])])
-    task = Task.load(config)
+    task = load(config)
     first = task.encode(task.records("train")[:1])
     words = task.tokenizer.decode(first.prompts[0]).split()
     assert words[:7] + words[-2:] == [*PROMPT, "German", ":"] and "<unk>" not in words

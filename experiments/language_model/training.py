@@ -1,4 +1,4 @@
-"""One training of the translation experiment: a method, from its last checkpoint if it has one."""
+"""One training: a method, from its last checkpoint if it has one."""
 
 import time
 from typing import Any
@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 import mcl_jax as mcl
-from experiments.translation.config import Config, Method
-from experiments.translation.task import Likelihoods, Task, evaluator
+from experiments.language_model.config import Config, Method
+from experiments.language_model.task import Likelihoods, Task, evaluator
 from mcl_jax import data, metrics, objectives
 from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.run import LossGuard, Run

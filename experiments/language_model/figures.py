@@ -1,4 +1,4 @@
-"""Figures of the translation experiment: losses, the win matrix, and quality against diversity."""
+"""Figures: losses, the win matrix, and quality against diversity."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.translation.config import Config
+from experiments.language_model.config import Config
 from mcl_jax.run import Run
 
 LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K"}
@@ -16,12 +16,18 @@ COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red"}
 MARKERS = {"beam": "o", "diverse": "s", "sampling": "^"}
 
 
-def draw(run: Run, config: Config, results: dict[str, Any]) -> None:
-    """Writes figures/loss.png, figures/win_matrix.png (where modes are known) and figures/quality_diversity.png."""
+def draw(
+    run: Run, config: Config, results: dict[str, Any], quality: tuple[str, str], diversity: tuple[str, str]
+) -> None:
+    """Writes figures/loss.png, figures/win_matrix.png (where modes are known) and figures/quality_diversity.png.
+
+    Args:
+      quality, diversity: title and key in the results.
+    """
     _save(run, "loss.png", losses(run, config))
     if "win_matrix" in results["methods"].get("mcl", {}):
         _save(run, "win_matrix.png", win_matrix(results))
-    _save(run, "quality_diversity.png", quality_diversity(results))
+    _save(run, "quality_diversity.png", quality_diversity(results, quality, diversity))
 
 
 def _save(run: Run, name: str, figure: plt.Figure) -> None:
@@ -65,23 +71,18 @@ def win_matrix(results: dict[str, Any]) -> plt.Figure:
     return figure
 
 
-def quality_diversity(results: dict[str, Any]) -> plt.Figure:
-    """Oracle BLEU against Div-2 for every method and decoder, with 95 % bootstrap intervals."""
+def quality_diversity(results: dict[str, Any], quality: tuple[str, str], diversity: tuple[str, str]) -> plt.Figure:
+    """Quality against diversity for every method and decoder, with 95 % bootstrap intervals."""
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
     for name, found in results["methods"].items():
-        if "oracle_bleu" not in found:
-            continue
         method, _, decoder = name.partition("/")
-        x, y = found["div_2"], found["oracle_bleu"]
-        spread = {
-            key: np.abs(np.array(found["intervals"][key]) - found[key])[:, None] for key in ("div_2", "oracle_bleu")
-        }
+        spread = lambda key, of=found: np.abs(np.array(of["intervals"][key]) - of[key])[:, None]
         axes.errorbar(
-            x, y, xerr=spread["div_2"], yerr=spread["oracle_bleu"], color=COLOURS[method], capsize=2, elinewidth=0.8,
-            marker=MARKERS.get(decoder, "*"), markersize=11 if method == "mcl" else 7, linestyle="none",
-            label=f"{LABELS[method]} {decoder}".strip(),
+            found[diversity[1]], found[quality[1]], xerr=spread(diversity[1]), yerr=spread(quality[1]),
+            color=COLOURS[method], capsize=2, elinewidth=0.8, marker=MARKERS.get(decoder, "*"),
+            markersize=11 if method == "mcl" else 7, linestyle="none", label=f"{LABELS[method]} {decoder}".strip(),
         )  # fmt: skip
-    axes.set(xlabel="diversity (Div-2)", ylabel="oracle BLEU")
+    axes.set(xlabel=diversity[0], ylabel=quality[0])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     return figure

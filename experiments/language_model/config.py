@@ -1,0 +1,224 @@
+"""Methods, objectives, decoders, optimisation: what a run is made of whatever its data, and presets of it."""
+
+import argparse
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import jax.numpy as jnp
+import optax
+import tyro
+
+from mcl_jax import objectives
+from mcl_jax.data import BatchConfig
+from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Sampling
+from mcl_jax.lora import LoraConfig
+
+ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture"]
+Method = Literal["mcl", "mle_r", "mle_rk"]
+DecoderName = Literal["beam", "diverse", "sampling"]
+TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+STEPS = 100  # where neither steps nor epochs are given
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """K hypotheses of a language model against one."""
+
+    workdir: Path
+    """Run directory: results, figures, checkpoints. The same command again resumes."""
+    methods: tuple[Method, ...] = ("mcl", "mle_r", "mle_rk")
+    """mcl: K hypotheses of rank r. mle_r, mle_rk: one, of rank r and r·K."""
+    num_hypotheses: int = 2
+    """K, also the number of answers of the other methods."""
+    objective: ObjectiveName = "balanced"
+    epsilon: float = 0.05
+    """Of the relaxed objective."""
+    rate: float = 0.05
+    """Of the balanced objective, in nats a token and step."""
+    temperature: float = 0.5
+    """τ(0) of the annealed objective."""
+    temperature_decay: float = 0.95
+    """ρ of τ(t) = τ(0) ρ^t."""
+    backward: Literal["winner", "sampled", "all"] | None = None
+    """winner where it is exact, else sampled, by default."""
+    rank: int = 8
+    alpha: float | None = None
+    """r by default."""
+    dropout: float = 0.0
+    steps: int | None = None
+    """100 by default, if no epochs are given."""
+    epochs: int | None = None
+    """Passes over the training sources. With steps too, a run ends with the first of the two."""
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
+    """After a warm-up of w steps. cosine: to a tenth at the last step. inverse_sqrt: in proportion to √(w / step)."""
+    warmup: float = 5
+    """Steps of linear warm-up; below 1, a fraction of all steps, rounded up."""
+    seed: int = 0
+    eval_every: int = 20
+    eval_items: int = 24
+    """Held-out sources (every answer of each) that are evaluated while training."""
+    test_items: int = 100
+    """Test sources (every answer of each) of the final loss and win matrix."""
+    decode_items: int = 40
+    """Test sources that are answered."""
+    max_new_tokens: int = 80
+    max_length: int = 192
+    """Longest example in tokens, prompt and answer; longer ones are left out, with a count."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base."""
+    num_beams: int = 4
+    """Beams of the methods of one hypothesis; each of K hypotheses has 1/K of them."""
+    mle_decoders: tuple[DecoderName, ...] = ("beam", "diverse", "sampling")
+    """How the methods of one hypothesis make K answers."""
+    accumulate: int = 1
+    """Micro-batches that a batch is cut into, to save memory; the result is the same."""
+    remat: bool = False
+    """Recompute each layer in the backward pass, to save memory; the result is the same."""
+    devices: int = 1
+    """Devices that a batch is spread over, of those of this machine; the result is the same."""
+
+    # Fields that must be at least 1, and those that say where things are and how much is reported, not what is trained.
+    COUNTS: ClassVar[tuple[str, ...]] = (
+        "steps", "epochs", "batch_size", "eval_every", "eval_items", "test_items", "decode_items", "max_new_tokens",
+        "max_length", "rank", "accumulate", "devices",
+    )  # fmt: skip
+    VOLATILE: ClassVar[tuple[str, ...]] = (
+        "workdir", "methods", "eval_items", "test_items", "decode_items", "mle_decoders", "num_beams",
+        "max_new_tokens", "devices", "accumulate", "remat",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "steps", STEPS)
+        for name in self.COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.num_hypotheses < 2:
+            raise ValueError(f"--num-hypotheses must be at least 2, got {self.num_hypotheses}: mle_r is K=1")
+        if self.num_beams < self.num_hypotheses:
+            raise ValueError(f"--num-beams {self.num_beams} is less than --num-hypotheses {self.num_hypotheses}")
+        if self.warmup < 0 or (self.warmup > 1 and self.warmup % 1):
+            raise ValueError(f"--warmup must be a number of steps or a fraction below 1, got {self.warmup}")
+        if self.schedule == "inverse_sqrt" and not self.warmup:
+            raise ValueError("--schedule inverse_sqrt needs a --warmup above 0: its unit of time")
+        if self.batch_size % (self.devices * self.accumulate):
+            raise ValueError(
+                f"--batch-size {self.batch_size} does not divide over --devices {self.devices} and --accumulate "
+                f"{self.accumulate}"
+            )
+
+    def for_epochs_of(self, batches: int) -> "Config":
+        """The same with `steps` only, for training data of so many batches an epoch."""
+        if self.epochs is None:
+            return self
+        steps = self.epochs * batches
+        return dataclasses.replace(self, steps=min(steps, self.steps or steps), epochs=None)
+
+    @property
+    def batches(self) -> BatchConfig:
+        """Shapes and order of batches."""
+        lengths = [n for n in (64, 96, 128) if n < self.max_length]
+        return BatchConfig(self.batch_size, (*lengths, self.max_length), self.seed)
+
+    def hypotheses_of(self, method: Method) -> int:
+        """K of a method."""
+        return self.num_hypotheses if method == "mcl" else 1
+
+    def lora(self, method: Method) -> LoraConfig:
+        """Adapters of a method; α/r is the same for all."""
+        factor = self.num_hypotheses if method == "mle_rk" else 1
+        alpha = self.rank if self.alpha is None else self.alpha
+        return LoraConfig(rank=factor * self.rank, alpha=factor * alpha, dropout=self.dropout, targets=TARGETS)
+
+    def loss(self, method: Method) -> objectives.Objective:
+        """The objective of a method."""
+        if method != "mcl":
+            return objectives.mle()
+        match self.objective:
+            case "balanced":
+                return objectives.balanced_wta(rate=self.rate)
+            case "relaxed":
+                return objectives.relaxed_wta(self.epsilon)
+            case "annealed":
+                return objectives.annealed(optax.exponential_decay(self.temperature, 1, self.temperature_decay))
+            case "wta":
+                return objectives.wta()
+            case "mixture":
+                return objectives.mixture()
+
+    def backward_of(self, loss: objectives.Objective) -> str:
+        """How the step of an objective goes backward."""
+        return self.backward or ("winner" if loss.hard or isinstance(loss, objectives.MLE) else "sampled")
+
+    def learning_rates(self) -> optax.Schedule:
+        """The learning rate of each step; `steps` must be known."""
+        warmup = math.ceil(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
+        if self.schedule == "cosine":
+            return optax.warmup_cosine_decay_schedule(
+                0.0, self.learning_rate, warmup, max(self.steps, warmup + 1), self.learning_rate / 10
+            )
+        return lambda step: (
+            self.learning_rate * jnp.minimum(step / warmup, jnp.sqrt(warmup / jnp.maximum(step, warmup)))
+        )
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """AdamW on the adapters, clipped."""
+        return optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adamw(self.learning_rates(), b2=0.98, weight_decay=0.01)
+        )
+
+    def decoders(self, method: Method) -> dict[str, Decoder]:
+        """Decoders of a method by the name of its results, all of the same budget and number of answers."""
+        K = self.num_hypotheses
+        if method == "mcl":
+            return {"mcl": BeamSearch(num_beams=max(self.num_beams // K, 1))}
+        decoders = {
+            "beam": BeamSearch(num_beams=self.num_beams, num_return=K),
+            "diverse": DiverseBeamSearch(
+                num_beams=self.num_beams - self.num_beams % K, num_groups=K, diversity_penalty=0.8, num_return=K
+            ),
+            "sampling": Sampling(num_samples=K, top_p=0.95),
+        }
+        return {f"{method}/{name}": decoders[name] for name in self.mle_decoders}
+
+
+C = TypeVar("C", bound=Config)
+
+
+def parse(
+    config: type[C],
+    presets: Mapping[str, Mapping[str, Any]],
+    needed: Mapping[str, Mapping[str, str]],
+    args: Sequence[str] | None = None,
+) -> C:
+    """The configuration that a command line asks for, with a `--preset` whose values the other options override.
+
+    Args:
+      config: class of the experiment.
+      presets: values of its fields, by the name of the preset.
+      needed: fields that a preset cannot do without, and what each must be, for the message.
+      args: the command line without the program; `sys.argv` if None.
+    Raises:
+      ValueError: for options that do not fit together, or one that the preset needs.
+      SystemExit: for an unknown option or preset, and after `--help`.
+    """
+    names = Annotated[Literal[tuple(presets)] | None, tyro.conf.arg(help="A recipe that the other options override.")]
+    given = Annotated[config, tyro.conf.arg(name="")]
+    line = dataclasses.make_dataclass("CommandLine", [("config", given), ("preset", names, None)], frozen=True)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?")
+    preset = parser.parse_known_args(args)[0].preset
+    if preset not in presets:
+        return tyro.cli(line, args=args, description=inspect.getdoc(config)).config
+    default = line(config(workdir=tyro.MISSING, **presets[preset]), preset)
+    found = tyro.cli(line, args=args, description=inspect.getdoc(config), default=default).config
+    for name, what in needed.get(preset, {}).items():
+        if getattr(found, name) is None:
+            raise ValueError(f"--preset {preset} needs --{name}: {what}")
+    return found

@@ -1,0 +1,101 @@
+"""A whole experiment: every method trained, scored on held-out items, shown and drawn."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import rich
+import rich.markup
+
+from experiments.language_model import answers as decoding
+from experiments.language_model import figures
+from experiments.language_model.answers import Answers
+from experiments.language_model.config import Config
+from experiments.language_model.task import Task, evaluator
+from experiments.language_model.training import gap, summary, train
+from mcl_jax import data
+from mcl_jax.console import table
+from mcl_jax.run import Run
+
+SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How the answers of an experiment are scored and shown.
+
+    Attributes:
+      scores: (answers, records) -> numbers by name, with 95 % intervals under `intervals`.
+      columns: of the table: title and key of the results.
+      quality, diversity: title and key of the two axes of the figure.
+    """
+
+    scores: Callable[[Answers, tuple[data.Record, ...]], dict[str, Any]]
+    columns: Mapping[str, str]
+    quality: tuple[str, str]
+    diversity: tuple[str, str]
+
+
+def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
+    """Trains and scores every method: the `methods` of results.json. Samples are in the first, mcl if it is there."""
+    config = task.config
+    test, asked = task.encode(task.records("test", config.test_items)), task.records("test", config.decode_items)
+    found, answers, likelihoods = {}, {}, {}
+    for method in config.methods:
+        state, seconds = train(run, task, method)
+        likelihoods[method] = evaluator(task, method)(state, test)
+        held_out = summary(likelihoods[method], task)
+        held_out["test_loss"] = held_out.pop("eval_loss")
+        for name, decoder in config.decoders(method).items():
+            rich.print(f"[dim]{name}: answering {len(asked)} sources[/]")
+            answers[name] = decoding.answer(task, method, state, asked, decoder)
+            found[name] = held_out | report.scores(answers[name], asked)
+            found[name] |= {"seconds": seconds, "decode_seconds": answers[name].seconds}
+    for name in found if "mcl" in likelihoods else ():
+        if (method := name.partition("/")[0]) != "mcl":
+            found[name] |= gap(likelihoods[method], likelihoods["mcl"])
+    found["mcl" if "mcl" in found else next(iter(found))]["samples"] = decoding.samples(asked, answers)
+    return {"methods": found}
+
+
+def show(results: dict[str, Any], columns: Mapping[str, str]) -> None:
+    """Prints a few sources with the answers of every method, and the table."""
+    for sample in next(of["samples"] for of in results["methods"].values() if "samples" in of)[:SHOWN]:
+        rich.print(f"\n[bold]{rich.markup.escape(sample['source'])}[/]")
+        for name, texts in sample["answers"].items():
+            for k, text in enumerate(texts):
+                rich.print(f"  [cyan]{name} {k}[/]  {rich.markup.escape(text)}")
+    rows = [[name, *[_shown(of.get(key)) for key in columns.values()]] for name, of in results["methods"].items()]
+    table("Held-out answers", ["", *columns], rows)
+
+
+def _shown(value: Any) -> str:
+    """A number, a list of them, or a mean with its interval."""
+    match value:
+        case None:
+            return ""
+        case {"mean": mean, "low": low, "high": high}:
+            return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+        case list():
+            return " ".join(f"{v:.2f}" for v in value)
+        case _:
+            return f"{value:.3f}"
+
+
+def main(config: Config, load: Callable[[Any], Task], report: Report) -> None:
+    """The whole experiment.
+
+    Args:
+      config: of the experiment.
+      load: from it, the base model and the data.
+      report: how its answers are scored and shown.
+    """
+    with Run(config.workdir, dataclasses.asdict(config), volatile=config.VOLATILE) as run:
+        if run.finished:
+            run.say_finished()
+        else:
+            results = evaluate(load(config), run, report)
+            figures.draw(run, config, results, report.quality, report.diversity)
+            run.finish(results)
+        show(run.results(), report.columns)
+        rich.print(f"Figures and results.json are in {config.workdir}.")

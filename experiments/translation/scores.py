@@ -1,0 +1,39 @@
+"""What answers in words are worth: quality, diversity, style and language."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments.language_model.answers import Answers
+from mcl_jax import data, metrics
+
+
+def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]:
+    """Quality and diversity of K answers an item, with 95 % bootstrap intervals under `intervals`.
+
+    `likeliest_bleu` is of the answer of highest likelihood, `mbr_bleu` of that of minimum Bayes risk (chrF);
+    `style_rate` and `spanish_rate` [K] are the shares of archaic and of Spanish texts among the k-th answers.
+    """
+    texts, references = answers.texts, [[target.text for target in record.references] for record in records]
+    likeliest = [int(np.argmax(scores)) for scores in answers.log_likelihoods]
+    pick = lambda chosen: [[of[k]] for of, k in zip(texts, chosen, strict=True)]
+    found = {
+        "oracle_bleu": metrics.oracle_bleu(texts, references),
+        "oracle_bleu_per_reference": metrics.oracle_bleu_per_reference(texts, references),
+        "mean_bleu": metrics.mean_bleu(texts, references),
+        "likeliest_bleu": metrics.mean_bleu(pick(likeliest), references),
+        "mbr_bleu": metrics.mean_bleu(pick(metrics.minimum_bayes_risk(texts)), references),
+        "chrf": metrics.oracle_chrf(texts, references),
+        "mean_chrf": metrics.mean_chrf(texts, references),
+        "div_1": metrics.div_n(texts, 1),
+        "div_2": metrics.div_n(texts, 2),
+        "pairwise_bleu": metrics.pairwise_bleu(texts),
+        "references_covered": metrics.reference_coverage(texts, references),
+    }
+    intervals = {name: [score.low, score.high] for name, score in found.items()}
+    share = lambda rule: [float(np.mean([rule(text) for text in column])) for column in zip(*texts, strict=True)]
+    return {name: score.mean for name, score in found.items()} | {
+        "intervals": intervals,
+        "style_rate": share(data.is_archaic),
+        "spanish_rate": share(lambda text: data.language_of(text) == "es"),
+    }
