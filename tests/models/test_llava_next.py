@@ -57,6 +57,14 @@ def run(module, params, *inputs, method=None):
     return jax.jit(functools.partial(module.apply, method=method))({"params": params}, *inputs)
 
 
+def hypotheses(module, params, *inputs, K=3):
+    """The model and adapters of zeros; nothing is compiled."""
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=TARGETS))
+    init = functools.partial(model.init, num_hypotheses=K)
+    shapes = jax.eval_shape(init, jax.random.key(0), params, *inputs)
+    return model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+
+
 # ------------------------------------------------------------------------------------------------------------ Parity
 
 
@@ -69,8 +77,7 @@ def test_hidden_states_of_the_tower_are_hugging_faces(name):
         assert_close(states(params["vision_tower"]), np.concatenate(golden["states"][layers], axis=-1))
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "scan"), [*((name, True) for name in NAMES), ("llama", False)])
 def test_features_embeddings_and_logits_are_hugging_faces(name, scan):
     module, params, golden, features = load(name, scan=scan)
     tokens, mask = golden["tokens"], golden["mask"]
@@ -88,15 +95,14 @@ def test_features_embeddings_and_logits_are_hugging_faces(name, scan):
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_decoding_is_hugging_faces_token_for_token(name):
     module, params, golden, features = load(name)
-    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=TARGETS))
-    adapters = model.init(jax.random.key(0), params, golden["tokens"], num_hypotheses=3)
+    model, adapters = hypotheses(module, params, golden["tokens"])
     inputs = {"tokens": golden["tokens"], "mask": golden["mask"], "features": features}
     found = mcl.generate(model, params, adapters, inputs, max_new_tokens=golden["generated"].shape[1])
-    for of_hypothesis in found[:, :, 0]:  # B = 0: each is the base
+    for of_hypothesis in found[:, :, 0]:  # each is the base
         np.testing.assert_array_equal(of_hypothesis, golden["generated"])
 
 
-def test_a_batch_gives_what_each_picture_gives_alone():
+def test_a_picture_gives_the_same_features_alone_as_in_a_batch():
     module, params, golden, features = load("llama")
     pixels, index = pictures_of(module, golden)
     for row in (0, 2):
@@ -237,6 +243,17 @@ def test_a_saved_model_keeps_its_processor(processor, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again(PROMPTS, PICTURES), processor(PROMPTS, PICTURES))
 
 
+def test_the_published_files_of_a_processor_are_read(processor, tmp_path):
+    """Before transformers 5 an image processor had a file of its own; the number of additional tokens came late."""
+    shutil.copytree(FOLDER / "llama", tmp_path / "model")
+    config = json.loads((FOLDER / "llama" / "processor_config.json").read_text())
+    (tmp_path / "model" / "preprocessor_config.json").write_text(json.dumps(config.pop("image_processor")))
+    del config["num_additional_image_tokens"]
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps(config))
+    again = mcl.models.from_pretrained(tmp_path / "model")[2]
+    jax.tree.map(np.testing.assert_array_equal, again(PROMPTS, PICTURES), processor(PROMPTS, PICTURES))
+
+
 # -------------------------------------------------------------------------------------------------------------- Cost
 
 
@@ -253,7 +270,7 @@ def costs():
     module, params, golden, features = load("llama", scan=False)
     pixels, index = map(jnp.asarray, pictures_of(module, golden))
     tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
-    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=TARGETS))
+    model, _ = hypotheses(module, params, tokens)
     encode = lambda pixels, index: module.apply({"params": params}, pixels, index, method="encode")
 
     def likelihood(params, adapters_k, batch, rng=None):
@@ -268,8 +285,7 @@ def costs():
     batches = {"tower": text | {"pixels": pixels, "index": index}, "features": text | {"features": features}}
     found = {"encode": flops(encode, pixels, index)}
     for K in (2, 5):
-        init = functools.partial(model.init, num_hypotheses=K)
-        adapters = jax.tree.map(lambda x: jnp.zeros(x.shape), jax.eval_shape(init, jax.random.key(0), params, tokens))
+        _, adapters = hypotheses(module, params, tokens, K=K)
         optimizer = optax.sgd(0.1)
         state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optimizer, rng=jax.random.key(1))
         step = mcl.make_train_step(likelihood, mcl.objectives.wta(), optimizer)
@@ -290,9 +306,8 @@ def test_the_tower_runs_once_an_example_whatever_the_number_of_hypotheses(costs,
 
 def test_adapters_have_no_leaves_in_the_tower():
     module, params, golden, features = load("mistral")
-    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=TARGETS))
     for given in ((), (golden["mask"], features)):
-        adapters = model.init(jax.random.key(0), params, golden["tokens"], *given, num_hypotheses=3)
+        _, adapters = hypotheses(module, params, golden["tokens"], *given)
         assert {path[0] for path in flatten_dict(adapters)} == {"language_model"}
 
 
@@ -336,8 +351,7 @@ def test_prompts_and_pictures_that_do_not_fit_are_refused(processor, prompts, pi
 
 def test_placeholders_without_features_are_refused():
     module, params, golden, features = load("llama")
-    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=TARGETS))
-    adapters = model.init(jax.random.key(0), params, golden["tokens"], num_hypotheses=3)
+    model, adapters = hypotheses(module, params, golden["tokens"])
     inputs = {"tokens": golden["tokens"], "mask": golden["mask"]}
     with pytest.raises(ValueError, match=r"rows \[0, 2, 3\] have \[\d+, \d+, 51\] placeholder tokens \(36\) .* got 0"):
         mcl.generate(model, params, adapters, inputs, max_new_tokens=2)
