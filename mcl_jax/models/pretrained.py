@@ -25,6 +25,8 @@ from mcl_jax.models import gguf_file
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
+from mcl_jax.models.llava_next_processor import LlavaNextProcessor
 from mcl_jax.models.tensors import INDEX, SINGLE, Renamed, Safetensors, TensorSource
 
 Path_ = tuple[str, ...]
@@ -40,6 +42,7 @@ class Family:
       ignored: names of tensors that hold no weights, such as the causal masks of old checkpoints.
       renames: (regular expression, replacement) for names that other versions of transformers write; the first counts.
       tied: name of a tensor that may be there though it equals another, and that other.
+      processor: of pictures or clips beside text; its `from_pretrained` takes the folder and the model's config.
     """
 
     module: type[nn.Module]
@@ -48,15 +51,30 @@ class Family:
     ignored: str = r"(?!)"
     renames: tuple[tuple[str, str], ...] = ()
     tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
+    processor: Any = None
 
 
 LLAMA = Family(
     Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$", tied=("lm_head.weight", "model.embed_tokens.weight")
 )
+# Published files have the names of the module tree; transformers from 4.52 on has others in memory, and from 5 on it
+# writes the tower's without "vision_model".
+LLAVA_NEXT = Family(
+    LlavaNext, LlavaNextConfig, ignored=r"rotary_emb\.inv_freq$|embeddings\.position_ids$",
+    renames=(
+        (r"(model\.)?vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+        (r"model\.(?=vision_tower|multi_modal_projector|image_newline)", ""),
+        (r"model\.language_model\.", "language_model.model."),
+        (r"lm_head\.", "language_model.lm_head."),
+    ),
+    tied=("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
+    processor=LlavaNextProcessor,
+)  # fmt: skip
 FAMILIES = {
     "gpt2": Family(GPT2, GPT2Config, transposed=False, ignored=r"\.attn\.(bias|masked_bias)$"),
     "gpt_neo": Family(GPTNeo, GPTNeoConfig, ignored=r"attn\.attention\.(bias|masked_bias)$"),
     "llama": LLAMA,
+    "llava_next": LLAVA_NEXT,
     "mistral": LLAMA,
     "qwen2": LLAMA,
 }
@@ -202,7 +220,7 @@ def _load(source: TensorSource, place: Place, path: Path_, leaf: jax.ShapeDtypeS
 def from_pretrained(
     path: str | Path, *, sharding: Any = None, **overrides: Any
 ) -> tuple[nn.Module, PyTree[Array], Any]:
-    """(module, params, tokenizer) of a pretrained language model.
+    """(module, params, tokenizer or processor) of a pretrained language model, which may see or hear.
 
     Args:
       path: a Hugging Face folder (config.json; model.safetensors or its shards; tokenizer files), a GGUF file, or a
@@ -210,7 +228,8 @@ def from_pretrained(
       sharding: of all parameters, or a function (path, shape) -> sharding; the default device if None.
       **overrides: fields of the model's config: dtype and param_dtype (float32 by default), scan, remat.
     Returns:
-      The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files.
+      The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files. For
+      a model that sees or hears, its processor, if there are the files of one.
     Raises:
       ValueError: an unknown architecture; tensors missing, unexpected or of the wrong shape; files missing or cut
         short. The message names them.
@@ -221,7 +240,8 @@ def from_pretrained(
         family, module = build(file.hf_config, **overrides)
         return module, load_params(module, file, family, sharding=sharding), file.tokenizer()
     family, module = build(read_config(path), **overrides)
-    return module, load_params(module, Safetensors(path), family, sharding=sharding), _tokenizer(path)
+    params = load_params(module, Safetensors(path), family, sharding=sharding)
+    return module, params, _processor(path, family, module) or _tokenizer(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -239,8 +259,19 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not JSON: {error}") from error
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def _processor(folder: Path, family: Family, module: nn.Module) -> Any:
+    files = TOKENIZER_FILES, PROCESSOR_FILES
+    if family.processor is None or not all(any((folder / name).is_file() for name in of) for of in files):
+        return None
+    return family.processor.from_pretrained(folder, module.config)
+
+
 def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer  # seconds to import: only where it is needed
 
@@ -264,7 +295,10 @@ def state_dict(params: PyTree[Array], family: Family) -> dict[str, np.ndarray]:
 
 
 def save_pretrained(folder: str | Path, module: nn.Module, params: PyTree[Array], tokenizer: Any = None) -> None:
-    """Writes a Hugging Face folder: config.json, safetensors (in shards above 5 GiB) and the tokenizer's files."""
+    """Writes a Hugging Face folder: config.json, safetensors (in shards above 5 GiB), files of the tokenizer given.
+
+    A processor is given and written in the place of a tokenizer.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     hf_config = module.config.to_hf()

@@ -1,0 +1,239 @@
+"""CLIP's vision tower (Radford et al., arXiv 2103.00020): pictures to hidden states of their patches, at any layer.
+
+Only what models that see need: no pooling, no text tower. The module tree has Hugging Face's names:
+
+    params, below vision_model                             Hugging Face
+    embeddings/class_embedding               [D]           embeddings.class_embedding
+    embeddings/patch_embedding/kernel        [p, p, C, D]  embeddings.patch_embedding.weight, [D, C, p, p]
+    embeddings/position_embedding/embedding  [1 + n, D]    embeddings.position_embedding.weight
+    pre_layrnorm/{scale,bias}                [D]           pre_layrnorm.{weight,bias} (their spelling)
+    encoder/layers_0/self_attn/q_proj/...                  encoder.layers.0.self_attn.q_proj...
+    encoder/layers_0/mlp/fc1/kernel          [D, F]        encoder.layers.0.mlp.fc1.weight, transposed
+    post_layernorm/{scale,bias}              [D]           post_layernorm.{weight,bias}
+
+Source: Hugging Face transformers 5.23, `models/clip/modeling_clip.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from mcl_jax.models import decoder
+from mcl_jax.models.norms import LayerNorm
+
+MODEL_TYPE = "clip_vision_model"
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
+         "patch_size")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPVisionConfig:
+    """Sizes and numerics, under Hugging Face's names and with its defaults (ViT-B/32).
+
+    Args:
+      hidden_size: D.
+      intermediate_size: F, width of the feed-forward layers.
+      num_hidden_layers: L.
+      num_attention_heads: H; divides D.
+      num_channels: C of a picture.
+      image_size: height and width of a picture, in pixels.
+      patch_size: p, height and width of a patch, in pixels.
+      hidden_act: one of `ACTIVATIONS`.
+      layer_norm_eps: added to the variance in every layer norm.
+      initializer_range: std of freshly drawn weights.
+      dtype: of the computation; attention scores are float32 whatever it is.
+      param_dtype: of the parameters.
+
+    Raises:
+      ValueError: a size is not a positive integer, two of them do not fit together, or an unknown activation.
+    """
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        for name in SIZES:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} and {self.hidden_size}."
+            )
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patch_size must be at most image_size={self.image_size}, got {self.patch_size}.")
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act must be one of {sorted(ACTIVATIONS)}, got {self.hidden_act!r}.")
+
+    @property
+    def num_patches(self) -> int:
+        """n, patches of a picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "CLIPVisionConfig":
+        """Reads the dict of a `vision_config`; what it leaves out has its default, as in Hugging Face.
+
+        Raises:
+          ValueError: for another kind of tower, or a value that this one does not compute.
+        """
+        kind = hf_config.get("model_type", MODEL_TYPE)
+        if kind != MODEL_TYPE:
+            raise ValueError(f"model_type of a vision tower must be {MODEL_TYPE!r}, got {kind!r}.")
+        given = {name: hf_config[name] for name in cls._hf_names() if hf_config.get(name) is not None}
+        return cls(**given | overrides)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `vision_config` of a Hugging Face `config.json`."""
+        return {"model_type": MODEL_TYPE} | {name: getattr(self, name) for name in self._hf_names()}
+
+    @classmethod
+    def _hf_names(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls) if field.name not in ("dtype", "param_dtype")]
+
+
+def _dense(config: CLIPVisionConfig, features: int, name: str) -> nn.Dense:
+    kernel_init = nn.initializers.normal(config.initializer_range)
+    return nn.Dense(features, kernel_init=kernel_init, name=name, dtype=config.dtype, param_dtype=config.param_dtype)
+
+
+def _layer_norm(config: CLIPVisionConfig, name: str | None = None) -> LayerNorm:
+    return LayerNorm(config.layer_norm_eps, config.dtype, config.param_dtype, name=name)
+
+
+class Embeddings(nn.Module):
+    """A class token and the patches of a picture, each with its position added."""
+
+    config: CLIPVisionConfig
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "N S S C"]) -> Float[Array, "N 1+n D"]:
+        config, init = self.config, nn.initializers.normal(self.config.initializer_range)
+        dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
+        size = (config.patch_size, config.patch_size)
+        to_patches = nn.Conv(
+            config.hidden_size, size, strides=size, padding="VALID", use_bias=False, kernel_init=init,
+            name="patch_embedding", **dtypes,
+        )  # fmt: skip
+        patches = to_patches(pixels.astype(config.dtype)).reshape(len(pixels), config.num_patches, config.hidden_size)
+        token = self.param("class_embedding", init, (config.hidden_size,), config.param_dtype).astype(config.dtype)
+        tokens = jnp.broadcast_to(token[None, None], (len(pixels), 1, config.hidden_size))
+        positions = nn.Embed(
+            1 + config.num_patches, config.hidden_size, embedding_init=init, name="position_embedding", **dtypes
+        )
+        return jnp.concatenate([tokens, patches], axis=1) + positions(jnp.arange(1 + config.num_patches))[None]
+
+
+class SelfAttention(nn.Module):
+    """softmax(Q Kᵀ / √d) V; every patch sees every other."""
+
+    config: CLIPVisionConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        N, T, D = x.shape
+        H = self.config.num_attention_heads
+        q, k, v = (_dense(self.config, D, f"{name}_proj")(x).reshape(N, T, H, D // H) for name in "qkv")
+        y = decoder.attend(q, [(k, v, jnp.zeros((N, T, T), jnp.int32))], scale=(D // H) ** -0.5)
+        return _dense(self.config, D, "out_proj")(y.reshape(N, T, D))
+
+
+class MLP(nn.Module):
+    """fc2(act(fc1(x)))."""
+
+    config: CLIPVisionConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        x = ACTIVATIONS[self.config.hidden_act](_dense(self.config, self.config.intermediate_size, "fc1")(x))
+        return _dense(self.config, self.config.hidden_size, "fc2")(x)
+
+
+class Layer(nn.Module):
+    """x ← x + attention(norm(x)), then x ← x + mlp(norm(x))."""
+
+    config: CLIPVisionConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
+        x = x + SelfAttention(self.config, name="self_attn")(_layer_norm(self.config, "layer_norm1")(x))
+        return x + MLP(self.config, name="mlp")(_layer_norm(self.config, "layer_norm2")(x))
+
+
+class Encoder(nn.Module):
+    """The layers. A list, not a scan: those above the last one wanted are never run, and no state is kept unasked."""
+
+    config: CLIPVisionConfig
+
+    def setup(self):
+        self.layers = [Layer(self.config) for _ in range(self.config.num_hidden_layers)]
+
+    def __call__(self, x: Float[Array, "N T D"], last: int) -> list[Float[Array, "N T D"]]:
+        """What goes into the first layer, and what comes out of each of the first `last` layers."""
+        states = [x]
+        for layer in self.layers if self.is_initializing() else self.layers[:last]:
+            states.append(layer(states[-1]))
+        return states
+
+
+class VisionTransformer(nn.Module):
+    """Patches, L layers, and a last norm that is in the checkpoints though no hidden state passes through it."""
+
+    config: CLIPVisionConfig
+
+    def setup(self):
+        self.embeddings = Embeddings(self.config)
+        self.pre_layrnorm = _layer_norm(self.config)
+        self.encoder = Encoder(self.config)
+        self.post_layernorm = _layer_norm(self.config)
+
+    def __call__(self, pixels: Float[Array, "N S S C"], layers: Sequence[int]) -> Float[Array, "N 1+n D*"]:
+        config = self.config
+        shape = (config.image_size, config.image_size, config.num_channels)
+        if pixels.ndim != 4 or pixels.shape[1:] != shape:
+            raise ValueError(f"the vision tower needs pictures [N, {', '.join(map(str, shape))}], got {pixels.shape}")
+        wanted = [range(config.num_hidden_layers + 1)[layer] for layer in layers]
+        states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)), max(wanted))
+        if self.is_initializing():
+            self.post_layernorm(states[-1])
+        return jnp.concatenate([states[layer] for layer in wanted], axis=-1)
+
+
+class VisionTower(nn.Module):
+    """A CLIP vision model under its name in checkpoints, `vision_model`."""
+
+    config: CLIPVisionConfig
+
+    def setup(self):
+        self.vision_model = VisionTransformer(self.config)
+
+    def __call__(self, pixels: Float[Array, "N S S C"], layers: Sequence[int]) -> Float[Array, "N 1+n D*"]:
+        """Hidden states of the class token and the n patches, those of several layers side by side.
+
+        Args:
+          pixels: pictures, normalised.
+          layers: 0 for what goes into the first layer, i for what comes out of layer i; negative ones count from the
+            last.
+        Raises:
+          ValueError: for pictures of another size.
+        """
+        return self.vision_model(pixels, layers)

@@ -1,0 +1,231 @@
+"""LLaVA-1.6, or LLaVA-NeXT (Liu et al., 2024): CLIP's tower, a projector, and a Llama, Mistral or Qwen2 behind them.
+
+    inputs = processor(prompts, pictures)                       # NumPy: tokens, mask, pixel_values, index
+    features = module.apply({"params": params}, inputs["pixel_values"], inputs["index"], method="encode")
+    logits = module.apply({"params": params}, inputs["tokens"], inputs["mask"], features)
+
+`encode` is called once an example, outside of the hypotheses: it knows no adapters, and all K of them share what it
+returns, embeddings for the placeholder tokens of the prompt (which of them is what: see `tiling`). The module tree:
+
+    params                            Hugging Face (the names of the published files)
+    vision_tower/vision_model/...     vision_tower.vision_model...       see `clip`
+    multi_modal_projector/linear_1    multi_modal_projector.linear_1
+    image_newline              [D]    image_newline
+    language_model/model/...          language_model.model...            see `llama`
+    language_model/lm_head            language_model.lm_head
+
+Source: Hugging Face transformers 5.23, `models/llava_next/modeling_llava_next.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mcl_jax.models import decoder
+from mcl_jax.models.clip import ACTIVATIONS, CLIPVisionConfig, VisionTower
+from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.tiling import NEWLINE, PADDING, Tiling
+
+PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+DTYPES = ("dtype", "param_dtype")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaNextConfig:
+    """Sizes, under Hugging Face's names and with its defaults.
+
+    Args:
+      text_config: of the language model.
+      vision_config: of the tower.
+      image_token_index: the placeholder token.
+      image_grid_pinpoints: resolutions that pictures are tiled at, (height, width) in pixels.
+      vision_feature_layer: layers of the tower whose states go side by side into the projector, see `VisionTower`.
+      projector_hidden_act: one of `clip.ACTIVATIONS`.
+      multimodal_projector_bias: whether the projector's layers have biases.
+
+    Raises:
+      ValueError: if two of them do not fit together, or an unknown activation.
+    """
+
+    text_config: LlamaConfig
+    vision_config: CLIPVisionConfig
+    image_token_index: int = 32000
+    image_grid_pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
+    vision_feature_layer: tuple[int, ...] = (-2,)
+    projector_hidden_act: str = "gelu"
+    multimodal_projector_bias: bool = True
+
+    def __post_init__(self):
+        states = self.vision_config.num_hidden_layers + 1
+        if not self.vision_feature_layer or any(not -states <= i < states for i in self.vision_feature_layer):
+            raise ValueError(
+                f"vision_feature_layer must be in [{-states}, {states}) of a tower of {states - 1} layers, got "
+                f"{self.vision_feature_layer}."
+            )
+        if self.projector_hidden_act not in ACTIVATIONS:
+            known = sorted(ACTIVATIONS)
+            raise ValueError(f"projector_hidden_act must be one of {known}, got {self.projector_hidden_act!r}.")
+        if not 0 <= self.image_token_index < self.text_config.vocab_size:
+            raise ValueError(
+                f"image_token_index must be a token of vocab_size={self.text_config.vocab_size}, got "
+                f"{self.image_token_index}."
+            )
+        _ = self.tiling  # raises where the resolutions do not fit the tower
+
+    @property
+    def tiling(self) -> Tiling:
+        """How pictures are cut."""
+        return Tiling(self.image_grid_pinpoints, self.vision_config.image_size, self.vision_config.patch_size)
+
+    @classmethod
+    def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlavaNextConfig":
+        """Reads the dict of a Hugging Face `config.json`.
+
+        Args:
+          **overrides: fields of the language model's config; dtypes are the tower's too.
+        Raises:
+          ValueError: a part is absent, or the dict describes something this model does not compute.
+        """
+        if missing := [name for name in ("text_config", "vision_config") if not hf_config.get(name)]:
+            raise ValueError(f"A llava_next config.json must have {missing}, got only {sorted(hf_config)}.")
+        strategy = hf_config.get("vision_feature_select_strategy", "default")
+        if strategy != "default":  # Hugging Face's own packing fails on class tokens among the patches
+            raise ValueError(f"vision_feature_select_strategy must be 'default' for a CLIP tower, got {strategy!r}.")
+        tied = bool(hf_config.get("tie_word_embeddings", False))
+        of_tower = {name: value for name, value in overrides.items() if name in DTYPES}
+        fields = {f.name: hf_config[f.name] for f in dataclasses.fields(cls) if hf_config.get(f.name) is not None}
+        layers = fields.get("vision_feature_layer", (-2,))
+        fields |= {
+            "text_config": LlamaConfig.from_text_config(
+                hf_config["text_config"], tie_word_embeddings=tied, **overrides
+            ),
+            "vision_config": CLIPVisionConfig.from_hf(hf_config["vision_config"], **of_tower),
+            "vision_feature_layer": (layers,) if isinstance(layers, int) else tuple(layers),
+            "image_grid_pinpoints": tuple(map(tuple, fields.get("image_grid_pinpoints", PINPOINTS))),
+        }
+        return cls(**fields)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The dict of a Hugging Face `config.json` of this model."""
+        layers = self.vision_feature_layer
+        known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return known | {
+            "model_type": "llava_next",
+            "architectures": ["LlavaNextForConditionalGeneration"],
+            "text_config": self.text_config.to_hf(),
+            "vision_config": self.vision_config.to_hf(),
+            "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
+            "vision_feature_select_strategy": "default",
+            "tie_word_embeddings": self.text_config.tie_word_embeddings,
+        }
+
+
+class Projector(nn.Module):
+    """linear_2(act(linear_1(x))), from the tower's width to the language model's."""
+
+    config: LlavaNextConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N n Dv"]) -> Float[Array, "N n D"]:
+        text = self.config.text_config
+        dense = lambda name: nn.Dense(
+            text.hidden_size, use_bias=self.config.multimodal_projector_bias, name=name, dtype=text.dtype,
+            param_dtype=text.param_dtype, kernel_init=nn.initializers.normal(text.initializer_range),
+        )  # fmt: skip
+        return dense("linear_2")(ACTIVATIONS[self.config.projector_hidden_act](dense("linear_1")(x)))
+
+
+class LlavaNext(nn.Module):
+    """A language model that sees; see `mcl_jax.models.decoder` for its methods."""
+
+    config: LlavaNextConfig
+
+    def setup(self):
+        text = self.config.text_config
+        self.vision_tower = VisionTower(self.config.vision_config)
+        self.multi_modal_projector = Projector(self.config)
+        newline_init = nn.initializers.normal(text.hidden_size**-0.5)
+        self.image_newline = self.param("image_newline", newline_init, (text.hidden_size,), text.param_dtype)
+        self.language_model = Llama(text)
+
+    @property
+    def placeholder(self) -> int:
+        """The token whose embeddings features stand in for."""
+        return self.config.image_token_index
+
+    def encode(
+        self, pixel_values: Float[Array, "B P S S C"], index: Int[Array, "B N"]
+    ) -> Float[Array, "B N D"]:  # fmt: skip
+        """Features of pictures: the projected patches and newlines that `index` names; zeros where it is PADDING.
+
+        Args:
+          pixel_values: tiles of each picture, normalised, filled up with any; tile 0 is the whole picture.
+          index: see `Tiling.index`, filled up with PADDING.
+        Raises:
+          ValueError: for tiles of another size, or another B.
+        """
+        if pixel_values.ndim != 5 or len(pixel_values) != len(index):
+            raise ValueError(
+                f"encode needs pixel_values [B, P, S, S, C] and index [B, N], got {pixel_values.shape}, {index.shape}"
+            )
+        B, P = pixel_values.shape[:2]
+        states = self.vision_tower(
+            pixel_values.reshape(B * P, *pixel_values.shape[2:]), self.config.vision_feature_layer
+        )
+        patches = self.multi_modal_projector(states[:, 1:])  # without the class token
+        patches = patches.reshape(B, -1, patches.shape[-1])
+        newline = self.image_newline.astype(patches.dtype)[None, None]
+        index = index[..., None]
+        features = jnp.where(index == NEWLINE, newline, jnp.take_along_axis(patches, jnp.maximum(index, 0), axis=1))
+        return jnp.where(index == PADDING, 0.0, features)
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
+        features: Float[Array, "B N D"] | None = None,
+    ) -> Float[Array, "B T V"]:  # fmt: skip
+        """Next-token logits in float32; `features` of `encode`, None where no row has a picture."""
+        return self.logits(self.hidden(tokens, mask, features))
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
+        features: Float[Array, "B N D"] | None = None,
+    ) -> Float[Array, "B T D"]:  # fmt: skip
+        """Hidden states after the last norm.
+
+        Raises:
+          ValueError: `mask` is not boolean or not [B, T].
+        """
+        decoder.check_inputs(tokens, mask)
+        if self.is_initializing():  # the tower's parameters come to exist, though tokens alone never reach it
+            vision = self.config.vision_config
+            empty = jnp.zeros((1, 1, vision.image_size, vision.image_size, vision.num_channels), vision.dtype)
+            self.encode(empty, jnp.zeros((1, 1), jnp.int32))
+        x, positions = self.embed(tokens, features), decoder.positions_of(tokens, mask)
+        return self.language_model.hidden_embedded(x, positions, mask)
+
+    def extend(
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        past: tuple[decoder.Segment, ...] = (), features: Float[Array, "B N D"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+        """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
+        return self.language_model.extend_embedded(self.embed(tokens, features), mask, positions, past)
+
+    def embed(
+        self, tokens: Int[Array, "B T"], features: Float[Array, "B N D"] | None = None
+    ) -> Float[Array, "B T D"]:  # fmt: skip
+        """Token embeddings, with features in the place of placeholder tokens."""
+        x = self.language_model.embed(tokens)
+        return x if features is None else decoder.merge_features(x, tokens, self.placeholder, features)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """The output layer, in float32."""
+        return self.language_model.logits(hidden)
+
+    @staticmethod
+    def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
+        """Output matrix from the `params` collection."""
+        return Llama.unembedding(params["language_model"])

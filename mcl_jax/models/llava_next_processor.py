@@ -1,0 +1,115 @@
+"""Prompts and pictures to the arrays of a LLaVA-NeXT, in NumPy.
+
+Pixels and tokens are those of Hugging Face's `LlavaNextProcessor` without torch. How many placeholder tokens a picture
+takes follows from the same `Tiling` as the features, so the two cannot differ.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from mcl_jax.models.llava_next import LlavaNextConfig
+from mcl_jax.models.tiling import PADDING
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+class LlavaNextProcessor:
+    """`processor(prompts, pictures)` gives what `LlavaNext` takes.
+
+    Args:
+      config: of the model.
+      hf: a `transformers.LlavaNextProcessor`.
+
+    Raises:
+      ValueError: if it cuts pictures otherwise than the model's config says.
+    """
+
+    def __init__(self, config: LlavaNextConfig, hf: Any):
+        self.config, self.tiling, self.hf, self.tokenizer = config, config.tiling, hf, hf.tokenizer
+        size = config.vision_config.image_size
+        theirs = tuple(map(tuple, hf.image_processor.image_grid_pinpoints)), dict(hf.image_processor.crop_size)
+        ours = config.image_grid_pinpoints, {"height": size, "width": size}
+        if theirs[0] != ours[0] or any(theirs[1][name] != size for name in ours[1]):
+            raise ValueError(f"the processor's image_grid_pinpoints and crop_size must be {ours}, got {theirs}")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, config: LlavaNextConfig) -> "LlavaNextProcessor":
+        """Reads a folder with the files of a tokenizer and an image processor."""
+        from transformers import LlavaNextProcessor as HuggingFaces  # seconds to import: only where it is needed
+
+        return cls(config, HuggingFaces.from_pretrained(folder, backend="pil"))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the files that `from_pretrained` reads."""
+        self.hf.save_pretrained(folder)
+
+    def picture(self, picture: Picture) -> tuple[Float[np.ndarray, "P S S 3"], Int[np.ndarray, " N"]]:
+        """(normalised tiles, index of its tokens, see `Tiling`) of one picture.
+
+        Raises:
+          ValueError: for anything but uint8 RGB.
+        """
+        picture = np.asarray(picture)
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+            raise ValueError(f"a picture must be RGB, uint8[H, W, 3], got {picture.dtype}{list(picture.shape)}")
+        # The axis of channels is said, not guessed: a picture 3 pixels high is taken for channels first.
+        tiles = self.hf.image_processor([picture], input_data_format="channels_last", return_tensors="np")
+        return tiles["pixel_values"][0].transpose(0, 2, 3, 1), self.tiling.index(*picture.shape[:2])
+
+    def prompt(self, text: str, num_features: int = 0) -> Int[np.ndarray, " T"]:
+        """Tokens of a prompt, with its picture's placeholder token repeated for each of its features.
+
+        Raises:
+          ValueError: if the text has no placeholder for a picture that is there, several, or one without a picture.
+        """
+        tokens, placeholder = np.asarray(self.tokenizer(text)["input_ids"], np.int32), self.config.image_token_index
+        found, needed = int((tokens == placeholder).sum()), int(num_features > 0)
+        if found != needed:
+            raise ValueError(
+                f"the prompt must have {self.hf.image_token!r} (token {placeholder}) {needed} times, for its "
+                f"{needed} pictures, got {found} in {text!r}"
+            )
+        return np.repeat(tokens, np.where(tokens == placeholder, num_features, 1))
+
+    def __call__(
+        self, prompts: Sequence[str], pictures: Sequence[Picture | None], *, length: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """A batch of prompts with a picture each, or None.
+
+        Args:
+          prompts: texts, with the placeholder once where there is a picture.
+          pictures: as many.
+          length: T; of the longest prompt if None.
+        Returns:
+          tokens int32 [B, T] and mask bool [B, T], padded on the left; pixel_values float32 [B, P, S, S, 3] and index
+          int32 [B, N], filled up to the most that any picture takes, so that shapes do not depend on the pictures.
+        Raises:
+          ValueError: as `picture` and `prompt`, for numbers that differ, or a prompt longer than T.
+        """
+        if len(prompts) != len(pictures):
+            raise ValueError(f"every prompt needs a picture or None, got {len(prompts)} and {len(pictures)}")
+        size, B = self.config.vision_config.image_size, len(prompts)
+        pixel_values = np.zeros((B, self.tiling.most_tiles, size, size, 3), np.float32)
+        index = np.full((B, self.tiling.most_tokens), PADDING, np.int32)
+        for b, picture in enumerate(pictures):
+            if picture is not None:
+                tiles, tokens = self.picture(picture)
+                pixel_values[b, : len(tiles)], index[b, : len(tokens)] = tiles, tokens
+        rows = [self.prompt(text, n) for text, n in zip(prompts, (index != PADDING).sum(1), strict=True)]
+        return {**self._padded(rows, length), "pixel_values": pixel_values, "index": index}
+
+    def _padded(self, rows: Sequence[Int[np.ndarray, " T"]], length: int | None) -> dict[str, np.ndarray]:
+        longest = max(map(len, rows), default=0)
+        length = longest if length is None else length
+        if longest > length:
+            raise ValueError(f"a prompt has {longest} tokens, more than length={length}")
+        pad = self.tokenizer.pad_token_id
+        tokens = np.full((len(rows), length), self.tokenizer.eos_token_id if pad is None else pad, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, real, of_row in zip(tokens, mask, rows, strict=True):
+            row[length - len(of_row) :], real[length - len(of_row) :] = of_row, True
+        return {"tokens": tokens, "mask": mask}

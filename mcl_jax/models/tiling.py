@@ -1,0 +1,91 @@
+"""Any-resolution tiling of LLaVA-NeXT: which patch of which tile each token of a picture is, on the host, in NumPy.
+
+A picture is resized into one of a few resolutions, `image_grid_pinpoints`, without changing its shape, and centred on
+black. It is cut into tiles of the tower's size, and before them comes tile 0, the whole picture squeezed into one:
+
+    tokens of a picture   tile 0 row by row, then each row of the tiles laid side by side, without the black rows or
+                          columns at the edges, and a newline after it
+
+As an array of indices this has a static shape once it is filled up; on the device it is one gather. Source: Hugging
+Face transformers 5.23, `image_processing_utils.select_best_resolution` and `LlavaNextModel.pack_image_features`.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+NEWLINE, PADDING = -1, -2
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How pictures are cut.
+
+    Attributes:
+      pinpoints: resolutions to choose from, (height, width) in pixels.
+      image_size: height and width of a tile, in pixels.
+      patch_size: of a patch, in pixels.
+
+    Raises:
+      ValueError: if there is no resolution, or one that tiles do not fill.
+    """
+
+    pinpoints: tuple[tuple[int, int], ...]
+    image_size: int
+    patch_size: int
+
+    def __post_init__(self):
+        broken = [point for point in self.pinpoints if not all(n and n % self.image_size == 0 for n in point)]
+        if broken or not self.pinpoints:
+            raise ValueError(
+                f"image_grid_pinpoints must be one or more (height, width), multiples of image_size={self.image_size}, "
+                f"got {broken or 'none'}"
+            )
+
+    @property
+    def side(self) -> int:
+        """Patches in a row of a tile; it has side² patches."""
+        return self.image_size // self.patch_size
+
+    @property
+    def most_tiles(self) -> int:
+        """P, the tiles of a picture at most, tile 0 included."""
+        return 1 + max(height * width for height, width in self.pinpoints) // self.image_size**2
+
+    @property
+    def most_tokens(self) -> int:
+        """N, the tokens of a picture at most, newlines included."""
+        laid = ((height // self.image_size * self.side, width // self.image_size * self.side)
+                for height, width in self.pinpoints)  # fmt: skip
+        return self.side**2 + max(rows * (columns + 1) for rows, columns in laid)
+
+    def best(self, height: int, width: int) -> tuple[int, int]:
+        """The resolution that keeps most of a picture's pixels and, of several, adds the least black."""
+
+        def merit(resolution: tuple[int, int]) -> tuple[int, int]:
+            scale = min(resolution[1] / width, resolution[0] / height)
+            kept = min(int(width * scale) * int(height * scale), width * height)
+            return kept, -resolution[0] * resolution[1]
+
+        return max(self.pinpoints, key=merit)
+
+    def index(self, height: int, width: int) -> Int[np.ndarray, " N"]:
+        """For each token of a picture of this size, in pixels: tile · side² + patch, or NEWLINE."""
+        rows, columns = (pixels // self.image_size for pixels in self.best(height, width))
+        tiles = 1 + np.arange(rows * columns).reshape(rows, 1, columns, 1)
+        patches = np.arange(self.side**2).reshape(1, self.side, 1, self.side)
+        laid = (tiles * self.side**2 + patches).reshape(rows * self.side, columns * self.side)
+        laid = _without_black(laid, height, width)
+        lines = np.pad(laid, ((0, 0), (0, 1)), constant_values=NEWLINE)
+        return np.concatenate([np.arange(self.side**2), lines.ravel()]).astype(np.int32)
+
+
+def _without_black(laid: Int[np.ndarray, "R C"], height: int, width: int) -> Int[np.ndarray, "r c"]:
+    """Patches without those rows or columns at the edges that lie wholly outside of the picture."""
+    rows, columns = laid.shape
+    if width / height > columns / rows:
+        black = (rows - int(round(height * (columns / width), 7))) // 2
+        return laid[black : rows - black]
+    black = (columns - int(round(width * (rows / height), 7))) // 2
+    return laid[:, black : columns - black]
