@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mcl_jax import hypotheses
 from mcl_jax.generation import filters
 from mcl_jax.generation.decoders import Decoder, Greedy, Step
-from mcl_jax.models.decoder import Segment, positions_of
+from mcl_jax.models.decoder import Segment, check_placeholders, positions_of
 
 Inputs = Int[Array, "B P"] | Mapping[str, Array]
 GREEDY = Greedy()
@@ -107,13 +107,15 @@ def decode(
       max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty: see `Limits`.
       rng: for sampling.
     Raises:
-      ValueError: a prompt is empty or padded on the right, or an option is outside its range.
+      ValueError: a prompt is empty or padded on the right, has more placeholder tokens than there are features, or an
+        option is outside its range.
     """
     tokens, mask = prompt_of(inputs)
+    features = features_of(inputs, model.module)
     eos = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
     limits = Limits(max_new_tokens, min_new_tokens, eos, pad_token_id, repetition_penalty)
     rng = jax.random.key(0) if rng is None else rng
-    return _decode(model, decoder, limits, params, adapters, tokens, mask, features_of(inputs), rng)
+    return _decode(model, decoder, limits, params, adapters, tokens, mask, features, rng)
 
 
 def prompt_of(inputs: Inputs) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
@@ -134,10 +136,16 @@ def prompt_of(inputs: Inputs) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
     return tokens, jnp.asarray(mask)
 
 
-def features_of(inputs: Inputs) -> dict[str, Float[Array, "B N D"]]:
-    """{"features"} of inputs that have them, for the model's methods; else {}."""
-    given = inputs.get("features") if isinstance(inputs, Mapping) else None
-    return {} if given is None else {"features": jnp.asarray(given)}
+def features_of(inputs: Inputs, module: Any) -> dict[str, Float[Array, "B N D"]]:
+    """{"features"} of inputs that have them, for the module's methods; else {}.
+
+    Raises:
+      ValueError: if a prompt has more placeholder tokens than there are features; names the rows.
+    """
+    tokens, features = (inputs["tokens"], inputs.get("features")) if isinstance(inputs, Mapping) else (inputs, None)
+    if (placeholder := getattr(module, "placeholder", None)) is not None:
+        check_placeholders(tokens, placeholder, 0 if features is None else features.shape[1])
+    return {} if features is None else {"features": jnp.asarray(features)}
 
 
 @flax.struct.dataclass

@@ -27,7 +27,7 @@ def log_likelihoods(
     tokens, mask = prompt_of(inputs)
     if answers.tokens.shape[1] != len(tokens):
         raise ValueError(f"answers must be [K, B, n, T] of B = {len(tokens)} prompts, got {answers.tokens.shape}")
-    arrays = tokens, mask, answers.tokens, answers.lengths, features_of(inputs)
+    arrays = tokens, mask, answers.tokens, answers.lengths, features_of(inputs, model.module)
     return _log_likelihoods(model, params, adapters, *arrays)
 
 

@@ -3,12 +3,14 @@
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
 `decoder` says what all of them share; `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2) are the families.
+`qwen2_audio` (over `whisper`) hears: it comes with a processor instead of a tokenizer.
 """
 
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.pretrained import from_pretrained, save_pretrained
+from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 
 __all__ = [
     "GPT2",
@@ -17,6 +19,8 @@ __all__ = [
     "GPTNeoConfig",
     "Llama",
     "LlamaConfig",
+    "Qwen2Audio",
+    "Qwen2AudioConfig",
     "from_pretrained",
     "save_pretrained",
 ]

@@ -23,6 +23,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 NO_WINDOW = jnp.iinfo(jnp.int32).max
@@ -58,6 +59,16 @@ def merge_features(
     index = jnp.clip(jnp.cumsum(here, axis=1) - 1, 0, features.shape[1] - 1)
     placed = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
     return jnp.where(here[..., None], placed, x)
+
+
+def check_placeholders(tokens: Int[np.ndarray, "B T"], placeholder: int, most: int) -> None:
+    """Raises a ValueError that names the rows with more placeholder tokens than `most`, the features of a row."""
+    needed = (np.asarray(tokens) == placeholder).sum(1)
+    if (rows := np.flatnonzero(needed > most)).size:
+        raise ValueError(
+            f"rows {rows.tolist()} have {needed[rows].tolist()} placeholder tokens ({placeholder}) for features of a "
+            f"picture or clip, got {most} features a row"
+        )
 
 
 def positions_of(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None) -> Int[Array, "B T"]:

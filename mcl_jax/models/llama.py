@@ -34,6 +34,14 @@ SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
 )  # fmt: skip
+# What a text_config inside another config.json may leave out: where it equals the default of Hugging Face's class.
+DEFAULTS = {
+    "llama": dict(vocab_size=32000, intermediate_size=11008),
+    "mistral": dict(vocab_size=32000, intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072,
+                    sliding_window=4096),
+    "qwen2": dict(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768,
+                  sliding_window=4096, max_window_layers=28),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +144,13 @@ class LlamaConfig:
         fields["qkv_bias"] = family == "qwen2" or bool(hf_config.get("attention_bias"))
         fields["o_bias"] = family != "qwen2" and bool(hf_config.get("attention_bias"))
         return cls(**fields | overrides)
+
+    @classmethod
+    def from_text_config(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlamaConfig":
+        """Reads the `text_config` of a model that sees or hears, as `from_hf` does, with Hugging Face's defaults."""
+        family = hf_config.get("model_type", "llama")
+        sizes = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
+        return cls.from_hf({"model_type": family} | sizes | DEFAULTS.get(family, {}) | hf_config, **overrides)
 
     def to_hf(self) -> dict[str, Any]:
         """The dict of a Hugging Face `config.json` of this model."""

@@ -22,9 +22,11 @@ from jaxtyping import Array, PyTree
 from safetensors.numpy import save_file
 
 from mcl_jax.models import gguf_file
+from mcl_jax.models.audio_processor import AudioProcessor
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from mcl_jax.models.tensors import INDEX, SINGLE, Renamed, Safetensors, TensorSource
 
 Path_ = tuple[str, ...]
@@ -40,6 +42,8 @@ class Family:
       ignored: names of tensors that hold no weights, such as the causal masks of old checkpoints.
       renames: (regular expression, replacement) for names that other versions of transformers write; the first counts.
       tied: name of a tensor that may be there though it equals another, and that other.
+      writes_tied: whether that tensor is always written, for Hugging Face does not tie it.
+      processor: of pictures or clips beside text; its `from_pretrained` takes the folder and the model's config.
     """
 
     module: type[nn.Module]
@@ -48,17 +52,32 @@ class Family:
     ignored: str = r"(?!)"
     renames: tuple[tuple[str, str], ...] = ()
     tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
+    writes_tied: bool = False
+    processor: Any = None
 
 
 LLAMA = Family(
     Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$", tied=("lm_head.weight", "model.embed_tokens.weight")
 )
+# Published files have the names of the module tree; transformers from 5 on has others in memory.
+QWEN2_AUDIO = Family(
+    Qwen2Audio, Qwen2AudioConfig, ignored=LLAMA.ignored,
+    renames=(
+        (r"model\.(?=audio_tower|multi_modal_projector)", ""),
+        (r"model\.language_model\.", "language_model.model."),
+        (r"lm_head\.", "language_model.lm_head."),
+    ),
+    tied=("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
+    writes_tied=True,
+    processor=AudioProcessor,
+)  # fmt: skip
 FAMILIES = {
     "gpt2": Family(GPT2, GPT2Config, transposed=False, ignored=r"\.attn\.(bias|masked_bias)$"),
     "gpt_neo": Family(GPTNeo, GPTNeoConfig, ignored=r"attn\.attention\.(bias|masked_bias)$"),
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen2": LLAMA,
+    "qwen2_audio": QWEN2_AUDIO,
 }
 
 
@@ -202,7 +221,7 @@ def _load(source: TensorSource, place: Place, path: Path_, leaf: jax.ShapeDtypeS
 def from_pretrained(
     path: str | Path, *, sharding: Any = None, **overrides: Any
 ) -> tuple[nn.Module, PyTree[Array], Any]:
-    """(module, params, tokenizer) of a pretrained language model.
+    """(module, params, tokenizer or processor) of a pretrained language model, which may see or hear.
 
     Args:
       path: a Hugging Face folder (config.json; model.safetensors or its shards; tokenizer files), a GGUF file, or a
@@ -210,7 +229,8 @@ def from_pretrained(
       sharding: of all parameters, or a function (path, shape) -> sharding; the default device if None.
       **overrides: fields of the model's config: dtype and param_dtype (float32 by default), scan, remat.
     Returns:
-      The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files.
+      The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files. For
+      a model that sees or hears, its processor, if there are the files of one.
     Raises:
       ValueError: an unknown architecture; tensors missing, unexpected or of the wrong shape; files missing or cut
         short. The message names them.
@@ -221,7 +241,8 @@ def from_pretrained(
         family, module = build(file.hf_config, **overrides)
         return module, load_params(module, file, family, sharding=sharding), file.tokenizer()
     family, module = build(read_config(path), **overrides)
-    return module, load_params(module, Safetensors(path), family, sharding=sharding), _tokenizer(path)
+    params = load_params(module, Safetensors(path), family, sharding=sharding)
+    return module, params, _processor(path, family, module) or _tokenizer(path)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -239,8 +260,19 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not JSON: {error}") from error
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def _processor(folder: Path, family: Family, module: nn.Module) -> Any:
+    files = TOKENIZER_FILES, PROCESSOR_FILES
+    if family.processor is None or not all(any((folder / name).is_file() for name in of) for of in files):
+        return None
+    return family.processor.from_pretrained(folder, module.config)
+
+
 def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     from transformers import AutoTokenizer  # seconds to import: only where it is needed
 
@@ -260,11 +292,12 @@ def state_dict(params: PyTree[Array], family: Family) -> dict[str, np.ndarray]:
         for i, name in enumerate(place.all_names):
             tensor = leaf if isinstance(place.names, str) else leaf[i]
             tensors[name] = np.ascontiguousarray(tensor.transpose(np.argsort(place.axes)))
-    return tensors
+    head, embedding = family.tied
+    return {head: tensors[embedding]} | tensors if family.writes_tied else tensors
 
 
 def save_pretrained(folder: str | Path, module: nn.Module, params: PyTree[Array], tokenizer: Any = None) -> None:
-    """Writes a Hugging Face folder: config.json, safetensors (in shards above 5 GiB) and the tokenizer's files."""
+    """Writes a Hugging Face folder: config.json, safetensors (in shards above 5 GiB), tokenizer or processor."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     hf_config = module.config.to_hf()

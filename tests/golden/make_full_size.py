@@ -5,14 +5,15 @@ In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6"
     python tests/golden/make_full_size.py
 
 The first line of a file is the config.json, the others are `name shape`. Nothing is downloaded: the configs are those
-of the models' cards.
+of the models' cards; names are those that `save_pretrained` writes.
 """
 
 import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 FOLDER = Path(__file__).with_name("full_size")
 SEVEN_B = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False)
@@ -26,15 +27,24 @@ CONFIGS = {
     "qwen2-7b": dict(model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944,
                      num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, rope_theta=1e6,
                      max_position_embeddings=131072, tie_word_embeddings=False),
+    "qwen2-audio-7b-instruct": dict(
+        model_type="qwen2_audio", audio_token_index=151646,
+        audio_config=dict(model_type="qwen2_audio_encoder", num_mel_bins=128, d_model=1280, encoder_layers=32,
+                          encoder_attention_heads=20, encoder_ffn_dim=5120, max_source_positions=1500,
+                          activation_function="gelu", scale_embedding=False),
+        text_config=dict(model_type="qwen2", vocab_size=156032, intermediate_size=11008, rms_norm_eps=1e-5,
+                         rope_theta=10000, max_position_embeddings=8192, sliding_window=32768)),
 }  # fmt: skip
 
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, config in CONFIGS.items():
+        auto = AutoModelForMultimodalLM if "text_config" in config else AutoModelForCausalLM
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-        lines = [f"{tensor} {'x'.join(map(str, value.shape))}" for tensor, value in model.state_dict().items()]
+            model = auto.from_config(AutoConfig.for_model(**config))
+        tensors = revert_weight_conversion(model, model.state_dict())
+        lines = [f"{tensor} {'x'.join(map(str, value.shape))}" for tensor, value in tensors.items()]
         (FOLDER / f"{name}.txt").write_text("\n".join([json.dumps(config), *lines]) + "\n")
         print(name, len(lines), sum(p.numel() for p in model.parameters()))
 
