@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mcl_jax.models import decoder
+from mcl_jax.models.norms import LayerNorm
 
 POSITIVE_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings")
 OWN_FIELDS = {"dtype", "param_dtype", "remat", "scan", "embedding_std", "position_std"}  # not those of a config.json
@@ -112,22 +113,9 @@ def dense(config: GPTConfig, features: int, name: str, use_bias: bool = True) ->
     return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name, **dtypes)
 
 
-class LayerNorm(nn.Module):
-    """(x − E[x]) / √(Var[x] + ε) · scale + bias, in float32.
-
-    `nn.LayerNorm` mixes dtypes implicitly below float32, which strict dtype promotion refuses.
-    """
-
-    config: GPTConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.config.param_dtype)
-        x, scale, bias = (a.astype(jnp.float32) for a in (x, scale[None, None], bias[None, None]))
-        mean, variance = jnp.mean(x, axis=-1, keepdims=True), jnp.var(x, axis=-1, keepdims=True)
-        normalised = (x - mean) * jax.lax.rsqrt(variance + self.config.layer_norm_epsilon)
-        return (normalised * scale + bias).astype(self.config.dtype)
+def layer_norm(config: GPTConfig, name: str | None = None) -> LayerNorm:
+    """A layer norm in the dtypes of the config."""
+    return LayerNorm(config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
 
 
 class MLP(nn.Module):
@@ -151,9 +139,9 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, of_layer: Any):
         window, past = of_layer
         attention = self.config.attention(self.config, name="attn")
-        y, kept = attention(LayerNorm(self.config, name="ln_1")(x), context, window, past)
+        y, kept = attention(layer_norm(self.config, "ln_1")(x), context, window, past)
         x = x + y
-        return x + MLP(self.config, name="mlp")(LayerNorm(self.config, name="ln_2")(x)), kept
+        return x + MLP(self.config, name="mlp")(layer_norm(self.config, "ln_2")(x)), kept
 
 
 class Transformer(nn.Module):
@@ -173,7 +161,7 @@ class Transformer(nn.Module):
         self.wte = embed(config.vocab_size, config.embedding_std)
         self.wpe = embed(config.max_position_embeddings, config.position_std)
         self.h = decoder.layer_stack(Block, config, config.num_layers, scan=config.scan, remat=config.remat)
-        self.ln_f = LayerNorm(config)
+        self.ln_f = layer_norm(config)
 
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, past: Any):
         x = x + self.wpe(context.positions)

@@ -1,0 +1,31 @@
+"""Layer norm that keeps to strict dtype promotion."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class LayerNorm(nn.Module):
+    """(x − E[x]) / √(Var[x] + ε) · scale + bias, in float32.
+
+    `nn.LayerNorm` mixes dtypes implicitly below float32, which strict dtype promotion refuses.
+
+    Args:
+      epsilon: ε.
+      dtype: of the output.
+      param_dtype: of scale and bias.
+    """
+
+    epsilon: float
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        x, scale, bias = (a.astype(jnp.float32) for a in (x, scale[None, None], bias[None, None]))
+        mean, variance = jnp.mean(x, axis=-1, keepdims=True), jnp.var(x, axis=-1, keepdims=True)
+        return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
