@@ -3,7 +3,8 @@
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
 `decoder` says what all of them share; `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2) are the families.
-`llava_next` (over `clip` and `tiling`) sees: it comes with a processor instead of a tokenizer.
+`llava_next` (over `clip` and `tiling`) sees and `qwen2_audio` (over `whisper`) hears: they come with a processor instead
+of a tokenizer.
 """
 
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
@@ -11,6 +12,7 @@ from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.pretrained import from_pretrained, save_pretrained
+from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 
 __all__ = [
     "GPT2",
@@ -21,6 +23,8 @@ __all__ = [
     "LlamaConfig",
     "LlavaNext",
     "LlavaNextConfig",
+    "Qwen2Audio",
+    "Qwen2AudioConfig",
     "from_pretrained",
     "save_pretrained",
 ]

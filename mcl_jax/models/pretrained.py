@@ -22,11 +22,13 @@ from jaxtyping import Array, PyTree
 from safetensors.numpy import save_file
 
 from mcl_jax.models import gguf_file
+from mcl_jax.models.audio_processor import AudioProcessor
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
+from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from mcl_jax.models.tensors import INDEX, SINGLE, Renamed, Safetensors, TensorSource
 
 Path_ = tuple[str, ...]
@@ -42,6 +44,7 @@ class Family:
       ignored: names of tensors that hold no weights, such as the causal masks of old checkpoints.
       renames: (regular expression, replacement) for names that other versions of transformers write; the first counts.
       tied: name of a tensor that may be there though it equals another, and that other.
+      writes_tied: whether that tensor is always written, for Hugging Face does not tie it.
       processor: of pictures or clips beside text; its `from_pretrained` takes the folder and the model's config.
     """
 
@@ -51,24 +54,29 @@ class Family:
     ignored: str = r"(?!)"
     renames: tuple[tuple[str, str], ...] = ()
     tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
+    writes_tied: bool = False
     processor: Any = None
 
 
 LLAMA = Family(
     Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$", tied=("lm_head.weight", "model.embed_tokens.weight")
 )
-# Published files have the names of the module tree; transformers from 4.52 on has others in memory, and from 5 on it
-# writes the tower's without "vision_model".
+# Published files have the names of the module tree; transformers from 4.52 on has others in memory.
+OF_TEXT_MODEL = ((r"model\.language_model\.", "language_model.model."), (r"lm_head\.", "language_model.lm_head."))
+TIED_TEXT_MODEL = ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight")
 LLAVA_NEXT = Family(
-    LlavaNext, LlavaNextConfig, ignored=r"rotary_emb\.inv_freq$|embeddings\.position_ids$",
-    renames=(
+    LlavaNext, LlavaNextConfig, ignored=rf"{LLAMA.ignored}|embeddings\.position_ids$",
+    renames=(  # from 5 on transformers writes the tower's without "vision_model"
         (r"(model\.)?vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
         (r"model\.(?=vision_tower|multi_modal_projector|image_newline)", ""),
-        (r"model\.language_model\.", "language_model.model."),
-        (r"lm_head\.", "language_model.lm_head."),
+        *OF_TEXT_MODEL,
     ),
-    tied=("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
-    processor=LlavaNextProcessor,
+    tied=TIED_TEXT_MODEL, processor=LlavaNextProcessor,
+)  # fmt: skip
+QWEN2_AUDIO = Family(
+    Qwen2Audio, Qwen2AudioConfig, ignored=LLAMA.ignored,
+    renames=((r"model\.(?=audio_tower|multi_modal_projector)", ""), *OF_TEXT_MODEL),
+    tied=TIED_TEXT_MODEL, writes_tied=True, processor=AudioProcessor,
 )  # fmt: skip
 FAMILIES = {
     "gpt2": Family(GPT2, GPT2Config, transposed=False, ignored=r"\.attn\.(bias|masked_bias)$"),
@@ -77,6 +85,7 @@ FAMILIES = {
     "llava_next": LLAVA_NEXT,
     "mistral": LLAMA,
     "qwen2": LLAMA,
+    "qwen2_audio": QWEN2_AUDIO,
 }
 
 
@@ -291,7 +300,8 @@ def state_dict(params: PyTree[Array], family: Family) -> dict[str, np.ndarray]:
         for i, name in enumerate(place.all_names):
             tensor = leaf if isinstance(place.names, str) else leaf[i]
             tensors[name] = np.ascontiguousarray(tensor.transpose(np.argsort(place.axes)))
-    return tensors
+    head, embedding = family.tied
+    return {head: tensors[embedding]} | tensors if family.writes_tied else tensors
 
 
 def save_pretrained(folder: str | Path, module: nn.Module, params: PyTree[Array], tokenizer: Any = None) -> None:

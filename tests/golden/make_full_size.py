@@ -13,8 +13,10 @@ import re
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+from transformers.core_model_loading import revert_weight_conversion
 
+AUTO = {"llava_next": AutoModelForImageTextToText, "qwen2_audio": AutoModelForMultimodalLM}
 FOLDER = Path(__file__).with_name("full_size")
 SEVEN_B = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False)
 LLAMA2 = dict(model_type="llama", vocab_size=32000, intermediate_size=11008, num_key_value_heads=32,
@@ -69,6 +71,13 @@ CONFIGS = {
                      max_position_embeddings=131072, tie_word_embeddings=False),
     "llava-v1.6-vicuna-7b": LLAVA | dict(text_config=VICUNA),
     "llava-v1.6-mistral-7b": LLAVA | dict(text_config=MISTRAL),
+    "qwen2-audio-7b-instruct": dict(
+        model_type="qwen2_audio", audio_token_index=151646,
+        audio_config=dict(model_type="qwen2_audio_encoder", num_mel_bins=128, d_model=1280, encoder_layers=32,
+                          encoder_attention_heads=20, encoder_ffn_dim=5120, max_source_positions=1500,
+                          activation_function="gelu", scale_embedding=False),
+        text_config=dict(model_type="qwen2", vocab_size=156032, intermediate_size=11008, rms_norm_eps=1e-5,
+                         rope_theta=10000, max_position_embeddings=8192, sliding_window=32768)),
 }  # fmt: skip
 
 
@@ -84,10 +93,13 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, config in CONFIGS.items():
         kind = config["model_type"]
-        auto = AutoModelForImageTextToText if kind == "llava_next" else AutoModelForCausalLM
+        auto = AUTO.get(kind, AutoModelForCausalLM)
         with torch.device("meta"):
             model = auto.from_config(AutoConfig.for_model(**config))
-        tensors = {published(tensor, kind): value for tensor, value in model.state_dict().items()}
+        tensors = model.state_dict()
+        if kind == "qwen2_audio":  # its published names are those that `save_pretrained` writes
+            tensors = revert_weight_conversion(model, tensors)
+        tensors = {published(tensor, kind): value for tensor, value in tensors.items()}
         lines = [f"{tensor} {'x'.join(map(str, value.shape))}" for tensor, value in tensors.items()]
         (FOLDER / f"{name}.txt").write_text("\n".join([json.dumps(config), *lines]) + "\n")
         print(name, len(lines), sum(p.numel() for p in model.parameters()))

@@ -1,0 +1,130 @@
+"""Prompts and clips to the arrays of a Qwen2-Audio, in NumPy.
+
+Tokens and log-mel frames are those of Hugging Face's `Qwen2AudioProcessor` without torch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mcl_jax.models.qwen2_audio import Qwen2AudioConfig
+from mcl_jax.models.whisper import check_clips, num_features
+
+Clip = Float[np.ndarray, " S"]
+
+
+class AudioProcessor:
+    """`processor(prompts, clips)` gives what `Qwen2Audio` takes.
+
+    Args:
+      config: of the model.
+      hf: a `transformers.Qwen2AudioProcessor`.
+
+    Raises:
+      ValueError: if it makes other frames, or has another audio token, than the model's config says.
+    """
+
+    def __init__(self, config: Qwen2AudioConfig, hf: Any):
+        self.config, self.hf, self.tokenizer, self.extractor = config, hf, hf.tokenizer, hf.feature_extractor
+        theirs = self.extractor.feature_size, self.extractor.nb_max_frames, hf.audio_token_id
+        ours = config.audio_config.num_mel_bins, config.audio_config.window, config.audio_token_index
+        if theirs != ours:
+            raise ValueError(f"the processor's mel bins, frames and audio token must be {ours}, got {theirs}")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, config: Qwen2AudioConfig) -> "AudioProcessor":
+        """Reads a folder with the files of a tokenizer and a feature extractor."""
+        from transformers import Qwen2AudioProcessor  # seconds to import: only where it is needed
+
+        return cls(config, Qwen2AudioProcessor.from_pretrained(folder))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the files that `from_pretrained` reads."""
+        self.hf.save_pretrained(folder)
+
+    def __call__(
+        self, prompts: Sequence[str], clips: Sequence[Clip | None], *, length: int | None = None,
+        window: int | None = None, padding_side: str = "left",
+    ) -> dict[str, np.ndarray]:  # fmt: skip
+        """A batch of prompts with a clip each, or None.
+
+        Args:
+          prompts: texts, with the audio token (`<|AUDIO|>`) once where there is a clip.
+          clips: as many, mono, in [-1, 1], at the extractor's rate (16 kHz), of any lengths; what is longer than its
+            window (30 s) is cut, as in Hugging Face.
+          length: T; of the longest prompt if None.
+          window: mel frames to compute, at least two more than any clip has (100 a second); the model's whole window if
+            None, which is mostly silence where clips are short.
+          padding_side: "left", to generate from the prompts, or "right".
+        Returns:
+          tokens int32 [B, T], the audio token repeated for each feature, and mask bool [B, T]; mel float32 [B, M,
+          window], and frames int32 [B] of each clip, 0 where there is none.
+        Raises:
+          ValueError: prompts and clips that do not belong together; a clip that is not mono, too short for a feature,
+            or longer than the window asked for; a prompt longer than T.
+        """
+        if len(prompts) != len(clips):
+            raise ValueError(f"every prompt needs a clip or None, got {len(prompts)} and {len(clips)}")
+        mel, frames = self._mel(clips, self.config.audio_config.window if window is None else window)
+        rows = [self.prompt(text, n) for text, n in zip(prompts, num_features(frames).tolist(), strict=True)]
+        return {**self._padded(rows, length, padding_side), "mel": mel, "frames": frames}
+
+    def prompt(self, text: str, num_features: int = 0) -> Int[np.ndarray, " T"]:
+        """Tokens of a prompt, with its audio token repeated for each feature of its clip.
+
+        Raises:
+          ValueError: if the text has no audio token for a clip that is there, several, or one without a clip.
+        """
+        tokens, placeholder = np.asarray(self.tokenizer(text)["input_ids"], np.int32), self.config.audio_token_index
+        found, needed = int((tokens == placeholder).sum()), int(num_features > 0)
+        if found != needed:
+            raise ValueError(
+                f"the prompt must have {self.hf.audio_token!r} (token {placeholder}) {needed} times, for its {needed} "
+                f"clips, got {found} in {text!r}"
+            )
+        return np.repeat(tokens, np.where(tokens == placeholder, num_features, 1))
+
+    def check(self, tokens: Int[np.ndarray, "B T"], frames: Int[np.ndarray, " B"]) -> None:
+        """Raises a ValueError unless each row has an audio token for each feature of its clip: was it cut since?"""
+        placed = (np.asarray(tokens) == self.config.audio_token_index).sum(1)
+        needed = num_features(np.asarray(frames))
+        if (rows := np.flatnonzero(placed != needed)).size:
+            raise ValueError(
+                f"rows {rows.tolist()} need {needed[rows].tolist()} audio tokens, as many as their clips have "
+                f"features, got {placed[rows].tolist()}"
+            )
+
+    def _mel(self, clips, window):
+        mel = np.zeros((len(clips), self.extractor.feature_size, window), np.float32)
+        frames, hop = np.zeros(len(clips), np.int32), self.extractor.hop_length
+        for row, clip in enumerate(clips):
+            if clip is None:
+                continue
+            clip = np.asarray(clip, np.float32)
+            if clip.ndim != 1 or len(clip) <= 2 * hop:
+                raise ValueError(f"clip {row} must be mono, [S] with S > {2 * hop} samples, got shape {clip.shape}")
+            clip = clip[: self.extractor.n_samples]
+            frames[row] = -(-len(clip) // hop)
+            heard = self.extractor(
+                clip, max_length=window * hop, sampling_rate=self.extractor.sampling_rate, return_tensors="np"
+            )
+            mel[row] = heard["input_features"][0]
+        check_clips(frames, window, self.config.audio_config.window)
+        return mel, frames
+
+    def _padded(self, rows, length, padding_side):
+        longest = max(map(len, rows), default=0)
+        length = longest if length is None else length
+        if longest > length:
+            raise ValueError(f"a prompt has {longest} tokens, more than length={length}")
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+        tokens = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, real, of_row in zip(tokens, mask, rows, strict=True):
+            here = slice(length - len(of_row), None) if padding_side == "left" else slice(len(of_row))
+            row[here], real[here] = of_row, True
+        return {"tokens": tokens, "mask": mask}

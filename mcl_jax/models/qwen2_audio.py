@@ -1,0 +1,144 @@
+"""Qwen2-Audio: a frozen Whisper encoder and a linear projector, whose features a Qwen2 language model reads.
+
+    module, params, processor = from_pretrained(folder)
+    batch = processor(["<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"], [clip])
+    features = module.apply({"params": params}, batch["mel"], batch["frames"], method="encode")     # once, whatever K
+    logits = module.apply({"params": params}, batch["tokens"], batch["mask"], features)
+
+The module tree has the names of the published files: `audio_tower` (see `whisper`), `multi_modal_projector/linear` and
+`language_model` (see `llama`). Source: Hugging Face transformers 5.23, `models/qwen2_audio`; arXiv 2407.10759.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mcl_jax.models import decoder
+from mcl_jax.models.gpt import dense
+from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.whisper import Encoder, WhisperConfig
+
+ARCHITECTURE = "Qwen2AudioForConditionalGeneration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2AudioConfig:
+    """The language model, the encoder, and the token that stands for a feature.
+
+    Raises:
+      ValueError: if the vocabulary has no such token.
+    """
+
+    text_config: LlamaConfig
+    audio_config: WhisperConfig = dataclasses.field(default_factory=WhisperConfig)
+    audio_token_index: int = 151646
+
+    def __post_init__(self):
+        if not 0 <= self.audio_token_index < self.text_config.vocab_size:
+            raise ValueError(
+                f"audio_token_index must be a token of the vocabulary of {self.text_config.vocab_size}, got "
+                f"{self.audio_token_index}."
+            )
+
+    @classmethod
+    def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "Qwen2AudioConfig":
+        """Reads the dict of a Hugging Face `config.json`.
+
+        Args:
+          **overrides: fields of the language model's config; dtype, param_dtype and scan are the encoder's too.
+        Raises:
+          ValueError: for an encoder or a language model that this one does not have.
+        """
+        shared = {name: overrides[name] for name in ("dtype", "param_dtype", "scan") if name in overrides}
+        return cls(
+            LlamaConfig.from_text_config({"model_type": "qwen2"} | hf_config.get("text_config", {}), **overrides),
+            WhisperConfig.from_hf(hf_config.get("audio_config", {}), **shared),
+            hf_config.get("audio_token_index", cls.audio_token_index),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The dict of a Hugging Face `config.json` of this model."""
+        return {
+            "model_type": "qwen2_audio",
+            "architectures": [ARCHITECTURE],
+            "audio_token_index": self.audio_token_index,
+            "audio_config": self.audio_config.to_hf(),
+            "text_config": self.text_config.to_hf(),
+        }
+
+
+class Projector(nn.Module):
+    """Features of the encoder to the width of the language model."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N E"]) -> Float[Array, "B N D"]:
+        return dense(self.config, self.config.hidden_size, "linear")(x)
+
+
+class Qwen2Audio(nn.Module):
+    """A Qwen2 that hears; see `mcl_jax.models.decoder` for its methods. `encode` is run outside of the adapters."""
+
+    config: Qwen2AudioConfig
+
+    def setup(self):
+        self.audio_tower = Encoder(self.config.audio_config)
+        self.multi_modal_projector = Projector(self.config.text_config)
+        self.language_model = Llama(self.config.text_config)
+
+    @property
+    def placeholder(self) -> int:
+        """The token that stands for a feature."""
+        return self.config.audio_token_index
+
+    def encode(self, mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B N D"]:
+        """Features of one clip a row, in the width of the language model; arguments as in `whisper.Encoder`."""
+        return self.multi_modal_projector(self.audio_tower(mel, frames))
+
+    def __call__(
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
+        features: Float[Array, "B N D"] | None = None,
+    ) -> Float[Array, "B T V"]:  # fmt: skip
+        """Next-token logits in float32."""
+        return self.logits(self.hidden(tokens, mask, features))
+
+    def hidden(
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
+        features: Float[Array, "B N D"] | None = None,
+    ) -> Float[Array, "B T D"]:  # fmt: skip
+        """Hidden states after the last norm, feature i of a row in the place of its i-th audio token.
+
+        Raises:
+          ValueError: `mask` is not boolean or not [B, T].
+        """
+        decoder.check_inputs(tokens, mask)
+        if self.is_initializing():  # the encoder's parameters come to exist, though tokens never reach it
+            self.encode(jnp.zeros((1, self.config.audio_config.num_mel_bins, 2)), jnp.zeros(1, jnp.int32))
+        x = self.embed(tokens, features)
+        return self.language_model.hidden_embedded(x, decoder.positions_of(tokens, mask), mask)
+
+    def extend(
+        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        past: tuple[decoder.Segment, ...] = (), features: Float[Array, "B N D"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+        """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
+        return self.language_model.extend_embedded(self.embed(tokens, features), mask, positions, past)
+
+    def embed(self, tokens: Int[Array, "B T"], features: Float[Array, "B N D"] | None = None) -> Float[Array, "B T D"]:
+        """Token embeddings, merged with features."""
+        x = self.language_model.embed(tokens)
+        return x if features is None else decoder.merge_features(x, tokens, self.placeholder, features)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """The output layer, in float32."""
+        return self.language_model.logits(hidden)
+
+    @staticmethod
+    def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
+        """Output matrix from the `params` collection."""
+        return Llama.unembedding(params["language_model"])

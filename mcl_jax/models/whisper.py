@@ -1,0 +1,198 @@
+"""Whisper's encoder as Qwen2-Audio uses it: log-mel frames, 100 a second, to features, 25 a second.
+
+    mel [B, M, T] → conv1 → conv2, stride 2 → + positions → L layers → mean of pairs → norm → [B, N, D],  N = ⌊(T+1)/4⌋
+
+The module tree has the names of Hugging Face's `Qwen2AudioEncoder`; scanned, the layers are one `layers`:
+
+    params                                       Hugging Face, below audio_tower
+    conv1/kernel                   [3, M, D]     conv1.weight [D, M, 3], axes reversed
+    embed_positions/embedding      [P, D]        embed_positions.weight
+    layers/self_attn/q_proj/kernel [L, D, D]     layers.{i}.self_attn.q_proj.weight, transposed; k_proj has no bias
+    layers/fc1/kernel              [L, D, F]     layers.{i}.fc1.weight, transposed
+    layer_norm/scale               [D]           layer_norm.weight
+
+Source: Hugging Face transformers 5.23, `models/qwen2_audio`; Radford et al., arXiv 2212.04356.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from mcl_jax.models import decoder
+from mcl_jax.models.gpt import LayerNorm, dense
+
+MODEL_TYPE = "qwen2_audio_encoder"
+SIZES = (
+    "num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "max_source_positions",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperConfig:
+    """Sizes and numerics, under Hugging Face's names and with its defaults.
+
+    Args:
+      num_mel_bins: M.
+      d_model: D, width of the residual stream.
+      encoder_layers: L.
+      encoder_attention_heads: H; divides D.
+      encoder_ffn_dim: F, width of the feed-forward layers.
+      max_source_positions: P, positions behind the convolutions: half the frames of a whole window.
+      initializer_range: std of freshly drawn weights.
+      layer_norm_epsilon: added to the variance in every layer norm.
+      dtype, param_dtype: of the computation and of the parameters.
+      scan: one scanned layer rather than L of them.
+
+    Raises:
+      ValueError: a size is not positive, or two of them do not fit together.
+    """
+
+    num_mel_bins: int = 128
+    d_model: int = 1280
+    encoder_layers: int = 32
+    encoder_attention_heads: int = 20
+    encoder_ffn_dim: int = 5120
+    max_source_positions: int = 1500
+    initializer_range: float = 0.02
+    layer_norm_epsilon: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+    scan: bool = True
+
+    def __post_init__(self):
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.d_model % self.encoder_attention_heads:
+            raise ValueError(
+                f"d_model must be a multiple of encoder_attention_heads, got {self.d_model} and "
+                f"{self.encoder_attention_heads}."
+            )
+
+    @property
+    def window(self) -> int:
+        """Frames of a whole window."""
+        return 2 * self.max_source_positions
+
+    @classmethod
+    def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "WhisperConfig":
+        """Reads the `audio_config` of a Hugging Face `config.json`.
+
+        Raises:
+          ValueError: for another model_type, or another activation than "gelu".
+        """
+        for name, needed in [("model_type", MODEL_TYPE), ("activation_function", "gelu")]:
+            if (given := hf_config.get(name, needed)) != needed:
+                raise ValueError(f"audio_config: {name} must be {needed!r}, got {given!r}.")
+        plain = {name: hf_config[name] for name in (*SIZES, "initializer_range") if name in hf_config}
+        return cls(**plain | overrides)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `audio_config` of a Hugging Face `config.json` of this model."""
+        plain = {name: getattr(self, name) for name in (*SIZES, "initializer_range")}
+        return plain | {"model_type": MODEL_TYPE, "activation_function": "gelu"}
+
+
+def num_features(frames: Int[Any, "*B"]) -> Int[Any, "*B"]:
+    """Features of a clip of so many frames: halved by the stride, rounded up, and by the pooling, rounded down."""
+    return (frames + 1) // 4
+
+
+def check_clips(frames: Int[Any, " B"], given: int, window: int) -> None:
+    """Raises a ValueError unless clips of `frames` have in `given` frames the features that they have in the window.
+
+    The convolutions see two frames behind the end of a clip: in a whole window what was padded there, in a shorter one
+    zeros, if the clip does not end before.
+    """
+    if given > window:
+        raise ValueError(
+            f"mel must have at most {window} frames, as many as the encoder has positions for, got {given}"
+        )
+    limit = window if given == window else given - 2
+    if (long := np.flatnonzero(np.asarray(frames) > limit)).size:
+        raise ValueError(
+            f"clips in {given} mel frames must end by frame {limit} (a window shorter than {window} needs two frames "
+            f"behind each clip), got {np.asarray(frames)[long].tolist()} frames in rows {long.tolist()}"
+        )
+
+
+class SelfAttention(nn.Module):
+    """softmax(Q Kᵀ / √d) V over the real positions, on either side."""
+
+    config: WhisperConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], distances: Int[Array, "B T T"]) -> Float[Array, "B T D"]:
+        config = self.config
+        shape = (*x.shape[:2], config.encoder_attention_heads, -1)
+        project = lambda name: dense(config, config.d_model, name, use_bias=name != "k_proj")(x).reshape(shape)
+        q, k, v = (project(name) for name in ("q_proj", "k_proj", "v_proj"))
+        y = decoder.attend(q, [(k, v, distances)], scale=q.shape[-1] ** -0.5)
+        return dense(config, config.d_model, "out_proj")(y.reshape(x.shape))
+
+
+class Layer(nn.Module):
+    """x ← x + attention(norm(x)), then x ← x + fc2(gelu(fc1(norm(x)))), with the exact gelu."""
+
+    config: WhisperConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], distances: Int[Array, "B T T"], _: Any):
+        config = self.config
+        normed = LayerNorm(config, name="self_attn_layer_norm")(x)
+        x = x + SelfAttention(config, name="self_attn")(normed, distances)
+        hidden = dense(config, config.encoder_ffn_dim, "fc1")(LayerNorm(config, name="final_layer_norm")(x))
+        return x + dense(config, config.d_model, "fc2")(jax.nn.gelu(hidden, approximate=False)), None
+
+
+class Encoder(nn.Module):
+    """The encoder; see the module's docstring."""
+
+    config: WhisperConfig
+
+    def setup(self):
+        config = self.config
+        dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
+        conv = lambda stride: nn.Conv(config.d_model, kernel_size=(3,), strides=(stride,), padding=1, **dtypes)
+        self.conv1, self.conv2 = conv(1), conv(2)
+        self.embed_positions = nn.Embed(config.max_source_positions, config.d_model, **dtypes)
+        self.layers = decoder.layer_stack(Layer, config, config.encoder_layers, scan=config.scan, remat=False)
+        self.layer_norm = LayerNorm(config)
+
+    def __call__(self, mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B N D"]:
+        """Features of clips; those behind a row's `num_features(frames)` are padding.
+
+        Args:
+          mel: log-mel frames; T of the whole window, or fewer where clips end early enough (`check_clips`, which only
+            sees frame counts that are not traced).
+          frames: of each clip.
+        Raises:
+          ValueError: for another number of mel bins, more frames than positions, or a clip that its window cuts.
+        """
+        self._check(mel, frames)
+        x = mel.swapaxes(1, 2).astype(self.config.dtype)
+        for conv in (self.conv1, self.conv2):
+            x = jax.nn.gelu(conv(x), approximate=False)
+        B, T, D = x.shape
+        x = x + self.embed_positions(jnp.arange(T))[None]
+        real = jnp.arange(T)[None] < (frames[:, None] + 1) // 2
+        distances = jnp.broadcast_to(jnp.where(real, 0, -1)[:, None], (B, T, T))
+        x, _ = decoder.run_layers(self.layers, x, distances, (None,) * self.config.encoder_layers, ())
+        return self.layer_norm(x[:, : T // 2 * 2].reshape(B, T // 2, 2, D).mean(axis=2))
+
+    def _check(self, mel, frames):
+        bins = self.config.num_mel_bins
+        if mel.ndim != 3 or mel.shape[1] != bins or frames.shape != mel.shape[:1]:
+            raise ValueError(
+                f"clips must be mel [B, {bins}, T] with frames [B], got {mel.shape} with {frames.shape}: the encoder "
+                f"has num_mel_bins={bins}"
+            )
+        known = not isinstance(frames, jax.core.Tracer)
+        check_clips(frames if known else np.zeros(0), mel.shape[2], self.config.window)

@@ -1,0 +1,380 @@
+"""Qwen2-Audio: parity with Hugging Face (tests/golden/make_qwen2_audio.py), clips, processor, and what is refused."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+import mcl_jax as mcl
+from mcl_jax.models import pretrained
+from mcl_jax.models.whisper import num_features
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "qwen2_audio"
+NAMES = ("grouped", "tied")
+HEARS = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+PROMPTS = [HEARS + "what is it:", "hear " + HEARS + ":", HEARS + "q.", "now say what it is." + HEARS]
+LORA = mcl.LoraConfig(rank=3, alpha=7)
+
+
+def assert_close(actual, desired, tolerance=1e-4):
+    np.testing.assert_allclose(actual, desired, rtol=tolerance, atol=tolerance)
+
+
+@functools.cache
+def load(name="grouped", **options):
+    return mcl.models.from_pretrained(GOLDEN / name, **options)
+
+
+def expected(name="grouped"):
+    return dict(np.load(GOLDEN / name / "expected.npz"))
+
+
+def clips():
+    return [wave.astype(np.float32) / 16 for wave in np.load(GOLDEN / "clips.npz").values()]
+
+
+@functools.partial(jax.jit, static_argnames=("module", "method"))
+def run(module, params, *args, method="__call__"):
+    return module.apply({"params": params}, *args, method=method)
+
+
+encode = functools.partial(run, method="encode")
+
+
+@functools.cache
+def features_of(name="grouped"):
+    module, params, _ = load(name)
+    golden = expected(name)
+    return encode(module, params, golden["mel"], golden["frames"])
+
+
+def drawn_adapters(model, params, tokens, K=3):
+    adapters = model.init(jax.random.key(0), params, tokens, num_hypotheses=K)
+    leaves, tree = jax.tree.flatten(adapters)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return load()[2]
+
+
+# ------------------------------------------------------------------------------------------------------------ Parity
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_stage_is_hugging_faces(name, scan):
+    module, params, _ = load(name, scan=scan)
+    golden = expected(name)
+    mel, frames, tokens, mask = (golden[key] for key in ("mel", "frames", "tokens", "mask"))
+    heard = np.arange(25)[None] < num_features(golden["frames"])[:, None]
+    tower = run(module, params, mel, frames, method=lambda self, *args: self.audio_tower(*args))
+    assert_close(np.asarray(tower)[heard], golden["tower"][heard])
+    features = encode(module, params, mel, frames)
+    assert_close(np.asarray(features)[heard], golden["features"][heard])
+    assert heard.sum(1).tolist() == (golden["tokens"] == 30).sum(1).tolist() == [25, 8, 14, 10]
+    merged = run(module, params, tokens, features, method="embed")
+    assert_close(np.asarray(merged)[golden["mask"]], golden["merged"][golden["mask"]])
+    logits = run(module, params, tokens, mask, features)
+    assert_close(np.asarray(logits)[golden["mask"]], golden["logits"][golden["mask"]])
+    hidden = run(module, params, tokens, mask, features, method="hidden")
+    assert_close(hidden @ module.unembedding(params), logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_answers_of_every_hypothesis_are_hugging_faces(name):
+    """Of hypotheses that still equal the base, and of others as plain models with the hypothesis merged."""
+    module, params, _ = load(name)
+    golden, model = expected(name), mcl.Hypotheses(module, LORA)
+    inputs = {key: golden[key] for key in ("tokens", "mask")}
+    inputs["features"] = features_of(name)
+    adapters = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=3)
+    answers = mcl.generate(model, params, adapters, inputs, max_new_tokens=11)
+    np.testing.assert_array_equal(answers[:, :, 0], np.stack([golden["greedy"]] * 3))
+    drawn = drawn_adapters(model, params, inputs["tokens"])
+    answers = mcl.generate(model, params, drawn, inputs, max_new_tokens=11)
+    still = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=1)
+    for k in range(3):
+        alone = mcl.generate(model, model.merge(params, drawn, k), still, inputs, max_new_tokens=11)
+        np.testing.assert_array_equal(answers[k], alone[0])
+    assert len({answer.tobytes() for answer in np.asarray(answers)}) == 3
+
+
+def test_names_that_transformers_has_in_memory_are_read_too(tmp_path):
+    shutil.copytree(GOLDEN / "grouped", tmp_path / "grouped")
+    file = tmp_path / "grouped" / "model.safetensors"
+    new = lambda name: (
+        name.removeprefix("language_model.")
+        if "lm_head" in name
+        else "model." + name.replace("language_model.model.", "language_model.")
+    )
+    renamed = {new(name): tensor for name, tensor in load_file(file).items()}
+    assert {"lm_head.weight", "model.language_model.norm.weight", "model.audio_tower.conv1.bias"} < set(renamed)
+    save_file(renamed, file)
+    again = mcl.models.from_pretrained(tmp_path / "grouped")[1]
+    jax.tree.map(np.testing.assert_array_equal, again, load()[1])
+
+
+def test_prompts_in_pieces_are_those_of_one_pass():
+    """The clip's features are all in the first piece, the answer behind it comes without."""
+    module, params, _ = load()
+    golden = expected()
+    tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
+    whole = run(module, params, tokens, mask, features_of(), method="hidden")
+    positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
+    last = int(np.flatnonzero((golden["tokens"] == 30).any(0))[-1]) + 1
+    extend = lambda here, *args: run(
+        module, params, tokens[:, here], mask[:, here], positions[:, here], *args, method="extend"
+    )
+    first, segment = extend(slice(last), (), features_of())
+    second, _ = extend(slice(last, None), (segment,))
+    assert second.shape[1] > 0
+    assert_close(np.asarray(jnp.concatenate([first, second], 1))[golden["mask"]], np.asarray(whole)[golden["mask"]])
+
+
+# ------------------------------------------------------------------------------------------------------------- Clips
+
+
+def test_a_clip_is_heard_alike_alone_and_whatever_is_behind_its_end():
+    """But for the two frames behind it, which the convolutions see: there the extractor's silence belongs."""
+    module, params, _ = load()
+    golden = expected()
+    mel, frames = golden["mel"], golden["frames"]
+    noise = np.random.default_rng(0).normal(size=mel.shape).astype(np.float32)
+    behind = np.arange(100)[None, None] >= frames[:, None, None] + 2
+    noisy = encode(module, params, jnp.asarray(np.where(behind, noise, mel)), frames)
+    for row, n in enumerate(num_features(frames)):
+        alone = encode(module, params, mel[row : row + 1], frames[row : row + 1])[0, :n]
+        assert_close(alone, golden["features"][row, :n])
+        assert_close(noisy[row, :n], golden["features"][row, :n])
+    at_once = np.arange(100)[None, None] >= frames[:, None, None]
+    changed = encode(module, params, jnp.asarray(np.where(at_once, noise, mel)), frames)
+    assert np.abs(np.asarray(changed) - golden["features"])[1, 7].max() > 1e-2
+
+
+@pytest.mark.parametrize("window", [59, 60, 61, 62])
+def test_a_shorter_window_gives_the_same_features(window, processor):
+    module, params, _ = load()
+    golden, some = expected(), [1, 2, 3]
+    short = processor([PROMPTS[i] for i in some], [clips()[i] for i in some], window=window)
+    assert short["mel"].shape == (3, 7, window)
+    features = encode(module, params, short["mel"], short["frames"])
+    for row, i in enumerate(some):
+        n = num_features(golden["frames"][i])
+        assert_close(features[row, :n], golden["features"][i, :n])
+
+
+def test_a_window_that_cuts_a_clip_is_refused(processor):
+    module, params, _ = load()
+    with pytest.raises(ValueError, match=r"58 mel frames must end by frame 56 .* got \[57\] frames in rows \[2\]"):
+        processor(PROMPTS[1:] + PROMPTS[1:2], [*clips()[1:2], clips()[3], *clips()[2:3], clips()[1]], window=58)
+    mel, frames = expected()["mel"], expected()["frames"]
+    refuse = functools.partial(module.apply, {"params": params}, method="encode")  # without jit frames are known
+    with pytest.raises(ValueError, match=r"80 mel frames must end by frame 78 .* got \[100\] frames in rows \[0\]"):
+        refuse(mel[:, :, :80], frames)
+    with pytest.raises(ValueError, match="at most 100 frames, as many as the encoder has positions for, got 101"):
+        refuse(np.pad(mel, [(0, 0), (0, 0), (0, 1)]), frames)
+    with pytest.raises(ValueError, match=r"mel \[B, 7, T\] with frames \[B\], got \(4, 6, 100\) with \(4,\)"):
+        refuse(mel[:, 1:], frames)
+
+
+def test_the_tower_runs_once_whatever_k(processor):
+    """FLOPs of all hypotheses on a batch grow with K as those of the language model; the tower's are there once."""
+    module, params, _ = load(scan=False)
+    batch, model = processor(PROMPTS, clips()), mcl.Hypotheses(module, LORA)
+    tokens, mask, mel, frames = (jnp.asarray(batch[key]) for key in ("tokens", "mask", "mel", "frames"))
+    flops = lambda f, *args: jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
+    adapters = {K: drawn_adapters(model, params, tokens, K) for K in (1, 3, 7)}
+    of_tower = flops(lambda mel, frames: encode(module, params, mel, frames), mel, frames)
+
+    def answers(adapters, mel, frames):
+        features = encode(module, params, mel, frames)
+        return model.apply_all(params, adapters, tokens, mask, features, method="hidden")
+
+    total = {K: flops(answers, adapters[K], mel, frames) for K in adapters}
+    of_hypothesis = (total[7] - total[1]) / 6
+    np.testing.assert_allclose(total[3] - total[1], 2 * of_hypothesis, rtol=0.02)
+    np.testing.assert_allclose(total[1] - of_hypothesis, of_tower, rtol=0.05)
+    assert of_tower > of_hypothesis / 2  # so that a second run would be seen
+    assert {path[0] for path in flatten_dict(adapters[3])} == {"language_model"}
+
+
+def test_a_train_step_needs_features_only(processor):
+    """Winners-only equals all hypotheses; the tower is not even among the parameters."""
+    module, params, _ = load()
+    batch, model = processor(PROMPTS, clips()), mcl.Hypotheses(module, LORA)
+    batch = {"tokens": batch["tokens"], "mask": batch["mask"], "features": np.asarray(features_of())}
+    heard = {"language_model": params["language_model"]}
+
+    def log_likelihood(params, adapters_k, batch, rng):
+        logits = model.apply(params, adapters_k, batch["tokens"], batch["mask"], batch["features"])
+        target = batch["mask"] & (batch["tokens"] != module.placeholder)
+        return mcl.sequence_log_likelihood(logits[:, :-1], batch["tokens"][:, 1:], target[:, 1:])[0]
+
+    drawn, states = drawn_adapters(model, params, batch["tokens"]), []
+    for backward in ("winner", "all"):
+        optimizer = optax.sgd(0.01)
+        state = mcl.TrainState.create(params=heard, adapters=drawn, optimizer=optimizer, rng=jax.random.key(3))
+        step = mcl.make_train_step(log_likelihood, mcl.objectives.wta(), optimizer, backward=backward)
+        states.append(step(state, batch)[0].adapters)
+    jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), *states)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), states[0], drawn)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+# --------------------------------------------------------------------------------------------------------- Processor
+
+
+def test_the_processor_gives_what_hugging_faces_gives(processor):
+    golden, batch = expected(), processor(PROMPTS, clips())
+    assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
+        "tokens": ("int32", (4, 38)), "mask": ("bool", (4, 38)), "mel": ("float32", (4, 7, 100)),
+        "frames": ("int32", (4,)),
+    }  # fmt: skip
+    for key in ("tokens", "mask", "frames"):
+        np.testing.assert_array_equal(batch[key], golden[key])
+    assert_close(batch["mel"], golden["mel"])  # torch there, NumPy here
+    theirs = processor.hf(text=PROMPTS, audio=clips(), sampling_rate=16000, padding=True, return_tensors="np")
+    np.testing.assert_array_equal(batch["mel"], theirs["input_features"])
+    long = processor(PROMPTS[:1], [np.concatenate(clips())])
+    np.testing.assert_array_equal(long["mel"][0], processor(PROMPTS[:1], [np.concatenate(clips())[:16000]])["mel"][0])
+
+
+def test_padding_and_rows_without_a_clip(processor):
+    golden = expected()
+    right = processor(PROMPTS, clips(), padding_side="right", length=41)
+    for row, tokens in enumerate(golden["tokens"]):
+        real = tokens[golden["mask"][row]]
+        np.testing.assert_array_equal(right["tokens"][row, : len(real)], real)
+        assert right["mask"][row].tolist() == [True] * len(real) + [False] * (41 - len(real))
+    mixed = processor(["say:", PROMPTS[1]], [None, clips()[1]])
+    assert mixed["frames"].tolist() == [0, 31]
+    module, params, _ = load()
+    features = encode(module, params, mixed["mel"], mixed["frames"])
+    assert np.isfinite(features).all()
+    logits = run(module, params, mixed["tokens"], mixed["mask"], features)
+    plain = run(module, params, mixed["tokens"][:1], mixed["mask"][:1])
+    assert_close(logits[:1], plain)
+
+
+def test_a_processor_is_saved_and_read_in_both_layouts(tmp_path, processor):
+    module, params, _ = load()
+    mcl.models.save_pretrained(tmp_path, module, params, processor)
+    batch = mcl.models.from_pretrained(tmp_path)[2](PROMPTS, clips())
+    jax.tree.map(np.testing.assert_array_equal, batch, processor(PROMPTS, clips()))
+    (tmp_path / "processor_config.json").unlink()
+    processor.extractor.save_pretrained(tmp_path)  # as the published folder has it
+    assert (tmp_path / "preprocessor_config.json").is_file()
+    batch = mcl.models.from_pretrained(tmp_path)[2](PROMPTS, clips())
+    jax.tree.map(np.testing.assert_array_equal, batch, processor(PROMPTS, clips()))
+    assert load("tied")[2] is None
+
+
+# ------------------------------------------------------------------------------------------------- Saving and loading
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_saved_is_hugging_faces_and_loads_again(name, tmp_path):
+    module, params, _ = load(name)
+    mcl.models.save_pretrained(tmp_path, module, params)
+    again, params_again, _ = mcl.models.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, params_again)
+    assert again.config == module.config
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, GOLDEN / name))
+    assert set(ours) == set(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert ("lm_head" in params["language_model"]) == (name == "grouped")
+
+
+def test_low_precision_and_fresh_parameters():
+    module, params, _ = load(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, remat=True)
+    golden = expected()
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    features = encode(module, params, golden["mel"], golden["frames"])
+    assert features.dtype == jnp.bfloat16
+    assert np.abs(np.asarray(features, np.float32) - golden["features"])[0].mean() < 0.05
+    assert run(module, params, golden["tokens"], golden["mask"], features).dtype == jnp.float32
+    fresh = jax.jit(module.init)(jax.random.key(0), golden["tokens"])["params"]
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
+
+
+def test_entries_that_a_published_config_leaves_out_are_hugging_faces_defaults():
+    _, module = pretrained.build({"model_type": "qwen2_audio", "text_config": {"vocab_size": 156032}})
+    text, audio = module.config.text_config, module.config.audio_config
+    assert (text.hidden_size, text.num_hidden_layers, text.num_key_value_heads, text.qkv_bias) == (4096, 32, 32, True)
+    assert (audio.d_model, audio.encoder_layers, audio.window, audio.num_mel_bins) == (1280, 32, 3000, 128)
+    assert module.placeholder == 151646
+
+
+# ------------------------------------------------------------------------------------------------------------ Errors
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("audio_config", dict(model_type="whisper"), "model_type must be 'qwen2_audio_encoder', got 'whisper'"),
+        ("audio_config", dict(activation_function="relu"), "activation_function must be 'gelu', got 'relu'"),
+        ("audio_config", dict(encoder_attention_heads=3), "multiple of encoder_attention_heads, got 20 and 3"),
+        ("audio_config", dict(encoder_layers=0), "encoder_layers must be at least 1, got 0"),
+        ("audio_config", dict(num_mel_bins=9), r"conv1.weight must have shape \(20, 9, 3\), got \(20, 7, 3\)"),
+        ("text_config", dict(model_type="bert"), "model_type must be one of .* got 'bert'"),
+        (None, dict(audio_token_index=37), "a token of the vocabulary of 37, got 37"),
+        (None, dict(model_type="qwen2_audios"), "unknown model_type 'qwen2_audios'; .*nearest: qwen2_audio"),
+        (None, dict(audio_token_index=31), r"\(7, 100, 31\), got \(7, 100, 30\)"),
+    ],
+)
+def test_configs_that_cannot_be_built_are_refused(tmp_path, part, change, message):
+    shutil.copytree(GOLDEN / "grouped", tmp_path / "grouped")
+    config = json.loads((tmp_path / "grouped" / "config.json").read_text())
+    (config if part is None else config[part]).update(change)
+    (tmp_path / "grouped" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        mcl.models.from_pretrained(tmp_path / "grouped")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "clips", "message"),
+    [
+        (["say", PROMPTS[0]], [np.zeros(4000)], "every prompt needs a clip or None, got 2 and 1"),
+        (["say"], [np.zeros(4000)], r"'<\|AUDIO\|>' \(token 30\) 1 times, for its 1 clips, got 0 in 'say'"),
+        ([HEARS + HEARS], [np.zeros(4000)], "1 times, for its 1 clips, got 2"),
+        ([HEARS], [None], "0 times, for its 0 clips, got 1"),
+        ([HEARS], [np.zeros((2, 4000))], r"clip 0 must be mono, .* got shape \(2, 4000\)"),
+        ([HEARS], [np.zeros(320)], r"S > 320 samples, got shape \(320,\)"),
+    ],
+)
+def test_prompts_and_clips_that_do_not_belong_together_are_refused(prompts, clips, message, processor):
+    with pytest.raises(ValueError, match=message):
+        processor(prompts, clips)
+
+
+def test_prompts_that_are_cut_or_too_long_are_refused(processor):
+    with pytest.raises(ValueError, match="a prompt has 38 tokens, more than length=37"):
+        processor(PROMPTS, clips(), length=37)
+    with pytest.raises(ValueError, match="padding_side must be 'left' or 'right', got 'both'"):
+        processor(PROMPTS, clips(), padding_side="both")
+    batch = processor(PROMPTS, clips())
+    processor.check(batch["tokens"], batch["frames"])
+    with pytest.raises(ValueError, match=r"rows \[0, 1\] need \[25, 10\] audio tokens, .* got \[19, 0\]"):
+        processor.check(batch["tokens"][[0, 3], :20], batch["frames"][[0, 3]])
+
+
+def test_audio_tokens_without_features_are_refused():
+    module, params, _ = load()
+    golden, model = expected(), mcl.Hypotheses(module, LORA)
+    inputs = {key: golden[key] for key in ("tokens", "mask")}
+    adapters = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=2)
+    with pytest.raises(ValueError, match=r"rows \[0, 1, 2, 3\] have \[25, 8, 14, 10\] placeholder tokens .* got 0"):
+        mcl.generate(model, params, adapters, inputs, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"rows \[0\] have \[25\] placeholder tokens \(30\) .* got 24"):
+        mcl.generate(model, params, adapters, inputs | {"features": golden["features"][:, :24]}, max_new_tokens=2)
