@@ -42,6 +42,7 @@ def answer(
         found = generation.decode(
             model, state.params, state.adapters, prompts, decoder, task.config.max_new_tokens,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+            repetition_penalty=task.config.repetition_penalty,
             rng=jax.random.fold_in(stream(task.config.seed, DECODING), number),
         )  # fmt: skip
         jax.block_until_ready(found)

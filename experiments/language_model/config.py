@@ -74,6 +74,8 @@ class Config:
     """Of the base."""
     num_beams: int = 4
     """Beams of the methods of one hypothesis; each of K hypotheses has 1/K of them."""
+    repetition_penalty: float = 1.0
+    """Of every decoder: above 1, tokens of the prompt and of the answer so far become less likely."""
     mle_decoders: tuple[DecoderName, ...] = ("beam", "diverse", "sampling")
     """How the methods of one hypothesis make K answers."""
     accumulate: int = 1
@@ -90,7 +92,7 @@ class Config:
     )  # fmt: skip
     VOLATILE: ClassVar[tuple[str, ...]] = (
         "workdir", "methods", "eval_items", "test_items", "decode_items", "mle_decoders", "num_beams",
-        "max_new_tokens", "devices", "accumulate", "remat",
+        "max_new_tokens", "repetition_penalty", "devices", "accumulate", "remat",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -107,6 +109,8 @@ class Config:
             raise ValueError(f"--warmup must be a number of steps or a fraction below 1, got {self.warmup}")
         if self.schedule == "inverse_sqrt" and not self.warmup:
             raise ValueError("--schedule inverse_sqrt needs a --warmup above 0: its unit of time")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"--repetition-penalty must be above 0, got {self.repetition_penalty}")
         if self.batch_size % (self.devices * self.accumulate):
             raise ValueError(
                 f"--batch-size {self.batch_size} does not divide over --devices {self.devices} and --accumulate "

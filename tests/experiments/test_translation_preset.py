@@ -70,6 +70,7 @@ def test_an_unknown_preset_is_refused(capsys):
         ),
         ([*PRESET, *GIVEN[:4]], r"needs --data: a folder with train\.en, train\.de"),
         ([*GIVEN, "--devices", "3"], "--batch-size 8 does not divide over --devices 3 and --accumulate 1"),
+        ([*GIVEN, "--repetition-penalty", "0"], "--repetition-penalty must be above 0, got 0"),
         ([*GIVEN, "--epochs", "0"], "--epochs must be at least 1, got 0"),
         ([*GIVEN, "--wmt-pairs", "0"], "--wmt-pairs must be at least 1"),
         ([*GIVEN, "--prompt", "Translate:"], 'the prompt template needs "{source}" once'),
