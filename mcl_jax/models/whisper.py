@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from mcl_jax.models import decoder
-from mcl_jax.models.gpt import LayerNorm, dense
+from mcl_jax.models.gpt import dense, layer_norm
 
 MODEL_TYPE = "qwen2_audio_encoder"
 SIZES = (
@@ -146,9 +146,9 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], distances: Int[Array, "B T T"], _: Any):
         config = self.config
-        normed = LayerNorm(config, name="self_attn_layer_norm")(x)
+        normed = layer_norm(config, "self_attn_layer_norm")(x)
         x = x + SelfAttention(config, name="self_attn")(normed, distances)
-        hidden = dense(config, config.encoder_ffn_dim, "fc1")(LayerNorm(config, name="final_layer_norm")(x))
+        hidden = dense(config, config.encoder_ffn_dim, "fc1")(layer_norm(config, "final_layer_norm")(x))
         return x + dense(config, config.d_model, "fc2")(jax.nn.gelu(hidden, approximate=False)), None
 
 
@@ -164,7 +164,7 @@ class Encoder(nn.Module):
         self.conv1, self.conv2 = conv(1), conv(2)
         self.embed_positions = nn.Embed(config.max_source_positions, config.d_model, **dtypes)
         self.layers = decoder.layer_stack(Layer, config, config.encoder_layers, scan=config.scan, remat=False)
-        self.layer_norm = LayerNorm(config)
+        self.layer_norm = layer_norm(config)
 
     def __call__(self, mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B N D"]:
         """Features of clips; those behind a row's `num_features(frames)` are padding.

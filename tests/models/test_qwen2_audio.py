@@ -56,11 +56,13 @@ def features_of(name="grouped"):
     return encode(module, params, golden["mel"], golden["frames"])
 
 
-def drawn_adapters(model, params, tokens, K=3):
-    adapters = model.init(jax.random.key(0), params, tokens, num_hypotheses=K)
-    leaves, tree = jax.tree.flatten(adapters)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return tree.unflatten([0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+@functools.cache
+def drawn_adapters(name="grouped", K=3):
+    """Adapters of K hypotheses, B not zero."""
+    module, params, _ = load(name)
+    adapters = mcl.Hypotheses(module, LORA).init(jax.random.key(0), params, expected(name)["tokens"], num_hypotheses=K)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), adapters)
 
 
 @pytest.fixture(scope="module")
@@ -71,43 +73,43 @@ def processor():
 # ------------------------------------------------------------------------------------------------------------ Parity
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "scan"), [("grouped", False), ("grouped", True), ("tied", True)])
 def test_every_stage_is_hugging_faces(name, scan):
     module, params, _ = load(name, scan=scan)
     golden = expected(name)
-    mel, frames, tokens, mask = (golden[key] for key in ("mel", "frames", "tokens", "mask"))
     heard = np.arange(25)[None] < num_features(golden["frames"])[:, None]
-    tower = run(module, params, mel, frames, method=lambda self, *args: self.audio_tower(*args))
-    assert_close(np.asarray(tower)[heard], golden["tower"][heard])
-    features = encode(module, params, mel, frames)
-    assert_close(np.asarray(features)[heard], golden["features"][heard])
     assert heard.sum(1).tolist() == (golden["tokens"] == 30).sum(1).tolist() == [25, 8, 14, 10]
-    merged = run(module, params, tokens, features, method="embed")
-    assert_close(np.asarray(merged)[golden["mask"]], golden["merged"][golden["mask"]])
-    logits = run(module, params, tokens, mask, features)
-    assert_close(np.asarray(logits)[golden["mask"]], golden["logits"][golden["mask"]])
-    hidden = run(module, params, tokens, mask, features, method="hidden")
-    assert_close(hidden @ module.unembedding(params), logits)
+
+    def stages(self, mel, frames, tokens, mask):
+        tower = self.audio_tower(mel, frames)
+        features = self.encode(mel, frames)
+        hidden = self.hidden(tokens, mask, features)
+        return dict(
+            tower=tower, features=features, merged=self.embed(tokens, features), hidden=hidden,
+            logits=self(tokens, mask, features),
+        )  # fmt: skip
+
+    inputs = (golden[key] for key in ("mel", "frames", "tokens", "mask"))
+    found = {stage: np.asarray(x) for stage, x in run(module, params, *inputs, method=stages).items()}
+    for stage in ("tower", "features"):
+        assert_close(found[stage][heard], golden[stage][heard])
+    for stage in ("merged", "logits"):
+        assert_close(found[stage][golden["mask"]], golden[stage][golden["mask"]])
+    assert_close(found["hidden"] @ module.unembedding(params), found["logits"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_answers_of_every_hypothesis_are_hugging_faces(name):
-    """Of hypotheses that still equal the base, and of others as plain models with the hypothesis merged."""
+    """Of hypotheses that still equal the base; others answer as plain models with the hypothesis merged do."""
     module, params, _ = load(name)
-    golden, model = expected(name), mcl.Hypotheses(module, LORA)
-    inputs = {key: golden[key] for key in ("tokens", "mask")}
-    inputs["features"] = features_of(name)
-    adapters = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=3)
-    answers = mcl.generate(model, params, adapters, inputs, max_new_tokens=11)
-    np.testing.assert_array_equal(answers[:, :, 0], np.stack([golden["greedy"]] * 3))
-    drawn = drawn_adapters(model, params, inputs["tokens"])
-    answers = mcl.generate(model, params, drawn, inputs, max_new_tokens=11)
-    still = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=1)
-    for k in range(3):
-        alone = mcl.generate(model, model.merge(params, drawn, k), still, inputs, max_new_tokens=11)
-        np.testing.assert_array_equal(answers[k], alone[0])
-    assert len({answer.tobytes() for answer in np.asarray(answers)}) == 3
+    golden, model, drawn = expected(name), mcl.Hypotheses(module, LORA), drawn_adapters(name)
+    inputs = {"tokens": golden["tokens"], "mask": golden["mask"], "features": features_of(name)}
+    answers = lambda params, adapters: mcl.generate(model, params, adapters, inputs, max_new_tokens=11)[:, :, 0]
+    none = jax.tree.map(jnp.zeros_like, drawn)
+    np.testing.assert_array_equal(answers(params, none), np.stack([golden["greedy"]] * 3))
+    adapted = np.asarray(answers(params, drawn))
+    assert len({answer.tobytes() for answer in adapted}) == 3
+    np.testing.assert_array_equal(adapted[1], answers(model.merge(params, drawn, 1), none)[0])
 
 
 def test_names_that_transformers_has_in_memory_are_read_too(tmp_path):
@@ -162,7 +164,7 @@ def test_a_clip_is_heard_alike_alone_and_whatever_is_behind_its_end():
     assert np.abs(np.asarray(changed) - golden["features"])[1, 7].max() > 1e-2
 
 
-@pytest.mark.parametrize("window", [59, 60, 61, 62])
+@pytest.mark.parametrize("window", [59, 60])
 def test_a_shorter_window_gives_the_same_features(window, processor):
     module, params, _ = load()
     golden, some = expected(), [1, 2, 3]
@@ -188,32 +190,33 @@ def test_a_window_that_cuts_a_clip_is_refused(processor):
         refuse(mel[:, 1:], frames)
 
 
-def test_the_tower_runs_once_whatever_k(processor):
+def test_the_tower_runs_once_whatever_k():
     """FLOPs of all hypotheses on a batch grow with K as those of the language model; the tower's are there once."""
     module, params, _ = load(scan=False)
-    batch, model = processor(PROMPTS, clips()), mcl.Hypotheses(module, LORA)
-    tokens, mask, mel, frames = (jnp.asarray(batch[key]) for key in ("tokens", "mask", "mel", "frames"))
-    flops = lambda f, *args: jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
-    adapters = {K: drawn_adapters(model, params, tokens, K) for K in (1, 3, 7)}
+    model, golden = mcl.Hypotheses(module, LORA), expected()
+    tokens, mask, mel, frames = (jnp.asarray(golden[key]) for key in ("tokens", "mask", "mel", "frames"))
+    flops = lambda f, *args: jax.jit(f).lower(*args).cost_analysis()["flops"]
     of_tower = flops(lambda mel, frames: encode(module, params, mel, frames), mel, frames)
 
-    def answers(adapters, mel, frames):
+    def hear(adapters, mel, frames):
         features = encode(module, params, mel, frames)
         return model.apply_all(params, adapters, tokens, mask, features, method="hidden")
 
-    total = {K: flops(answers, adapters[K], mel, frames) for K in adapters}
+    init = lambda K: lambda key: model.init(key, params, tokens, num_hypotheses=K)
+    adapters = {K: jax.eval_shape(init(K), jax.random.key(0)) for K in (1, 3, 7)}
+    total = {K: flops(hear, adapters[K], mel, frames) for K in adapters}
     of_hypothesis = (total[7] - total[1]) / 6
-    np.testing.assert_allclose(total[3] - total[1], 2 * of_hypothesis, rtol=0.02)
-    np.testing.assert_allclose(total[1] - of_hypothesis, of_tower, rtol=0.05)
+    np.testing.assert_allclose(total[3] - total[1], 2 * of_hypothesis, rtol=0.01)
+    np.testing.assert_allclose(total[1] - of_hypothesis, of_tower, rtol=0.05)  # and the merging of its features
     assert of_tower > of_hypothesis / 2  # so that a second run would be seen
     assert {path[0] for path in flatten_dict(adapters[3])} == {"language_model"}
 
 
-def test_a_train_step_needs_features_only(processor):
-    """Winners-only equals all hypotheses; the tower is not even among the parameters."""
+def test_a_train_step_needs_features_only():
+    """The tower is not even among the parameters; each example goes back under its winner, with its own clip."""
     module, params, _ = load()
-    batch, model = processor(PROMPTS, clips()), mcl.Hypotheses(module, LORA)
-    batch = {"tokens": batch["tokens"], "mask": batch["mask"], "features": np.asarray(features_of())}
+    golden, model, drawn = expected(), mcl.Hypotheses(module, LORA), drawn_adapters()
+    batch = {"tokens": golden["tokens"], "mask": golden["mask"], "features": np.asarray(features_of())}
     heard = {"language_model": params["language_model"]}
 
     def log_likelihood(params, adapters_k, batch, rng):
@@ -221,14 +224,14 @@ def test_a_train_step_needs_features_only(processor):
         target = batch["mask"] & (batch["tokens"] != module.placeholder)
         return mcl.sequence_log_likelihood(logits[:, :-1], batch["tokens"][:, 1:], target[:, 1:])[0]
 
-    drawn, states = drawn_adapters(model, params, batch["tokens"]), []
-    for backward in ("winner", "all"):
-        optimizer = optax.sgd(0.01)
-        state = mcl.TrainState.create(params=heard, adapters=drawn, optimizer=optimizer, rng=jax.random.key(3))
-        step = mcl.make_train_step(log_likelihood, mcl.objectives.wta(), optimizer, backward=backward)
-        states.append(step(state, batch)[0].adapters)
-    jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), *states)
-    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), states[0], drawn)
+    optimizer = optax.sgd(0.01)
+    state = mcl.TrainState.create(params=heard, adapters=drawn, optimizer=optimizer, rng=jax.random.key(3))
+    after, metrics = mcl.make_train_step(log_likelihood, mcl.objectives.wta(), optimizer, backward="winner")(
+        state, batch
+    )
+    of_all = jax.jit(jax.vmap(lambda adapters_k: log_likelihood(heard, adapters_k, batch, None)))(drawn)
+    assert_close(metrics["loss"], -of_all.max(0).mean())
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), after.adapters, drawn)
     assert max(jax.tree.leaves(moved)) > 1e-4
 
 
@@ -300,10 +303,11 @@ def test_low_precision_and_fresh_parameters():
     module, params, _ = load(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, remat=True)
     golden = expected()
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
-    features = encode(module, params, golden["mel"], golden["frames"])
-    assert features.dtype == jnp.bfloat16
+    heard = lambda self, mel, frames, *prompts: (features := self.encode(mel, frames), self(*prompts, features))
+    inputs = (golden[key] for key in ("mel", "frames", "tokens", "mask"))
+    features, logits = run(module, params, *inputs, method=heard)
+    assert (features.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
     assert np.abs(np.asarray(features, np.float32) - golden["features"])[0].mean() < 0.05
-    assert run(module, params, golden["tokens"], golden["mask"], features).dtype == jnp.float32
     fresh = jax.jit(module.init)(jax.random.key(0), golden["tokens"])["params"]
     assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, params)
 
@@ -372,8 +376,7 @@ def test_prompts_that_are_cut_or_too_long_are_refused(processor):
 def test_audio_tokens_without_features_are_refused():
     module, params, _ = load()
     golden, model = expected(), mcl.Hypotheses(module, LORA)
-    inputs = {key: golden[key] for key in ("tokens", "mask")}
-    adapters = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=2)
+    inputs, adapters = {key: golden[key] for key in ("tokens", "mask")}, drawn_adapters()
     with pytest.raises(ValueError, match=r"rows \[0, 1, 2, 3\] have \[25, 8, 14, 10\] placeholder tokens .* got 0"):
         mcl.generate(model, params, adapters, inputs, max_new_tokens=2)
     with pytest.raises(ValueError, match=r"rows \[0\] have \[25\] placeholder tokens \(30\) .* got 24"):
