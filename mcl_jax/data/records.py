@@ -81,7 +81,8 @@ class Corpus:
         records = tuple(sorted(self.records, key=lambda record: record.id))
         twice = [a.id for a, b in itertools.pairwise(records) if a.id == b.id]
         if twice or not records:
-            problem = f"the id {twice[0]!r} occurs twice" if twice else "it has no records"
+            nothing = "it has no records" + (f"; left out {describe_left_out(self.left_out)}" if self.left_out else "")
+            problem = f"the id {twice[0]!r} occurs twice" if twice else nothing
             raise ValueError(f"corpus {self.name!r}: {problem}")
         object.__setattr__(self, "records", records)
 
