@@ -1,10 +1,17 @@
 """Which kind of answer a text is, by its words: the language, or the age of its English.
 
-Rules for verses and for answers like them. Of the 7,860 verses of the New Testament, `is_archaic` holds for 56 % in KJV
-and for none in WEB; `language_of` is wrong for 5 of the Spanish ones and for none of the English.
+`is_archaic` and `language_of` are for verses and for answers like them. Of the 7,860 verses of the New Testament,
+`is_archaic` holds for 56 % in KJV and for none in WEB; `language_of` is wrong for 5 of the Spanish ones and for none of
+the English.
+
+`caption_language` is for captions of a few words, which may have no function word but "un". Of the different captions
+of the stamps (805 English, 791 French, 789 Spanish) it has 98.5 and 99.1 % right between English and French, and 98.0,
+96.7 and 94.4 % among the three; of the 210, 209 and 209 that were held out while it was made, 97.6 and 99.5 %, and
+97.6, 96.7 and 96.2 %. What it gets wrong are mostly words alone ("Plus.", "Zéro.") and names of animals ("Un tigre.").
 """
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 ARCHAIC = re.compile(
@@ -39,3 +46,46 @@ def language_of(text: str) -> Literal["es", "en"]:
     spanish = sum(word in SPANISH_WORDS for word in words) + len(SPANISH_LETTERS.findall(text))
     english = sum(word in ENGLISH_WORDS for word in words)
     return "es" if spanish > english else "en"
+
+
+CAPTION_WORDS = {
+    "en": "a an the of and with for from is are it its this that these you your our we he his she her they in on at to "
+    "by or as be can have not some no one two three four five six seven eight nine ten red blue green yellow white "
+    "black brown letter sign coin note small big little old",
+    "fr": "un une le la les des du de et à au aux avec pour sur dans par est sont en ce cet cette qui que ou où il "
+    "elle on nous vous tu se son sa ses notre votre leur plus deux trois quatre cinq sept huit neuf dix rouge bleu "
+    "vert jaune blanc blanche noir noire marron lettre signe pièce petit petite grand grande gros vieux",
+    "es": "un una el la los las del de unos unas y con para por sobre es son está en este esta que o se su sus al lo "
+    "como no nuestro nuestra más muy dos tres cuatro cinco seis siete ocho nueve diez par rojo roja azul verde "
+    "amarillo blanco blanca negro negra letra símbolo moneda pequeño pequeña gran grande viejo",
+}
+CAPTION_WORDS = {language: frozenset(words.split()) for language, words in CAPTION_WORDS.items()}
+MARKS = {  # letters, elisions and punctuation that the others lack; each counts like a word of the list
+    "en": re.compile(r"['’]s\b"),
+    "fr": re.compile(r"[àâèêëîïôûùçœ]|\b(?:l|d|qu|n|s|j|c)['’](?=\w)| [!?;:]"),
+    "es": re.compile(r"[áíóúñ¿¡]"),
+}
+SPELLING = {  # what words of three letters and more often look like; a third of the weight
+    "en": re.compile(r"w|k|th|sh|oo|ee|(?:ing|ed|er|y|ck|ss|nd|e)$"),
+    "fr": re.compile(r"eau|ou|eu|oi|ai|[aiou]ll?e$|(?:[eo]tte|[^aiou]e|es|[aeo]nt|on|ier|in|é|t)$"),
+    "es": re.compile(r"ue|[^q]ui|[crlnst]es$|(?:[ao]s?|[dt]or|al|ar|l|z)$"),
+}
+
+
+def caption_language(text: str, languages: Sequence[str] = ("en", "fr", "es")) -> str:
+    """The likeliest language of a short caption, by common words, letters and spelling.
+
+    Args:
+      text: a caption, in any of `languages`.
+      languages: some of "en", "fr", "es", in the order in which they are preferred where the evidence is equal.
+    Returns:
+      One of `languages`.
+    """
+    text = text.lower()
+    words = WORD.findall(text)
+
+    def evidence(language: str) -> int:
+        known = sum(word in CAPTION_WORDS[language] for word in words) + len(MARKS[language].findall(text))
+        return 3 * known + sum(len(word) > 2 and bool(SPELLING[language].search(word)) for word in words)
+
+    return max(languages, key=evidence)

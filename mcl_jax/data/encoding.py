@@ -64,6 +64,21 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
+class Instruction(Prompt):
+    """A prompt that is the same for every record: what is asked about its picture or clip.
+
+    Attributes:
+      template: the text; the target follows it directly.
+    """
+
+    template: str = "Please carefully observe the image and come up with a caption for the image.\n"
+
+    def __post_init__(self):
+        if "{source}" in self.template:
+            raise ValueError(f"an instruction holds no source; use Prompt({self.template!r})")
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
     """Tokenised records, those with an over-long target left out.
 
@@ -107,14 +122,15 @@ def encode_records(
     Args:
       records: of one split.
       tokenizer: see `Tokenizer`.
-      prompt: how a source is put; `Prompt()` by default.
+      prompt: how a source is put, `Prompt()` by default; an `Instruction` for records that have a picture or a clip.
       max_length: predicted positions T at most, the longest of `BatchConfig.lengths`.
       too_long: "error", or "drop" to leave such records out, with a warning that counts them.
       mode_names: the corpus's modes, `corpus.modes`.
     Returns:
       The tokens; `dropped` names what was left out.
     Raises:
-      ValueError: for no records, a target that is empty, over-long or holds eos, or an unknown mode; names the id.
+      ValueError: for no records, a target that is empty, over-long or holds eos, an unknown mode, or an instruction
+        for a record that has no picture or clip; names the id.
       TypeError: if the tokenizer has no eos, or gives something else than token ids.
     """
     _check_tokenizer(tokenizer)
@@ -122,6 +138,10 @@ def encode_records(
         raise ValueError(f'too_long must be "error" or "drop", got {too_long!r}')
     prompt, options, kept, dropped = prompt or Prompt(), _without_special(tokenizer), [], []
     for index, record in enumerate(records):
+        if record.media is None and isinstance(prompt, Instruction):
+            raise ValueError(
+                f"record {record.id!r} has no picture or clip; an instruction alone would not tell it apart"
+            )
         prompt_ids = prompt.encode(tokenizer, record.source)
         targets = tuple(_encode_target(tokenizer, record.id, target.text, options) for target in record.targets)
         if (length := len(prompt_ids) + max(map(len, targets)) - 1) <= max_length:

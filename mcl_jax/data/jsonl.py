@@ -11,6 +11,7 @@ evaluation, never trained on: texts, or objects with `target` and `mode`. Other 
 look like a misspelt one.
 """
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterator
@@ -20,8 +21,26 @@ from typing import Any
 from mcl_jax.data.records import SPLITS, Corpus, Record, Target, describe_unknown, split_of
 from mcl_jax.json_io import write_text
 
-NEEDED = ("id", "source", "target")
-OPTIONAL = ("mode", "split", "references")
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Names of the fields of a line.
+
+    Attributes:
+      needed, optional: of a line.
+      subject: what is answered, "source"; lines with one id share it.
+      answer: "target"; also in references that are objects.
+      one_id: whether lines with one subject are one record too, with the id of the first of them, and `id` may lack.
+    """
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    subject: str
+    answer: str
+    one_id: bool = False
+
+
+TEXT = Layout(("id", "source", "target"), ("mode", "split", "references"), "source", "target")
 
 
 def read_jsonl(path: Path | str, validation: float = 0.05, test: float = 0.05) -> Corpus:
@@ -37,33 +56,29 @@ def read_jsonl(path: Path | str, validation: float = 0.05, test: float = 0.05) -
       ValueError: for a line that does not fit; names file and line, what was needed and what came.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"data {str(path)!r}: no such file; needed JSON lines with {', '.join(NEEDED)}")
-    merged: dict[str, dict[str, Any]] = {}
-    for number, line in _lines(path):
-        try:
-            _merge(merged, _parse(line), number)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-    if not merged:
-        raise ValueError(f"{path}: needed JSON lines with {', '.join(NEEDED)}, got an empty file")
     records = (
         Record(
             id=key,
-            source=fields["source"],
+            source=fields["subject"],
             targets=tuple(fields["targets"]),
             further_references=tuple(fields["references"]),
             split=fields["split"] or split_of(key, validation, test),
         )
-        for key, fields in merged.items()
+        for key, fields in merge_lines(path, TEXT).items()
     )
     return Corpus(path.name, tuple(records))
 
 
 def write_jsonl(path: Path | str, corpus: Corpus) -> None:
-    """Writes a corpus so that `read_jsonl` gives the same records; a line for each target."""
+    """Writes a corpus so that `read_jsonl` gives the same records; a line for each target.
+
+    Raises:
+      ValueError: for a record with a picture or clip, which these lines cannot hold.
+    """
     lines = []
     for record in corpus.records:
+        if record.media is not None:
+            raise ValueError(f"record {record.id!r} has a {record.media.kind}; {path} would hold text alone")
         for number, target in enumerate(record.targets):
             line = {"id": record.id, "source": record.source, **_as_fields(target), "split": record.split}
             if number == 0 and record.further_references:
@@ -74,6 +89,30 @@ def write_jsonl(path: Path | str, corpus: Corpus) -> None:
 
 def _as_fields(target: Target) -> dict[str, str]:
     return {"target": target.text} if target.mode is None else {"target": target.text, "mode": target.mode}
+
+
+def merge_lines(path: Path, layout: Layout) -> dict[str, dict[str, Any]]:
+    """The records of a file by id: number of the first line, subject, split (or None), targets, references.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read_jsonl`.
+    """
+    needed = f"needed JSON lines with {', '.join(layout.needed)}"
+    if not path.is_file():
+        raise FileNotFoundError(f"data {str(path)!r}: no such file; {needed}")
+    merged: dict[str, dict[str, Any]] = {}
+    id_of_subject: dict[str, str] = {}
+    for number, line in _lines(path):
+        try:
+            fields = _parse(line, layout)
+            if layout.one_id:
+                fields["id"] = id_of_subject.setdefault(fields["subject"], fields["id"])
+            _merge(merged, fields, number, layout)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    if not merged:
+        raise ValueError(f"{path}: {needed}, got an empty file")
+    return merged
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -92,8 +131,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def _parse(line: str) -> dict[str, Any]:
-    """The fields of a line: id, source, target, split (or None), references.
+def _parse(line: str, layout: Layout) -> dict[str, Any]:
+    """The fields of a line: id, subject, target, split (or None), references.
 
     Raises:
       ValueError: says what was needed and what came.
@@ -103,38 +142,39 @@ def _parse(line: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"needed a JSON object, got {line[:60]!r} ({error})") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"needed a JSON object with {', '.join(NEEDED)}, got {line[:60]!r}")
-    _check_names(fields)
+        raise ValueError(f"needed a JSON object with {', '.join(layout.needed)}, got {line[:60]!r}")
+    _check_names(fields, layout)
     split = fields.get("split")
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {describe_unknown(split, SPLITS)}")
     references = fields.get("references") or []
     if not isinstance(references, list):
         raise ValueError(f"references must be a list, got {references!r}")
+    answer, key = layout.answer, fields.get("id", fields[layout.subject])
     return {
-        "id": _text(str(fields["id"]) if type(fields["id"]) is int else fields["id"], "id"),
-        "source": _text(fields["source"], "source"),
-        "target": _target(fields, "target"),
+        "id": _text(str(key) if type(key) is int else key, "id"),
+        "subject": _text(fields[layout.subject], layout.subject),
+        "target": _target(fields, answer, answer),
         "split": split,
-        "references": [_target(r if isinstance(r, dict) else {"target": r}, "references") for r in references],
+        "references": [_target(r if isinstance(r, dict) else {answer: r}, answer, "references") for r in references],
     }
 
 
-def _check_names(fields: dict[str, Any]) -> None:
+def _check_names(fields: dict[str, Any], layout: Layout) -> None:
     """Raises ValueError for a missing field, or one whose name is close to a known one."""
-    known = NEEDED + OPTIONAL
+    known = layout.needed + layout.optional
     unknown = [name for name in fields if name not in known]
     misspelt = {name: near[0] for name in unknown if (near := difflib.get_close_matches(name, known, 1, cutoff=0.8))}
     hint = "".join(f"; did you mean {near!r} by {name!r}?" for name, near in misspelt.items())
-    if missing := [name for name in NEEDED if name not in fields]:
-        raise ValueError(f"needed {', '.join(NEEDED)}, got {sorted(fields)} without {', '.join(missing)}{hint}")
+    if missing := [name for name in layout.needed if name not in fields]:
+        raise ValueError(f"needed {', '.join(layout.needed)}, got {sorted(fields)} without {', '.join(missing)}{hint}")
     if misspelt:
         raise ValueError(f"unknown fields{hint}")
 
 
-def _target(fields: dict[str, Any], name: str) -> Target:
+def _target(fields: dict[str, Any], answer: str, name: str) -> Target:
     mode = fields.get("mode")
-    return Target(_text(fields.get("target"), name), None if mode is None else _text(mode, "mode"))
+    return Target(_text(fields.get(answer), name), None if mode is None else _text(mode, "mode"))
 
 
 def _text(value: Any, name: str) -> str:
@@ -143,16 +183,17 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _merge(merged: dict[str, dict[str, Any]], fields: dict[str, Any], number: int) -> None:
+def _merge(merged: dict[str, dict[str, Any]], fields: dict[str, Any], number: int, layout: Layout) -> None:
     """Adds a line to the record with its id.
 
     Raises:
-      ValueError: if they differ in the source or the split; names the earlier line.
+      ValueError: if they differ in the subject or the split; names the earlier line.
     """
-    first = {"line": number, "source": fields["source"], "split": None, "targets": [], "references": []}
+    first = {"line": number, "subject": fields["subject"], "split": None, "targets": [], "references": []}
     record = merged.setdefault(fields["id"], first)
-    if record["source"] != fields["source"]:
-        raise ValueError(f"id {fields['id']!r} has another source in line {record['line']}; an id is of one source")
+    if record["subject"] != fields["subject"]:
+        name = layout.subject
+        raise ValueError(f"id {fields['id']!r} has another {name} in line {record['line']}; an id is of one {name}")
     if None not in (record["split"], fields["split"]) and record["split"] != fields["split"]:
         had, has = record["split"], fields["split"]
         raise ValueError(f"id {fields['id']!r} has split {has!r} here and {had!r} in an earlier line; needed one")

@@ -1,10 +1,14 @@
-"""What `--data` means: the name of a configuration of the verses or of WMT, JSON lines, or parallel files."""
+"""What `--data` means: the name of a data set, or files of one's own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from mcl_jax.data.captions import read_captions
+from mcl_jax.data.captions_builder import CAPTIONS, build_captions
 from mcl_jax.data.jsonl import read_jsonl
 from mcl_jax.data.parallel import load_wmt, read_parallel
 from mcl_jax.data.records import Corpus, describe_unknown
+from mcl_jax.data.stamps import without_families
 from mcl_jax.data.verses_builder import Verses, load_verses
 
 
@@ -42,3 +46,36 @@ def load_corpus(
         "data: a folder with parallel files, a name such as wmt19_translate/de-en, a file that ends in .jsonl, or it "
         f"{describe_unknown(str(data), names)}"
     )
+
+
+def load_captions(
+    data: Path | str = "stamps/pictures",
+    data_dir: Path | str | None = None,
+    folder: Path | str | None = None,
+    *,
+    modes: Sequence[str] = (),
+    families: bool = True,
+) -> Corpus:
+    """Pictures or clips with captions, by name or from files.
+
+    Args:
+      data: "stamps/pictures", "stamps/spoken", "stamps/sounds", "textcaps/english", "textcaps/bilingual", "audiocaps",
+        "clotho", or a folder with captions.jsonl (see `captions`).
+      data_dir: where TFDS keeps what it makes; its default if None.
+      folder: the files that a named data set is made of, the first time; None to fetch the stamps' Debian package.
+      modes: keep only captions of these, such as ("en", "fr"), and records that have all of them; all if empty.
+      families: whether to keep the stamps that look and read nearly the same, see `stamps`.
+    Returns:
+      The corpus; its records read their picture or clip when asked to, `record.media.read()`.
+    Raises:
+      ValueError: for a name or a mode that is not known, and names the nearest; for files with another layout.
+      FileNotFoundError, RuntimeError: if files cannot be had; says how to get them.
+    """
+    if str(data) in CAPTIONS:
+        corpus = build_captions(str(data), data_dir, folder)
+    elif Path(data).is_dir():
+        corpus = read_captions(data)
+    else:
+        raise ValueError(f"data: a folder with captions.jsonl, or it {describe_unknown(str(data), CAPTIONS)}")
+    corpus = corpus if families else without_families(corpus)
+    return corpus.with_modes(*modes) if modes else corpus

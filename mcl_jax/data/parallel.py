@@ -17,8 +17,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from mcl_jax.data.features import FILE_FORMAT
 from mcl_jax.data.records import SPLITS, Corpus, Record, Target, describe_unknown, split_of
-from mcl_jax.data.verses_builder import FILE_FORMAT
 
 STEMS = {"train": "train", "validation": "valid", "test": "test"}
 Row = tuple[str, tuple[str, ...]]  # a source and its answers

@@ -1,6 +1,6 @@
-"""One-to-many text: a source and several right targets, and which split it belongs to.
+"""One-to-many text: a source, a picture or a clip, several right targets, and which split it belongs to.
 
-A `Corpus` is what every loader gives (the TFDS builder of the verses, a JSON-lines file) and what batches are made of.
+A `Corpus` is what every loader gives (a TFDS builder, a JSON-lines file, a folder) and what batches are made of.
 Its records are in the order of their ids, wherever they come from: the same text gives the same batches.
 """
 
@@ -8,8 +8,11 @@ import dataclasses
 import difflib
 import hashlib
 import itertools
+import warnings
 from collections.abc import Iterable
 from typing import Any
+
+from mcl_jax.data.media import Media
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,10 +31,11 @@ class Record:
 
     Attributes:
       id: unique in its corpus.
-      source: what the model is given.
+      source: the text that the model is given; may be empty if there is a picture or clip.
       targets: right answers, at least one; training draws one of them in each epoch.
       further_references: right answers that are for evaluation only, never trained on.
       split: one of `SPLITS`.
+      media: the picture or clip that the targets caption, if any.
     """
 
     id: str
@@ -39,12 +43,13 @@ class Record:
     targets: tuple[Target, ...]
     further_references: tuple[Target, ...] = ()
     split: str = "train"
+    media: Media | None = None
 
     def __post_init__(self):
         if self.split not in SPLITS:
             raise ValueError(f"record {self.id!r}: split {describe_unknown(self.split, SPLITS)}")
-        if not self.source.strip():
-            raise ValueError(f"record {self.id!r}: the source is empty")
+        if not self.source.strip() and self.media is None:
+            raise ValueError(f"record {self.id!r}: the source is empty, and there is no picture or clip")
         if not self.targets:
             raise ValueError(f"record {self.id!r}: needs at least one target, got none")
         if any(not target.text.strip() for target in self.references):
@@ -63,18 +68,21 @@ class Corpus:
     Attributes:
       name: what messages call it.
       records: in any order when given, sorted by id afterwards.
+      left_out: what the data holds but `records` does not, such as broken files: pairs of a name and the reason.
     Raises:
       ValueError: for an id that occurs twice, or no records at all.
     """
 
     name: str
     records: tuple[Record, ...] = dataclasses.field(repr=False)
+    left_out: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self):
         records = tuple(sorted(self.records, key=lambda record: record.id))
         twice = [a.id for a, b in itertools.pairwise(records) if a.id == b.id]
         if twice or not records:
-            problem = f"the id {twice[0]!r} occurs twice" if twice else "it has no records"
+            nothing = "it has no records" + (f"; left out {describe_left_out(self.left_out)}" if self.left_out else "")
+            problem = f"the id {twice[0]!r} occurs twice" if twice else nothing
             raise ValueError(f"corpus {self.name!r}: {problem}")
         object.__setattr__(self, "records", records)
 
@@ -99,6 +107,27 @@ class Corpus:
             raise ValueError(f"corpus {self.name!r} has no records in {name!r}; it has {self.counts()}")
         return records
 
+    def with_modes(self, *modes: str) -> "Corpus":
+        """The same with the targets and references of these modes alone; records that lack one of them are left out.
+
+        Args:
+          *modes: such as "en", "fr"; each record then has the modes in this order.
+        Raises:
+          ValueError: for a mode that no record has.
+        """
+        if unknown := [mode for mode in modes if mode not in self.modes]:
+            raise ValueError(f"corpus {self.name!r}: a mode {describe_unknown(unknown[0], self.modes)}")
+        chosen = lambda targets: tuple(target for mode in modes for target in targets if target.mode == mode)
+        records, left_out = [], list(self.left_out)
+        for record in self.records:
+            targets = chosen(record.targets)
+            if missing := sorted(set(modes) - {target.mode for target in targets}):
+                left_out.append((record.id, f"no target in {', '.join(missing)}"))
+                continue
+            further = chosen(record.further_references)
+            records.append(dataclasses.replace(record, targets=targets, further_references=further))
+        return Corpus(self.name, tuple(records), tuple(left_out))
+
     def counts(self) -> dict[str, int]:
         """Number of records in each split."""
         return {name: sum(record.split == name for record in self.records) for name in SPLITS}
@@ -121,6 +150,22 @@ def split_of(key: str, validation: float = 0.05, test: float = 0.05) -> str:
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"
+
+
+def warn_of_left_out(corpus: Corpus) -> None:
+    """A warning that counts and names what a corpus leaves out, if there is any."""
+    if corpus.left_out:
+        count, names = len(corpus.left_out), describe_left_out(corpus.left_out)
+        warnings.warn(f"corpus {corpus.name!r}: left out {count}, kept {len(corpus.records)}; {names}", stacklevel=3)
+
+
+def describe_left_out(left_out: Iterable[tuple[str, str]], most: int = 5) -> str:
+    """ "REASON: NAME, NAME and 3 more; REASON: ...", `most` names for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out:
+        by_reason.setdefault(reason, []).append(name)
+    some = lambda names: ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return "; ".join(f"{reason}: {some(names)}" for reason, names in by_reason.items())
 
 
 def describe_unknown(value: Any, known: Iterable[str]) -> str:

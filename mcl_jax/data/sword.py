@@ -6,13 +6,13 @@ pysword can clean texts itself, but then glues words and keeps what editors adde
 import functools
 import html
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pysword.modules import SwordModules
+
+from mcl_jax.data.debian import fetch_package
 
 TESTAMENTS = {"new": ("nt",), "whole": ("ot", "nt")}
 
@@ -40,43 +40,8 @@ class Place(NamedTuple):
 
 
 def fetch_module(package: str, cache_dir: Path | str) -> Path:
-    """Gets a Debian package and unpacks it, unless that was done before; needs apt and dpkg, but not root.
-
-    Args:
-      package: such as "sword-text-kjv".
-      cache_dir: where to; the package gets a folder of its own there.
-    Returns:
-      The SWORD folder, which holds mods.d.
-    Raises:
-      RuntimeError: if that fails; says by which commands one can get the package elsewhere.
-    """
-    folder = Path(cache_dir).absolute() / package
-    sword = folder / "usr" / "share" / "sword"
-    if (sword / "mods.d").is_dir():
-        return sword
-    partial = folder.with_name(package + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _command(["apt-get", "download", package], partial)
-        deb = next(partial.glob(f"{package}_*.deb"))
-        _command(["dpkg", "-x", deb.name, "."], partial)
-        deb.unlink()
-        (partial / "usr" / "share" / "sword" / "mods.d").iterdir()
-    except (OSError, RuntimeError, StopIteration) as error:
-        raise RuntimeError(
-            f"could not get {package}: {error}\nGet it by `apt-get download {package} && dpkg -x {package}_*.deb "
-            "FOLDER` (after `apt-get update`), and pass FOLDER/usr/share/sword as sword_dir."
-        ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return sword
-
-
-def _command(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    """The SWORD folder, which holds mods.d, of a Debian package such as "sword-text-kjv"; see `fetch_package`."""
+    return fetch_package(package, cache_dir, "usr/share/sword", "sword_dir")
 
 
 def read_module(sword_dir: Path | str, module: str, testament: str = "whole") -> Iterator[tuple[Place, str]]:

@@ -1,10 +1,8 @@
 """The verses as a TFDS data set, made once and kept as array_record; TensorFlow is not needed.
 
-    builder = Verses(config="languages", data_dir=..., file_format="array_record")
-    builder.download_and_prepare()
-    builder.as_data_source("train")[0]     # {"id": b"Matt 5:3", "source": ..., "targets": {"mode": [...], "text": ...}}
-
-TFDS shuffles what it writes, so `read_corpus` puts records in the order of their ids.
+builder = Verses(config="languages", data_dir=..., file_format="array_record")
+builder.download_and_prepare()
+builder.as_data_source("train")[0]     # {"id": b"Matt 5:3", "source": ..., "targets": {"mode": [...], "text": ...}}
 """
 
 import dataclasses
@@ -14,10 +12,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from mcl_jax.data.records import SPLITS, Corpus, Record, Target
+from mcl_jax.data.features import FILE_FORMAT, as_features, read_corpus, record_features
+from mcl_jax.data.records import SPLITS, Corpus, Record
 from mcl_jax.data.verses import TASKS, read_verses, to_corpus
-
-FILE_FORMAT = "array_record"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,19 +55,10 @@ class Verses(tfds.core.GeneratorBasedBuilder):
         self.sword_dir = sword_dir
 
     def _info(self) -> tfds.core.DatasetInfo:
-        answers = tfds.features.Sequence({"mode": tfds.features.Text(), "text": tfds.features.Text()})
         return tfds.core.DatasetInfo(
             builder=self,
             description="Verses in archaic English, modern English and Spanish: one source, two answers.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "source": tfds.features.Text(),
-                    "targets": answers,
-                    "further_references": answers,
-                    "split": tfds.features.Text(),
-                }
-            ),
+            features=record_features(),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
@@ -98,40 +86,4 @@ def load_verses(
     """
     builder = Verses(config=config, data_dir=data_dir, file_format=FILE_FORMAT, sword_dir=sword_dir)
     builder.download_and_prepare()
-    return read_corpus(builder)
-
-
-def read_corpus(builder: tfds.core.DatasetBuilder) -> Corpus:
-    """The records of all splits of a prepared builder with the features of `Verses`."""
-    sources = (builder.as_data_source(split) for split in SPLITS if split in builder.info.splits)
-    return Corpus(builder.builder_config.name, tuple(from_features(e) for source in sources for e in source))
-
-
-def as_features(record: Record) -> dict[str, Any]:
-    """A record as an example of TFDS; no mode is an empty text there."""
-    answers = lambda targets: [{"mode": target.mode or "", "text": target.text} for target in targets]
-    return {
-        "id": record.id,
-        "source": record.source,
-        "targets": answers(record.targets),
-        "further_references": answers(record.further_references),
-        "split": record.split,
-    }
-
-
-def from_features(example: dict[str, Any]) -> Record:
-    """The record that `as_features` made an example of."""
-    answers = lambda field: tuple(
-        Target(_text(text), _text(mode) or None) for text, mode in zip(field["text"], field["mode"], strict=True)
-    )
-    return Record(
-        id=_text(example["id"]),
-        source=_text(example["source"]),
-        targets=answers(example["targets"]),
-        further_references=answers(example["further_references"]),
-        split=_text(example["split"]),
-    )
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return read_corpus(builder, config)

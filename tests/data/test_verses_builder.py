@@ -17,7 +17,7 @@ from mcl_jax.data import (
     train_batches,
     write_jsonl,
 )
-from mcl_jax.data.verses_builder import as_features, from_features
+from mcl_jax.data.features import as_features, from_features
 
 CHAPTERS = 60  # enough for every split
 

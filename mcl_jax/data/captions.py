@@ -1,0 +1,97 @@
+"""Anyone's pictures or clips: a folder with them and with captions.jsonl, one object a line.
+
+    {"file": "cats/7.jpg", "caption": "un chat", "mode": "fr", "split": "train"}
+    {"file": "cats/7.jpg", "caption": "a cat", "mode": "en"}
+    {"id": "8", "file": "8.png", "caption": "a dog", "references": ["a brown dog", {"caption": "un chien"}]}
+
+`file` (a path in the folder) and `caption` are needed. Lines with one id or one file are one record, and their captions
+add up; without `id`, the file is the id. `mode`, `split` and `references` are as in `jsonl`.
+"""
+
+import difflib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mcl_jax.console import Progress
+from mcl_jax.data.jsonl import Layout, merge_lines
+from mcl_jax.data.media import Media, Unreadable, media_in
+from mcl_jax.data.records import Corpus, Record, split_of, warn_of_left_out
+
+FILE = "captions.jsonl"
+CAPTIONS = Layout(("file", "caption"), ("id", "mode", "split", "references"), "file", "caption", one_id=True)
+
+
+def read_captions(folder: Path | str, validation: float = 0.05, test: float = 0.05) -> Corpus:
+    """The corpus in a folder, see the top of this file.
+
+    Every file is read once, so that none fails in the middle of a training.
+
+    Args:
+      folder: holds captions.jsonl and the pictures, or the clips.
+      validation, test: expected fractions of the ids without a `split`.
+    Returns:
+      The corpus, named as the folder; broken files are in `left_out`, and warned of.
+    Raises:
+      FileNotFoundError: if there is no captions.jsonl.
+      ValueError: for a line that does not fit, a file that is not there or is no picture or clip, or pictures and clips
+        in one folder; names the line, and the nearest file.
+    """
+    path = Path(folder) / FILE
+    merged = merge_lines(path, CAPTIONS)
+    media = {}
+    for key, fields in merged.items():
+        try:
+            media[key] = _media(Path(folder), fields["subject"])
+            _check_kind(media[key], next(iter(media.values())))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {fields['line']}: {error}") from None
+    broken = _broken(media)
+    records = (
+        Record(
+            id=key,
+            source="",
+            targets=tuple(fields["targets"]),
+            further_references=tuple(fields["references"]),
+            split=fields["split"] or split_of(key, validation, test),
+            media=media[key],
+        )
+        for key, fields in merged.items()
+        if key not in broken
+    )
+    corpus = Corpus(Path(folder).resolve().name, tuple(records), tuple(broken.values()))
+    warn_of_left_out(corpus)
+    return corpus
+
+
+def _media(folder: Path, name: str) -> Media:
+    """The picture or clip in a file, by the ending of its name."""
+    path = folder / name
+    if not path.is_file():
+        names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != FILE]
+        near = difflib.get_close_matches(name, names, n=1)
+        raise ValueError(f"file {name!r} is not in the folder" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return media_in(path, name)
+
+
+def _check_kind(media: Media, first: Media) -> None:
+    if media.kind != first.kind:
+        raise ValueError(f"file {media.name!r} is a {media.kind}, {first.name!r} is a {first.kind}; needed one kind")
+
+
+def _broken(media: dict[str, Media]) -> dict[str, tuple[str, str]]:
+    """By id, the name of each file that cannot be read, and why; shows progress."""
+    found = {}
+    with ThreadPoolExecutor() as pool, Progress(len(media), description="reading pictures or clips") as progress:
+        for number, (key, error) in enumerate(zip(media, pool.map(_error, media.values()), strict=True), 1):
+            if error is not None:
+                found[key] = (error.name, error.reason)
+            progress.update(number)
+    return found
+
+
+def _error(media: Media) -> Unreadable | None:
+    try:
+        media.read()
+    except Unreadable as error:
+        return error
+    return None

@@ -1,0 +1,85 @@
+"""Sound files of any kind → 16 kHz, one channel, float32, of one loudness; and the length that a recipe wants.
+
+Recordings differ in loudness by language and speaker (20-fold among the stamps), and a model could go by that: every
+clip is brought to the same RMS when it is read.
+"""
+
+import functools
+import io
+import math
+
+import numpy as np
+import soundfile
+from jaxtyping import Float32
+from scipy.signal import firwin, resample_poly
+
+SAMPLE_RATE = 16_000  # Hz
+LOUDNESS = 0.1  # RMS of full scale (−20 dB), less where a peak would leave [−1, 1]
+
+
+def decode_clip(encoded: bytes) -> Float32[np.ndarray, "T"]:
+    """The samples of a clip at 16 kHz: channels averaged, resampled, at the common loudness.
+
+    Args:
+      encoded: a file that libsndfile reads, such as WAV, FLAC, Ogg Vorbis, MP3.
+    Raises:
+      ValueError: if it is none, cut off, without samples, or with some that are not finite; says which.
+    """
+    _check_whole(encoded)
+    try:
+        samples, rate = soundfile.read(io.BytesIO(encoded), dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        reason = str(error).rpartition(">: ")[2]  # without the address of the BytesIO
+        raise ValueError(f"not a clip that can be read: {reason}") from error
+    if not len(samples) or not np.isfinite(samples).all():
+        raise ValueError("a clip with samples that are not finite" if len(samples) else "a clip without samples")
+    channels = samples.shape[1]
+    return with_loudness(resample(samples @ np.full(channels, 1 / channels, np.float32), rate))
+
+
+def _check_whole(encoded: bytes) -> None:
+    """Raises ValueError for a WAV file shorter than it says, which libsndfile reads without a word."""
+    said = int.from_bytes(encoded[4:8], "little") + 8
+    written_to_a_pipe = said >= 2**32 - 1
+    if encoded[:4] == b"RIFF" and not written_to_a_pipe and len(encoded) + 1 < said:
+        raise ValueError(f"a clip cut off after {len(encoded)} of {said} bytes")
+
+
+def resample(samples: Float32[np.ndarray, "T"], rate: int) -> Float32[np.ndarray, "T2"]:
+    """From `rate` to 16 kHz, by a polyphase filter: T2 = ⌈T · 16000 / rate⌉."""
+    common = math.gcd(rate, SAMPLE_RATE)
+    up, down = SAMPLE_RATE // common, rate // common
+    return samples if up == down else resample_poly(samples, up, down, window=_low_pass(max(up, down)))
+
+
+@functools.lru_cache
+def _low_pass(factor: int) -> Float32[np.ndarray, "N"]:
+    """The filter that `resample_poly` designs by default, which takes longer than to apply it to a short clip."""
+    return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
+
+
+def with_loudness(samples: Float32[np.ndarray, "T"]) -> Float32[np.ndarray, "T"]:
+    """Scaled to an RMS of `LOUDNESS`, or to a peak of 1 if that is less; silence stays."""
+    rms, peak = np.sqrt(np.mean(samples**2)), np.abs(samples).max()
+    return samples * np.float32(min(LOUDNESS / rms, 1 / peak)) if rms > 0 else samples
+
+
+def fit_length(samples: Float32[np.ndarray, "T"], seconds: float) -> tuple[Float32[np.ndarray, "N"], int]:
+    """The first `seconds` of a clip, with silence after it if it is shorter.
+
+    Args:
+      samples: at 16 kHz.
+      seconds: the recipe's length, such as 10 for AudioCaps and 30 for Clotho.
+    Returns:
+      N = 16000 · seconds samples, and how many of them are the clip's: min(T, N).
+    """
+    length = round(seconds * SAMPLE_RATE)
+    kept = samples[:length]
+    return np.pad(kept, (0, length - len(kept))), len(kept)
+
+
+def encode_flac(samples: Float32[np.ndarray, "T"]) -> bytes:
+    """A FLAC file of 16 kHz and 16 bits, which browsers play too."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return file.getvalue()

@@ -1,0 +1,94 @@
+"""Records as examples of TFDS, kept as array_record and read without TensorFlow.
+
+TFDS shuffles what it writes, so `read_corpus` puts records in the order of their ids.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mcl_jax.data.media import KINDS, Media
+from mcl_jax.data.records import SPLITS, Corpus, Record, Target
+
+FILE_FORMAT = "array_record"
+
+
+def record_features(media: bool = False) -> tfds.features.FeaturesDict:
+    """What an example holds: a record's fields, and with `media` the kind, name and bytes of its picture or clip."""
+    text = tfds.features.Text
+    answers = tfds.features.Sequence({"mode": text(), "text": text()})
+    fields = {"id": text(), "source": text(), "targets": answers, "further_references": answers, "split": text()}
+    data = tfds.features.Tensor(shape=(), dtype=np.object_)
+    if media:
+        fields["media"] = tfds.features.FeaturesDict({"kind": text(), "name": text(), "data": data})
+    return tfds.features.FeaturesDict(fields)
+
+
+def as_features(record: Record) -> dict[str, Any]:
+    """A record as an example of TFDS; no mode is an empty text there.
+
+    Raises:
+      Unreadable: if its picture or clip is missing or broken.
+    """
+    answers = lambda targets: [{"mode": target.mode or "", "text": target.text} for target in targets]
+    example = {
+        "id": record.id,
+        "source": record.source,
+        "targets": answers(record.targets),
+        "further_references": answers(record.further_references),
+        "split": record.split,
+    }
+    if (media := record.media) is not None:
+        example["media"] = {"kind": media.kind, "name": media.name, "data": media.pack()}
+    return example
+
+
+def from_features(example: dict[str, Any], media: Media | None = None) -> Record:
+    """The record that `as_features` made an example of; its media apart, which is not to be kept in memory."""
+    answers = lambda field: tuple(
+        Target(_text(text), _text(mode) or None) for text, mode in zip(field["text"], field["mode"], strict=True)
+    )
+    return Record(
+        id=_text(example["id"]),
+        source=_text(example["source"]),
+        targets=answers(example["targets"]),
+        further_references=answers(example["further_references"]),
+        split=_text(example["split"]),
+        media=media,
+    )
+
+
+def read_corpus(builder: tfds.core.DatasetBuilder, name: str) -> Corpus:
+    """The records of all splits of a prepared builder with `record_features`.
+
+    Args:
+      builder: its metadata may have "left_out", see `Corpus`.
+      name: of the corpus.
+    """
+    sources = [builder.as_data_source(split) for split in SPLITS if split in builder.info.splits]
+    records = (
+        from_features(example, _stored_media(source, row, example))
+        for source in sources
+        for row, example in enumerate(source)
+    )
+    left_out = (builder.info.metadata or {}).get("left_out", ())
+    return Corpus(name, tuple(records), tuple((name, reason) for name, reason in left_out))
+
+
+def _stored_media(source: Sequence[Any], row: int, example: dict[str, Any]) -> Media | None:
+    """The picture or clip of an example, to be read from the data set when it is needed."""
+    if "media" not in example:
+        return None
+    media = example["media"]
+    return KINDS[_text(media["kind"])](_text(media["name"]), functools.partial(_stored_bytes, source, row))
+
+
+def _stored_bytes(source: Sequence[Any], row: int) -> bytes:
+    return source[row]["media"]["data"]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

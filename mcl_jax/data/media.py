@@ -1,0 +1,126 @@
+"""Pictures and clips of records: they stay in their file, or in the data set, until they are read.
+
+record.media.read()        # Picture: uint8 [H, W, 3];  Clip: float32 [T] at 16 kHz
+record.media.data_uri()    # for a page: <img src=...>, <audio src=...>
+"""
+
+import abc
+import base64
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from mcl_jax.data.clips import decode_clip, encode_flac
+from mcl_jax.data.pictures import decode_picture, encode_jpeg
+
+ON_A_PAGE = 480  # pixels of the longer side
+
+
+class Unreadable(ValueError):
+    """A picture or clip that is missing or broken: its `name`, and the `reason`."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Media(abc.ABC):
+    """A picture or a clip that is read when it is needed; see `Picture` and `Clip`.
+
+    Attributes:
+      kind: "picture" or "clip".
+      endings: of the names of files of this kind.
+      name: of its file, for messages and pages.
+      load: gives the bytes of the file; a bound method or partial, so that media can be pickled.
+    """
+
+    kind: ClassVar[str]
+    endings: ClassVar[tuple[str, ...]]
+    name: str
+    load: Callable[[], bytes] = dataclasses.field(repr=False, compare=False)
+
+    def read(self) -> np.ndarray:
+        """The picture or clip as an array.
+
+        Raises:
+          Unreadable: if the file is missing or broken; says which file and how.
+        """
+        try:
+            return self._decode(self.load())
+        except FileNotFoundError as error:
+            raise Unreadable(self.name, "no such file") from error
+        except (OSError, ValueError) as error:
+            raise Unreadable(self.name, str(error)) from error
+
+    @abc.abstractmethod
+    def _decode(self, encoded: bytes) -> np.ndarray: ...
+
+    @abc.abstractmethod
+    def pack(self) -> bytes:
+        """The bytes that a data set keeps of it, which `read` understands; raises as `read` does."""
+
+    @abc.abstractmethod
+    def data_uri(self) -> str:
+        """What is read, as a data: URI that any browser shows or plays; raises as `read` does."""
+
+
+class Picture(Media):
+    """A picture; `read` gives uint8 [H, W, 3], RGB, see `pictures`."""
+
+    kind = "picture"
+    endings = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+
+    def _decode(self, encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+        return decode_picture(encoded)
+
+    def pack(self) -> bytes:
+        """The file as it is, after it was read once."""
+        self.read()
+        return self.load()
+
+    def data_uri(self) -> str:
+        """A JPEG picture of at most 480 pixels a side."""
+        return _data_uri("image/jpeg", encode_jpeg(self.read(), ON_A_PAGE))
+
+
+class Clip(Media):
+    """A clip; `read` gives float32 [T] at 16 kHz, of a common loudness, see `clips`."""
+
+    kind = "clip"
+    endings = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
+
+    def _decode(self, encoded: bytes) -> Float32[np.ndarray, "T"]:
+        return decode_clip(encoded)
+
+    def pack(self) -> bytes:
+        """A FLAC file of what is read: later readings need not resample."""
+        return encode_flac(self.read())
+
+    def data_uri(self) -> str:
+        """A FLAC clip of what is read."""
+        return _data_uri("audio/flac", encode_flac(self.read()))
+
+
+KINDS: dict[str, type[Media]] = {media.kind: media for media in (Picture, Clip)}
+
+
+def media_in(path: Path, name: str) -> Media:
+    """The picture or clip in a file, by the ending of its name.
+
+    Raises:
+      ValueError: for another ending; says which there are.
+    """
+    for kind in KINDS.values():
+        if path.suffix.lower() in kind.endings:
+            return kind(name, path.read_bytes)
+    endings = ", ".join(ending for kind in KINDS.values() for ending in kind.endings)
+    raise ValueError(f"file {name!r} is neither a picture nor a clip; needed one that ends in {endings}")
+
+
+def _data_uri(mime_type: str, encoded: bytes) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(encoded).decode()}"

@@ -1,0 +1,138 @@
+"""TextCaps, AudioCaps and Clotho from small files in the layout in which they are published."""
+
+import json
+
+import pytest
+from tiny_media import ogg, png, sound, write
+
+from mcl_jax.data import Target, load_captions
+from mcl_jax.data.published import read_audiocaps, read_clotho, read_textcaps
+
+IMAGES = 100
+
+
+def textcaps_rows(published, first, count):
+    """Rows as in the JSON files: one for each of the 3 captions of a picture."""
+    return [
+        {
+            "image_id": f"{number:016x}",
+            "image_path": f"train/{number:016x}.jpg",
+            "set_name": published,
+            "caption_id": 3 * number + part,
+            "caption_str": f"A sign {number} says {part}.",
+            "reference_strs": [f"A sign {number} says {other}." for other in range(3)],
+        }
+        for number in range(first, first + count)
+        for part in range(3)
+    ]
+
+
+def write_textcaps(folder):
+    for published, first, count in (("train", 0, IMAGES), ("val", IMAGES, 3)):
+        rows = textcaps_rows(published, first, count)
+        write(folder / f"TextCaps_0.1_{published}.json", json.dumps({"dataset_name": "textcaps", "data": rows}))
+        french = {str(row["caption_id"]): f"Panneau {row['caption_id']}." for row in rows if row["caption_id"] % 2}
+        write(folder / f"TextCaps_0.1_{published}_fr.json", json.dumps(french))
+    for number in range(IMAGES + 3):
+        write(folder / f"train_images/{number:016x}.jpg", png())
+
+
+def test_textcaps(tmp_path):
+    write_textcaps(tmp_path / "files")
+    (tmp_path / f"files/train_images/{5:016x}.jpg").unlink()
+    write(tmp_path / f"files/train_images/{6:016x}.jpg", png()[:50])
+    with pytest.warns(UserWarning, match=r"'textcaps/english': left out 2, kept 101; .*no such file: train_images/0+5"):
+        corpus = load_captions("textcaps/english", tmp_path, tmp_path / "files")
+    counts = corpus.counts()
+    assert counts["test"] == 3 and counts["train"] + counts["validation"] == IMAGES - 2 and 0 < counts["validation"] < 8
+    record = corpus.split("test")[1]
+    assert record.id == f"{IMAGES + 1:016x}" and record.media.read().shape == (5, 7, 3)
+    assert record.targets == tuple(Target(f"A sign {IMAGES + 1} says {part}.") for part in range(3))
+
+
+def test_textcaps_half_in_french(tmp_path):
+    write_textcaps(tmp_path / "files")
+    corpus = load_captions("textcaps/bilingual", tmp_path, tmp_path / "files")
+    assert corpus.modes == ("en", "fr")
+    record = corpus.split("test")[0]
+    assert record.targets == (
+        Target(f"A sign {IMAGES} says 0.", "en"),
+        Target(f"Panneau {3 * IMAGES + 1}.", "fr"),
+        Target(f"A sign {IMAGES} says 2.", "en"),
+    )
+
+
+def test_textcaps_files_that_lack_or_have_another_layout(tmp_path):
+    write_textcaps(tmp_path)
+    (tmp_path / "TextCaps_0.1_val_fr.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"(?s)no TextCaps_0.1_val_fr.json in .*French texts by caption_id"):
+        read_textcaps(tmp_path, bilingual=True)
+    for content in ("[]", '{"data": [{"image_id": "1"}]}'):
+        write(tmp_path / "TextCaps_0.1_val.json", content)
+        with pytest.raises(ValueError, match=r"TextCaps_0.1_val.json: needed .*caption_str.*, got another layout"):
+            read_textcaps(tmp_path)
+
+
+def write_audiocaps(folder):
+    header = "audiocap_id,youtube_id,start_time,caption"
+    for published in ("train", "val", "test"):
+        clips = [f"{published}{clip}" for clip in ("-a_B", "cd", "ef", "gh")]
+        rows = [f'{n}{part},{clip},{30 * n},"{clip}, then {part}"' for n, clip in enumerate(clips) for part in range(2)]
+        write(folder / f"{published}.csv", "\n".join([header, *rows, "", f'99,{published}ij,0," "']) + "\n")
+        for name in (f"{published}-a_B_0.wav", "11.wav", f"{published}ij.WAV", "notes.txt"):
+            write(folder / published / name, sound())
+        write(folder / published / f"{published}ef.ogg", ogg())
+
+
+def test_audiocaps(tmp_path):
+    write_audiocaps(tmp_path / "files")
+    write(tmp_path / "files/val/valef.ogg", b"broken")
+    with pytest.warns(
+        UserWarning, match=r"left out 7, kept 8; .*a blank caption: trainij_0, valij_0, testij_0; "
+    ) as caught:
+        corpus = load_captions("audiocaps", tmp_path, tmp_path / "files")
+    assert "no clip in train/: traingh_90; " in str(caught[0].message) and "read: " in str(caught[0].message)
+    assert [record.id for record in corpus.split("validation")] == ["val-a_B_0", "valcd_30"]
+    record = corpus.split("test")[1]
+    assert record.id == "testcd_30" and record.targets == (Target("testcd, then 0"), Target("testcd, then 1"))
+    assert record.media.name == "11.wav" and len(record.media.read()) == 4800
+
+
+def write_clotho(folder):
+    for published in ("development", "validation", "evaluation"):
+        rows = [f"rain {n}.wav," + ",".join(f'"Rain {n}, {part}"' for part in (1, 2, 3, 4, 4)) for n in range(3)]
+        lines = ["file_name,caption_1,caption_2,caption_3,caption_4,caption_5", *rows]
+        write(folder / f"clotho_captions_{published}.csv", "\n".join(lines) + "\n")
+        for n in range(3):
+            write(folder / published / f"rain {n}.wav", sound())
+
+
+def test_clotho(tmp_path):
+    write_clotho(tmp_path / "files")
+    write(tmp_path / "files/evaluation/rain 2.wav", sound()[:-1000])
+    with pytest.warns(UserWarning, match=r"left out 1, kept 8; a clip cut off after .* bytes: evaluation/rain 2.wav"):
+        corpus = load_captions("clotho", tmp_path, tmp_path / "files")
+    assert corpus.counts() == {"train": 3, "validation": 3, "test": 2}
+    record = corpus.split("train")[1]
+    assert record.id == "development/rain 1.wav" and len(record.media.read()) == 4800
+    assert record.targets == tuple(Target(f"Rain 1, {part}") for part in (1, 2, 3, 4))  # what is said twice counts once
+
+
+def test_csv_files_that_lack_or_have_other_columns(tmp_path):
+    for read, name in ((read_audiocaps, "train.csv"), (read_clotho, "clotho_captions_development.csv")):
+        with pytest.raises(FileNotFoundError, match=rf"(?s)no {name} in .* needs these files"):
+            read(tmp_path)
+        write(tmp_path / name, "file_name;caption_1\n")
+        with pytest.raises(ValueError, match=rf"{name}: needed the columns .*caption.*, got \['file_name;caption_1'\]"):
+            read(tmp_path)
+    write(tmp_path / "train.csv", b"audiocap_id,youtube_id,start_time,caption\n1,a,0,caf\xe9\n")
+    with pytest.raises(ValueError, match=r"train.csv: needed UTF-8"):
+        read_audiocaps(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["textcaps/english", "audiocaps", "clotho"])
+def test_without_a_folder_one_is_told_what_to_download(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    for folder in (None, tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=rf"(?s){name}: needed a folder .* needs these files in one folder"):
+            load_captions(name, tmp_path, folder)
