@@ -44,6 +44,7 @@ def test_run_leaves_what_the_contract_names(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # tests/test_parallel.py has the same of the step alone
 def test_devices_change_nothing(tmp_path):
     losses = []
     for devices in (1, 2):
