@@ -4,6 +4,9 @@
     model/layers/self_attn/q_proj/a  [L, in, r]    model.layers.{i}.self_attn.q_proj.lora_A.weight  [r, in]
     model/layers/self_attn/q_proj/b  [L, r, out]   model.layers.{i}.self_attn.q_proj.lora_B.weight  [out, r]
 
+Layers of models that see or hear are written under the names that they have in transformers from 4.52 on, and read
+under these or those of before.
+
 K hypotheses are K folders, `lora0` … `lora{K-1}`. The released checkpoints of the paper's authors have either this
 layout, or all K in one `lora0` as weights of grouped 1x1 convolutions, lora_A [K·r, in, 1] and lora_B [K·out, r, 1].
 """
@@ -26,6 +29,7 @@ from mcl_jax import hypotheses
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models import pretrained
+from mcl_jax.models.tensors import rename
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -51,12 +55,12 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
     Raises:
       ValueError: for adapters of other than linear layers with two-axis kernels.
     """
-    folders = []
+    folders, family = [], pretrained.family_of(model.module.config.to_hf())
     for k in range(hypotheses.count(adapters)):
         tensors, ranks, scales = {}, {}, {}
         for path, leaf in flatten_dict(hypotheses.select(adapters, k)).items():
             for name, index in _layers(path, leaf):
-                matrix = np.asarray(leaf[index])
+                name, matrix = rename(name, family.in_memory), np.asarray(leaf[index])
                 if matrix.ndim != 2:
                     raise ValueError(
                         f"PEFT holds adapters of two-axis kernels only; {name} has {path[-1]} {leaf.shape}"
@@ -64,7 +68,7 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
                 tensors[f"{PREFIX}{name}.lora_{path[-1].upper()}.weight"] = np.ascontiguousarray(matrix.T)
                 place = "/".join(path[:-1])
                 ranks[name], scales[name] = model.config.rank_of(place), _alpha_of(model.config, place)
-        folders.append(_write(Path(folder) / f"lora{k}", model, tensors, ranks, scales, base))
+        folders.append(_write(Path(folder) / f"lora{k}", model.config, family, tensors, ranks, scales, base))
     return folders
 
 
@@ -73,10 +77,8 @@ def _alpha_of(config: LoraConfig, place: str) -> float:
     return config.scale_of(place) * (rank**0.5 if config.rank_stabilized else rank)
 
 
-def _write(folder, model, tensors, ranks, alphas, base) -> Path:
-    config = model.config
+def _write(folder, config: LoraConfig, family: pretrained.Family, tensors, ranks, alphas, base) -> Path:
     differing = lambda of, default: {re.escape(name): value for name, value in of.items() if value != default}
-    family = pretrained.family_of(model.module.config.to_hf())
     written = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -106,7 +108,7 @@ def load_peft(path: str | Path | Sequence[str | Path], module: Any) -> tuple[Hyp
       module: the base, a language model of `mcl_jax.models`.
     Raises:
       ValueError: names a file that is missing or broken, adapters that differ in rank, alpha or layers, or a tensor
-        that has no place in the module.
+        that has no place in the module or is of a frozen tower.
     """
     folders = _adapter_folders(path)
     loaded = [one for folder in folders for one in _read(folder)]
@@ -175,10 +177,13 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
     for k, one in enumerate(hypotheses_):
         if set(one) != names:
             raise ValueError(f"hypothesis {k} adapts other layers than hypothesis 0: {sorted(set(one) ^ names)[:8]}")
+    renames = pretrained.family_of(module.config.to_hf()).renames
+    given = {rename(name, renames): name for name in names}  # under the name of the module tree
     flat, used, ranks, alphas = {}, set(), {}, {}
     for path, leaf in flatten_dict(pretrained.abstract_params(module)).items():
-        layers = _layers(path, leaf) if path[-1] == "kernel" else []
-        hit = [name for name, _ in layers if name in names]
+        adaptable = path[-1] == "kernel" and (path[0] == "language_model" or not hasattr(module, "encode"))  # no towers
+        layers = _layers(path, leaf) if adaptable else []
+        hit = [given[name] for name, _ in layers if name in given]
         if not hit:
             continue
         if len(hit) < len(layers):
@@ -194,7 +199,7 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
         ranks[place] = flat[(*path[:-1], "a")].shape[-1]
         alphas[place] = next((a for p, a in settings.alphas if re.fullmatch(rf"(.*\.)?({p})", hit[0])), settings.alpha)
     if missing := sorted(names - used):
-        raise ValueError(f"adapters of layers that {type(module).__name__} does not have: {missing[:8]}")
+        raise ValueError(f"adapters of layers that {type(module).__name__} does not have or adapt: {missing[:8]}")
     config = LoraConfig(
         rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, rank_stabilized=settings.rank_stabilized,
         targets=tuple(ranks), rank_pattern={p: r for p, r in ranks.items() if r != settings.rank},

@@ -43,6 +43,7 @@ class Family:
       transposed: whether linear layers are stored as [out, in] (torch's Linear), not [in, out] (GPT-2's Conv1D).
       ignored: names of tensors that hold no weights, such as the causal masks of old checkpoints.
       renames: (regular expression, replacement) for names that other versions of transformers write; the first counts.
+      in_memory: the same the other way round, for what transformers names otherwise in memory, and so PEFT in files.
       tied: name of a tensor that may be there though it equals another, and that other.
       writes_tied: whether that tensor is always written, for Hugging Face does not tie it.
       processor: of pictures or clips beside text; its `from_pretrained` takes the folder and the model's config.
@@ -53,6 +54,7 @@ class Family:
     transposed: bool = True
     ignored: str = r"(?!)"
     renames: tuple[tuple[str, str], ...] = ()
+    in_memory: tuple[tuple[str, str], ...] = ()
     tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
     writes_tied: bool = False
     processor: Any = None
@@ -62,7 +64,8 @@ LLAMA = Family(
     Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$", tied=("lm_head.weight", "model.embed_tokens.weight")
 )
 # Published files have the names of the module tree; transformers from 4.52 on has others in memory.
-OF_TEXT_MODEL = ((r"model\.language_model\.", "language_model.model."), (r"lm_head\.", "language_model.lm_head."))
+OF_TEXT_MODEL = ((r"model\.language_model\.", "language_model.model."), (r"lm_head\b", "language_model.lm_head"))
+IN_MEMORY = ((r"language_model\.model\.", "model.language_model."), (r"language_model\.lm_head\b", "lm_head"))
 TIED_TEXT_MODEL = ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight")
 LLAVA_NEXT = Family(
     LlavaNext, LlavaNextConfig, ignored=rf"{LLAMA.ignored}|embeddings\.position_ids$",
@@ -71,12 +74,12 @@ LLAVA_NEXT = Family(
         (r"model\.(?=vision_tower|multi_modal_projector|image_newline)", ""),
         *OF_TEXT_MODEL,
     ),
-    tied=TIED_TEXT_MODEL, processor=LlavaNextProcessor,
+    in_memory=IN_MEMORY, tied=TIED_TEXT_MODEL, processor=LlavaNextProcessor,
 )  # fmt: skip
 QWEN2_AUDIO = Family(
     Qwen2Audio, Qwen2AudioConfig, ignored=LLAMA.ignored,
     renames=((r"model\.(?=audio_tower|multi_modal_projector)", ""), *OF_TEXT_MODEL),
-    tied=TIED_TEXT_MODEL, writes_tied=True, processor=AudioProcessor,
+    in_memory=IN_MEMORY, tied=TIED_TEXT_MODEL, writes_tied=True, processor=AudioProcessor,
 )  # fmt: skip
 FAMILIES = {
     "gpt2": Family(GPT2, GPT2Config, transposed=False, ignored=r"\.attn\.(bias|masked_bias)$"),

@@ -38,8 +38,13 @@ class Arrays:
         return np.asarray(self.arrays[name])
 
 
+def rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
+    """The name after the first (regular expression, replacement) that matches its start; as it is if none does."""
+    return next((re.sub(pattern, into, name) for pattern, into in renames if re.match(pattern, name)), name)
+
+
 class Renamed:
-    """A source under other names: of each, the first (regular expression, replacement) that matches its start.
+    """A source under other names, see `rename`.
 
     Raises:
       ValueError: if two tensors get one name; names them.
@@ -48,7 +53,7 @@ class Renamed:
     def __init__(self, source: TensorSource, renames: Sequence[tuple[str, str]]):
         self.source, self.old_names = source, {}
         for old in source.shapes:
-            new = next((re.sub(pattern, into, old) for pattern, into in renames if re.match(pattern, old)), old)
+            new = rename(old, renames)
             if new in self.old_names:
                 raise ValueError(f"{old} and {self.old_names[new]} are both {new}")
             self.old_names[new] = old

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -309,6 +310,39 @@ def test_adapters_have_no_leaves_in_the_tower():
     for given in ((), (golden["mask"], features)):
         _, adapters = hypotheses(module, params, golden["tokens"], *given)
         assert {path[0] for path in flatten_dict(adapters)} == {"language_model"}
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["now", "before"])
+def test_adapters_have_the_names_of_peft_and_are_read_under_those_of_before_too(before, tmp_path):
+    module, params, golden, _ = load("llama")
+    config = mcl.LoraConfig(rank=2, alpha=3, targets=TARGETS, alpha_pattern={"down_proj": 5})
+    _, zeros = hypotheses(module, params, golden["tokens"])
+    adapters = jax.tree.map(lambda leaf: np.random.default_rng(leaf.size).random(leaf.shape, np.float32), zeros)
+    now, old = "model.language_model.layers.", "language_model.model.layers."
+    for folder in mcl.interop.save_peft(tmp_path, mcl.Hypotheses(module, config), adapters):
+        tensors = load_file(folder / "adapter_model.safetensors")
+        assert all(name.startswith(f"base_model.model.{now}") for name in tensors)
+        if before:
+            renamed = {name.replace(now, old): value for name, value in tensors.items()}
+            save_file(renamed, folder / "adapter_model.safetensors")
+            file = folder / "adapter_config.json"
+            escaped = [json.dumps(re.escape(name))[1:-1] for name in (now, old)]
+            file.write_text(file.read_text().replace(now, old).replace(*escaped))
+    again, loaded = mcl.interop.load_peft(tmp_path, module)
+    jax.tree.map(np.testing.assert_array_equal, loaded, adapters)
+    for place in {"/".join(path[:-1]) for path in flatten_dict(adapters)}:
+        assert again.config.scale_of(place) == config.scale_of(place)
+
+
+def test_adapters_of_the_tower_are_refused(tmp_path):
+    module, params, golden, _ = load("llama")
+    folder = mcl.interop.save_peft(tmp_path, *hypotheses(module, params, golden["tokens"], K=1))[0]
+    tensors = load_file(folder / "adapter_model.safetensors")
+    of_tower = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_"
+    tensors |= {f"{of_tower}A.weight": np.zeros((2, 10), "f4"), f"{of_tower}B.weight": np.zeros((10, 2), "f4")}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"LlavaNext does not have or adapt: \['model.vision_tower.encoder"):
+        mcl.interop.load_peft(folder, module)
 
 
 def test_parameters_are_the_same_whether_drawn_from_tokens_or_with_features():
