@@ -69,20 +69,20 @@ def read_stamps(folder: Path | str, kind: Literal["pictures", "spoken", "sounds"
       kind: one of `KINDS`.
     Returns:
       The corpus "stamps/KIND": ids are paths in the folder without an ending, modes are `LANGUAGES`; files are read
-      when they are needed. `left_out` has the stamps without a PNG, or the clips without a stamp.
+      when they are needed. `left_out` has stamps without an English caption or a PNG, and clips without a stamp.
     Raises:
-      ValueError: for another kind, or a caption file that is not UTF-8; names the file.
+      ValueError: for another kind.
       FileNotFoundError: if there are no stamps; says what was needed.
     """
     if kind not in KINDS:
         raise ValueError(f"stamps: a kind {describe_unknown(kind, KINDS)}")
     folder = Path(folder)
-    stamps = {stamp.name: stamp for stamp in _stamps(folder)}
+    left_out: list[tuple[str, str]] = []
+    stamps = {stamp.name: stamp for stamp in _stamps(folder, left_out)}
     if not stamps:
         raise FileNotFoundError(
             f"no stamps in {str(folder)!r}: needed NAME.txt beside NAME.png, as in {CONTENTS} of the package {PACKAGE}"
         )
-    left_out: list[tuple[str, str]] = []
     found = _pictures(folder, stamps, left_out) if kind == "pictures" else _clips(folder, stamps, kind, left_out)
     records = (
         Record(name, "", tuple(Target(text, mode) for mode, text in stamp.captions.items()), (), stamp.split, media)
@@ -106,15 +106,20 @@ def spoken_language(record: Record) -> str:
     return record.id.rpartition("_desc_")[2]
 
 
-def _stamps(folder: Path) -> Iterator[Stamp]:
+def _stamps(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[Stamp]:
     for path in sorted(folder.rglob("*.txt")):
+        name = _name(path, folder)
         try:
-            first, *others = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: needed UTF-8, got {error}") from None
+            first, *others = path.read_text(encoding="utf-8-sig").splitlines() or [""]
+        except UnicodeDecodeError:
+            left_out.append((name, "captions that are not UTF-8"))
+            continue
         texts = {"en": first} | {m[1]: m[2] for line in others if (m := TRANSLATION.fullmatch(line.strip()))}
         captions = {language: " ".join(texts.get(language, "").split()) for language in LANGUAGES}
-        yield Stamp(_name(path, folder), {language: text for language, text in captions.items() if text})
+        if captions["en"]:
+            yield Stamp(name, {language: text for language, text in captions.items() if text})
+        else:
+            left_out.append((name, "no English caption"))
 
 
 def _name(path: Path, folder: Path) -> str:

@@ -85,15 +85,24 @@ def test_sounds_are_not_letters_named_aloud(folder):
     assert corpus.left_out == (("symbols/alphabets/a_filled_en_GB", "a letter or digit, named aloud"),)
 
 
-def test_no_stamps_no_kind_no_utf8(folder, tmp_path):
+def test_stamps_whose_captions_cannot_be_read_are_left_out(folder):
+    for name, content in (("00", b"\xff"), ("02", b""), ("04", b"\nfr.utf8=Un ours.\n")):
+        write(folder / f"animals/beast{name}.txt", content)
+    corpus = read_stamps(folder, "pictures")
+    assert len(corpus.records) == 40 + 52 - 3
+    assert dict(corpus.left_out[:3]) == {
+        "animals/beast00": "captions that are not UTF-8",
+        "animals/beast02": "no English caption",
+        "animals/beast04": "no English caption",
+    }
+
+
+def test_no_stamps_no_kind(folder, tmp_path):
     with pytest.raises(ValueError, match="stamps: a kind must be one of .* did you mean 'pictures'"):
         read_stamps(folder, "picture")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no stamps in .*NAME.txt beside NAME.png, as in usr/share/tuxpaint"):
         read_stamps(tmp_path / "empty", "pictures")
-    write(folder / "animals/beast00.txt", b"\xff")
-    with pytest.raises(ValueError, match=r"beast00.txt: needed UTF-8"):
-        read_stamps(folder, "pictures")
 
 
 def test_built_once_from_the_package_then_read(monkeypatch, tmp_path):
