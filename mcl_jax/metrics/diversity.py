@@ -1,4 +1,4 @@
-"""Diversity of an item's K answers by their n-grams, on a scale of 0 to 1. No references are needed."""
+"""Diversity of an item's K answers by their n-grams, 0 to 1, and their vocabulary. No references are needed."""
 
 import numpy as np
 
@@ -36,6 +36,24 @@ def div_n(
 def _distinct_share(answers: list[list[str]], n: int) -> float:
     distinct = {tuple(words[i : i + n]) for words in answers for i in range(len(words) - n + 1)}
     return len(distinct) / max(1, sum(map(len, answers)))
+
+
+def vocabulary(answers: Texts, tokenization: Tokenization | None = None) -> Score:
+    """Distinct words over all answers, higher is more diverse; of each item, those of its own answers.
+
+    The number grows with the items, so it has no bootstrap interval: a resample holds fewer distinct ones.
+
+    Args:
+        answers: N items of K texts.
+        tokenization: how text becomes words; 13a with case if None.
+
+    Raises:
+        ValueError: for no items, or an item without answers.
+    """
+    check_answers(answers)
+    tokenization = tokenization or Tokenization()
+    words = [{word for text in tokenization.words(texts) for word in text} for texts in answers]
+    return Score(np.array([len(own) for own in words], np.float64), float(len(set().union(*words))), np.nan, np.nan)
 
 
 def mbleu_4(answers: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None) -> Score:

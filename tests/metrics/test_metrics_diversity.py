@@ -28,6 +28,14 @@ def test_div_n_of_words_as_the_tokenizer_has_them():
     assert metrics.div_n(answers, 1, Tokenization("none", lowercase=True)).mean == 3 / 4
 
 
+def test_vocabulary_by_hand():
+    score = metrics.vocabulary([["a b a", "b c"], ["", " "], ["c D", "d c"]], NONE)
+    assert score.per_item.tolist() == [3.0, 0.0, 3.0]
+    assert score.mean == 5.0  # a b c D d
+    assert np.isnan([score.low, score.high]).all()
+    assert metrics.vocabulary([["D", "d."]], Tokenization(lowercase=True)).mean == 2.0
+
+
 def test_mbleu_by_hand():
     """Each against both others, BP by the nearest length: e^(1 − 5/4) for "a b c d", 1 and p = 4/5 .. for the first."""
     answers = [
