@@ -5,12 +5,15 @@ a value for each item, the mean, and a bootstrap interval. Blank answers score a
 
     score = metrics.oracle_bleu(answers, references)
     score.per_item, score.mean, score.low, score.high
+    scores = metrics.score_captions(answers, references)  # by name; what is not available says why
 
-`python -m mcl_jax.metrics FILE.jsonl` computes them all. Reading order: `score`, `text`, `bleu`, `translation`,
-`diversity`, `bert`, `embedding`, `selection`, `specialization`, `items`, `report`.
+`python -m mcl_jax.metrics FILE.jsonl [--captions]` computes them all. Reading order: `score`, `text`, `bleu`,
+`translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
+`items`, `report`.
 """
 
-from mcl_jax.metrics.diversity import corpus_mbleu_4, div_n, mbleu_4
+from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
+from mcl_jax.metrics.diversity import corpus_mbleu_4, div_n, mbleu_4, vocabulary
 from mcl_jax.metrics.embedding import (
     EncoderNotFoundError,
     SentenceEncoder,
@@ -20,7 +23,8 @@ from mcl_jax.metrics.embedding import (
     sentence_similarity,
 )
 from mcl_jax.metrics.items import Item, read_items
-from mcl_jax.metrics.report import NotAvailable, Settings, score_items
+from mcl_jax.metrics.java import JavaMetricError, meteor, spice
+from mcl_jax.metrics.report import NotAvailable, Settings, score_captions, score_items
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.selection import minimum_bayes_risk
 from mcl_jax.metrics.specialization import WinMatrix, normalized_mutual_information, purity, win_matrix
@@ -44,8 +48,11 @@ from mcl_jax.metrics.translation import (
 
 __all__ = [
     "Bootstrap",
+    "Captions",
+    "Counts",
     "EncoderNotFoundError",
     "Item",
+    "JavaMetricError",
     "NotAvailable",
     "Score",
     "SentenceEncoder",
@@ -53,6 +60,8 @@ __all__ = [
     "Tokenization",
     "WinMatrix",
     "average",
+    "cider_d",
+    "coco_bleu",
     "corpus_leave_one_out_bleu",
     "corpus_mbleu_4",
     "corpus_oracle_bleu",
@@ -64,6 +73,7 @@ __all__ = [
     "mean_bleu",
     "mean_chrf",
     "mean_similarity",
+    "meteor",
     "minimum_bayes_risk",
     "normalized_mutual_information",
     "oracle",
@@ -76,9 +86,14 @@ __all__ = [
     "read_items",
     "reference_coverage",
     "references_covered",
+    "rouge_l",
+    "score_captions",
     "score_items",
     "sentence_bleu",
     "sentence_chrf",
     "sentence_similarity",
+    "spice",
+    "tokenize_captions",
+    "vocabulary",
     "win_matrix",
 ]

@@ -13,12 +13,20 @@ import tyro
 from mcl_jax.console import PLAIN_WIDTH, table
 from mcl_jax.json_io import to_json, write_json
 from mcl_jax.metrics.items import Item, read_items
-from mcl_jax.metrics.report import LOWER_IS_BETTER, NotAvailable, Settings, score_items, winners_and_modes
+from mcl_jax.metrics.report import (
+    CAPTION_GROUPS,
+    GROUPS,
+    LOWER_IS_BETTER,
+    NotAvailable,
+    Settings,
+    score_items,
+    winners_and_modes,
+)
 from mcl_jax.metrics.score import Bootstrap, Score
 from mcl_jax.metrics.specialization import WinMatrix, win_matrix
 from mcl_jax.metrics.text import Tokenization
 
-Group = Literal["translation", "diversity", "embedding", "specialization"]
+Group = Literal["translation", "captioning", "diversity", "embedding", "specialization"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,9 @@ class Config:
 
     Args:
         file: the JSONL file.
-        metrics: groups to compute; all by default, and what is not available is said.
+        captions: score captions, as coco-caption does: BLEU-1 and -4, ROUGE-L, CIDEr-D, METEOR, SPICE, SPIDEr.
+        metrics: groups to compute; all by default, and what is not available is said. With --captions the groups are
+            captioning (diversity included), embedding and specialization.
         tokenize: how text becomes words, sacrebleu's names: 13a for Western languages, zh for Chinese, none for
             text that is tokenized already.
         lowercase: ignore case.
@@ -38,10 +48,12 @@ class Config:
         level: of the intervals.
         seed: of the bootstrap.
         encoder: folder with config.json, tokenizer.json and model.safetensors; the installed MiniLM by default.
+        corenlp: folder with the two jars of CoreNLP 3.6.0, for SPICE.
         json: file to write the scores to, values of each item included.
     """
 
     file: tyro.conf.Positional[Path]
+    captions: bool = False
     metrics: Annotated[tuple[Group, ...], tyro.conf.arg(name="metrics")] = ()
     tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"
     lowercase: bool = False
@@ -49,6 +61,7 @@ class Config:
     level: float = 0.95
     seed: int = 0
     encoder: Path | None = None
+    corenlp: Path | None = None
     json: Path | None = None
 
 
@@ -59,11 +72,14 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
         ValueError: for a file, or an option, that does not fit; names it.
     """
     bootstrap = Bootstrap(config.resamples, config.level, config.seed)
-    settings = Settings(Tokenization(config.tokenize, config.lowercase), bootstrap, config.encoder)
+    tokenization = Tokenization(config.tokenize, config.lowercase)
+    if config.captions and tokenization != Tokenization():
+        raise ValueError("--captions has coco-caption's own words: leave out --tokenize and --lowercase")
+    settings = Settings(tokenization, bootstrap, config.encoder, config.corenlp)
     if config.json is not None and not config.json.parent.is_dir():
         raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
     items = read_items(config.file)
-    scores = score_items(items, config.metrics or None, settings)
+    scores = score_items(items, config.metrics or None, settings, CAPTION_GROUPS if config.captions else GROUPS)
     matrix = None if isinstance(scores.get("purity", NotAvailable("")), NotAvailable) else _win_matrix(items)
 
     _print(config, items, scores, matrix)
@@ -99,7 +115,8 @@ def _range(items: Sequence[Item], name: str) -> str:
 def _cells(score: Score | NotAvailable) -> tuple[Any, ...]:
     if isinstance(score, NotAvailable) or math.isnan(score.mean):
         return None, None, 0
-    return score.mean, f"{score.low:.4g} to {score.high:.4g}", score.num_defined
+    interval = None if math.isnan(score.low) else f"{score.low:.4g} to {score.high:.4g}"
+    return score.mean, interval, score.num_defined
 
 
 def _reasons(scores: dict[str, Score | NotAvailable]) -> dict[str, list[str]]:

@@ -1,16 +1,21 @@
-"""All metrics of a list of items, by groups. A further group is a function and a line in `GROUPS`."""
+"""All metrics of a list of items, by groups: those of texts in `GROUPS`, those of captions in `CAPTION_GROUPS`.
+
+A further group is a function and a line there.
+"""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from mcl_jax.metrics import diversity, embedding, specialization, translation
+from mcl_jax.metrics import captioning, diversity, embedding, java, specialization, translation
 from mcl_jax.metrics.items import Item
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
-from mcl_jax.metrics.text import Tokenization
+from mcl_jax.metrics.text import Texts, Tokenization, check_pairs
 
 Metrics = dict[str, Callable[[], Score]]  # by name, not computed yet
+Groups = Mapping[str, Callable[[Sequence[Item], "Settings"], Metrics]]
 
 
 @dataclass(frozen=True)
@@ -18,14 +23,16 @@ class Settings:
     """How items are scored.
 
     Attributes:
-        tokenization: how text becomes words.
+        tokenization: how text becomes words, but captions: these have coco-caption's.
         bootstrap: of the intervals.
         encoder: folder of the sentence encoder; the installed MiniLM if None.
+        corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE needs.
     """
 
     tokenization: Tokenization = field(default_factory=Tokenization)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     encoder: Path | None = None
+    corenlp: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -35,27 +42,66 @@ class NotAvailable:
     reason: str
 
 
+def score_captions(
+    answers: Texts,
+    references: Texts,
+    bootstrap: Bootstrap | None = None,
+    encoder: Path | None = None,
+    corenlp: Path | None = None,
+) -> dict[str, Score | NotAvailable]:
+    """All metrics of K captions an item, by name: `oracle_` of the best answer, `mean_` over the answers.
+
+    BLEU-1, BLEU-4, ROUGE-L, METEOR and SPICE run from 0 to 1, CIDEr-D from 0 to 10, SPIDEr = (CIDEr-D + SPICE) / 2 from
+    0 to 5.5, similarity from −1 to 1. `corpus_` pools all items, as coco-caption's own BLEU and METEOR do; its other
+    numbers are means over items. Then Div-1, Div-2, mBLEU-4 and the vocabulary of the answers, and their diversity by
+    embeddings.
+
+    Args:
+        answers: N items of K texts; blank ones score 0.
+        references: N items of R texts, the references of the whole split: CIDEr-D counts its documents in them.
+        bootstrap: of the intervals; 1000 resamples at 95 % if None.
+        encoder: folder of the sentence encoder; the installed MiniLM if None.
+        corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE and SPIDEr need.
+
+    Returns:
+        `Score`, or `NotAvailable` with the reason: METEOR without Java, for one.
+
+    Raises:
+        ValueError: for items that do not match, or without an answer or a reference.
+    """
+    check_pairs(answers, references)
+    items = [Item(n, tuple(a), tuple(r)) for n, (a, r) in enumerate(zip(answers, references, strict=True))]
+    settings = Settings(bootstrap=bootstrap or Bootstrap(), encoder=encoder, corenlp=corenlp)
+    groups = {name: group for name, group in CAPTION_GROUPS.items() if name != "specialization"}
+    return score_items(items, settings=settings, groups=groups)
+
+
 def score_items(
-    items: Sequence[Item], groups: Sequence[str] | None = None, settings: Settings | None = None
+    items: Sequence[Item],
+    names: Sequence[str] | None = None,
+    settings: Settings | None = None,
+    groups: Groups | None = None,
 ) -> dict[str, Score | NotAvailable]:
     """Scores by name, in the order of the groups.
 
     Args:
         items: at least one.
-        groups: of `GROUPS`; None is all of them.
-        settings: tokenization, bootstrap, encoder.
+        names: of the groups to compute; None is all of them.
+        settings: tokenization, bootstrap, folders.
+        groups: to choose from, `GROUPS` if None.
 
     Raises:
         ValueError: for a group that does not exist, or one asked for by name of which no metric is available.
     """
-    unknown = sorted(set(groups or ()) - set(GROUPS))
+    groups = GROUPS if groups is None else groups
+    unknown = sorted(set(names or ()) - set(groups))
     if unknown:
-        raise ValueError(f"metrics must be of {list(GROUPS)}, got {unknown}")
+        raise ValueError(f"metrics must be of {list(groups)}, got {unknown}")
     scores: dict[str, Score | NotAvailable] = {}
-    for group in groups or GROUPS:
-        metrics = {name: _attempt(metric) for name, metric in GROUPS[group](items, settings or Settings()).items()}
+    for group in names or groups:
+        metrics = {name: _attempt(metric) for name, metric in groups[group](items, settings or Settings()).items()}
         missing = [score.reason for score in metrics.values() if isinstance(score, NotAvailable)]
-        if groups and len(missing) == len(metrics):
+        if names and len(missing) == len(metrics):
             raise ValueError(f"no metric of {group!r} is available: {missing[0]}")
         scores |= metrics
     return scores
@@ -66,6 +112,25 @@ def _attempt(metric: Callable[[], Score]) -> Score | NotAvailable:
         return metric()
     except ValueError as error:
         return NotAvailable(str(error))
+
+
+def _once(compute: Callable[[], Any]) -> Callable[[], Any]:
+    """The same, but the first call's result, or its ValueError, is every call's: Java takes minutes to fail too."""
+
+    @functools.cache
+    def first() -> tuple[Any, ValueError | None]:
+        try:
+            return compute(), None
+        except ValueError as error:
+            return None, error
+
+    def again() -> Any:
+        result, error = first()
+        if error is not None:
+            raise error
+        return result
+
+    return again
 
 
 def _texts(items: Sequence[Item]) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
@@ -94,15 +159,46 @@ def translation_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
     }
 
 
+def captioning_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
+    """Captions in coco-caption's words: quality against the references, and diversity of the answers."""
+    bootstrap = settings.bootstrap
+    captions = _once(lambda: captioning.tokenize_captions(*_texts(items)))
+    bleu = _once(lambda: captioning.coco_bleu(captions()))
+    bleu_1, bleu_4 = (lambda: bleu()[0]), (lambda: bleu()[3])
+    cider_d = _once(lambda: captioning.cider_d(captions()))
+    meteor = _once(lambda: java.meteor(captions()))
+    spice = _once(lambda: java.spice(captions(), settings.corenlp))
+    per_answer = {
+        "bleu_1": lambda: bleu_1().per_answer(),
+        "bleu_4": lambda: bleu_4().per_answer(),
+        "rouge_l": _once(lambda: captioning.rouge_l(captions())),
+        "cider_d": cider_d,
+        "meteor": lambda: meteor().per_answer(),
+        "spice": spice,
+        "spider": lambda: [(c + s) / 2.0 for c, s in zip(cider_d(), spice(), strict=True)],
+    }
+    quality: Metrics = {}
+    for name, values in per_answer.items():
+        quality[f"oracle_{name}"] = lambda values=values: oracle(values(), bootstrap)
+        quality[f"mean_{name}"] = lambda values=values: average(values(), bootstrap)
+    for name, counts in {"bleu_1": bleu_1, "bleu_4": bleu_4, "meteor": meteor}.items():
+        quality[f"corpus_oracle_{name}"] = lambda counts=counts: counts().corpus_oracle(bootstrap)
+        quality[f"corpus_mean_{name}"] = lambda counts=counts: counts().corpus_mean(bootstrap)
+    return quality | _ngram_diversity(lambda: captions().answers, Tokenization("none"), bootstrap)
+
+
 def diversity_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
-    """Div-1, Div-2 and mBLEU-4."""
-    options = (settings.tokenization, settings.bootstrap)
-    answers, _ = _texts(items)
+    """Div-1, Div-2, mBLEU-4 and the vocabulary."""
+    return _ngram_diversity(lambda: _texts(items)[0], settings.tokenization, settings.bootstrap)
+
+
+def _ngram_diversity(answers: Callable[[], Texts], tokenization: Tokenization, bootstrap: Bootstrap) -> Metrics:
     return {
-        "div_1": lambda: diversity.div_n(answers, 1, *options),
-        "div_2": lambda: diversity.div_n(answers, 2, *options),
-        "mbleu_4": lambda: diversity.mbleu_4(answers, *options),
-        "corpus_mbleu_4": lambda: diversity.corpus_mbleu_4(answers, *options),
+        "div_1": lambda: diversity.div_n(answers(), 1, tokenization, bootstrap),
+        "div_2": lambda: diversity.div_n(answers(), 2, tokenization, bootstrap),
+        "mbleu_4": lambda: diversity.mbleu_4(answers(), tokenization, bootstrap),
+        "corpus_mbleu_4": lambda: diversity.corpus_mbleu_4(answers(), tokenization, bootstrap),
+        "vocabulary": lambda: diversity.vocabulary(answers(), tokenization),
     }
 
 
@@ -138,9 +234,14 @@ def winners_and_modes(items: Sequence[Item]) -> tuple[list[int], list[str | int]
     return [item.winner for item in items], [item.mode for item in items], max(len(item.answers) for item in items)
 
 
-GROUPS: dict[str, Callable[[Sequence[Item], Settings], Metrics]] = {
+GROUPS: Groups = {
     "translation": translation_metrics,
     "diversity": diversity_metrics,
+    "embedding": embedding_metrics,
+    "specialization": specialization_metrics,
+}
+CAPTION_GROUPS: Groups = {
+    "captioning": captioning_metrics,
     "embedding": embedding_metrics,
     "specialization": specialization_metrics,
 }
