@@ -77,9 +77,7 @@ class AdaptedModule(abc.ABC):
 
         def init_one(key):
             delta, rngs, mutable = self._delta(train=False), {"params": key}, [lora.COLLECTION]
-            _, variables = self._run(
-                delta, params, {}, inputs, kwargs, rngs, method=method, mutable=mutable, adapted=adapted
-            )
+            _, variables = self._run(delta, params, {}, inputs, kwargs, rngs, method, mutable, adapted)
             return variables.get(lora.COLLECTION, {})
 
         jax.eval_shape(init_one, key)
@@ -99,7 +97,7 @@ class AdaptedModule(abc.ABC):
           method: of the module; `__call__` by default.
         """
         delta = self._delta(train=dropout_rng is not None)
-        return self._run(delta, params, {lora.COLLECTION: adapters_k}, inputs, kwargs, _rngs(dropout_rng), method)
+        return self._run(delta, params, adapters_k, inputs, kwargs, {"dropout": dropout_rng}, method)
 
     def apply_all(
         self, params: Params, adapters: Adapters, *inputs: Any, dropout_rng: Key[Array, ""] | None = None, **kwargs: Any
@@ -147,8 +145,9 @@ class AdaptedModule(abc.ABC):
         arrays = [leaves[i] for i in batched]
         return jax.vmap(one)(select(adapters, k_of_example), k_of_example, jnp.arange(batch), arrays)
 
-    def _run(self, delta, params, collections, inputs, kwargs, rngs, method=None, mutable=False, adapted=None):
-        variables = {**_variables(params), **collections}
+    def _run(self, delta, params, adapters_k, inputs, kwargs, rngs, method=None, mutable=False, adapted=None):
+        variables = {**_variables(params), lora.COLLECTION: adapters_k}
+        rngs = {name: key for name, key in rngs.items() if key is not None}
         with lora.intercept(self.config, delta, adapted):
             return self.module.apply(variables, *inputs, rngs=rngs, method=method, mutable=mutable, **kwargs)
 
@@ -185,10 +184,6 @@ class Hypotheses(AdaptedModule):
             flat[kernel] = lora.merge_kernel(flat[kernel], a, b, self.config.scale_of("/".join(path)))
         merged = unflatten_dict(flat)
         return {**variables, "params": merged} if variables is params else merged
-
-
-def _rngs(dropout_rng: Key[Array, ""] | None) -> dict[str, Key[Array, ""]]:
-    return {} if dropout_rng is None else {"dropout": dropout_rng}
 
 
 def _variables(params: Params) -> Params:
