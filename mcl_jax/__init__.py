@@ -2,30 +2,34 @@
 
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module), `likelihood`, `objectives`, `training`,
 `parallel`, `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`). Language models: `models`, then
-`generation` and `interop`; `data` feeds them text, and `metrics` scores what comes out. `theory` (over `markov_chains`
-and `markov_types`) stands beside it.
+`generation` and `interop`; `data` feeds them text, and `metrics` scores what comes out. `moe` and `augmentation` are
+baselines; `theory` (over `markov_chains` and `markov_types`) stands beside it.
 
-Axes, in this order:  K hypotheses · B batch · T time · D model · H heads · V vocabulary · R rank · L layers.
+Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
 """
 
-from mcl_jax import generation, interop, models, objectives, parallel
+from mcl_jax import augmentation, generation, interop, models, moe, objectives, parallel
 from mcl_jax.generation import generate
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_likelihood
 from mcl_jax.lora import LoraConfig
+from mcl_jax.moe import MixtureOfExperts
 from mcl_jax.training import TrainState, make_train_step
 
 __all__ = [
     "Hypotheses",
     "LoraConfig",
+    "MixtureOfExperts",
     "TrainState",
+    "augmentation",
     "chunked_sequence_log_likelihood",
     "generate",
     "generation",
     "interop",
     "make_train_step",
     "models",
+    "moe",
     "objectives",
     "parallel",
     "sequence_log_likelihood",

@@ -1,5 +1,6 @@
 """K hypotheses: one frozen Linen module, K low-rank adapters stacked along a leading axis, vmapped."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,8 +40,8 @@ def example_key(rng: Key[Array, ""], k: Int[Array, ""] | int, b: Int[Array, ""] 
 
 
 @dataclasses.dataclass(frozen=True)
-class Hypotheses:
-    """K low-rank hypotheses of any Flax Linen module. Holds no arrays; every method is a pure function.
+class AdaptedModule(abc.ABC):
+    """Any Flax Linen module under K sets of adapters. Holds no arrays; every method is a pure function.
 
     Args:
       module: the base. Parameters stay outside, as `module.init(...)["params"]`, or as the whole dictionary of
@@ -49,7 +50,11 @@ class Hypotheses:
     """
 
     module: nn.Module
-    config: lora.LoraConfig = dataclasses.field(default_factory=lora.LoraConfig)
+    config: lora.LoraConfig
+
+    @abc.abstractmethod
+    def _delta(self, *, train: bool) -> lora.DeltaFn:
+        """What one set of adapters adds to a target layer."""
 
     def init(
         self, key: Key[Array, ""], params: Params, *inputs: Any, num_hypotheses: int,
@@ -71,10 +76,8 @@ class Hypotheses:
         adapted = lora.Adapted()
 
         def init_one(key):
-            rngs, mutable = {"params": key}, [lora.COLLECTION]
-            _, variables = self._run(
-                params, {}, inputs, kwargs, rngs, train=False, method=method, mutable=mutable, adapted=adapted
-            )
+            delta, rngs, mutable = self._delta(train=False), {"params": key}, [lora.COLLECTION]
+            _, variables = self._run(delta, params, {}, inputs, kwargs, rngs, method, mutable, adapted)
             return variables.get(lora.COLLECTION, {})
 
         jax.eval_shape(init_one, key)
@@ -93,9 +96,8 @@ class Hypotheses:
           dropout_rng: given in training, it switches adapter dropout on (and is the module's "dropout" stream).
           method: of the module; `__call__` by default.
         """
-        rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
-        train = dropout_rng is not None
-        return self._run(params, {lora.COLLECTION: adapters_k}, inputs, kwargs, rngs, train=train, method=method)
+        delta = self._delta(train=dropout_rng is not None)
+        return self._run(delta, params, adapters_k, inputs, kwargs, {"dropout": dropout_rng}, method)
 
     def apply_all(
         self, params: Params, adapters: Adapters, *inputs: Any, dropout_rng: Key[Array, ""] | None = None, **kwargs: Any
@@ -143,6 +145,26 @@ class Hypotheses:
         arrays = [leaves[i] for i in batched]
         return jax.vmap(one)(select(adapters, k_of_example), k_of_example, jnp.arange(batch), arrays)
 
+    def _run(self, delta, params, adapters_k, inputs, kwargs, rngs, method=None, mutable=False, adapted=None):
+        variables = {**_variables(params), lora.COLLECTION: adapters_k}
+        rngs = {name: key for name, key in rngs.items() if key is not None}
+        with lora.intercept(self.config, delta, adapted):
+            return self.module.apply(variables, *inputs, rngs=rngs, method=method, mutable=mutable, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypotheses(AdaptedModule):
+    """K low-rank hypotheses of any Flax Linen module: y = W x + (α/r) · B_k A_k x at each target.
+
+    Args:
+      module, config: see `AdaptedModule`.
+    """
+
+    config: lora.LoraConfig = dataclasses.field(default_factory=lora.LoraConfig)
+
+    def _delta(self, *, train: bool) -> lora.DeltaFn:
+        return lora.adapter_delta(self.config, train=train)
+
     def merge(self, params: Params, adapters: Adapters, k: int) -> Params:
         """Plain parameters W + (α/r) B A of hypothesis k, in the dtype of each kernel; the base is not changed.
 
@@ -162,11 +184,6 @@ class Hypotheses:
             flat[kernel] = lora.merge_kernel(flat[kernel], a, b, self.config.scale_of("/".join(path)))
         merged = unflatten_dict(flat)
         return {**variables, "params": merged} if variables is params else merged
-
-    def _run(self, params, collections, inputs, kwargs, rngs, *, train, method=None, mutable=False, adapted=None):
-        variables = {**_variables(params), **collections}
-        with lora.intercept(self.config, lora.adapter_delta(self.config, train=train), adapted):
-            return self.module.apply(variables, *inputs, rngs=rngs, method=method, mutable=mutable, **kwargs)
 
 
 def _variables(params: Params) -> Params:

@@ -192,42 +192,45 @@ def _dense_general_spec(x: Array, features, axis, batch_dims) -> LinearSpec:
 
 
 def delta(spec: LinearSpec, x: Array, a: Array, b: Array, scale: float) -> Array:
-    """scale · B A x in the dtype of x. Reverse mode only: see `_low_rank`."""
-    return scale * _low_rank(spec, x, a.astype(x.dtype), b.astype(x.dtype))
+    """scale · B A x in the dtype of x. Reverse mode only: see `contract`."""
+    hidden = contract(f"{spec.x},{spec.a}->{spec.hidden}", x, a.astype(x.dtype))
+    return scale * contract(f"{spec.hidden},{spec.b}->{spec.y}", hidden, b.astype(x.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _low_rank(spec: LinearSpec, x: Array, a: Array, b: Array) -> Array:
-    """B A x.
+def contract(equation: str, x: Array, weight: Array) -> Array:
+    """jnp.einsum(equation, x, weight).
 
     The gradients are the usual ones. They are written out for the order of their operands: from the order that JAX's
     own rule gives, XLA makes transposed copies of x and of the cotangent for every adapted layer, each with the chain
     of residual sums before it computed anew, which took half of the backward pass on a CPU.
     """
-    return _low_rank_forward(spec, x, a, b)[0]
+    return jnp.einsum(equation, x, weight)
 
 
-def _low_rank_forward(spec, x, a, b):
-    hidden = jnp.einsum(f"{spec.x},{spec.a}->{spec.hidden}", x, a)
-    return jnp.einsum(f"{spec.hidden},{spec.b}->{spec.y}", hidden, b), (x, hidden, a, b)
+def _contract_forward(equation, x, weight):
+    return jnp.einsum(equation, x, weight), (x, weight)
 
 
-def _low_rank_backward(spec, saved, g):
-    x, hidden, a, b = saved
-    d_hidden = jnp.einsum(f"{spec.y},{spec.b}->{spec.hidden}", g, b)
-    d_x = jnp.einsum(f"{spec.hidden},{spec.a}->{spec.x}", d_hidden, a)
-    d_a = jnp.einsum(f"{spec.x},{spec.hidden}->{spec.a}", x, d_hidden)
-    d_b = jnp.einsum(f"{spec.hidden},{spec.y}->{spec.b}", hidden, g)
-    return d_x, d_a, d_b
+def _contract_backward(equation, saved, g):
+    (x, weight), (x_axes, weight_axes, y_axes) = saved, re.split(",|->", equation)
+    d_x = jnp.einsum(f"{y_axes},{weight_axes}->{x_axes}", g, weight)
+    d_weight = jnp.einsum(f"{x_axes},{y_axes}->{weight_axes}", x, g)
+    return d_x, d_weight
 
 
-_low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+contract.defvjp(_contract_forward, _contract_backward)
 
 
 def init_a(key: Key[Array, ""], spec: LinearSpec, rank: int, dtype: Any) -> Float[Array, "*fan_in R"]:
     """A ~ U(−1/√d_in, 1/√d_in), torch's kaiming_uniform with a=√5."""
     bound = 1.0 / math.sqrt(math.prod(spec.shape_of(spec.contracted, rank)))
     return jax.random.uniform(key, spec.shape_of(spec.a, rank), dtype, -bound, bound)
+
+
+def wide(dtype: jnp.dtype) -> jnp.dtype:
+    """float32, or `dtype` itself if it is wider."""
+    return max(dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
 
 
 def rank_axes(kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
@@ -260,7 +263,7 @@ def merge_kernel(kernel: Array, a: Array, b: Array, scale: float) -> Array:
     axes = string.ascii_letters[: kernel.ndim]
     inner = axes[fits[0] : fits[0] + contracted]
     a_axes, b_axes = axes[: a.ndim - 1 - contracted] + inner + "Z", axes.replace(inner, "Z")
-    dtype = max(kernel.dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
+    dtype = wide(kernel.dtype)
     product = jnp.einsum(f"{a_axes},{b_axes}->{axes}", a.astype(dtype), b.astype(dtype))
     return (kernel.astype(dtype) + scale * product).astype(kernel.dtype)
 
@@ -332,16 +335,20 @@ def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
                 f"{path}: at rank {rank} the shapes of A {shape_of_a} and B {shape_of_b} do not tell how they fit the "
                 f"kernel {spec.shape}; choose another rank"
             )
-        a = _adapter(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
-        b = _adapter(layer, path, "b", lambda: jnp.zeros(shape_of_b, config.param_dtype))
-        if train and config.dropout > 0.0:
-            x = _dropout(layer, path, x, config.dropout)
+        a = variable(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
+        b = variable(layer, path, "b", lambda: jnp.zeros(shape_of_b, config.param_dtype))
+        x = dropout(layer, path, x, config.dropout if train else 0.0)
         return delta(spec, x, a, b, config.scale_of(path))
 
     return delta_fn
 
 
-def _adapter(layer: nn.Module, path: str, name: str, init: Callable[[], Array]) -> Array:
+def variable(layer: nn.Module, path: str, name: str, init: Callable[[], Array]) -> Array:
+    """What the `"lora"` collection of the layer holds under `name`; declared as `init()` if absent.
+
+    Raises:
+      ValueError: if it is absent and the collection is not mutable.
+    """
     scope = layer.scope
     if not scope.has_variable(COLLECTION, name):
         if not scope.is_mutable_collection(COLLECTION):
@@ -353,7 +360,14 @@ def _adapter(layer: nn.Module, path: str, name: str, init: Callable[[], Array]) 
     return scope.get_variable(COLLECTION, name)
 
 
-def _dropout(layer: nn.Module, path: str, x: Array, probability: float) -> Array:
+def dropout(layer: nn.Module, path: str, x: Array, probability: float) -> Array:
+    """x with each feature dropped with this probability, the others scaled up; x itself at 0.
+
+    Raises:
+      ValueError: if the layer has no "dropout" stream of keys.
+    """
+    if probability == 0.0:
+        return x
     if not layer.has_rng("dropout"):
         raise ValueError(f'{path}: dropout needs a "dropout" stream; nn.scan needs split_rngs={{"dropout": True}}')
     keep = jax.random.bernoulli(layer.make_rng("dropout"), 1.0 - probability, x.shape)

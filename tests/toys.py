@@ -79,7 +79,7 @@ class Scanned(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        axes = {"params": 0, "lora": 0}
+        axes = {"params": 0, "lora": 0, "routing": 0}
         splits = {"params": True, "dropout": True}
         scan = nn.scan(nn.remat(Layer), variable_axes=axes, split_rngs=splits, length=self.layers)
         return scan(name="layers")(x)[0]

@@ -70,7 +70,7 @@ class Limits:
 
 
 def generate(
-    model: hypotheses.Hypotheses,
+    model: hypotheses.AdaptedModule,
     params: Any,
     adapters: Any,
     inputs: Inputs,
@@ -83,7 +83,7 @@ def generate(
 
 
 def decode(
-    model: hypotheses.Hypotheses,
+    model: hypotheses.AdaptedModule,
     params: Any,
     adapters: Any,
     inputs: Inputs,
@@ -99,7 +99,7 @@ def decode(
     """Continuations of B prompts under each of K hypotheses.
 
     Args:
-      model: hypotheses of a language model of `mcl_jax.models`.
+      model: `Hypotheses` or a `MixtureOfExperts` of a language model of `mcl_jax.models`.
       params, adapters: of the base, and of the K hypotheses.
       inputs: prompts, tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left; also
         "features" [B, N, D] of a picture or clip, as the model's `encode` gave them.

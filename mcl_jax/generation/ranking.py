@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mcl_jax.generation.generate import Generation, Inputs, features_of, prompt_of
-from mcl_jax.hypotheses import Hypotheses
+from mcl_jax.hypotheses import AdaptedModule
 from mcl_jax.likelihood import sequence_log_likelihood
 from mcl_jax.models.decoder import positions_of
 
 
 def log_likelihoods(
-    model: Hypotheses, params: Any, adapters: Any, inputs: Inputs, answers: Generation
+    model: AdaptedModule, params: Any, adapters: Any, inputs: Inputs, answers: Generation
 ) -> Float[Array, "H K B n"]:
     """log p_h(answer | prompt) in nats, of every answer under every hypothesis h; the end token counts.
 

@@ -133,7 +133,7 @@ def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: b
         return [layer(config) for _ in range(num_layers)]
     return nn.scan(
         layer,
-        variable_axes={"params": 0, "lora": 0},
+        variable_axes={"params": 0, "lora": 0, "routing": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast, 0),
         length=num_layers,
