@@ -119,7 +119,9 @@ def table(
             raise ValueError(f"table {title!r} has {len(columns)} columns {list(columns)}, got the row {list(row)}")
         shown.add_row(*map(_cell, row))
     console = console or rich.console.Console()
-    console.print(shown, width=None if console.is_terminal else PLAIN_WIDTH)
+    if not console.is_terminal:  # rich takes a file for a terminal of 80 columns, and cuts what is wider
+        console.width = max(console.width, PLAIN_WIDTH)
+    console.print(shown)
 
 
 def _cell(value: Any) -> str:
