@@ -8,6 +8,7 @@ Pictures are kept as their files are, clips as FLAC of 16 kHz. Files that are mi
 metadata of the data set names them and says why ("left_out").
 """
 
+import abc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,9 +38,9 @@ class _Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
 
+    @abc.abstractmethod
     def corpus(self, dl_manager: tfds.download.DownloadManager) -> Corpus:
         """The records, whose pictures or clips are still in their files."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

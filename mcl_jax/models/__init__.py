@@ -3,8 +3,8 @@
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
 `decoder` says what all of them share; `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2) are the families.
-`llava_next` (over `clip` and `tiling`) sees, `qwen2_audio` (over `whisper`) hears: they come with a processor, not a
-tokenizer.
+`llava_next` (over `clip` and `tiling`) sees and `qwen2_audio` (over `whisper`) hears; `multimodal` and `processor` say
+what these two share. They come with a processor, not a tokenizer.
 """
 
 from mcl_jax.models.gpt2 import GPT2, GPT2Config

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from mcl_jax.models.processor import Processor
 from mcl_jax.models.qwen2_audio import Qwen2AudioConfig
 from mcl_jax.models.whisper import check_clips, num_features
 
 Clip = Float[np.ndarray, " S"]
 
 
-class AudioProcessor:
+class AudioProcessor(Processor):
     """`processor(prompts, clips)` gives what `Qwen2Audio` takes.
 
     Args:
@@ -27,8 +28,11 @@ class AudioProcessor:
       ValueError: if it makes other frames, or has another audio token, than the model's config says.
     """
 
+    media = "clips"
+
     def __init__(self, config: Qwen2AudioConfig, hf: Any):
-        self.config, self.hf, self.tokenizer, self.extractor = config, hf, hf.tokenizer, hf.feature_extractor
+        super().__init__(config, hf, (config.audio_token_index, hf.audio_token))
+        self.extractor = hf.feature_extractor
         theirs = self.extractor.feature_size, self.extractor.nb_max_frames, hf.audio_token_id
         ours = config.audio_config.num_mel_bins, config.audio_config.window, config.audio_token_index
         if theirs != ours:
@@ -40,10 +44,6 @@ class AudioProcessor:
         from transformers import Qwen2AudioProcessor  # seconds to import: only where it is needed
 
         return cls(config, Qwen2AudioProcessor.from_pretrained(folder))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the files that `from_pretrained` reads."""
-        self.hf.save_pretrained(folder)
 
     def __call__(
         self, prompts: Sequence[str], clips: Sequence[Clip | None], *, length: int | None = None,
@@ -66,26 +66,10 @@ class AudioProcessor:
           ValueError: prompts and clips that do not belong together; a clip that is not mono, too short for a feature,
             or longer than the window asked for; a prompt longer than T.
         """
-        if len(prompts) != len(clips):
-            raise ValueError(f"every prompt needs a clip or None, got {len(prompts)} and {len(clips)}")
+        self.check_number(prompts, clips)
         mel, frames = self._mel(clips, self.config.audio_config.window if window is None else window)
         rows = [self.prompt(text, n) for text, n in zip(prompts, num_features(frames).tolist(), strict=True)]
-        return {**self._padded(rows, length, padding_side), "mel": mel, "frames": frames}
-
-    def prompt(self, text: str, num_features: int = 0) -> Int[np.ndarray, " T"]:
-        """Tokens of a prompt, with its audio token repeated for each feature of its clip.
-
-        Raises:
-          ValueError: if the text has no audio token for a clip that is there, several, or one without a clip.
-        """
-        tokens, placeholder = np.asarray(self.tokenizer(text)["input_ids"], np.int32), self.config.audio_token_index
-        found, needed = int((tokens == placeholder).sum()), int(num_features > 0)
-        if found != needed:
-            raise ValueError(
-                f"the prompt must have {self.hf.audio_token!r} (token {placeholder}) {needed} times, for its {needed} "
-                f"clips, got {found} in {text!r}"
-            )
-        return np.repeat(tokens, np.where(tokens == placeholder, num_features, 1))
+        return {**self.padded(rows, length, padding_side), "mel": mel, "frames": frames}
 
     def check(self, tokens: Int[np.ndarray, "B T"], frames: Int[np.ndarray, " B"]) -> None:
         """Raises a ValueError unless each row has an audio token for each feature of its clip: was it cut since?"""
@@ -114,17 +98,3 @@ class AudioProcessor:
             mel[row] = heard["input_features"][0]
         check_clips(frames, window, self.config.audio_config.window)
         return mel, frames
-
-    def _padded(self, rows, length, padding_side):
-        longest = max(map(len, rows), default=0)
-        length = longest if length is None else length
-        if longest > length:
-            raise ValueError(f"a prompt has {longest} tokens, more than length={length}")
-        if padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
-        tokens = np.full((len(rows), length), self.tokenizer.pad_token_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for row, real, of_row in zip(tokens, mask, rows, strict=True):
-            here = slice(length - len(of_row), None) if padding_side == "left" else slice(len(of_row))
-            row[here], real[here] = of_row, True
-        return {"tokens": tokens, "mask": mask}

@@ -23,11 +23,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from mcl_jax.models import decoder
 from mcl_jax.models.clip import ACTIVATIONS, CLIPVisionConfig, VisionTower
 from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.multimodal import Multimodal
 from mcl_jax.models.tiling import NEWLINE, PADDING, Tiling
 
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
@@ -139,8 +139,8 @@ class Projector(nn.Module):
         return dense("linear_2")(ACTIVATIONS[self.config.projector_hidden_act](dense("linear_1")(x)))
 
 
-class LlavaNext(nn.Module):
-    """A language model that sees; see `mcl_jax.models.decoder` for its methods."""
+class LlavaNext(Multimodal):
+    """A language model that sees."""
 
     config: LlavaNextConfig
 
@@ -183,49 +183,8 @@ class LlavaNext(nn.Module):
         features = jnp.where(index == NEWLINE, newline, jnp.take_along_axis(patches, jnp.maximum(index, 0), axis=1))
         return jnp.where(index == PADDING, 0.0, features)
 
-    def __call__(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
-        features: Float[Array, "B N D"] | None = None,
-    ) -> Float[Array, "B T V"]:  # fmt: skip
-        """Next-token logits in float32; `features` of `encode`, None where no row has a picture."""
-        return self.logits(self.hidden(tokens, mask, features))
-
-    def hidden(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
-        features: Float[Array, "B N D"] | None = None,
-    ) -> Float[Array, "B T D"]:  # fmt: skip
-        """Hidden states after the last norm.
-
-        Raises:
-          ValueError: `mask` is not boolean or not [B, T].
-        """
-        decoder.check_inputs(tokens, mask)
-        if self.is_initializing():  # the tower's parameters come to exist, though tokens alone never reach it
-            vision = self.config.vision_config
-            empty = jnp.zeros((1, 1, vision.image_size, vision.image_size, vision.num_channels), vision.dtype)
-            self.encode(empty, jnp.zeros((1, 1), jnp.int32))
-        x, positions = self.embed(tokens, features), decoder.positions_of(tokens, mask)
-        return self.language_model.hidden_embedded(x, positions, mask)
-
-    def extend(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
-        past: tuple[decoder.Segment, ...] = (), features: Float[Array, "B N D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
-        """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
-        return self.language_model.extend_embedded(self.embed(tokens, features), mask, positions, past)
-
-    def embed(
-        self, tokens: Int[Array, "B T"], features: Float[Array, "B N D"] | None = None
-    ) -> Float[Array, "B T D"]:  # fmt: skip
-        """Token embeddings, with features in the place of placeholder tokens."""
-        x = self.language_model.embed(tokens)
-        return x if features is None else decoder.merge_features(x, tokens, self.placeholder, features)
-
-    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """The output layer, in float32."""
-        return self.language_model.logits(hidden)
-
-    @staticmethod
-    def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
-        """Output matrix from the `params` collection."""
-        return Llama.unembedding(params["language_model"])
+    def encode_empty(self) -> None:
+        """`encode` of one black tile."""
+        vision = self.config.vision_config
+        tile = jnp.zeros((1, 1, vision.image_size, vision.image_size, vision.num_channels), vision.dtype)
+        self.encode(tile, jnp.zeros((1, 1), jnp.int32))

@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from mcl_jax.models.llava_next import LlavaNextConfig
+from mcl_jax.models.processor import Processor
 from mcl_jax.models.tiling import PADDING
 
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
-class LlavaNextProcessor:
+class LlavaNextProcessor(Processor):
     """`processor(prompts, pictures)` gives what `LlavaNext` takes.
 
     Args:
@@ -28,8 +29,11 @@ class LlavaNextProcessor:
       ValueError: if it cuts pictures otherwise than the model's config says.
     """
 
+    media = "pictures"
+
     def __init__(self, config: LlavaNextConfig, hf: Any):
-        self.config, self.tiling, self.hf, self.tokenizer = config, config.tiling, hf, hf.tokenizer
+        super().__init__(config, hf, (config.image_token_index, hf.image_token))
+        self.tiling = config.tiling
         size = config.vision_config.image_size
         theirs = tuple(map(tuple, hf.image_processor.image_grid_pinpoints)), dict(hf.image_processor.crop_size)
         ours = config.image_grid_pinpoints, {"height": size, "width": size}
@@ -43,10 +47,6 @@ class LlavaNextProcessor:
 
         return cls(config, HuggingFaces.from_pretrained(folder, backend="pil"))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the files that `from_pretrained` reads."""
-        self.hf.save_pretrained(folder)
-
     def picture(self, picture: Picture) -> tuple[Float[np.ndarray, "P S S 3"], Int[np.ndarray, " N"]]:
         """(normalised tiles, index of its tokens, see `Tiling`) of one picture.
 
@@ -59,21 +59,6 @@ class LlavaNextProcessor:
         # The axis of channels is said, not guessed: a picture 3 pixels high is taken for channels first.
         tiles = self.hf.image_processor([picture], input_data_format="channels_last", return_tensors="np")
         return tiles["pixel_values"][0].transpose(0, 2, 3, 1), self.tiling.index(*picture.shape[:2])
-
-    def prompt(self, text: str, num_features: int = 0) -> Int[np.ndarray, " T"]:
-        """Tokens of a prompt, with its picture's placeholder token repeated for each of its features.
-
-        Raises:
-          ValueError: if the text has no placeholder for a picture that is there, several, or one without a picture.
-        """
-        tokens, placeholder = np.asarray(self.tokenizer(text)["input_ids"], np.int32), self.config.image_token_index
-        found, needed = int((tokens == placeholder).sum()), int(num_features > 0)
-        if found != needed:
-            raise ValueError(
-                f"the prompt must have {self.hf.image_token!r} (token {placeholder}) {needed} times, for its "
-                f"{needed} pictures, got {found} in {text!r}"
-            )
-        return np.repeat(tokens, np.where(tokens == placeholder, num_features, 1))
 
     def __call__(
         self, prompts: Sequence[str], pictures: Sequence[Picture | None], *, length: int | None = None
@@ -90,8 +75,7 @@ class LlavaNextProcessor:
         Raises:
           ValueError: as `picture` and `prompt`, for numbers that differ, or a prompt longer than T.
         """
-        if len(prompts) != len(pictures):
-            raise ValueError(f"every prompt needs a picture or None, got {len(prompts)} and {len(pictures)}")
+        self.check_number(prompts, pictures)
         size, B = self.config.vision_config.image_size, len(prompts)
         pixel_values = np.zeros((B, self.tiling.most_tiles, size, size, 3), np.float32)
         index = np.full((B, self.tiling.most_tokens), PADDING, np.int32)
@@ -100,16 +84,4 @@ class LlavaNextProcessor:
                 tiles, tokens = self.picture(picture)
                 pixel_values[b, : len(tiles)], index[b, : len(tokens)] = tiles, tokens
         rows = [self.prompt(text, n) for text, n in zip(prompts, (index != PADDING).sum(1), strict=True)]
-        return {**self._padded(rows, length), "pixel_values": pixel_values, "index": index}
-
-    def _padded(self, rows: Sequence[Int[np.ndarray, " T"]], length: int | None) -> dict[str, np.ndarray]:
-        longest = max(map(len, rows), default=0)
-        length = longest if length is None else length
-        if longest > length:
-            raise ValueError(f"a prompt has {longest} tokens, more than length={length}")
-        pad = self.tokenizer.pad_token_id
-        tokens = np.full((len(rows), length), self.tokenizer.eos_token_id if pad is None else pad, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for row, real, of_row in zip(tokens, mask, rows, strict=True):
-            row[length - len(of_row) :], real[length - len(of_row) :] = of_row, True
-        return {"tokens": tokens, "mask": mask}
+        return {**self.padded(rows, length), "pixel_values": pixel_values, "index": index}

@@ -15,11 +15,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from mcl_jax.models import decoder
 from mcl_jax.models.gpt import dense
 from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.multimodal import Multimodal
 from mcl_jax.models.whisper import Encoder, WhisperConfig
 
 ARCHITECTURE = "Qwen2AudioForConditionalGeneration"
@@ -81,8 +81,8 @@ class Projector(nn.Module):
         return dense(self.config, self.config.hidden_size, "linear")(x)
 
 
-class Qwen2Audio(nn.Module):
-    """A Qwen2 that hears; see `mcl_jax.models.decoder` for its methods. `encode` is run outside of the adapters."""
+class Qwen2Audio(Multimodal):
+    """A Qwen2 that hears; `encode` is run outside of the adapters."""
 
     config: Qwen2AudioConfig
 
@@ -100,45 +100,6 @@ class Qwen2Audio(nn.Module):
         """Features of one clip a row, in the width of the language model; arguments as in `whisper.Encoder`."""
         return self.multi_modal_projector(self.audio_tower(mel, frames))
 
-    def __call__(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
-        features: Float[Array, "B N D"] | None = None,
-    ) -> Float[Array, "B T V"]:  # fmt: skip
-        """Next-token logits in float32."""
-        return self.logits(self.hidden(tokens, mask, features))
-
-    def hidden(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
-        features: Float[Array, "B N D"] | None = None,
-    ) -> Float[Array, "B T D"]:  # fmt: skip
-        """Hidden states after the last norm, feature i of a row in the place of its i-th audio token.
-
-        Raises:
-          ValueError: `mask` is not boolean or not [B, T].
-        """
-        decoder.check_inputs(tokens, mask)
-        if self.is_initializing():  # the encoder's parameters come to exist, though tokens never reach it
-            self.encode(jnp.zeros((1, self.config.audio_config.num_mel_bins, 2)), jnp.zeros(1, jnp.int32))
-        x = self.embed(tokens, features)
-        return self.language_model.hidden_embedded(x, decoder.positions_of(tokens, mask), mask)
-
-    def extend(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
-        past: tuple[decoder.Segment, ...] = (), features: Float[Array, "B N D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
-        """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
-        return self.language_model.extend_embedded(self.embed(tokens, features), mask, positions, past)
-
-    def embed(self, tokens: Int[Array, "B T"], features: Float[Array, "B N D"] | None = None) -> Float[Array, "B T D"]:
-        """Token embeddings, merged with features."""
-        x = self.language_model.embed(tokens)
-        return x if features is None else decoder.merge_features(x, tokens, self.placeholder, features)
-
-    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """The output layer, in float32."""
-        return self.language_model.logits(hidden)
-
-    @staticmethod
-    def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
-        """Output matrix from the `params` collection."""
-        return Llama.unembedding(params["language_model"])
+    def encode_empty(self) -> None:
+        """`encode` of two silent frames."""
+        self.encode(jnp.zeros((1, self.config.audio_config.num_mel_bins, 2)), jnp.zeros(1, jnp.int32))
