@@ -40,7 +40,7 @@ class Arrays:
 
 def rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
     """The name after the first (regular expression, replacement) that matches its start; as it is if none does."""
-    return next((re.sub(pattern, into, name) for pattern, into in renames if re.match(pattern, name)), name)
+    return next((re.sub(pattern, into, name, count=1) for pattern, into in renames if re.match(pattern, name)), name)
 
 
 class Renamed:
