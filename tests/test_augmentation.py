@@ -17,8 +17,8 @@ LOG_MEL = normal((B, M, T), 1) + 3.0
 IMAGES = normal((B, 7, 5, 3), 2)
 DRAWS = 2000
 
-# Widths up to 4 of 11 bands, and up to 6 frames or 0.3 of the clip.
-ONE_EACH = {"frequency_masks": 1, "frequency_width": 4, "time_masks": 1, "time_width": 6, "time_share": 0.3}
+# Widths up to 4 of 11 bands, and up to 6 frames or half of the clip.
+ONE_EACH = {"frequency_masks": 1, "frequency_width": 4, "time_masks": 1, "time_width": 6, "time_share": 0.5}
 
 
 @functools.cache
@@ -57,40 +57,49 @@ class TestSpecAugment:
         of_three = changed[widths == 3, :, 0]
         check_uniform(of_three.argmax(1), range(M - 3 + 1))
 
-    @pytest.mark.parametrize(("b", "longest"), [(0, 6), (1, 3), (2, 0)])  # 0.3 of 29, 13 and 1 frames, at most 6
+    @pytest.mark.parametrize(("b", "longest"), [(0, 6), (1, 6), (2, 0)])  # half of 29, 13 and 1 frames, at most 6
     def test_stretches_are_whole_columns_inside_the_clip(self, b, longest):
         changed = draws(bands=False)[:, b] != LOG_MEL[b]
         assert (changed.all(1) == changed.any(1)).all()
         widths = runs(changed[:, 0])
         check_uniform(widths, range(longest + 1))
         if longest:
-            check_uniform(changed[widths == longest, 0].argmax(1), range(REAL[b] - longest + 1))
+            check_uniform(changed[widths == 5, 0].argmax(1), range(REAL[b] - 5 + 1))
+
+    def test_share_limits_the_stretches_of_short_clips(self):
+        draw = lambda key: augmentation.independent(
+            augmentation.spec_augment, key, 500, LOG_MEL, MASK, **ONE_EACH | {"frequency_masks": 0, "time_share": 0.25}
+        )
+        changed = (np.asarray(jax.jit(draw)(jax.random.key(1))) != LOG_MEL)[:, :, 0].sum(2)
+        assert changed.max(0).tolist() == [6, 3, 0]
 
     def test_padding_on_the_left_is_left_alone_too(self):
         """The same draws, moved."""
-        draw = lambda x, mask: augmentation.independent(
-            augmentation.spec_augment, jax.random.key(7), 8, x, mask, **ONE_EACH | {"frequency_masks": 0}
-        )
-        move = lambda x: np.stack([np.roll(x[..., b, :, :], T - REAL[b], -1) for b in range(B)], -3)
-        out, moved = jax.jit(draw)(LOG_MEL, MASK), jax.jit(draw)(move(LOG_MEL), move(MASK[:, None])[:, 0])
-        close(moved, move(np.asarray(out)))
-        assert (out[:, 1] != LOG_MEL[1:2]).any()
+        draw = jax.jit(lambda x, mask: augmentation.spec_augment(jax.random.key(7), x, mask, **ONE_EACH))
+        move = lambda x: np.stack([np.roll(x[b], T - REAL[b], -1) for b in range(B)])
+        out = np.asarray(draw(LOG_MEL, MASK))
+        close(draw(move(LOG_MEL), move(MASK)), move(out))
+        assert (out != LOG_MEL).any((1, 2))[:2].all()
 
     def test_several_masks_and_the_defaults(self):
         log_mel = normal((1, 128, 600))
-        draw = lambda key: augmentation.independent(augmentation.spec_augment, key, 40, log_mel)
-        changed = (np.asarray(jax.jit(draw)(jax.random.key(0))) != log_mel)[:, 0]
-        rows, columns = (changed.all(axis) for axis in (2, 1))
+
+        def changed(**options):
+            draw = lambda key: augmentation.independent(augmentation.spec_augment, key, 40, log_mel, **options)
+            return (np.asarray(jax.jit(draw)(jax.random.key(0))) != log_mel)[:, 0]
+
+        rows, columns = (changed().all(axis) for axis in (2, 1))
         assert 27 < rows.sum(1).max() <= 54
         assert 100 < columns.sum(1).max() <= 200
+        assert not changed(frequency_masks=0, time_masks=0).any()
 
     def test_clip_without_frames(self):
         draw = jax.jit(lambda key: augmentation.spec_augment(key, LOG_MEL, np.zeros((B, T), bool), **ONE_EACH))
         np.testing.assert_array_equal(draw(jax.random.key(0)), LOG_MEL)
 
     def test_dtype_stays(self):
-        draw = lambda x: augmentation.spec_augment(jax.random.key(0), x, **ONE_EACH)
-        assert jax.eval_shape(draw, LOG_MEL.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+        out = augmentation.spec_augment(jax.random.key(0), LOG_MEL.astype(jnp.bfloat16), **ONE_EACH)
+        assert out.dtype == jnp.bfloat16
 
     @pytest.mark.parametrize("options", [{"frequency_width": 12}, {"time_width": -1}, {"time_share": 1.5}])
     def test_refused(self, options):

@@ -103,7 +103,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "top_k"), [*((name, 2) for name in CASES), ("dense", 1), ("dense", None)])
+@pytest.mark.parametrize(("name", "top_k"), [(name, k) for name in CASES for k in (None, 2)] + [("dense", 1)])
 def test_equals_experts_one_by_one(name, top_k):
     """y = W x + (α/r) Σ_e g_e (B_e A_e) x and E Σ_e f_e P_e by NumPy in double precision."""
     case = CASES[name]
@@ -134,7 +134,7 @@ def balance(chosen, probabilities, top_k):
 
 def test_one_expert_or_equal_experts_are_plain_lora():
     """So the weights of a token's experts sum to one, chosen ones too."""
-    model, params, adapters, x = dense(top_k=2)
+    model, params, adapters, x = attention(top_k=2)
     layers = one(adapters).items()
     lora = {name: {leaf: layer[leaf][1] for leaf in "ab"} for name, layer in layers}
     expected = run(mcl.Hypotheses(model.module, model.config), params, lora, x)
@@ -149,7 +149,7 @@ def test_one_expert_or_equal_experts_are_plain_lora():
 
 
 def test_all_experts_chosen_is_dense_and_fewer_are_not():
-    model, params, adapters, x = dense()
+    model, params, adapters, x = attention()
     sparse = {k: run(dataclasses.replace(model, top_k=k), params, one(adapters), x) for k in (None, 1, 2, E)}
     close(sparse[E], sparse[None])
     apart(sparse[2], sparse[None])
@@ -157,7 +157,7 @@ def test_all_experts_chosen_is_dense_and_fewer_are_not():
 
 
 def test_permuting_experts_changes_nothing():
-    model, params, adapters, x = dense(top_k=2)
+    model, params, adapters, x = attention(top_k=2)
     order, axis = np.array([2, 0, 1]), {"a": 0, "b": 0, "router": -1}
     permute = lambda layer: {leaf: np.take(layer[leaf], order, axis[leaf]) for leaf in axis}
     permuted = {name: permute(layer) for name, layer in one(adapters).items()}
@@ -192,12 +192,14 @@ class TestInit:
 
 
 class TestGradients:
-    def test_against_differences(self):
+    @pytest.mark.parametrize("top_k", [None, 2])
+    def test_against_differences(self, top_k):
         """Of outputs and balance loss, through three layers, with respect to adapters and inputs."""
-        model, params, adapters, x = attention(top_k=2)
+        model, params, adapters, x = attention(top_k=top_k)
         with jax.enable_x64(True):
             params, adapters, x = doubled((params, one(adapters), x))
-            call = jax.jit(lambda adapters, x: model.apply_with_balance(params, adapters, x, counted=COUNTED))
+            method = functools.partial(model.apply_with_balance, counted=COUNTED) if top_k else model.apply
+            call = jax.jit(lambda adapters, x: method(params, adapters, x))
             check_grads(call, (adapters, x), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
     def test_reach_every_expert_and_only_the_balance_moves_a_router_of_one(self):
@@ -237,20 +239,17 @@ def sizes_in(jaxpr):
     return found
 
 
-def balance_of(logits, top_k):
-    return jax.jit(lambda logits: moe.balance_loss(logits, top_k, jnp.ones(logits.shape[:2], bool)))(logits)
-
-
 class TestBalanceLoss:
     def test_is_one_when_experts_are_used_alike(self):
-        turns = np.tile(7.0 * np.eye(E, dtype=np.float32), (B, 2, 1))  # a token for each expert in turn, twice
-        for top_k, logits in [(1, turns), (2, np.zeros_like(turns))]:
-            close(balance_of(logits, top_k), np.ones(B), 1e-6)
+        everything = jnp.ones((B, T), bool)
+        close(moe.balance_loss(jnp.zeros((B, T, E)), 2, everything), np.ones(B), 1e-6)
+        turns = 7.0 * jax.nn.one_hot(jnp.arange(2 * E)[None] % E, E)  # one token for each expert in turn, twice
+        close(moe.balance_loss(turns, 1, jnp.ones((1, 2 * E), bool)), np.ones(1), 1e-6)
 
     def test_is_e_over_k_when_all_choose_the_same(self):
         for top_k in (1, 2):
-            logits = np.tile(np.where(np.arange(E) < top_k, 30.0, 0.0).astype(np.float32), (B, 2 * E, 1))
-            close(balance_of(logits, top_k), np.full(B, E / top_k), 1e-5)
+            logits = jnp.broadcast_to(jnp.where(jnp.arange(E) < top_k, 30.0, 0.0), (B, T, E))
+            close(moe.balance_loss(logits, top_k, jnp.ones((B, T), bool)), np.full(B, E / top_k), 1e-5)
 
     def test_descending_it_evens_the_load(self):
         x = normal((1, 64, 7)) + 1.0  # with a mean, so that some experts are liked by all
@@ -327,12 +326,14 @@ def test_dropout_is_of_the_experts_inputs_and_not_of_the_routers():
     assert (np.abs(draws.mean(0) - run(model, params, one(adapters), x)) < 4.5 * error).all()
 
 
-def test_an_example_under_each_of_several_models():
+def test_several_models_at_once_are_each_alone():
     model, params, adapters, x = dense(top_k=2, num_models=4, dropout=0.3)
     rng, k = jax.random.key(4), np.array([3, 0, 1, 1, 2])
+    outs, alone = run(model, params, adapters, x, method="apply_all"), jax.jit(lambda a: model.apply(params, a, x))
+    for i in range(4):
+        close(outs[i], alone(one(adapters, i)))
     outs = run(model, params, adapters, x, dropout_rng=rng, method="apply_all")
     close(run(model, params, adapters, k, x, dropout_rng=rng, method="apply_assigned"), outs[k, np.arange(B)])
-    apart(outs[0], outs[3])
 
 
 def test_bfloat16_base_keeps_float32_adapters_and_routing():
@@ -380,16 +381,16 @@ def trained(make: Any, steps: int = 40, **options: Any):
 class TestTraining:
     def test_loss_is_nats_a_token_plus_the_balance_and_falls(self):
         state, history = trained(mcl.make_train_step)
-        first = one(start(adam(0.03)).adapters)
-        call = jax.jit(lambda adapters, weight: log_likelihood_fn(state.params, adapters, BATCH, None, weight))
-        mean = lambda adapters, weight: np.mean(np.divide(*call(adapters, weight)))  # B = 0 at first: no dropout
-        close(history[0]["loss"], -mean(first, WEIGHT), 1e-5)
-        assert 0.9 * WEIGHT < mean(first, 0.0) - mean(first, WEIGHT) < 2.0 * WEIGHT
-        assert -mean(one(state.adapters), 0.0) < 0.6 * -mean(first, 0.0)
-        penalised = moe.with_balance(*map(jnp.array, ((-7.0, 0.0), (5, 0), (1.5, 0.0))), 0.1)
-        close(penalised, (-7.0 - 0.1 * 5 * 1.5, 0.0))
+        call = lambda adapters, weight: log_likelihood_fn(state.params, one(adapters), BATCH, None, weight)
+        every = jax.jit(lambda adapters: (*call(adapters, 0.0), call(adapters, WEIGHT)[0]))
+        log_p, tokens, penalised = every(start(adam(0.03)).adapters)
+        lengths = tokens.astype(jnp.float32)
+        inputs, counted = BATCH["tokens"][:, :-1], BATCH["mask"]
+        balance = with_balance(MODEL, state.params, one(start(adam(0.03)).adapters), inputs, counted)[1]
+        close((log_p - penalised) / lengths, WEIGHT * balance)
+        close(history[0]["loss"], np.mean(-log_p / lengths + WEIGHT * balance), 1e-5)  # B = 0: dropout does nothing
+        assert -(every(state.adapters)[0] / lengths).mean() < 0.6 * -(log_p / lengths).mean()
 
-    @pytest.mark.slow
     def test_on_two_devices_as_on_one(self):
         _, found = trained(parallel.pmap_step, steps=4, devices=tuple(jax.devices()[:2]))
         same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
