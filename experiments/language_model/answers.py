@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import mcl_jax as mcl
-from experiments.language_model.config import Method
+from experiments.language_model.config import Method, TestTimeAugmentation
 from experiments.language_model.task import DECODING, Task, prompts_of, stream
 from mcl_jax import data, generation
 from mcl_jax.generation import Decoder
@@ -33,24 +33,34 @@ class Answers:
 
 
 def answer(
-    task: Task, method: Method, state: mcl.TrainState, records: tuple[data.Record, ...], decoder: Decoder
-) -> Answers:
+    task: Task, method: Method, state: mcl.TrainState, records: tuple[data.Record, ...],
+    decoder: Decoder | TestTimeAugmentation,
+) -> Answers:  # fmt: skip
     """The answers of a method to each source."""
     tokenizer, model, texts, scores, seconds = task.tokenizer, task.model(method), [], [], 0.0
-    for number, (prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
+    augmented = isinstance(decoder, TestTimeAugmentation)
+    for number, (of_batch, prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
+        rng = jax.random.fold_in(stream(task.config.seed, DECODING), number)
         started = time.monotonic()
-        found = generation.decode(
-            model, state.params, state.adapters, prompts, decoder, task.config.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
-            repetition_penalty=task.config.repetition_penalty,
-            rng=jax.random.fold_in(stream(task.config.seed, DECODING), number),
-        )  # fmt: skip
+        asked = [prompts]
+        if augmented:
+            keys = jax.random.split(rng, (decoder.n, len(of_batch)))
+            asked = [prompts | {"features": task.perception.augmented(of_batch, row)} for row in keys]
+        found = [
+            generation.decode(
+                model, state.params, state.adapters, inputs, decoder.decoder if augmented else decoder,
+                task.config.max_new_tokens, eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.eos_token_id, repetition_penalty=task.config.repetition_penalty, rng=rng,
+            )
+            for inputs in asked
+        ]  # fmt: skip
         jax.block_until_ready(found)
         seconds += time.monotonic() - started
-        log_p = generation.log_likelihoods(model, state.params, state.adapters, prompts, found)
-        for tokens in _items(found.tokens)[:real]:
+        log_p = [generation.log_likelihoods(model, state.params, state.adapters, prompts, of) for of in found]
+        for tokens in np.concatenate([_items(of.tokens) for of in found], axis=1)[:real]:
             texts.append([tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens])
-        scores += _items(generation.mixture_scores(log_p, found.lengths))[:real].tolist()
+        rows = [_items(generation.mixture_scores(p, of.lengths)) for p, of in zip(log_p, found, strict=True)]
+        scores += np.concatenate(rows, axis=1)[:real].tolist()
     return Answers(texts, scores, seconds)
 
 

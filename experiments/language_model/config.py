@@ -18,10 +18,19 @@ from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Sampling
 from mcl_jax.lora import LoraConfig
 
 ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture"]
-Method = Literal["mcl", "mle_r", "mle_rk"]
-DecoderName = Literal["beam", "diverse", "sampling"]
+Method = Literal["mcl", "mle_r", "mle_rk", "moe"]
+SHORT: dict[str, tuple[Method, ...]] = {"mle": ("mle_r", "mle_rk")}
+DecoderName = Literal["beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 STEPS = 100  # where neither steps nor epochs are given
+
+
+@dataclasses.dataclass(frozen=True)
+class TestTimeAugmentation:
+    """n answers to n changed pictures or clips; see `Perception.augmented`."""
+
+    decoder: Decoder
+    n: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +39,11 @@ class Config:
 
     workdir: Path
     """Run directory: results, figures, checkpoints. The same command again resumes."""
-    methods: tuple[Method, ...] = ("mcl", "mle_r", "mle_rk")
-    """mcl: K hypotheses of rank r. mle_r, mle_rk: one, of rank r and r·K."""
+    methods: Annotated[tuple[Method | Literal["mle"], ...], tyro.conf.arg(aliases=("--method",))] = (
+        "mcl", "mle_r", "mle_rk",
+    )  # fmt: skip
+    """mcl: K hypotheses of rank r. mle_r, mle_rk: one, of rank r and r·K; mle is both. moe: one with K experts of rank
+    r in every layer, mixed by a router."""
     num_hypotheses: int = 2
     """K, also the number of answers of the other methods."""
     objective: ObjectiveName = "balanced"
@@ -45,6 +57,10 @@ class Config:
     """ρ of τ(t) = τ(0) ρ^t."""
     backward: Literal["winner", "sampled", "all"] | None = None
     """winner where it is exact, else sampled, by default."""
+    experts_per_token: int | None = None
+    """Of moe: a token goes to so many experts, and training balances their use; all, by default."""
+    balance_weight: float = 0.01
+    """Of that balance in the loss."""
     rank: int = 8
     alpha: float | None = None
     """r by default."""
@@ -55,6 +71,8 @@ class Config:
     """Passes over the training sources. With steps too, a run ends with the first of the two."""
     batch_size: int = 8
     learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    adam_epsilon: float = 1e-8
     schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
     """After a warm-up of w steps. cosine: to a tenth at the last step. inverse_sqrt: in proportion to √(w / step)."""
     warmup: float = 5
@@ -77,7 +95,11 @@ class Config:
     repetition_penalty: float = 1.0
     """Of every decoder: above 1, tokens of the prompt and of the answer so far become less likely."""
     mle_decoders: tuple[DecoderName, ...] = ("beam", "diverse", "sampling")
-    """How the methods of one hypothesis make K answers."""
+    """How the methods of one hypothesis make K answers, with as many beams in all as the K hypotheses have. sampling:
+    top-p 0.95. ancestral: of the whole distribution. top_k: of the 50 likeliest. typical: of the typical set, 0.95.
+    tta: K changed pictures or clips, 1/K of the beams each."""
+    diversity_penalty: float = 0.8
+    """λ of diverse."""
     accumulate: int = 1
     """Micro-batches that a batch is cut into, to save memory; the result is the same."""
     remat: bool = False
@@ -88,11 +110,11 @@ class Config:
     # Fields that must be at least 1, and those that say where things are and how much is reported, not what is trained.
     COUNTS: ClassVar[tuple[str, ...]] = (
         "steps", "epochs", "batch_size", "eval_every", "eval_items", "test_items", "decode_items", "max_new_tokens",
-        "max_length", "rank", "accumulate", "devices",
+        "max_length", "rank", "accumulate", "devices", "experts_per_token",
     )  # fmt: skip
     VOLATILE: ClassVar[tuple[str, ...]] = (
         "workdir", "methods", "eval_items", "test_items", "decode_items", "mle_decoders", "num_beams",
-        "max_new_tokens", "repetition_penalty", "devices", "accumulate", "remat",
+        "max_new_tokens", "repetition_penalty", "diversity_penalty", "devices", "accumulate", "remat",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -101,8 +123,12 @@ class Config:
         for name in self.COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        methods = [method for name in self.methods for method in SHORT.get(name, (name,))]
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(methods)))
         if self.num_hypotheses < 2:
             raise ValueError(f"--num-hypotheses must be at least 2, got {self.num_hypotheses}: mle_r is K=1")
+        if (self.experts_per_token or 0) > self.num_hypotheses:
+            raise ValueError(f"--experts-per-token {self.experts_per_token} is more than --num-hypotheses")
         if self.num_beams < self.num_hypotheses:
             raise ValueError(f"--num-beams {self.num_beams} is less than --num-hypotheses {self.num_hypotheses}")
         if self.warmup < 0 or (self.warmup > 1 and self.warmup % 1):
@@ -174,10 +200,11 @@ class Config:
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW on the adapters, clipped."""
         return optax.chain(
-            optax.clip_by_global_norm(1.0), optax.adamw(self.learning_rates(), b2=0.98, weight_decay=0.01)
+            optax.clip_by_global_norm(1.0),
+            optax.adamw(self.learning_rates(), b2=0.98, eps=self.adam_epsilon, weight_decay=self.weight_decay),
         )
 
-    def decoders(self, method: Method) -> dict[str, Decoder]:
+    def decoders(self, method: Method) -> dict[str, "Decoder | TestTimeAugmentation"]:
         """Decoders of a method by the name of its results, all of the same budget and number of answers."""
         K = self.num_hypotheses
         if method == "mcl":
@@ -185,10 +212,15 @@ class Config:
         decoders = {
             "beam": BeamSearch(num_beams=self.num_beams, num_return=K),
             "diverse": DiverseBeamSearch(
-                num_beams=self.num_beams - self.num_beams % K, num_groups=K, diversity_penalty=0.8, num_return=K
+                num_beams=self.num_beams - self.num_beams % K, num_groups=K, num_return=K,
+                diversity_penalty=self.diversity_penalty,
             ),
             "sampling": Sampling(num_samples=K, top_p=0.95),
-        }
+            "ancestral": Sampling(num_samples=K),
+            "top_k": Sampling(num_samples=K, top_k=50),
+            "typical": Sampling(num_samples=K, typical_p=0.95),
+            "tta": TestTimeAugmentation(BeamSearch(num_beams=max(self.num_beams // K, 1)), K),
+        }  # fmt: skip
         return {f"{method}/{name}": decoders[name] for name in self.mle_decoders}
 
 
@@ -200,6 +232,8 @@ def parse(
     presets: Mapping[str, Mapping[str, Any]],
     needed: Mapping[str, Mapping[str, str]],
     args: Sequence[str] | None = None,
+    *,
+    default: str | None = None,
 ) -> C:
     """The configuration that a command line asks for, with a `--preset` whose values the other options override.
 
@@ -208,20 +242,21 @@ def parse(
       presets: values of its fields, by the name of the preset.
       needed: fields that a preset cannot do without, and what each must be, for the message.
       args: the command line without the program; `sys.argv` if None.
+      default: the preset where the command line has none.
     Raises:
       ValueError: for options that do not fit together, or one that the preset needs.
       SystemExit: for an unknown option or preset, and after `--help`.
     """
     names = Annotated[Literal[tuple(presets)] | None, tyro.conf.arg(help="A recipe that the other options override.")]
     given = Annotated[config, tyro.conf.arg(name="")]
-    line = dataclasses.make_dataclass("CommandLine", [("config", given), ("preset", names, None)], frozen=True)
+    line = dataclasses.make_dataclass("CommandLine", [("config", given), ("preset", names, default)], frozen=True)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?")
+    parser.add_argument("--preset", nargs="?", default=default)
     preset = parser.parse_known_args(args)[0].preset
     if preset not in presets:
         return tyro.cli(line, args=args, description=inspect.getdoc(config)).config
-    default = line(config(workdir=tyro.MISSING, **presets[preset]), preset)
-    found = tyro.cli(line, args=args, description=inspect.getdoc(config), default=default).config
+    recipe = line(config(workdir=tyro.MISSING, **presets[preset]), preset)
+    found = tyro.cli(line, args=args, description=inspect.getdoc(config), default=recipe).config
     for name, what in needed.get(preset, {}).items():
         if getattr(found, name) is None:
             raise ValueError(f"--preset {preset} needs --{name}: {what}")

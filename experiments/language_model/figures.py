@@ -11,9 +11,11 @@ import numpy as np
 from experiments.language_model.config import Config
 from mcl_jax.run import Run
 
-LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K"}
-COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red"}
-MARKERS = {"beam": "o", "diverse": "s", "sampling": "^"}
+LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K", "moe": "LoRA-MoE"}
+COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red", "moe": "tab:green"}
+MARKERS = {
+    "beam": "o", "diverse": "s", "sampling": "^", "ancestral": "v", "top_k": "<", "typical": ">", "tta": "D",
+}  # fmt: skip
 
 
 def draw(

@@ -39,6 +39,8 @@ class Report:
 def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
     """Trains and scores every method: the `methods` of results.json. Samples are in the first, mcl if it is there."""
     config = task.config
+    if "tta" in config.mle_decoders and task.perception is None:
+        raise ValueError("--mle-decoders tta changes pictures or clips, and there are none")
     test, asked = task.encode(task.records("test", config.test_items)), task.records("test", config.decode_items)
     found, answers, likelihoods = {}, {}, {}
     for method in config.methods:

@@ -1,9 +1,9 @@
 """The model, the data and the likelihood that all methods of a run share."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 import mcl_jax as mcl
 from experiments.language_model.config import Config, Method
+from experiments.language_model.perception import Perception
 from mcl_jax import data, objectives
 
 # Streams of one seed.
@@ -23,6 +24,13 @@ def stream(seed: int, index: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), index)
 
 
+class Items(NamedTuple):
+    """Records, and their tokens."""
+
+    records: tuple[data.Record, ...]
+    encoded: data.Encoded
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Base model, tokenizer and records.
@@ -32,6 +40,7 @@ class Task:
       module, params, tokenizer: of the base.
       corpus: records of all splits.
       prompt: how a source is put.
+      perception: of pictures or clips, if records have them.
     """
 
     config: Config
@@ -40,10 +49,14 @@ class Task:
     tokenizer: Any
     corpus: data.Corpus
     prompt: data.Prompt
+    perception: Perception | None = None
 
-    def model(self, method: Method) -> mcl.Hypotheses:
-        """Hypotheses of a method."""
-        return mcl.Hypotheses(self.module, self.config.lora(method))
+    def model(self, method: Method) -> mcl.Hypotheses | mcl.MixtureOfExperts:
+        """Hypotheses of a method, or its experts."""
+        config = self.config.lora(method)
+        if method == "moe":
+            return mcl.MixtureOfExperts(self.module, config, self.config.num_hypotheses, self.config.experts_per_token)
+        return mcl.Hypotheses(self.module, config)
 
     def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
         """Records of a split, at most `most` of them, evenly spread over it."""
@@ -52,23 +65,45 @@ class Task:
             return records
         return tuple(records[i] for i in np.linspace(0, len(records) - 1, most).round().astype(int))
 
-    def encode(self, records: tuple[data.Record, ...]) -> data.Encoded:
+    def encode(self, records: tuple[data.Record, ...]) -> Items:
         """Their tokens; over-long ones are left out, with a warning that counts them."""
-        return data.encode_records(
+        encoded = data.encode_records(
             records, self.tokenizer, self.prompt, max_length=self.config.max_length, too_long="drop",
             mode_names=self.corpus.modes,
         )  # fmt: skip
+        return Items(records, encoded)
 
-    def log_likelihood_fn(self, method: Method):
-        """(params, adapters_k, batch, rng) -> (Σ log p of the answer [B] in nats, its tokens [B])."""
-        model = self.model(method)
+    def inputs(self, items: Items, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What the likelihood takes of a batch: its tokens and target_mask, and features of pictures or clips."""
+        records = [None if i == data.NO_RECORD else items.records[i] for i in batch["index"]]
+        return {name: batch[name] for name in ("tokens", "target_mask")} | self.features(records)
+
+    def features(self, records: Sequence[data.Record | None]) -> dict[str, Any]:
+        """{"features": [B, N, D]}, or nothing where records are text."""
+        return {} if self.perception is None else {"features": self.perception.features(records)}
+
+    def log_likelihood_fn(self, method: Method, *, train: bool = False):
+        """(params, adapters_k, batch, rng) -> (Σ log p of the answer [B] in nats, its tokens [B]).
+
+        With `train`, of a sparse mixture of experts less its balance loss.
+        """
+        model, weight = self.model(method), self.config.balance_weight
+        balanced = train and method == "moe" and model.top_k is not None
 
         def log_likelihood(params, adapters_k, batch, rng):
             tokens, mask = batch["tokens"], batch["target_mask"]
-            dropout_rng = rng if model.config.dropout > 0.0 else None
-            hidden = model.apply(params, adapters_k, tokens[:, :-1], method="hidden", dropout_rng=dropout_rng)
+            options = {name: batch[name] for name in ("features",) if name in batch}
+            options |= {"method": "hidden", "dropout_rng": rng if model.config.dropout > 0.0 else None}
+            if balanced:
+                counted = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last target: all but padding
+                hidden, balance = model.apply_with_balance(
+                    params, adapters_k, tokens[:, :-1], counted=counted, **options
+                )
+            else:
+                hidden = model.apply(params, adapters_k, tokens[:, :-1], **options)
             unembedding = self.module.unembedding(params)
-            return mcl.chunked_sequence_log_likelihood(hidden, unembedding, tokens[:, 1:], mask)
+            log_p, counts = mcl.chunked_sequence_log_likelihood(hidden, unembedding, tokens[:, 1:], mask)
+            return (mcl.moe.with_balance(log_p, counts, balance, weight) if balanced else log_p), counts
 
         return log_likelihood
 
@@ -120,19 +155,18 @@ class Likelihoods:
 
 
 def evaluator(task: Task, method: Method):
-    """`evaluate(state, encoded) -> Likelihoods`, compiled once for each length of batch."""
+    """`evaluate(state, items) -> Likelihoods`, compiled once for each length of batch."""
     log_likelihood = task.log_likelihood_fn(method)
 
     @jax.jit
     def run(params, adapters, batch):
         return jax.vmap(lambda a: log_likelihood(params, a, batch, None))(adapters)
 
-    def evaluate(state, encoded):
+    def evaluate(state, items):
         log_p, tokens, modes, records = [], [], [], []
-        for batch in data.eval_batches(encoded, task.config.batches):
+        for batch in data.eval_batches(items.encoded, task.config.batches):
             real = batch["index"] != data.NO_RECORD
-            inputs = {name: batch[name] for name in ("tokens", "target_mask")}
-            sums, counts = run(state.params, state.adapters, inputs)
+            sums, counts = run(state.params, state.adapters, task.inputs(items, batch))
             log_p.append(np.asarray(sums)[:, real])
             tokens.append(np.asarray(counts)[0, real])
             modes.append(batch["mode"][real])
@@ -142,14 +176,17 @@ def evaluator(task: Task, method: Method):
     return evaluate
 
 
-def prompts_of(task: Task, records: tuple[data.Record, ...], batch_size: int) -> Iterator[tuple[dict, int]]:
-    """Batches of prompts padded on the left, all of one shape, and how many rows of each are real."""
-    prompts = [task.prompt.encode(task.tokenizer, record.source) for record in records]
+def prompts_of(
+    task: Task, records: tuple[data.Record, ...], batch_size: int
+) -> Iterator[tuple[tuple[data.Record, ...], dict[str, Any], int]]:
+    """Batches of records, their prompts padded on the left, all of one shape, and how many rows of each are real."""
+    prompts = [task.prompt.of(task.tokenizer, record) for record in records]
     longest = max(map(len, prompts))
     for start in range(0, len(prompts), batch_size):
-        part = prompts[start : start + batch_size]
-        rows = part + [part[-1]] * (batch_size - len(part))
+        part = range(start, min(start + batch_size, len(prompts)))
+        chosen = [*part, *[part[-1]] * (batch_size - len(part))]
+        of_batch, rows = tuple(records[i] for i in chosen), [prompts[i] for i in chosen]
         tokens, mask = np.zeros((batch_size, longest), np.int32), np.zeros((batch_size, longest), bool)
         for row, keep, prompt in zip(tokens, mask, rows, strict=True):
             row[longest - len(prompt) :], keep[longest - len(prompt) :] = prompt, True
-        yield {"tokens": tokens, "mask": mask}, len(part)
+        yield of_batch, {"tokens": tokens, "mask": mask} | task.features(of_batch), len(part)

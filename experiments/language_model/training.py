@@ -14,15 +14,15 @@ from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.run import LossGuard, Run
 
 CHECKPOINT_SECONDS = 60.0
-STEP_INPUTS = ("tokens", "target_mask")
 
 
 def train(run: Run, task: Task, method: Method) -> tuple[mcl.TrainState, float]:
     """The state after the last step, and the seconds that its steps took."""
-    batches = data.train_batches(task.encode(task.records("train")), task.config.batches)
+    items = task.encode(task.records("train"))
+    batches = data.train_batches(items.encoded, task.config.batches)
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.loss(method), config.optimizer()
-    step = make_step(config, task.log_likelihood_fn(method), loss, optimizer)
+    step = make_step(config, task.log_likelihood_fn(method, train=True), loss, optimizer)
     state, evaluate = task.initial_state(method, optimizer), evaluator(task, method)
     held_out = task.encode(task.records("validation", config.eval_items))
     spent, started, guard = 0.0, time.monotonic(), LossGuard()
@@ -49,8 +49,7 @@ def train(run: Run, task: Task, method: Method) -> tuple[mcl.TrainState, float]:
             if int(state.step) == 0:
                 log({})
             while (number := int(state.step)) < config.steps:
-                batch = next(batches)
-                state, found = step(state, {name: batch[name] for name in STEP_INPUTS})
+                state, found = step(state, task.inputs(items, next(batches)))
                 guard.add(number, found["loss"])
                 last = number + 1 == config.steps
                 if (number + 1) % config.eval_every == 0 or last:

@@ -62,6 +62,10 @@ class Prompt:
             raise ValueError(f"the prompt {self.format(source)!r} has no tokens; needed one before the target")
         return ids
 
+    def of(self, tokenizer: Tokenizer, record: Record) -> np.ndarray:
+        """`encode` of a record's source. Prompts that depend on more of a record override this."""
+        return self.encode(tokenizer, record.source)
+
 
 @dataclasses.dataclass(frozen=True)
 class Instruction(Prompt):
@@ -142,7 +146,7 @@ def encode_records(
             raise ValueError(
                 f"record {record.id!r} has no picture or clip; an instruction alone would not tell it apart"
             )
-        prompt_ids = prompt.encode(tokenizer, record.source)
+        prompt_ids = prompt.of(tokenizer, record)
         targets = tuple(_encode_target(tokenizer, record.id, target.text, options) for target in record.targets)
         if (length := len(prompt_ids) + max(map(len, targets)) - 1) <= max_length:
             kept.append((prompt_ids, targets, _modes(record, mode_names), index))

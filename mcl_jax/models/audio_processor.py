@@ -45,6 +45,16 @@ class AudioProcessor(Processor):
 
         return cls(config, Qwen2AudioProcessor.from_pretrained(folder))
 
+    def num_features(self, clip: Clip) -> int:
+        """Audio tokens that a clip takes."""
+        samples = min(len(clip), self.extractor.n_samples)
+        return int(num_features(np.int32(-(-samples // self.extractor.hop_length))))
+
+    def inputs(self, clips: Sequence[Clip | None], *, window: int | None = None) -> dict[str, np.ndarray]:
+        """What `encode` takes: mel and frames of B clips, see `__call__`; of None, silence and 0."""
+        mel, frames = self._mel(clips, self.config.audio_config.window if window is None else window)
+        return {"mel": mel, "frames": frames}
+
     def __call__(
         self, prompts: Sequence[str], clips: Sequence[Clip | None], *, length: int | None = None,
         window: int | None = None, padding_side: str = "left",
@@ -67,9 +77,10 @@ class AudioProcessor(Processor):
             or longer than the window asked for; a prompt longer than T.
         """
         self.check_number(prompts, clips)
-        mel, frames = self._mel(clips, self.config.audio_config.window if window is None else window)
-        rows = [self.prompt(text, n) for text, n in zip(prompts, num_features(frames).tolist(), strict=True)]
-        return {**self.padded(rows, length, padding_side), "mel": mel, "frames": frames}
+        inputs = self.inputs(clips, window=window)
+        counts = num_features(inputs["frames"]).tolist()
+        rows = [self.prompt(text, n) for text, n in zip(prompts, counts, strict=True)]
+        return self.padded(rows, length, padding_side) | inputs
 
     def check(self, tokens: Int[np.ndarray, "B T"], frames: Int[np.ndarray, " B"]) -> None:
         """Raises a ValueError unless each row has an audio token for each feature of its clip: was it cut since?"""

@@ -60,6 +60,21 @@ class LlavaNextProcessor(Processor):
         tiles = self.hf.image_processor([picture], input_data_format="channels_last", return_tensors="np")
         return tiles["pixel_values"][0].transpose(0, 2, 3, 1), self.tiling.index(*picture.shape[:2])
 
+    def num_features(self, picture: Picture) -> int:
+        """Placeholder tokens that a picture takes."""
+        return len(self.tiling.index(*picture.shape[:2]))
+
+    def inputs(self, pictures: Sequence[Picture | None]) -> dict[str, np.ndarray]:
+        """What `encode` takes: pixel_values and index of B pictures, see `__call__`; of None, black and PADDING."""
+        size, B = self.config.vision_config.image_size, len(pictures)
+        pixel_values = np.zeros((B, self.tiling.most_tiles, size, size, 3), np.float32)
+        index = np.full((B, self.tiling.most_tokens), PADDING, np.int32)
+        for b, picture in enumerate(pictures):
+            if picture is not None:
+                tiles, tokens = self.picture(picture)
+                pixel_values[b, : len(tiles)], index[b, : len(tokens)] = tiles, tokens
+        return {"pixel_values": pixel_values, "index": index}
+
     def __call__(
         self, prompts: Sequence[str], pictures: Sequence[Picture | None], *, length: int | None = None
     ) -> dict[str, np.ndarray]:
@@ -76,12 +91,6 @@ class LlavaNextProcessor(Processor):
           ValueError: as `picture` and `prompt`, for numbers that differ, or a prompt longer than T.
         """
         self.check_number(prompts, pictures)
-        size, B = self.config.vision_config.image_size, len(prompts)
-        pixel_values = np.zeros((B, self.tiling.most_tiles, size, size, 3), np.float32)
-        index = np.full((B, self.tiling.most_tokens), PADDING, np.int32)
-        for b, picture in enumerate(pictures):
-            if picture is not None:
-                tiles, tokens = self.picture(picture)
-                pixel_values[b, : len(tiles)], index[b, : len(tokens)] = tiles, tokens
-        rows = [self.prompt(text, n) for text, n in zip(prompts, (index != PADDING).sum(1), strict=True)]
-        return {**self.padded(rows, length), "pixel_values": pixel_values, "index": index}
+        inputs = self.inputs(pictures)
+        rows = [self.prompt(text, n) for text, n in zip(prompts, (inputs["index"] != PADDING).sum(1), strict=True)]
+        return self.padded(rows, length) | inputs

@@ -133,7 +133,7 @@ def test_a_study_of_purity_goes_on_where_it_stopped(config, monkeypatch, capsys)
 def test_prompts_are_padded_on_the_left(config):
     task = load(config)
     records = task.records("test")
-    (first, real), *_ = prompts_of(task, records, 5)
+    (_, first, real), *_ = prompts_of(task, records, 5)
     assert real == 5
     assert first["mask"][:, -1].all()
     assert (np.diff(first["mask"].astype(int), axis=1) >= 0).all()

@@ -142,7 +142,7 @@ def test_the_preset_runs(tmp_path, base, data):
     config = parse([*PRESET, *map(str, [*args, *small])])
     task = load(config)
     first = task.encode(task.records("train")[:1])
-    words = task.tokenizer.decode(first.prompts[0]).split()
+    words = task.tokenizer.decode(first.encoded.prompts[0]).split()
     assert words[:7] + words[-2:] == [*PROMPT, "German", ":"] and "<unk>" not in words
     assert len(task.records("test")[0].references) == len(set(task.records("test")[0].references)) > 1
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam is not written for strict promotion

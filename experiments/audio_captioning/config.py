@@ -1,0 +1,51 @@
+"""What a run on clips is made of, and how a command line says it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.captioning import config as shared
+from experiments.language_model import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(shared.Config):
+    """K hypotheses of a Qwen2-Audio on clips that have several right captions.
+
+    By default stamps-spoken: a caption that one hears in some language, to be written in English or French, on a
+    laptop. --preset audiocaps-qwen2-7b and clotho-qwen2-7b: the paper's recipes, need --base and --folder.
+    """
+
+    seconds: float = 3.0
+    """Clips are cut to so many."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.base is None and (self.seconds < 1 or self.seconds % 1):
+            raise ValueError(f"--seconds must be 1, 2, … for the small base, got {self.seconds}")
+
+
+# Minutes on two cores.
+STAMPS: dict[str, Any] = dict(
+    data="stamps/spoken", modes=("en", "fr"), steps=300, batch_size=16, eval_every=20, eval_items=80, test_items=128,
+    decode_items=128, max_new_tokens=24, max_length=128, learning_rate=2e-3,
+)  # fmt: skip
+# Letzelter et al. (arXiv 2507.10419); the prompt is that of Qwen2-Audio's authors.
+AUDIOCAPS: dict[str, Any] = dict(
+    data="audiocaps", seconds=10.0, num_hypotheses=5, objective="relaxed", epsilon=0.05, rank=8, alpha=8.0, dropout=0.1,
+    epochs=1, batch_size=2, learning_rate=1e-5, warmup=0.1, weight_decay=0.05, adam_epsilon=1e-6, dtype="bfloat16",
+    prompt="<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:", max_length=384, max_new_tokens=64,
+    repetition_penalty=1.1, cache_features=False, remat=True, test_items=500, decode_items=500, num_beams=5,
+)  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "stamps-spoken": STAMPS,
+    "audiocaps-qwen2-7b": AUDIOCAPS,
+    "clotho-qwen2-7b": AUDIOCAPS | dict(data="clotho", seconds=30.0, epochs=10, max_length=896),
+}
+QWEN = "the Hugging Face folder of Qwen/Qwen2-Audio-7B-Instruct"
+NEEDED = {name: {"base": QWEN} for name in ("audiocaps-qwen2-7b", "clotho-qwen2-7b")}
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration that a command line asks for; see `language_model.config.parse`."""
+    return config.parse(Config, PRESETS, NEEDED, args, default="stamps-spoken")

@@ -1,0 +1,45 @@
+"""What a captioning run is made of besides its method: data, modes, base."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+from experiments.language_model import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(config.Config):
+    """K hypotheses of a language model that sees or hears."""
+
+    data: str = "stamps/pictures"
+    """A data set by name (stamps/pictures, stamps/spoken, stamps/sounds, textcaps/english, textcaps/bilingual,
+    audiocaps, clotho), or a folder of your own with captions.jsonl."""
+    folder: Path | None = None
+    """The files that a named data set is made of, the first time. The stamps are fetched (Debian's package)."""
+    modes: tuple[str, ...] = ()
+    """Captions of these modes alone, such as en fr; all by default."""
+    mode_weights: tuple[int, ...] = ()
+    """How often a training caption of each of --modes is drawn, such as 9 1; equally often by default."""
+    families: bool = True
+    """Keep the 249 stamps (letters, digits, coins) that come in families which look and read nearly the same."""
+    prompt: str = ""
+    """What the model is asked: a text with the base's placeholder once; the caption follows it directly."""
+    base: Path | None = None
+    """Base model: a Hugging Face folder. By default a small one of the same family, which is trained first, on the
+    training captions of all modes, and kept in --cache."""
+    base_steps: int = 600
+    """Training steps of the small base, of batch 32."""
+    cache: Path = Path("runs/cache")
+    """Where data sets and the small base are kept."""
+    cache_features: bool = True
+    """Keep what the tower makes of every picture or clip in memory: it is run once, not in every epoch."""
+
+    COUNTS: ClassVar[tuple[str, ...]] = (*config.Config.COUNTS, "base_steps")
+    VOLATILE: ClassVar[tuple[str, ...]] = (*config.Config.VOLATILE, "cache", "folder", "cache_features")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mode_weights and len(self.mode_weights) != len(self.modes):
+            raise ValueError(f"--mode-weights needs a number for each of --modes {self.modes}, got {self.mode_weights}")
+        if any(weight < 1 for weight in self.mode_weights):
+            raise ValueError(f"--mode-weights must be 1 or more, got {self.mode_weights}")

@@ -1,0 +1,146 @@
+"""A small model that sees or hears, trained from nothing on captions in all languages: a base for a laptop.
+
+It is trained by the same step as adapters are, with one "hypothesis" that is all of its parameters. Like any run it
+resumes, and its folder, `WORKDIR/model`, is a Hugging Face folder like any base.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import tokenizers as tk
+from transformers import PreTrainedTokenizerFast
+
+import mcl_jax as mcl
+from experiments.captioning.modality import Modality
+from experiments.language_model.perception import MediaPrompt, Perception
+from mcl_jax import data, objectives
+from mcl_jax.checkpoint import Checkpoints
+from mcl_jax.run import LossGuard, Run
+
+EOS = "<|endoftext|>"
+VOCABULARY = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallBase:
+    """How a small base is trained.
+
+    Attributes:
+      steps, batch_size: training.
+      max_length: longest example in tokens.
+      eval_every: steps between evaluations; the best of these checkpoints is kept.
+    """
+
+    steps: int = 600
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    max_length: int = 64
+    eval_every: int = 50
+    seed: int = 0
+
+
+def small_base(folder: Path, settings: SmallBase, modality: Modality, corpus: data.Corpus, prompt: str) -> Path:
+    """The folder of the model, which is trained unless it is there.
+
+    Args:
+      folder: of the run.
+      corpus: records with captions in all languages; trained on "train", evaluated on "validation".
+      prompt: what it is asked, with the modality's placeholder.
+    """
+    config = dataclasses.asdict(settings) | {"corpus": corpus.name, "records": len(corpus.records), "prompt": prompt}
+    with Run(folder, config) as run:
+        if not run.finished:
+            module, processor = modality.small(_tokenizer(corpus.split("train"), modality.placeholder))
+            params, loss = _train(run, settings, modality, module, processor, corpus, prompt)
+            mcl.models.save_pretrained(folder / "model", module, params, processor)
+            run.finish({"validation_loss": loss})
+    return folder / "model"
+
+
+def _tokenizer(records: tuple[data.Record, ...], placeholder: str) -> PreTrainedTokenizerFast:
+    """Byte pairs of the training captions."""
+    model = tk.Tokenizer(tk.models.BPE())
+    model.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tk.decoders.ByteLevel()
+    trainer = tk.trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=[EOS, placeholder], show_progress=False,
+        initial_alphabet=tk.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    model.train_from_iterator((target.text for record in records for target in record.targets), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=EOS, pad_token=EOS)
+
+
+def _train(run: Run, settings: SmallBase, modality: Modality, module, processor, corpus, prompt) -> tuple[Any, float]:
+    """Parameters at the best evaluated step, and the validation loss there in nats a token."""
+    perception = Perception(
+        module, {}, processor, modality.read, lambda media: modality.inputs(processor, media),
+        augment=lambda *_: {}, cache=False,
+    )  # fmt: skip
+    splits = {name: corpus.split(name) for name in ("train", "validation")}
+    counts = perception.counts([record for records in splits.values() for record in records])
+    asked = MediaPrompt(prompt, processor, counts)
+    shapes = data.BatchConfig(settings.batch_size, (settings.max_length,), settings.seed)
+    encoded = {
+        name: data.encode_records(
+            records, processor.tokenizer, asked, max_length=settings.max_length, too_long="drop",
+            mode_names=corpus.modes,
+        )
+        for name, records in splits.items()
+    }  # fmt: skip
+
+    def inputs(name, batch):
+        records = [None if i == data.NO_RECORD else splits[name][i] for i in batch["index"]]
+        arrays = {key: batch[key] for key in ("tokens", "target_mask")}
+        return arrays | {"tower": perception.tower_inputs(records)}
+
+    def log_likelihood(_, params, batch, rng, vary=True):
+        tower = modality.vary(rng, batch["tower"]) if vary else batch["tower"]
+        tokens, variables = batch["tokens"], {"params": params}
+        features = module.apply(variables, **tower, method="encode")
+        hidden = module.apply(variables, tokens[:, :-1], None, features, method="hidden")
+        return mcl.chunked_sequence_log_likelihood(
+            hidden, module.unembedding(params), tokens[:, 1:], batch["target_mask"]
+        )
+
+    @jax.jit
+    def losses(params, batch):
+        log_p, tokens = log_likelihood({}, jax.tree.map(lambda x: x[0], params), batch, None, vary=False)
+        return -log_p.sum(), tokens.sum()
+
+    batches = data.train_batches(encoded["train"], shapes)
+    held_out = [inputs("validation", batch) for batch in data.eval_batches(encoded["validation"], shapes)]
+    peak = settings.learning_rate
+    schedule = optax.warmup_cosine_decay_schedule(0.0, peak, settings.steps // 10, settings.steps, peak / 100)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.1))
+    step = mcl.make_train_step(log_likelihood, objectives.mle(), optimizer, backward="all")
+    key = jax.random.key(settings.seed)
+    params = module.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    state = mcl.TrainState.create(
+        params={}, adapters=jax.tree.map(lambda x: x[None], params), optimizer=optimizer, rng=key
+    )
+    guard = LossGuard()
+    with Checkpoints(run.checkpoint_dir(), keep_last=1) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            state, place, _ = checkpoints.restore(state)
+            batches.set_state(place)
+        run.rewind("", int(state.step) or None)
+        with run.progress(settings.steps, int(state.step), "small base") as progress:
+            while (number := int(state.step)) < settings.steps:
+                state, found = step(state, inputs("train", next(batches)))
+                guard.add(number, found["loss"])
+                progress.update(number + 1, loss=found["loss"])
+                if (number + 1) % settings.eval_every == 0 or number + 1 == settings.steps or run.stop_requested:
+                    guard.check(checkpoints.latest_step())
+                    nats, tokens = map(sum, zip(*(losses(state.adapters, batch) for batch in held_out), strict=True))
+                    logged = {"train_loss": float(found["loss"]), "eval_loss": float(nats / tokens)}
+                    run.log(number + 1, logged)
+                    checkpoints.save(state, metrics=logged, data=batches.get_state(), config=run.config)
+                if run.stop_requested:
+                    checkpoints.wait()
+                    run.stop()
+        state, _, best = checkpoints.restore(state, "best")
+    return jax.tree.map(lambda x: x[0], state.adapters), best["metrics"]["eval_loss"]

@@ -1,0 +1,59 @@
+"""Base model, tower and captions."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import jax.numpy as jnp
+
+import mcl_jax as mcl
+from experiments.captioning.config import Config
+from experiments.captioning.modality import Modality
+from experiments.captioning.small_base import SmallBase, small_base
+from experiments.language_model.perception import MediaPrompt, Perception
+from experiments.language_model.task import Task
+from mcl_jax import data
+
+
+def load(config: Config, modality: Modality) -> Task:
+    """Reads the data and the base, which is trained first if none is given.
+
+    Raises:
+      ValueError: if either cannot be had, or they do not fit together.
+    """
+    corpus = data.load_captions(config.data, config.cache, config.folder, modes=config.modes, families=config.families)
+    folder = config.base or _small(config, modality)
+    options = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.dtype), "remat": config.remat}
+    module, params, processor = mcl.models.from_pretrained(folder, **options)
+    if not hasattr(processor, "num_features"):
+        raise ValueError(f"--base {folder} has no processor of pictures or clips; needed a LLaVA-1.6 or a Qwen2-Audio")
+    perception = Perception(
+        module, params, processor, modality.read,
+        inputs=lambda media: modality.inputs(processor, media),
+        augment=lambda key, media: modality.augment(processor, key, media),
+        cache=config.cache_features, devices=config.devices,
+    )  # fmt: skip
+    prompt = MediaPrompt(config.prompt or modality.placeholder, processor, perception.counts(corpus.records))
+    return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, perception)
+
+
+def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
+    """Training captions of each mode as many times as --mode-weights says: one of them is drawn in each epoch."""
+    if not config.mode_weights:
+        return corpus
+    weights = dict(zip(config.modes, config.mode_weights, strict=True))
+    repeat = lambda targets: tuple(target for target in targets for _ in range(weights[target.mode]))
+    records = (
+        dataclasses.replace(record, targets=repeat(record.targets)) if record.split == "train" else record
+        for record in corpus.records
+    )
+    return data.Corpus(corpus.name, tuple(records), corpus.left_out)
+
+
+def _small(config: Config, modality: Modality) -> Path:
+    """The folder of the small base of a data set, whatever its modes."""
+    corpus = data.load_captions(config.data, config.cache, config.folder)
+    settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
+    of_corpus = repr([(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records])
+    name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(of_corpus.encode()):08x}-{config.base_steps}"
+    return small_base(config.cache / "small-bases" / name, settings, modality, corpus, modality.placeholder)

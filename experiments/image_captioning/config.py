@@ -1,0 +1,43 @@
+"""What a run on pictures is made of, and how a command line says it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.captioning import config as shared
+from experiments.language_model import config
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(shared.Config):
+    """K hypotheses of a LLaVA-1.6 on pictures that have several right captions.
+
+    By default stamps-bilingual: English or French captions of Tux Paint's stamps, on a laptop. --preset
+    textcaps-llava-7b and textcaps-bilingual: the paper's recipes, need --base and --folder.
+    """
+
+
+# Minutes on two cores.
+STAMPS: dict[str, Any] = dict(
+    data="stamps/pictures", modes=("en", "fr"), steps=300, batch_size=16, eval_every=20, eval_items=80, test_items=128,
+    decode_items=128, max_new_tokens=24, max_length=64, learning_rate=2e-3,
+)  # fmt: skip
+PAPER_PROMPT = "USER: <image>\nPlease carefully observe the image and come up with a caption for the image.\nASSISTANT:"
+# Letzelter et al. (arXiv 2507.10419).
+TEXTCAPS: dict[str, Any] = dict(
+    data="textcaps/english", num_hypotheses=3, objective="relaxed", epsilon=0.1, rank=8, alpha=32.0, epochs=1,
+    batch_size=16, learning_rate=2e-4, warmup=0.03, dtype="bfloat16", prompt=PAPER_PROMPT, max_length=3072,
+    max_new_tokens=64, cache_features=False, remat=True, test_items=500, decode_items=500, num_beams=3,
+)  # fmt: skip
+PRESETS: dict[str, dict[str, Any]] = {
+    "stamps-bilingual": STAMPS,
+    "textcaps-llava-7b": TEXTCAPS,
+    "textcaps-bilingual": TEXTCAPS | dict(data="textcaps/bilingual", modes=(), num_hypotheses=2, num_beams=2),
+}
+LLAVA = "the Hugging Face folder of llava-hf/llava-v1.6-vicuna-7b-hf"
+NEEDED = {name: {"base": LLAVA} for name in ("textcaps-llava-7b", "textcaps-bilingual")}
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The configuration that a command line asks for; see `language_model.config.parse`."""
+    return config.parse(Config, PRESETS, NEEDED, args, default="stamps-bilingual")

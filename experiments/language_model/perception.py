@@ -1,0 +1,111 @@
+"""What a frozen tower makes of the pictures or clips of records: once a record, whatever K."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Key
+
+from mcl_jax import data
+from mcl_jax.console import Progress
+
+Inputs = dict[str, np.ndarray]
+LANGUAGE_MODEL = "language_model"  # the part of `params` that no tower needs
+
+
+@dataclasses.dataclass
+class Perception:
+    """A tower, and how records come to it.
+
+    Attributes:
+      module, params, processor: of the base.
+      read: the picture or clip of a record, as the processor takes it.
+      inputs: pictures or clips, or None for rows that fill up, to the arguments of the tower, [B, ...] each.
+      augment: (key, one picture or clip) to the same arguments [1, ...] of a changed one, for test-time augmentation.
+      cache: whether to keep the features of every record in memory, so that the tower sees it once and not each epoch.
+      devices: that a batch is spread over.
+    """
+
+    module: nn.Module
+    params: Any
+    processor: Any
+    read: Callable[[data.Record], np.ndarray]
+    inputs: Callable[[Sequence[np.ndarray | None]], Inputs]
+    augment: Callable[[Key[Array, ""], np.ndarray], Inputs]
+    cache: bool
+    devices: int = 1
+
+    def __post_init__(self):
+        self._known: dict[str, np.ndarray] = {}  # features [N, D] by id
+        self._pool = ThreadPoolExecutor()
+
+    def counts(self, records: Sequence[data.Record]) -> dict[str, int]:
+        """Placeholder tokens of each record, by id; shows progress."""
+        count = lambda record: self.processor.num_features(self.read(record))
+        with Progress(len(records), description="measuring pictures or clips") as progress:
+            counts = {}
+            for record, number in zip(records, self._pool.map(count, records), strict=True):
+                counts[record.id] = number
+                progress.update(len(counts))
+        return counts
+
+    def features(self, records: Sequence[data.Record | None]) -> Float[Array, "B N D"]:
+        """Features of a batch, zeros where there is no record."""
+        if not self.cache:
+            return self._encode(self.tower_inputs(records))
+        if any(record is not None and record.id not in self._known for record in records):
+            found = np.asarray(self._encode(self.tower_inputs(records)))
+            self._known |= {record.id: row for record, row in zip(records, found, strict=True) if record is not None}
+        empty = np.zeros_like(next(iter(self._known.values())))
+        return np.stack([empty if record is None else self._known[record.id] for record in records])
+
+    def augmented(self, records: Sequence[data.Record], keys: Sequence[Key[Array, ""]]) -> Float[Array, "B N D"]:
+        """Features of changed pictures or clips, each with a key of its own."""
+        changed = [self.augment(key, self.read(record)) for record, key in zip(records, keys, strict=True)]
+        return self._encode(_stacked(changed))
+
+    def tower_inputs(self, records: Sequence[data.Record | None]) -> Inputs:
+        """Arguments of the tower for a batch, [B, ...] each."""
+        one = lambda record: self.inputs([None if record is None else self.read(record)])
+        return _stacked(list(self._pool.map(one, records)))
+
+    def _encode(self, inputs: Inputs) -> Float[Array, "B N D"]:
+        run, params, sharding = self._tower
+        return run(params, jax.device_put(inputs, sharding))
+
+    @cached_property
+    def _tower(self):
+        """The compiled tower, its parameters on every device, and how a batch is cut over them."""
+        mesh = Mesh(np.array(jax.local_devices()[: self.devices]), ("data",))
+        params = {name: leaf for name, leaf in self.params.items() if name != LANGUAGE_MODEL}
+        run = jax.jit(lambda params, inputs: self.module.apply({"params": params}, **inputs, method="encode"))
+        place = partial(NamedSharding, mesh)
+        return run, jax.device_put(params, place(PartitionSpec())), place(PartitionSpec("data"))
+
+
+def _stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:
+    """Rows [1, ...] of the same arguments as a batch."""
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaPrompt(data.Instruction):
+    """An instruction with a placeholder, which is repeated for each feature of a record's picture or clip.
+
+    Attributes:
+      processor: of the base.
+      counts: placeholder tokens of each record, by id.
+    """
+
+    processor: Any = None
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict, repr=False)
+
+    def of(self, tokenizer: Any, record: data.Record) -> np.ndarray:
+        """Tokens of the prompt of a record."""
+        return self.processor.prompt(self.template, self.counts[record.id])
