@@ -27,7 +27,7 @@ class Config(shared.Config):
 
 # Minutes on two cores.
 STAMPS: dict[str, Any] = dict(
-    data="stamps/spoken", modes=("en", "fr"), steps=300, batch_size=16, eval_every=20, eval_items=80, test_items=128,
+    data="stamps/spoken", steps=300, batch_size=16, eval_every=20, eval_items=80, test_items=128,
     decode_items=128, max_new_tokens=24, max_length=128, learning_rate=2e-3,
 )  # fmt: skip
 # Letzelter et al. (arXiv 2507.10419); the prompt is that of Qwen2-Audio's authors.

@@ -16,8 +16,8 @@ class Config(config.Config):
     audiocaps, clotho), or a folder of your own with captions.jsonl."""
     folder: Path | None = None
     """The files that a named data set is made of, the first time. The stamps are fetched (Debian's package)."""
-    modes: tuple[str, ...] = ()
-    """Captions of these modes alone, such as en fr; all by default."""
+    modes: tuple[str, ...] | None = None
+    """Captions of these modes alone; by default en fr of the stamps, and all of other data."""
     mode_weights: tuple[int, ...] = ()
     """How often a training caption of each of --modes is drawn, such as 9 1; equally often by default."""
     families: bool = True
@@ -39,6 +39,8 @@ class Config(config.Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.modes is None:
+            object.__setattr__(self, "modes", ("en", "fr") if self.data.startswith("stamps/") else ())
         if self.mode_weights and len(self.mode_weights) != len(self.modes):
             raise ValueError(f"--mode-weights needs a number for each of --modes {self.modes}, got {self.mode_weights}")
         if any(weight < 1 for weight in self.mode_weights):

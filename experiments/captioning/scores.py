@@ -12,16 +12,14 @@ LANGUAGES = ("en", "fr", "es")  # those that `caption_language` tells apart
 OF_MODES = ("oracle_cider_d", "oracle_bleu_1", "oracle_spider")
 
 
-def scores(answers: Answers, records: tuple[data.Record, ...], modes: tuple[str, ...] = ()) -> dict[str, Any]:
+def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]:
     """All of `metrics.score_captions` against all references of an item, with 95 % intervals under `intervals`.
 
     What cannot be had is None, with the reason under `not_available`. Besides `of_mode`, a few of them against the
     references of each mode alone, and `language_rate`, of each language among the modes: the share of the k-th answers
     that are in it [K].
-
-    Args:
-      modes: of the corpus.
     """
+    modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
     found = metrics.score_captions(answers.texts, [[target.text for target in r.references] for r in records])
     known = {name: score for name, score in found.items() if isinstance(score, metrics.Score)}
     results = {name: getattr(score, "mean", None) for name, score in found.items()}

@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -15,15 +16,19 @@ from experiments.language_model.task import Task
 from mcl_jax import data
 
 
-def load(config: Config, modality: Modality) -> Task:
-    """Reads the data and the base, which is trained first if none is given.
+def load(config: Config, modality: Modality, **options: Any) -> Task:
+    """Reads the data and the base, which is trained first if none is given; `options` are the base's, such as scan.
 
     Raises:
       ValueError: if either cannot be had, or they do not fit together.
     """
     corpus = data.load_captions(config.data, config.cache, config.folder, modes=config.modes, families=config.families)
     folder = config.base or _small(config, modality)
-    options = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.dtype), "remat": config.remat}
+    options = {
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.dtype(config.dtype),
+        "remat": config.remat,
+    } | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
     if not hasattr(processor, "num_features"):
         raise ValueError(f"--base {folder} has no processor of pictures or clips; needed a LLaVA-1.6 or a Qwen2-Audio")

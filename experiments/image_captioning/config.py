@@ -19,7 +19,7 @@ class Config(shared.Config):
 
 # Minutes on two cores.
 STAMPS: dict[str, Any] = dict(
-    data="stamps/pictures", modes=("en", "fr"), steps=300, batch_size=16, eval_every=20, eval_items=80, test_items=128,
+    data="stamps/pictures", steps=300, batch_size=16, eval_every=20, eval_items=80, test_items=128,
     decode_items=128, max_new_tokens=24, max_length=64, learning_rate=2e-3,
 )  # fmt: skip
 PAPER_PROMPT = "USER: <image>\nPlease carefully observe the image and come up with a caption for the image.\nASSISTANT:"
@@ -32,7 +32,7 @@ TEXTCAPS: dict[str, Any] = dict(
 PRESETS: dict[str, dict[str, Any]] = {
     "stamps-bilingual": STAMPS,
     "textcaps-llava-7b": TEXTCAPS,
-    "textcaps-bilingual": TEXTCAPS | dict(data="textcaps/bilingual", modes=(), num_hypotheses=2, num_beams=2),
+    "textcaps-bilingual": TEXTCAPS | dict(data="textcaps/bilingual", num_hypotheses=2, num_beams=2),
 }
 LLAVA = "the Hugging Face folder of llava-hf/llava-v1.6-vicuna-7b-hf"
 NEEDED = {name: {"base": LLAVA} for name in ("textcaps-llava-7b", "textcaps-bilingual")}

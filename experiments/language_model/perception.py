@@ -75,6 +75,11 @@ class Perception:
         one = lambda record: self.inputs([None if record is None else self.read(record)])
         return _stacked(list(self._pool.map(one, records)))
 
+    def lower(self, records: Sequence[data.Record | None]) -> Any:
+        """The tower lowered for a batch, as `jax.jit` lowers."""
+        run, params, sharding = self._tower
+        return run.lower(params, jax.device_put(self.tower_inputs(records), sharding))
+
     def _encode(self, inputs: Inputs) -> Float[Array, "B N D"]:
         run, params, sharding = self._tower
         return run(params, jax.device_put(inputs, sharding))
