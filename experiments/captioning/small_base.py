@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 import mcl_jax as mcl
 from experiments.captioning.modality import Modality
 from experiments.language_model.perception import MediaPrompt, Perception
+from experiments.language_model.task import spread
 from mcl_jax import data, objectives
 from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.run import LossGuard, Run
@@ -33,6 +34,7 @@ class SmallBase:
       steps, batch_size: training.
       max_length: longest example in tokens.
       eval_every: steps between evaluations; the best of these checkpoints is kept.
+      eval_items: records that are evaluated, evenly spread over the split.
     """
 
     steps: int = 600
@@ -40,6 +42,7 @@ class SmallBase:
     learning_rate: float = 2e-3
     max_length: int = 64
     eval_every: int = 50
+    eval_items: int = 64
     seed: int = 0
 
 
@@ -80,7 +83,7 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
         module, {}, processor, modality.read, lambda media: modality.inputs(processor, media),
         augment=lambda *_: {}, cache=False,
     )  # fmt: skip
-    splits = {name: corpus.split(name) for name in ("train", "validation")}
+    splits = {"train": corpus.split("train"), "validation": spread(corpus.split("validation"), settings.eval_items)}
     counts = perception.counts([record for records in splits.values() for record in records])
     asked = MediaPrompt(prompt, processor, counts)
     shapes = data.BatchConfig(settings.batch_size, (settings.max_length,), settings.seed)

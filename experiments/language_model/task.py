@@ -24,6 +24,13 @@ def stream(seed: int, index: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), index)
 
 
+def spread(records: tuple[data.Record, ...], most: int | None) -> tuple[data.Record, ...]:
+    """At most `most` of the records, evenly spread; all if None."""
+    if most is None or most >= len(records):
+        return records
+    return tuple(records[i] for i in np.linspace(0, len(records) - 1, most).round().astype(int))
+
+
 class Items(NamedTuple):
     """Records, and their tokens."""
 
@@ -60,10 +67,7 @@ class Task:
 
     def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
         """Records of a split, at most `most` of them, evenly spread over it."""
-        records = self.corpus.split(split)
-        if most is None or most >= len(records):
-            return records
-        return tuple(records[i] for i in np.linspace(0, len(records) - 1, most).round().astype(int))
+        return spread(self.corpus.split(split), most)
 
     def encode(self, records: tuple[data.Record, ...]) -> Items:
         """Their tokens; over-long ones are left out, with a warning that counts them."""
