@@ -26,7 +26,7 @@ class Config(config.Config):
     """What the model is asked: a text with the base's placeholder once; the caption follows it directly."""
     base: Path | None = None
     """Base model: a Hugging Face folder. By default a small one of the same family, which is trained first, on the
-    training captions in other modes than --modes, and kept in --cache."""
+    training captions of all modes but the second and later of --modes, and kept in --cache."""
     base_steps: int = 600
     """Training steps of the small base, of batch 32."""
     cache: Path = Path("runs/cache")

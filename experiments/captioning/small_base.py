@@ -5,6 +5,7 @@ resumes, and its folder, `WORKDIR/model`, is a Hugging Face folder like any base
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 import mcl_jax as mcl
 from experiments.captioning.modality import Modality
-from experiments.language_model.perception import MediaPrompt, Perception
+from experiments.language_model.perception import MediaPrompt, Perception, stacked
 from experiments.language_model.task import spread
 from mcl_jax import data, objectives
 from mcl_jax.checkpoint import Checkpoints
@@ -95,10 +96,11 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
         for name, records in splits.items()
     }  # fmt: skip
 
+    tower_inputs = functools.cache(lambda record: perception.tower_inputs([record]))  # reading costs more than training
+
     def inputs(name, batch):
-        records = [None if i == data.NO_RECORD else splits[name][i] for i in batch["index"]]
-        arrays = {key: batch[key] for key in ("tokens", "target_mask")}
-        return arrays | {"tower": perception.tower_inputs(records)}
+        rows = [tower_inputs(None if i == data.NO_RECORD else splits[name][i]) for i in batch["index"]]
+        return {key: batch[key] for key in ("tokens", "target_mask")} | {"tower": stacked(rows)}
 
     def log_likelihood(_, params, batch, rng, vary=True):
         tower = modality.vary(rng, batch["tower"]) if vary else batch["tower"]

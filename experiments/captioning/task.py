@@ -67,13 +67,12 @@ def without_modes(corpus: data.Corpus, modes: tuple[str, ...]) -> data.Corpus:
 
 
 def _small(config: Config, modality: Modality) -> Path:
-    """The folder of the small base of a data set, trained on the modes that the run does not adapt it to.
+    """The folder of the small base of a data set, which knows the first of --modes and is to learn the others.
 
-    A model that knew these languages would tell them apart after a word, and one way to share the answers between
-    hypotheses would be as good as any other. Where there are no others, it is trained on all.
+    The paper's LLaVA knows English better than French too. A model that knew all would tell them apart after a word,
+    and one way to share the answers between hypotheses would be as good as any other.
     """
-    corpus = data.load_captions(config.data, config.cache, config.folder)
-    corpus = without_modes(corpus, config.modes) if set(corpus.modes) - set(config.modes) else corpus
+    corpus = without_modes(data.load_captions(config.data, config.cache, config.folder), config.modes[1:])
     settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
     of_corpus = repr([(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records])
     name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(of_corpus.encode()):08x}-{config.base_steps}"

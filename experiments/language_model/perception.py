@@ -68,12 +68,12 @@ class Perception:
     def augmented(self, records: Sequence[data.Record], keys: Sequence[Key[Array, ""]]) -> Float[Array, "B N D"]:
         """Features of changed pictures or clips, each with a key of its own."""
         changed = [self.augment(key, self.read(record)) for record, key in zip(records, keys, strict=True)]
-        return self._encode(_stacked(changed))
+        return self._encode(stacked(changed))
 
     def tower_inputs(self, records: Sequence[data.Record | None]) -> Inputs:
         """Arguments of the tower for a batch, [B, ...] each."""
         one = lambda record: self.inputs([None if record is None else self.read(record)])
-        return _stacked(list(self._pool.map(one, records)))
+        return stacked(list(self._pool.map(one, records)))
 
     def lower(self, records: Sequence[data.Record | None]) -> Any:
         """The tower lowered for a batch, as `jax.jit` lowers."""
@@ -94,7 +94,7 @@ class Perception:
         return run, jax.device_put(params, place(PartitionSpec())), place(PartitionSpec("data"))
 
 
-def _stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:
+def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:
     """Rows [1, ...] of the same arguments as a batch."""
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
