@@ -19,8 +19,8 @@ class Config(shared.Config):
 
 # Minutes on two cores.
 STAMPS: dict[str, Any] = dict(
-    data="stamps/pictures", steps=300, batch_size=16, eval_every=20, eval_items=80, test_items=128,
-    decode_items=128, max_new_tokens=24, max_length=64, learning_rate=2e-3,
+    data="stamps/pictures", steps=150, batch_size=16, learning_rate=2e-3, alpha=32.0, rate=0.01, eval_every=10,
+    eval_items=80, test_items=128, decode_items=128, max_new_tokens=24, max_length=64,
 )  # fmt: skip
 PAPER_PROMPT = "USER: <image>\nPlease carefully observe the image and come up with a caption for the image.\nASSISTANT:"
 # Letzelter et al. (arXiv 2507.10419).
