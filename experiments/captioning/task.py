@@ -22,7 +22,9 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
     Raises:
       ValueError: if either cannot be had, or they do not fit together.
     """
-    corpus = data.load_captions(config.data, config.cache, config.folder, modes=config.modes, families=config.families)
+    corpus = data.load_captions(
+        config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families
+    )
     folder = config.base or _small(config, modality)
     options = {
         "dtype": jnp.dtype(config.dtype),
@@ -46,7 +48,7 @@ def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
     """Training captions of each mode as many times as --mode-weights says: one of them is drawn in each epoch."""
     if not config.mode_weights:
         return corpus
-    weights = dict(zip(config.modes, config.mode_weights, strict=True))
+    weights = dict(zip(config.kept_modes, config.mode_weights, strict=True))
     repeat = lambda targets: tuple(target for target in targets for _ in range(weights[target.mode]))
     records = (
         dataclasses.replace(record, targets=repeat(record.targets)) if record.split == "train" else record
@@ -73,7 +75,8 @@ def _small(config: Config, modality: Modality) -> Path:
     hypotheses would be as good as any other. Where there are no others, it is trained on all.
     """
     corpus = data.load_captions(config.data, config.cache, config.folder)
-    corpus = without_modes(corpus, config.modes) if set(corpus.modes) - set(config.modes) else corpus
+    modes = config.kept_modes
+    corpus = without_modes(corpus, modes) if set(corpus.modes) - set(modes) else corpus
     settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
     of_corpus = repr([(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records])
     name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(of_corpus.encode()):08x}-{config.base_steps}"
