@@ -46,5 +46,6 @@ def _of_mode(answers: Answers, records: tuple[data.Record, ...], mode: str) -> d
     having = [n for n, texts in enumerate(references) if texts]
     if not having:
         return {}
-    found = metrics.score_captions([answers.texts[n] for n in having], [references[n] for n in having])
-    return {name: getattr(found[name], "mean", None) for name in OF_MODES}
+    pairs = [answers.texts[n] for n in having], [references[n] for n in having]
+    found = metrics.score_captions(*pairs, names=OF_MODES)
+    return {name: getattr(score, "mean", None) for name, score in found.items()}
