@@ -17,7 +17,7 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
 
     What cannot be had is None, with the reason under `not_available`. Besides `of_mode`, a few of them against the
     references of each mode alone, and `language_rate`, of each language among the modes: the share of the k-th answers
-    that are in it [K].
+    that are in it [K]; an empty one is in none.
     """
     modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
     found = metrics.score_captions(answers.texts, [[target.text for target in r.references] for r in records])
@@ -29,7 +29,7 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
     results["of_mode"] = {mode: _of_mode(answers, records, mode) for mode in modes}
     languages = tuple(mode for mode in modes if mode in LANGUAGES)
     if len(languages) > 1:
-        of = functools.cache(lambda text: data.caption_language(text, languages))
+        of = functools.cache(lambda text: data.caption_language(text, languages) if text else None)
         share = lambda language: [float(np.mean([of(t) == language for t in column])) for column in _columns(answers)]
         results["language_rate"] = {language: share(language) for language in languages}
     return results
@@ -44,8 +44,6 @@ def _of_mode(answers: Answers, records: tuple[data.Record, ...], mode: str) -> d
     """Scores of the answers to items that have references of a mode, against these."""
     references = [[target.text for target in record.references if target.mode == mode] for record in records]
     having = [n for n, texts in enumerate(references) if texts]
-    if not having:
-        return {}
     pairs = [answers.texts[n] for n in having], [references[n] for n in having]
     found = metrics.score_captions(*pairs, names=OF_MODES)
     return {name: getattr(score, "mean", None) for name, score in found.items()}
