@@ -33,9 +33,11 @@ class Config(config.Config):
     """Where data sets and the small base are kept."""
     cache_features: bool = True
     """Keep what the tower makes of every picture or clip in memory: it is run once, not in every epoch."""
+    corenlp: Path | None = None
+    """Folder with the jars of CoreNLP 3.6.0, for SPICE and SPIDEr; they need Java and pycocoevalcap too."""
 
     COUNTS: ClassVar[tuple[str, ...]] = (*config.Config.COUNTS, "base_steps")
-    VOLATILE: ClassVar[tuple[str, ...]] = (*config.Config.VOLATILE, "cache", "folder", "cache_features")
+    VOLATILE: ClassVar[tuple[str, ...]] = (*config.Config.VOLATILE, "cache", "folder", "cache_features", "corenlp")
 
     def __post_init__(self):
         super().__post_init__()
