@@ -13,7 +13,7 @@ from mcl_jax import data
 
 
 class Modality(Protocol):
-    """Pictures or clips."""
+    """Pictures or clips; its repr says all that a small base depends on."""
 
     placeholder: str
     """Of the small base, a token."""

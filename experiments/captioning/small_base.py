@@ -51,7 +51,7 @@ def small_base(folder: Path, settings: SmallBase, modality: Modality, corpus: da
 
     Args:
       folder: of the run.
-      corpus: records with captions in all languages; trained on "train", evaluated on "validation".
+      corpus: what it learns; trained on "train", evaluated on "validation".
       prompt: what it is asked, with the modality's placeholder.
     """
     config = dataclasses.asdict(settings) | {"corpus": corpus.name, "records": len(corpus.records), "prompt": prompt}

@@ -78,6 +78,6 @@ def _small(config: Config, modality: Modality) -> Path:
     modes = config.kept_modes
     corpus = without_modes(corpus, modes) if set(corpus.modes) - set(modes) else corpus
     settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
-    of_corpus = repr([(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records])
-    name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(of_corpus.encode()):08x}-{config.base_steps}"
+    made_of = settings, modality, [(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records]
+    name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(repr(made_of).encode()):08x}-{config.base_steps}"
     return small_base(config.cache / "small-bases" / name, settings, modality, corpus, modality.placeholder)

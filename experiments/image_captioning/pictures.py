@@ -1,5 +1,6 @@
 """Pictures on their way to a tower, and a small LLaVA-NeXT."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -21,6 +22,7 @@ from mcl_jax.models.llava_next_processor import LlavaNextProcessor
 SIZE, PATCH = 64, 16  # pixels of a tile and of a patch: 16 tokens of the whole and 20 of one tile with newlines
 
 
+@dataclasses.dataclass(frozen=True)
 class Pictures:
     """See `captioning.modality.Modality`."""
 
