@@ -82,7 +82,9 @@ class Perception:
 
     def _encode(self, inputs: Inputs) -> Float[Array, "B N D"]:
         run, params, sharding = self._tower
-        return run(params, jax.device_put(inputs, sharding))
+        size = len(next(iter(inputs.values())))
+        rows = np.arange(size + -size % self.devices).clip(max=size - 1)  # a batch to decode may not divide
+        return run(params, jax.device_put({name: x[rows] for name, x in inputs.items()}, sharding))[:size]
 
     @cached_property
     def _tower(self):
