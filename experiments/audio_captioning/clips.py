@@ -29,6 +29,7 @@ class Clips:
     """
 
     seconds: float
+    media = "clips"
     placeholder = "<|AUDIO|>"
 
     def read(self, record: data.Record) -> np.ndarray:

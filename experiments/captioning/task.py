@@ -25,6 +25,8 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
     corpus = data.load_captions(
         config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families
     )
+    if (found := f"{corpus.records[0].media.kind}s") != modality.media:
+        raise ValueError(f"--data {config.data} has {found}, needed {modality.media}")
     folder = config.base or _small(config, modality)
     options = {
         "dtype": jnp.dtype(config.dtype),
@@ -32,8 +34,11 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
         "remat": config.remat,
     } | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
-    if not hasattr(processor, "num_features"):
-        raise ValueError(f"--base {folder} has no processor of pictures or clips; needed a LLaVA-1.6 or a Qwen2-Audio")
+    if getattr(processor, "media", None) != modality.media:
+        raise ValueError(
+            f"--base {folder} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a Qwen2-Audio for "
+            "clips"
+        )
     perception = Perception(
         module, params, processor, modality.read,
         inputs=lambda media: modality.inputs(processor, media),

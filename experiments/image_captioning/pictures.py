@@ -26,6 +26,7 @@ SIZE, PATCH = 64, 16  # pixels of a tile and of a patch: 16 tokens of the whole 
 class Pictures:
     """See `captioning.modality.Modality`."""
 
+    media = "pictures"
     placeholder = "<image>"
 
     def read(self, record: data.Record) -> np.ndarray:
