@@ -1,6 +1,7 @@
 """Clips on their way to a tower, and a small Qwen2-Audio."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -38,7 +39,7 @@ class Clips:
 
     def inputs(self, processor: AudioProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
         """mel and frames."""
-        window = min(round(self.seconds * FRAMES) + 2, processor.config.audio_config.window)
+        window = min(math.ceil(self.seconds * FRAMES) + 2, processor.config.audio_config.window)
         return processor.inputs(media, window=window)
 
     def augment(self, processor: AudioProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
