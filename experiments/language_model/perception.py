@@ -59,9 +59,10 @@ class Perception:
         """Features of a batch, zeros where there is no record."""
         if not self.cache:
             return self._encode(self.tower_inputs(records))
-        if any(record is not None and record.id not in self._known for record in records):
-            found = np.asarray(self._encode(self.tower_inputs(records)))
-            self._known |= {record.id: row for record, row in zip(records, found, strict=True) if record is not None}
+        new = {record.id: record for record in records if record is not None and record.id not in self._known}
+        if new:
+            rows = [*new.values(), *[None] * (len(records) - len(new))]  # as many as ever: it compiles once
+            self._known |= zip(new, np.asarray(self._encode(self.tower_inputs(rows))), strict=False)
         empty = np.zeros_like(next(iter(self._known.values())))
         return np.stack([empty if record is None else self._known[record.id] for record in records])
 
