@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -69,6 +70,7 @@ class Clips:
         return Qwen2Audio(config), AudioProcessor(config, Qwen2AudioProcessor(extractor, tokenizer))
 
 
+@jax.jit
 def _masked(key: Key[Array, ""], mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B M T"]:
     mask = jnp.arange(mel.shape[-1])[None] < frames[:, None]
     return augmentation.spec_augment(key, mel, mask, frequency_width=mel.shape[1] // 4, time_share=0.2)

@@ -76,6 +76,7 @@ class Pictures:
         return LlavaNext(config), LlavaNextProcessor(config, hf)
 
 
+@jax.jit
 def _changed(key: Key[Array, ""], pictures: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     flip, crop = jax.random.split(key)
     return augmentation.random_resized_crop(crop, augmentation.horizontal_flip(flip, pictures))
