@@ -1,9 +1,11 @@
 """Clips on their way to a tower, and a small Qwen2-Audio."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
@@ -29,6 +31,7 @@ class Clips:
     """
 
     seconds: float
+    media = "clips"
     placeholder = "<|AUDIO|>"
 
     def read(self, record: data.Record) -> np.ndarray:
@@ -37,7 +40,7 @@ class Clips:
 
     def inputs(self, processor: AudioProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
         """mel and frames."""
-        window = min(round(self.seconds * FRAMES) + 2, processor.config.audio_config.window)
+        window = min(math.ceil(self.seconds * FRAMES) + 2, processor.config.audio_config.window)
         return processor.inputs(media, window=window)
 
     def augment(self, processor: AudioProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
@@ -67,6 +70,7 @@ class Clips:
         return Qwen2Audio(config), AudioProcessor(config, Qwen2AudioProcessor(extractor, tokenizer))
 
 
+@jax.jit
 def _masked(key: Key[Array, ""], mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B M T"]:
     mask = jnp.arange(mel.shape[-1])[None] < frames[:, None]
     return augmentation.spec_augment(key, mel, mask, frequency_width=mel.shape[1] // 4, time_share=0.2)

@@ -21,7 +21,9 @@ class Config(shared.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.base is None and (self.seconds < 1 or self.seconds % 1):
+        if not self.seconds > 0:
+            raise ValueError(f"--seconds must be above 0, got {self.seconds}")
+        if self.base is None and self.seconds % 1:
             raise ValueError(f"--seconds must be 1, 2, … for the small base, got {self.seconds}")
 
 

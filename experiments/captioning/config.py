@@ -33,15 +33,24 @@ class Config(config.Config):
     """Where data sets and the small base are kept."""
     cache_features: bool = True
     """Keep what the tower makes of every picture or clip in memory: it is run once, not in every epoch."""
+    corenlp: Path | None = None
+    """Folder with the jars of CoreNLP 3.6.0, for SPICE and SPIDEr; they need Java and pycocoevalcap too."""
 
     COUNTS: ClassVar[tuple[str, ...]] = (*config.Config.COUNTS, "base_steps")
-    VOLATILE: ClassVar[tuple[str, ...]] = (*config.Config.VOLATILE, "cache", "folder", "cache_features")
+    VOLATILE: ClassVar[tuple[str, ...]] = (*config.Config.VOLATILE, "cache", "folder", "cache_features", "corenlp")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.modes is None:
-            object.__setattr__(self, "modes", ("en", "fr") if self.data.startswith("stamps/") else ())
-        if self.mode_weights and len(self.mode_weights) != len(self.modes):
-            raise ValueError(f"--mode-weights needs a number for each of --modes {self.modes}, got {self.mode_weights}")
+        if self.mode_weights and len(self.mode_weights) != len(self.kept_modes):
+            raise ValueError(
+                f"--mode-weights needs a number for each of --modes {self.kept_modes}, got {self.mode_weights}"
+            )
         if any(weight < 1 for weight in self.mode_weights):
             raise ValueError(f"--mode-weights must be 1 or more, got {self.mode_weights}")
+
+    @property
+    def kept_modes(self) -> tuple[str, ...]:
+        """Of `modes`, or those of the data set by default; all if empty."""
+        if self.modes is not None:
+            return self.modes
+        return ("en", "fr") if self.data.startswith("stamps/") else ()

@@ -1,6 +1,7 @@
 """A captioning experiment from its command line to its figures."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from experiments.captioning.config import Config
@@ -19,7 +20,7 @@ COLUMNS = {
 def main(config: Config, modality: Modality) -> None:
     """The whole experiment."""
     report = study.Report(
-        scores=scores,
+        scores=partial(scores, corenlp=config.corenlp),
         columns=COLUMNS,
         quality=("oracle CIDEr-D", "oracle_cider_d"),
         diversity=("diversity (Div-2)", "div_2"),

@@ -13,8 +13,10 @@ from mcl_jax import data
 
 
 class Modality(Protocol):
-    """Pictures or clips."""
+    """Pictures or clips; its repr says all that a small base depends on."""
 
+    media: str
+    """What it takes, "pictures" or "clips"."""
     placeholder: str
     """Of the small base, a token."""
 

@@ -1,6 +1,7 @@
 """What captions are worth: coco-caption's metrics, diversity, and the language of what each hypothesis says."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,28 @@ LANGUAGES = ("en", "fr", "es")  # those that `caption_language` tells apart
 OF_MODES = ("oracle_cider_d", "oracle_bleu_1", "oracle_spider")
 
 
-def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]:
+def scores(answers: Answers, records: tuple[data.Record, ...], corenlp: Path | None = None) -> dict[str, Any]:
     """All of `metrics.score_captions` against all references of an item, with 95 % intervals under `intervals`.
 
     What cannot be had is None, with the reason under `not_available`. Besides `of_mode`, a few of them against the
     references of each mode alone, and `language_rate`, of each language among the modes: the share of the k-th answers
-    that are in it [K].
+    that are in it [K]; an empty one is in none.
+
+    Args:
+      corenlp: folder with what SPICE and SPIDEr need, see `metrics.score_captions`.
     """
     modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
-    found = metrics.score_captions(answers.texts, [[target.text for target in r.references] for r in records])
+    references = [[target.text for target in record.references] for record in records]
+    found = metrics.score_captions(answers.texts, references, corenlp=corenlp)
     known = {name: score for name, score in found.items() if isinstance(score, metrics.Score)}
     results = {name: getattr(score, "mean", None) for name, score in found.items()}
     spread = {name: [score.low, score.high] for name, score in known.items()}
     results["intervals"] = {name: ends for name, ends in spread.items() if np.isfinite(ends).all()}
     results["not_available"] = {name: of.reason for name, of in found.items() if name not in known}
-    results["of_mode"] = {mode: _of_mode(answers, records, mode) for mode in modes}
+    results["of_mode"] = {mode: _of_mode(answers, records, mode, corenlp) for mode in modes}
     languages = tuple(mode for mode in modes if mode in LANGUAGES)
     if len(languages) > 1:
-        of = functools.cache(lambda text: data.caption_language(text, languages))
+        of = functools.cache(lambda text: data.caption_language(text, languages) if text else None)
         share = lambda language: [float(np.mean([of(t) == language for t in column])) for column in _columns(answers)]
         results["language_rate"] = {language: share(language) for language in languages}
     return results
@@ -40,11 +45,12 @@ def _columns(answers: Answers) -> list[tuple[str, ...]]:
     return list(zip(*answers.texts, strict=True))
 
 
-def _of_mode(answers: Answers, records: tuple[data.Record, ...], mode: str) -> dict[str, float | None]:
+def _of_mode(
+    answers: Answers, records: tuple[data.Record, ...], mode: str, corenlp: Path | None
+) -> dict[str, float | None]:
     """Scores of the answers to items that have references of a mode, against these."""
     references = [[target.text for target in record.references if target.mode == mode] for record in records]
     having = [n for n, texts in enumerate(references) if texts]
-    if not having:
-        return {}
-    found = metrics.score_captions([answers.texts[n] for n in having], [references[n] for n in having])
-    return {name: getattr(found[name], "mean", None) for name in OF_MODES}
+    pairs = [answers.texts[n] for n in having], [references[n] for n in having]
+    found = metrics.score_captions(*pairs, corenlp=corenlp, names=OF_MODES)
+    return {name: getattr(score, "mean", None) for name, score in found.items()}

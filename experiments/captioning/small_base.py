@@ -52,7 +52,7 @@ def small_base(folder: Path, settings: SmallBase, modality: Modality, corpus: da
 
     Args:
       folder: of the run.
-      corpus: records with captions in all languages; trained on "train", evaluated on "validation".
+      corpus: what it learns; trained on "train", evaluated on "validation".
       prompt: what it is asked, with the modality's placeholder.
     """
     config = dataclasses.asdict(settings) | {"corpus": corpus.name, "records": len(corpus.records), "prompt": prompt}
@@ -138,13 +138,15 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
                 state, found = step(state, inputs("train", next(batches)))
                 guard.add(number, found["loss"])
                 progress.update(number + 1, loss=found["loss"])
-                if (number + 1) % settings.eval_every == 0 or number + 1 == settings.steps or run.stop_requested:
+                if (number + 1) % settings.eval_every == 0 or number + 1 == settings.steps:
                     guard.check(checkpoints.latest_step())
                     nats, tokens = map(sum, zip(*(losses(state.adapters, batch) for batch in held_out), strict=True))
                     logged = {"train_loss": float(found["loss"]), "eval_loss": float(nats / tokens)}
                     run.log(number + 1, logged)
                     checkpoints.save(state, metrics=logged, data=batches.get_state(), config=run.config)
                 if run.stop_requested:
+                    guard.check(checkpoints.latest_step())
+                    checkpoints.save(state, data=batches.get_state(), config=run.config)
                     checkpoints.wait()
                     run.stop()
         state, _, best = checkpoints.restore(state, "best")

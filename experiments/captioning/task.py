@@ -22,7 +22,11 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
     Raises:
       ValueError: if either cannot be had, or they do not fit together.
     """
-    corpus = data.load_captions(config.data, config.cache, config.folder, modes=config.modes, families=config.families)
+    corpus = data.load_captions(
+        config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families
+    )
+    if (found := f"{corpus.records[0].media.kind}s") != modality.media:
+        raise ValueError(f"--data {config.data} has {found}, needed {modality.media}")
     folder = config.base or _small(config, modality)
     options = {
         "dtype": jnp.dtype(config.dtype),
@@ -30,8 +34,11 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
         "remat": config.remat,
     } | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
-    if not hasattr(processor, "num_features"):
-        raise ValueError(f"--base {folder} has no processor of pictures or clips; needed a LLaVA-1.6 or a Qwen2-Audio")
+    if getattr(processor, "media", None) != modality.media:
+        raise ValueError(
+            f"--base {folder} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a Qwen2-Audio for "
+            "clips"
+        )
     perception = Perception(
         module, params, processor, modality.read,
         inputs=lambda media: modality.inputs(processor, media),
@@ -46,7 +53,7 @@ def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
     """Training captions of each mode as many times as --mode-weights says: one of them is drawn in each epoch."""
     if not config.mode_weights:
         return corpus
-    weights = dict(zip(config.modes, config.mode_weights, strict=True))
+    weights = dict(zip(config.kept_modes, config.mode_weights, strict=True))
     repeat = lambda targets: tuple(target for target in targets for _ in range(weights[target.mode]))
     records = (
         dataclasses.replace(record, targets=repeat(record.targets)) if record.split == "train" else record
@@ -72,8 +79,9 @@ def _small(config: Config, modality: Modality) -> Path:
     The paper's LLaVA knows English better than French too. A model that knew all would tell them apart after a word,
     and one way to share the answers between hypotheses would be as good as any other.
     """
-    corpus = without_modes(data.load_captions(config.data, config.cache, config.folder), config.modes[1:])
+    known = data.load_captions(config.data, config.cache, config.folder)
+    corpus = without_modes(known, config.kept_modes[1:])
     settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
-    of_corpus = repr([(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records])
-    name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(of_corpus.encode()):08x}-{config.base_steps}"
+    made_of = settings, modality, [(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records]
+    name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(repr(made_of).encode()):08x}-{config.base_steps}"
     return small_base(config.cache / "small-bases" / name, settings, modality, corpus, modality.placeholder)

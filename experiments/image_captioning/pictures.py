@@ -1,5 +1,6 @@
 """Pictures on their way to a tower, and a small LLaVA-NeXT."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -21,9 +22,11 @@ from mcl_jax.models.llava_next_processor import LlavaNextProcessor
 SIZE, PATCH = 64, 16  # pixels of a tile and of a patch: 16 tokens of the whole and 20 of one tile with newlines
 
 
+@dataclasses.dataclass(frozen=True)
 class Pictures:
     """See `captioning.modality.Modality`."""
 
+    media = "pictures"
     placeholder = "<image>"
 
     def read(self, record: data.Record) -> np.ndarray:
@@ -73,6 +76,7 @@ class Pictures:
         return LlavaNext(config), LlavaNextProcessor(config, hf)
 
 
+@jax.jit
 def _changed(key: Key[Array, ""], pictures: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
     flip, crop = jax.random.split(key)
     return augmentation.random_resized_crop(crop, augmentation.horizontal_flip(flip, pictures))

@@ -125,6 +125,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         methods = [method for name in self.methods for method in SHORT.get(name, (name,))]
         object.__setattr__(self, "methods", tuple(dict.fromkeys(methods)))
+        if not methods or ({*methods} - {"mcl"} and not self.mle_decoders):
+            raise ValueError("needed at least one of --methods and, for others than mcl, of --mle-decoders; got none")
         if self.num_hypotheses < 2:
             raise ValueError(f"--num-hypotheses must be at least 2, got {self.num_hypotheses}: mle_r is K=1")
         if (self.experts_per_token or 0) > self.num_hypotheses:

@@ -59,9 +59,10 @@ class Perception:
         """Features of a batch, zeros where there is no record."""
         if not self.cache:
             return self._encode(self.tower_inputs(records))
-        if any(record is not None and record.id not in self._known for record in records):
-            found = np.asarray(self._encode(self.tower_inputs(records)))
-            self._known |= {record.id: row for record, row in zip(records, found, strict=True) if record is not None}
+        new = {record.id: record for record in records if record is not None and record.id not in self._known}
+        if new:
+            rows = [*new.values(), *[None] * (len(records) - len(new))]  # as many as ever: it compiles once
+            self._known |= zip(new, np.asarray(self._encode(self.tower_inputs(rows))), strict=False)
         empty = np.zeros_like(next(iter(self._known.values())))
         return np.stack([empty if record is None else self._known[record.id] for record in records])
 
@@ -82,7 +83,9 @@ class Perception:
 
     def _encode(self, inputs: Inputs) -> Float[Array, "B N D"]:
         run, params, sharding = self._tower
-        return run(params, jax.device_put(inputs, sharding))
+        size = len(next(iter(inputs.values())))
+        rows = np.arange(size + -size % self.devices).clip(max=size - 1)  # a batch to decode may not divide
+        return run(params, jax.device_put({name: x[rows] for name, x in inputs.items()}, sharding))[:size]
 
     @cached_property
     def _tower(self):

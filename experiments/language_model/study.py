@@ -63,7 +63,7 @@ def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
 def show(results: dict[str, Any], columns: Mapping[str, str]) -> None:
     """Prints a few sources with the answers of every method, and the table."""
     for sample in next(of["samples"] for of in results["methods"].values() if "samples" in of)[:SHOWN]:
-        rich.print(f"\n[bold]{rich.markup.escape(sample['source'])}[/]")
+        rich.print(f"\n[bold]{rich.markup.escape(sample['source'] or sample['id'])}[/]")
         for name, texts in sample["answers"].items():
             for k, text in enumerate(texts):
                 rich.print(f"  [cyan]{name} {k}[/]  {rich.markup.escape(text)}")

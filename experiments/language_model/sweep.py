@@ -84,12 +84,12 @@ def trained(task: Task) -> dict[str, Any]:
         if not run.finished:
             state, seconds = train(run, task, method)
             likelihoods = evaluator(task, method)(state, task.encode(task.records("test", config.test_items)))
-            lines = run.lines(method)
+            lines = [line for line in run.lines(method) if "purity" in line]
             found = summary(likelihoods, task) | {
                 "answer_loss": float(-likelihoods.log_p.max(0).mean()),
                 "seconds": seconds,
                 "steps": [line["step"] for line in lines],
-                "curve": [line.get("purity", math.nan) for line in lines] if len(likelihoods.log_p) > 1 else [],
+                "curve": [line["purity"] for line in lines],
             }
             run.finish(found | {"dead": float(np.mean(np.array(found["win_rate"]) < DEAD))})
         return run.results()

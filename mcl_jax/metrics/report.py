@@ -48,6 +48,7 @@ def score_captions(
     bootstrap: Bootstrap | None = None,
     encoder: Path | None = None,
     corenlp: Path | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Score | NotAvailable]:
     """All metrics of K captions an item, by name: `oracle_` of the best answer, `mean_` over the answers.
 
@@ -62,18 +63,21 @@ def score_captions(
         bootstrap: of the intervals; 1000 resamples at 95 % if None.
         encoder: folder of the sentence encoder; the installed MiniLM if None.
         corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE and SPIDEr need.
+        names: of the metrics to compute, so that Java is not asked for what nobody needs; all if None.
 
     Returns:
         `Score`, or `NotAvailable` with the reason: METEOR without Java, for one.
 
     Raises:
-        ValueError: for items that do not match, or without an answer or a reference.
+        ValueError: for items that do not match, or without an answer or a reference; for a name that there is not.
     """
     check_pairs(answers, references)
     items = [Item(n, tuple(a), tuple(r)) for n, (a, r) in enumerate(zip(answers, references, strict=True))]
     settings = Settings(bootstrap=bootstrap or Bootstrap(), encoder=encoder, corenlp=corenlp)
-    groups = {name: group for name, group in CAPTION_GROUPS.items() if name != "specialization"}
-    return score_items(items, settings=settings, groups=groups)
+    metrics = captioning_metrics(items, settings) | embedding_metrics(items, settings)
+    if unknown := sorted(set(names or ()) - set(metrics)):
+        raise ValueError(f"names must be of {list(metrics)}, got {unknown}")
+    return {name: _attempt(metrics[name]) for name in (metrics if names is None else names)}
 
 
 def score_items(

@@ -315,6 +315,18 @@ def test_a_program_that_fails_is_quoted_and_not_asked_twice(tmp_path, corenlp, f
     assert log_file.read_text().split() == ["x", "x"]
 
 
+def test_only_what_is_named_is_computed(tmp_path, corenlp, fake_java):
+    fake_java(f"print('x', file=open({str(tmp_path / 'calls')!r}, 'a'))")
+    scores = metrics.score_captions(ANSWERS, REFERENCES, FEW, corenlp=corenlp, names=("mean_cider_d", "div_1"))
+    whole = metrics.score_captions(ANSWERS, REFERENCES, FEW)
+    assert {name: score.mean for name, score in scores.items()} == {
+        name: whole[name].mean for name in ("mean_cider_d", "div_1")
+    }
+    assert (tmp_path / "calls").read_text().split() == ["x"]  # METEOR of the second call
+    with pytest.raises(ValueError, match=r"names must be of \['oracle_bleu_1', .*, got \['cider'\]"):
+        metrics.score_captions(ANSWERS, REFERENCES, FEW, names=("cider", "div_1"))
+
+
 def test_meteor_that_says_something_else_is_refused(fake_java):
     fake_java("print('Error: specify SCORE')")
     with pytest.raises(JavaMetricError, match=r"23 counts for 1 lines each, got \['Error: specify SCORE'\]"):
