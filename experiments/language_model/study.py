@@ -49,8 +49,7 @@ def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
         held_out = summary(likelihoods[method], task)
         held_out["test_loss"] = held_out.pop("eval_loss")
         for name, decoder in config.decoders(method).items():
-            rich.print(f"[dim]{name}: answering {len(asked)} sources[/]")
-            answers[name] = decoding.answer(task, method, state, asked, decoder)
+            answers[name] = decoding.answer(task, run, name, state, asked, decoder)
             found[name] = held_out | report.scores(answers[name], asked)
             found[name] |= {"seconds": seconds, "decode_seconds": answers[name].seconds}
     for name in found if "mcl" in likelihoods else ():
