@@ -14,9 +14,9 @@ from experiments.compare.columns import higher_is_better
 from experiments.compare.folding import Number, Row
 from experiments.language_model.figures import COLOURS, LABELS, MARKERS
 
-OTHER_COLOURS = ("tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
-OTHER_MARKER = "D"
-SIZES = {"*": 16, "^": 12}  # of markers with little room for a number
+OTHER_COLOURS = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+OTHER_MARKER = "P"
+SIZES = {"*": 16, "^": 12, "v": 12, "<": 12, ">": 12}  # of markers with little room for a number
 LEGEND_WIDTH = 30  # characters
 
 
@@ -105,8 +105,7 @@ def _draw_front(axes: plt.Axes, rows: Sequence[Row], quality: str, diversity: st
 
 def _styles(methods: Sequence[str]) -> dict[str, dict]:
     others = [name for name in dict.fromkeys(method.partition("/")[0] for method in methods) if name not in COLOURS]
-    free = [colour for colour in OTHER_COLOURS if colour not in COLOURS.values()]
-    colours = COLOURS | {name: free[i % len(free)] for i, name in enumerate(others)}
+    colours = COLOURS | {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(others)}
     styles = {}
     for method in methods:
         name, _, decoder = method.partition("/")

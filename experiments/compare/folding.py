@@ -8,7 +8,7 @@ from typing import Any
 from experiments.compare.runs import Group
 from mcl_jax.metrics.report import NotAvailable
 
-NOT_METRICS = ("samples", "intervals", "modes")
+NOT_METRICS = ("samples", "intervals", "not_available", "modes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +80,22 @@ def _fold(values: list[Value]) -> Value:
 
 def values_of(found: Mapping[str, Any]) -> dict[str, Value]:
     """The metrics of a method in results.json."""
-    intervals, values = found.get("intervals", {}), {}
+    intervals, reasons, values = found.get("intervals", {}), found.get("not_available", {}), {}
     for name, value in found.items():
         if name in NOT_METRICS:
             continue
         match value:
             case None:
-                values[name] = NotAvailable("")
-            case {"reason": reason}:
-                values[name] = NotAvailable(reason)
-            case str() if value.startswith("n/a"):
-                values[name] = NotAvailable(value.removeprefix("n/a").strip(" :,()"))
+                values[name] = NotAvailable(reasons.get(name, ""))
             case {"mean": mean, "low": low, "high": high}:
                 values[name] = Number(mean, (low, high))
             case int() | float():
                 values[name] = Number(float(value), tuple(intervals[name]) if intervals.get(name) else None)
-            case dict():
+            case dict() if name == "of_mode":  # metrics by mode
+                for mode, scores in value.items():
+                    of = values_of({**scores, "not_available": reasons})
+                    values |= {f"{metric}.{mode}": score for metric, score in of.items()}
+            case dict():  # modes by metric
                 values |= {f"{name}.{mode}": of for mode, of in values_of(value).items()}
             case _:
                 values[name] = _text(value)

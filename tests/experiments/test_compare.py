@@ -32,7 +32,10 @@ def results(loss, shift=0.0):
         "win_rate": [0.29, 0.71], "win_matrix": [[13, 0], [2, 17]], "modes": ["es", "en"],
         "loss_of_mode": {"es": loss + 0.5, "en": loss - 0.5}, "test_loss": loss, "oracle_bleu": 41.37 + shift,
         "mean_bleu": 23.0, "div_2": 0.61 + shift / 100, "pairwise_bleu": 3.7, "purity": 0.97,
-        "oracle_spice": {"reason": "SPICE needs\n CoreNLP"}, "zest": 5, "meteor": "n/a: no Java", "vocabulary": None,
+        "oracle_spice": None, "zest": 5, "meteor": None, "vocabulary": None,
+        "not_available": {"oracle_spice": "SPICE needs\n CoreNLP", "meteor": "no Java"},
+        "of_mode": {"es": {"oracle_spice": None, "oracle_cider_d": 1.3}, "en": {"oracle_cider_d": 0.7}},
+        "language_rate": {"es": [0.93, 0.07]},
         "intervals": {"oracle_bleu": [37.1, 43.9], "div_2": [0.53, 0.67]}, "samples": [{"id": 1}],
     }  # fmt: skip
     beam = {
@@ -101,13 +104,17 @@ def test_one_seed_keeps_its_intervals(six):
     assert mcl.values["win_matrix"] == "13 0 / 2 17"
     assert mcl.values["meteor"] == NotAvailable("no Java")
     assert mcl.values["vocabulary"] == NotAvailable("")
-    assert not {"modes", "samples", "intervals"} & set(mcl.values)
+    assert mcl.values["oracle_spice.es"] == mcl.values["oracle_spice"] == NotAvailable("SPICE needs\n CoreNLP")
+    assert [mcl.values[f"oracle_cider_d.{mode}"] for mode in ("es", "en")] == [Number(1.3), Number(0.7)]
+    assert mcl.values["language_rate.es"] == "0.93 0.07"
+    assert not {"modes", "samples", "intervals", "not_available"} & set(mcl.values)
 
 
 def test_a_mean_is_over_all_seeds_of_its_row_or_not_available(make):
     found = [results(2.0) for _ in range(3)]
     del found[1]["methods"]["mcl"]["purity"]
-    found[2]["methods"]["mcl"]["purity"] = {"reason": "no modes"}
+    found[2]["methods"]["mcl"]["purity"] = None
+    found[2]["methods"]["mcl"]["not_available"]["purity"] = "no modes"
     del found[2]["methods"]["mle_rk/beam"]
     mcl, beam = rows_of([make(str(seed), of, seed=seed) for seed, of in enumerate(found)])
     assert mcl.values["purity"] == NotAvailable("2 of 3 seeds lack it: not in results.json; no modes")
@@ -171,7 +178,8 @@ def row(method, group="", seeds=1, **values):
     [
         ("test_loss", False), ("loss_of_mode.en", False), ("oracle_bleu", True), ("corpus_oracle_bleu_1", True),
         ("mean_chrf", True), ("mbr_bleu", True), ("pairwise_bleu", False), ("corpus_mbleu_4", False),
-        ("div_2", True), ("purity", True), ("decode_seconds", False), ("loss_above_mcl", None), ("zest", None),
+        ("oracle_spider.fr", True), ("div_2", True), ("purity", True), ("decode_seconds", False),
+        ("loss_above_mcl", None), ("zest", None),
     ],
 )  # fmt: skip
 def test_directions(metric, better):
@@ -210,7 +218,8 @@ def test_columns(six):
     found = columns.choose(rows)
     assert found == [
         "test_loss", "loss_of_mode.es", "loss_of_mode.en", "loss_above_mcl", "oracle_bleu", "mean_bleu", "meteor",
-        "oracle_spice", "div_2", "pairwise_bleu", "vocabulary", "purity", "zest",
+        "oracle_cider_d.es", "oracle_cider_d.en", "oracle_spice", "oracle_spice.es", "div_2", "pairwise_bleu",
+        "vocabulary", "purity", "zest",
     ]  # fmt: skip
     assert columns.shortened(found, "oracle_bleu", "div_2") == [
         "test_loss", "oracle_bleu", "mean_bleu", "div_2", "purity",
@@ -337,7 +346,7 @@ def test_unknown_methods_and_decoders_have_colours_and_shapes_of_their_own():
     colours, markers = [p.get_color() for p in points], [p.get_marker() for p in points]
     assert len(set(colours)) == 4
     assert colours[2] == colours[4]
-    assert markers == ["*", "o", "o", "D", "D"]
+    assert markers == ["*", "o", "o", "P", "P"]
     assert [text.get_text() for text in picture.legends[0].get_texts()][2:5] == [
         "new beam", "newer magic", "new magic",
     ]  # fmt: skip
@@ -372,9 +381,9 @@ def test_the_whole_comparison(six, tmp_path, capsys):
     assert "Not in the figure, without purity or div_2: mle_rk/beam (epsilon=0.1)" in said
     assert "n/a: meteor" not in said  # not among the columns of the console
     lines = (tmp_path / "a" / "out" / "table.md").read_text().splitlines()
-    assert lines[0].count("|") == 2 + 2 + 12
+    assert lines[0].count("|") == 1 + 2 + 16
     assert lines[2].startswith("| epsilon=0.05 | mcl | **2.143 ± 0.133 (3)** |")
-    assert "n/a: oracle_spice in mcl (epsilon=0.05), mcl (epsilon=0.1): SPICE needs CoreNLP" in lines
+    assert "n/a: oracle_spice, oracle_spice.es in mcl (epsilon=0.05), mcl (epsilon=0.1): SPICE needs CoreNLP" in lines
 
 
 def unfinished(make):
