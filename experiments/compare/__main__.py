@@ -1,0 +1,79 @@
+"""`python -m experiments.compare --workdirs RUN [RUN ...] --out DIR`: tables and the figure of finished runs."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import tyro
+
+from experiments.compare import columns, figure, tables
+from experiments.compare.folding import fold
+from experiments.compare.runs import group, read
+from mcl_jax.json_io import write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Tables (console, CSV, Markdown, LaTeX) and the quality–diversity figure of finished runs.
+
+    Runs that differ only in the seed are one row of each method: mean ± sample standard deviation (seeds). Of a single
+    seed it is the value with its 95 % bootstrap interval. Other runs are named by the options in which they differ.
+    """
+
+    workdirs: tuple[Path, ...]
+    """Run directories of experiments that compare methods, such as translation."""
+    out: Path
+    """Folder for table.csv, table.md, table.tex, quality_diversity.png and quality_diversity.pdf."""
+    columns: tuple[str, ...] = ()
+    """Metrics, by their names in results.json; the loss of a mode is loss_of_mode.MODE. By default all that are not
+    lists, and a few of them on the console."""
+    names: tuple[str, ...] = ()
+    """Names to use for the runs, one for each of --workdirs; seeds of one group have the same."""
+    quality: str | None = None
+    """Vertical axis: by default the first of oracle_bleu, oracle_spider, oracle_cider_d and oracle_similarity that all
+    methods of all runs have."""
+    diversity: str = "div_2"
+    """Horizontal axis."""
+
+
+def main(config: Config) -> None:
+    """The whole comparison.
+
+    Raises:
+      ValueError: for runs or options that do not fit, before anything is written.
+    """
+    if not config.workdirs:
+        raise ValueError("--workdirs needs at least one run directory")
+    groups = group([read(workdir) for workdir in config.workdirs], config.names)
+    rows = [row for of in groups for row in fold(of)]
+    metrics = columns.choose(rows, config.columns)
+    quality = columns.axis(rows, "--quality", config.quality, columns.QUALITY_AXES)
+    diversity = columns.axis(rows, "--diversity", config.diversity)
+    drawn = figure.drawable(rows, quality, diversity)
+    if not drawn:
+        raise ValueError(f"no method has both {quality} and {diversity}: choose others by --quality and --diversity")
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    table = tables.lay_out(rows, metrics)
+    write_text(config.out / "table.csv", tables.to_csv(rows, metrics))
+    write_text(config.out / "table.md", tables.markdown(table))
+    write_text(config.out / "table.tex", tables.latex(table))
+    picture = figure.draw(drawn, quality, diversity)
+    for kind in ("png", "pdf"):
+        picture.savefig(config.out / f"quality_diversity.{kind}", dpi=150)
+    plt.close(picture)
+
+    short = metrics if config.columns else columns.shortened(metrics, quality, diversity)
+    tables.show(tables.lay_out(rows, short), "Finished runs, * the best of each column")
+    for row in rows:
+        if row not in drawn:
+            print(f"Not in the figure, without {quality} or {diversity}: {tables.where(row)}")
+    print(f"Tables and figure are in {config.out}.")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, prog="python -m experiments.compare", description=inspect.getdoc(Config)))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

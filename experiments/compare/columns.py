@@ -1,0 +1,78 @@
+"""Which metrics are columns and axes, in which order, and which way each is better."""
+
+from collections.abc import Sequence
+
+from experiments.compare.folding import Number, Row
+from mcl_jax.data.records import describe_unknown
+from mcl_jax.metrics.report import LOWER_IS_BETTER
+
+# The metrics that are known, in the order of columns: each also with prefixes, and with ".mode" behind it. Of others,
+# which come last, and of differences from LoRA-MCL, which has none itself, no value is the best.
+LOSSES = ("test_loss", "loss_of_mode")
+DIFFERENCES = ("loss_above_mcl", "answer_loss_above_mcl")
+QUALITY = (
+    "bleu", "bleu_per_reference", "bleu_1", "bleu_4", "chrf", "rouge_l", "meteor", "cider_d", "spice", "spider",
+    "similarity", "references_covered", "reference_coverage",
+)  # fmt: skip
+DIVERSITY = ("div_1", "div_2", "pairwise_bleu", "mbleu_4", "vocabulary", "embedding_diversity")
+SPECIALISATION = ("purity", "mutual_information", "nmi")
+COST = ("seconds", "decode_seconds")
+ORDER = (*LOSSES, *DIFFERENCES, *QUALITY, *DIVERSITY, *SPECIALISATION, *COST)
+PREFIXES = ("", "oracle_", "mean_", "likeliest_", "mbr_", "corpus_", "corpus_oracle_", "corpus_mean_")
+PLACES = {prefix + name: (i, j) for i, name in enumerate(ORDER) for j, prefix in enumerate(PREFIXES)}
+LAST = (len(ORDER), 0)
+LOWER = {*LOSSES, *COST, *LOWER_IS_BETTER}
+
+QUALITY_AXES = ("oracle_bleu", "oracle_spider", "oracle_cider_d", "oracle_similarity")  # the first that all rows have
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Which way is better; None if that is not known."""
+    place = _place(metric)
+    return None if place == LAST or (name := ORDER[place[0]]) in DIFFERENCES else name not in LOWER
+
+
+def _place(metric: str) -> tuple[int, int]:
+    """Of a column, by name and prefix."""
+    return PLACES.get(metric.partition(".")[0], LAST)
+
+
+def choose(rows: Sequence[Row], asked: Sequence[str] = ()) -> list[str]:
+    """The columns asked for, or all metrics that are not lists, in order.
+
+    Raises:
+      ValueError: for one that no run has; gives the nearest.
+    """
+    known = list(dict.fromkeys(metric for row in rows for metric in row.values))
+    if unknown := [metric for metric in asked if metric not in known]:
+        raise ValueError(f"--columns {describe_unknown(unknown[0], known)}")
+    scalar = [metric for metric in known if not any(isinstance(row.values.get(metric), str) for row in rows)]
+    return list(asked) or sorted(scalar, key=_place)
+
+
+def shortened(columns: Sequence[str], quality: str, diversity: str) -> list[str]:
+    """Those that fit a console."""
+    mean = "mean_" + quality.removeprefix("oracle_")
+    short = ("test_loss", quality, mean, "div_1", diversity, "purity")
+    return [metric for metric in columns if metric in short]
+
+
+def axis(rows: Sequence[Row], option: str, asked: str | None, defaults: Sequence[str] = ()) -> str:
+    """The metric of an axis: the one asked for, or the first of the defaults that every row has as a number.
+
+    Raises:
+      ValueError: if no row has it, or it is not known which way is better; gives the nearest.
+    """
+    has = lambda row, metric: isinstance(row.values.get(metric), Number)
+    if asked is None:
+        asked = next((metric for metric in defaults if all(has(row, metric) for row in rows)), None)
+    known = [
+        metric
+        for metric in choose(rows)
+        if any(has(row, metric) for row in rows) and higher_is_better(metric) is not None
+    ]
+    if asked is None:
+        raise ValueError(f"{option} needs a metric, of {known}: not every run has one of {list(defaults)}")
+    if asked not in known:
+        raise ValueError(f"{option} {describe_unknown(asked, known)}")
+    return asked

@@ -1,0 +1,128 @@
+"""Quality against diversity, and its Pareto front."""
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.lines import Line2D
+
+from experiments.compare.columns import higher_is_better
+from experiments.compare.folding import Number, Row
+from experiments.language_model.figures import COLOURS, LABELS, MARKERS
+
+OTHER_COLOURS = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+OTHER_MARKER = "P"
+SIZES = {"*": 16, "^": 12, "v": 12, "<": 12, ">": 12}  # of markers with little room for a number
+LEGEND_WIDTH = 30  # characters
+
+
+def pareto_front(points: np.ndarray, higher: Sequence[bool]) -> np.ndarray:
+    """Indices of the points that no other dominates: as good in all coordinates, and better in one.
+
+    Args:
+      points: [N, D].
+      higher: [D], whether higher is better.
+    """
+    x = np.where(higher, points, -points)
+    as_good = (x[:, None] >= x[None]).all(-1)
+    better = (x[:, None] > x[None]).any(-1)
+    return np.flatnonzero(~(as_good & better).any(0))
+
+
+def staircase(front: np.ndarray, worst: Sequence[float]) -> np.ndarray:
+    """Corners [2 N + 1, 2] of the border of all that a front dominates.
+
+    Args:
+      front: [N, 2], no point of which dominates another.
+      worst: of each coordinate, where the border ends.
+    """
+    x, y = front[np.argsort(np.abs(front[:, 0] - worst[0]))].T
+    return np.stack([np.r_[worst[0], np.repeat(x, 2)], np.r_[np.repeat(y, 2), worst[1]]], -1)
+
+
+def drawable(rows: Sequence[Row], quality: str, diversity: str) -> list[Row]:
+    """Rows that have both numbers."""
+    return [row for row in rows if all(isinstance(row.values.get(axis), Number) for axis in (quality, diversity))]
+
+
+def draw(rows: Sequence[Row], quality: str, diversity: str) -> plt.Figure:
+    """A point a row: method by colour, decoder by shape, group by number; bars are intervals or deviations.
+
+    Args:
+      rows: all with both numbers.
+      quality, diversity: metrics of the vertical and the horizontal axis.
+    """
+    groups, methods = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("group", "method"))
+    styles = _styles(methods)
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for order, row in enumerate(rows, 3):  # a number lies over its own marker, and under the next
+        x, y = row.values[diversity], row.values[quality]
+        colour = styles[row.method]["color"]
+        if x.bar:
+            axes.plot(x.bar, [y.mean] * 2, color=colour, linewidth=0.9, alpha=0.6, zorder=2)
+        if y.bar:
+            axes.plot([x.mean] * 2, y.bar, color=colour, linewidth=0.9, alpha=0.6, zorder=2)
+        axes.plot(x.mean, y.mean, zorder=order, **styles[row.method])
+        if len(groups) > 1:
+            number = f"${groups.index(row.group) + 1}$"
+            axes.plot(x.mean, y.mean, marker=number, color="white", markersize=4.5, markeredgewidth=0.3, zorder=order)
+    _draw_front(axes, rows, quality, diversity)
+    better = lambda axis: f"{axis} ({'higher' if higher_is_better(axis) else 'lower'} is better)"
+    axes.set(xlabel=better(diversity), ylabel=better(quality))
+    axes.grid(alpha=0.3)
+    handles = [Line2D([], [], label=_label(method), **styles[method]) for method in methods]
+    handles += [Line2D([], [], color="0.4", linestyle="--", linewidth=1, label="Pareto front")]
+    if len(groups) > 1:
+        handles += [
+            Line2D([], [], marker=f"${i}$", color="0.2", linestyle="none", label=textwrap.fill(name, LEGEND_WIDTH))
+            for i, name in enumerate(groups, 1)
+        ]
+    figure.legend(
+        handles=handles,
+        loc="outside right upper",
+        frameon=False,
+        fontsize=8,
+        title=_bars(rows),
+        title_fontsize=8,
+        alignment="left",
+    )
+    return figure
+
+
+def _draw_front(axes: plt.Axes, rows: Sequence[Row], quality: str, diversity: str) -> None:
+    points = np.array([[row.values[axis].mean for axis in (diversity, quality)] for row in rows])
+    higher = [higher_is_better(axis) for axis in (diversity, quality)]
+    limits = axes.get_xlim(), axes.get_ylim()
+    worst = [low if up else high for up, (low, high) in zip(higher, limits, strict=True)]
+    border = staircase(points[pareto_front(points, higher)], worst)
+    axes.plot(*border.T, color="0.4", linestyle="--", linewidth=1, zorder=1)
+    axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def _styles(methods: Sequence[str]) -> dict[str, dict]:
+    others = [name for name in dict.fromkeys(method.partition("/")[0] for method in methods) if name not in COLOURS]
+    colours = COLOURS | {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(others)}
+    styles = {}
+    for method in methods:
+        name, _, decoder = method.partition("/")
+        marker = MARKERS.get(decoder, OTHER_MARKER) if decoder else "*"
+        styles[method] = dict(
+            color=colours[name], marker=marker, markersize=SIZES.get(marker, 9), linestyle="none",
+            markeredgecolor="white", markeredgewidth=0.6,
+        )  # fmt: skip
+    return styles
+
+
+def _label(method: str) -> str:
+    name, _, decoder = method.partition("/")
+    return f"{LABELS.get(name, name)} {decoder}".strip()
+
+
+def _bars(rows: Sequence[Row]) -> str:
+    """What the error bars are."""
+    kinds = {"± std over seeds" if row.seeds > 1 else "95 % bootstrap" for row in rows}
+    return "bars: " + ", ".join(sorted(kinds))

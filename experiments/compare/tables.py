@@ -1,0 +1,160 @@
+"""The rows as CSV, Markdown, LaTeX and on the console."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import rich.markup
+
+from experiments.compare.columns import higher_is_better
+from experiments.compare.folding import Number, Row, Value
+from mcl_jax import console
+from mcl_jax.metrics.report import NotAvailable
+
+ERRORS = "[low, high]: 95 % bootstrap interval; ± (n): sample standard deviation over n seeds."
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+} | {character: "\\" + character for character in "_%&$#{}"}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Plain texts.
+
+    Attributes:
+      head: one a column.
+      body: rows of them.
+      best: (row, column) of the best value of each column, and of those equal to it.
+      labels: how many columns at the left are names.
+      notes: what intervals and deviations are; what is not available, and why.
+    """
+
+    head: list[str]
+    body: list[list[str]]
+    best: set[tuple[int, int]]
+    labels: int
+    notes: list[str]
+
+
+def lay_out(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
+    """The table of these metrics, with the names of groups if there are several."""
+    grouped = len({row.group for row in rows}) > 1
+    names = [[row.group, row.method] if grouped else [row.method] for row in rows]
+    body, best = [list(name) for name in names], set()
+    for column, metric in enumerate(metrics, len(names[0])):
+        numbers = {i: v.mean for i, row in enumerate(rows) if isinstance(v := row.values.get(metric), Number)}
+        digits = _digits(numbers.values())
+        for cells, row in zip(body, rows, strict=True):
+            cells.append(_shown(row.values.get(metric, ""), digits, row.seeds))
+        if numbers and (higher := higher_is_better(metric)) is not None:
+            top = max(numbers.values()) if higher else min(numbers.values())
+            best |= {(i, column) for i, value in numbers.items() if value == top}
+    head = [*(["runs", "method"] if grouped else ["method"]), *map(_titled, metrics)]
+    return Table(head, body, best, len(names[0]), [ERRORS, *_notes(rows, metrics)])
+
+
+def _titled(metric: str) -> str:
+    return metric + {True: " ↑", False: " ↓", None: ""}[higher_is_better(metric)]
+
+
+def _digits(numbers) -> int:
+    """Decimals of a column: four significant digits of its largest, at most three decimals."""
+    largest = max(map(abs, numbers), default=0.0)
+    return sum(largest < bound for bound in (10, 100, 1000))
+
+
+def _shown(value: Value, digits: int, seeds: int) -> str:
+    match value:
+        case Number(mean, None, None):
+            return f"{mean:z.{digits}f}"
+        case Number(mean, (low, high), _):
+            return f"{mean:z.{digits}f} [{low:z.{digits}f}, {high:z.{digits}f}]"
+        case Number(mean, _, std):
+            return f"{mean:z.{digits}f} ± {std:.{digits}f} ({seeds})"
+        case NotAvailable():
+            return "n/a"
+    return value
+
+
+def where(row: Row) -> str:
+    """Names a row in a message."""
+    return f"{row.method} ({row.group})" if row.group else row.method
+
+
+def _notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """ "n/a: METRIC, METRIC (in ROW, ROW): REASON"; without rows where it is so in all."""
+    metrics_of: dict[tuple[str, str], list[str]] = {}  # by row and reason
+    for row in rows:
+        for metric in metrics:
+            if isinstance(value := row.values.get(metric), NotAvailable) and value.reason:
+                metrics_of.setdefault((where(row), " ".join(value.reason.split())), []).append(metric)
+    rows_of: dict[tuple[str, str], list[str]] = {}  # by metrics and reason
+    for (name, reason), missing in metrics_of.items():
+        rows_of.setdefault((", ".join(missing), reason), []).append(name)
+    place = lambda names: "" if len(names) == len(rows) else f" in {', '.join(names)}"
+    return [f"n/a: {missing}{place(names)}: {reason}" for (missing, reason), names in rows_of.items()]
+
+
+def show(table: Table, title: str) -> None:
+    """Prints it, the best values in bold with a star."""
+    mark = lambda text, best: f"[bold]* {rich.markup.escape(text)}[/]" if best else rich.markup.escape(text)
+    console.table(title, table.head, _marked(table, mark))
+    for note in table.notes:
+        print(note)
+
+
+def markdown(table: Table) -> str:
+    """A table of pipes, the best values in bold, notes below."""
+    escape = lambda text: text.replace("\\", "\\\\").replace("|", "\\|")
+    mark = lambda text, best: f"**{escape(text)}**" if best else escape(text)
+    rule = ["---"] * table.labels + ["---:"] * (len(table.head) - table.labels)
+    lines = [list(map(escape, table.head)), rule, *_marked(table, mark)]
+    notes = [f"\n{escape(note)}" for note in table.notes]
+    return "\n".join([*("| " + " | ".join(cells) + " |" for cells in lines), *notes]) + "\n"
+
+
+def latex(table: Table) -> str:
+    """A tabular of booktabs, the best values in bold, notes as comments."""
+    escape = lambda text: "".join(LATEX.get(character, character) for character in text)
+    mark = lambda text, best: rf"\textbf{{{escape(text)}}}" if best else escape(text)
+    line = lambda cells: " & ".join(cells) + r" \\"
+    columns = "l" * table.labels + "r" * (len(table.head) - table.labels)
+    body = map(line, _marked(table, mark))
+    return "\n".join([
+        *(f"% {note}" for note in table.notes),
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(map(escape, table.head)), r"\midrule", *body,
+        r"\bottomrule", r"\end{tabular}", "",
+    ])  # fmt: skip
+
+
+def _marked(table: Table, mark) -> list[list[str]]:
+    return [[mark(text, (i, j) in table.best) for j, text in enumerate(cells)] for i, cells in enumerate(table.body)]
+
+
+def to_csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+    """A line a row: METRIC, and METRIC_low, METRIC_high (one seed) or METRIC_std (several) of those that are numbers.
+
+    Empty where a run does not have the metric, "n/a" where its results say that it is not available.
+    """
+    numeric = {metric for metric in metrics if not any(isinstance(row.values.get(metric), str) for row in rows)}
+    ends = lambda metric: [f"{metric}_{end}" for end in ("low", "high", "std")] if metric in numeric else []
+    file = io.StringIO()
+    head = ["group", "method", "n_seeds", *(name for metric in metrics for name in (metric, *ends(metric)))]
+    writer = csv.DictWriter(file, head, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        line = {"group": row.group, "method": row.method, "n_seeds": row.seeds}
+        for metric in metrics:
+            match row.values.get(metric, ""):
+                case Number(mean, interval, std):
+                    low, high = interval or (None, None)
+                    line[metric] = mean
+                    line |= dict(zip(ends(metric), (low, high, std), strict=False))
+                case NotAvailable():
+                    line[metric] = "n/a"
+                case text:
+                    line[metric] = text
+        writer.writerow(line)
+    return file.getvalue()
