@@ -320,6 +320,14 @@ def test_entries_that_a_published_config_leaves_out_are_hugging_faces_defaults()
     assert module.placeholder == 151646
 
 
+def test_adapters_of_peft_give_its_logits():
+    module, params, _ = load()
+    golden = expected()
+    model, adapters = mcl.interop.load_peft(GOLDEN.parent / "peft" / "qwen2_audio", module)
+    logits = jax.jit(model.apply_all)(params, adapters, golden["tokens"], golden["mask"], features_of())
+    assert_close(logits[:, :, -7:], np.load(GOLDEN.parent / "peft" / "qwen2_audio" / "expected.npz")["logits"])
+
+
 # ------------------------------------------------------------------------------------------------------------ Errors
 
 
