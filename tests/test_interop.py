@@ -14,7 +14,9 @@ import mcl_jax as mcl
 from mcl_jax import interop
 
 GOLDEN = Path(__file__).parent / "golden"
-EXPECTED = np.load(GOLDEN / "peft" / "expected.npz")
+PEFT = GOLDEN / "peft" / "llama"
+BASES = {"llama": "models/llama", "llava": "llava/llama", "qwen2_audio": "qwen2_audio/grouped"}  # of make_peft.py
+EXPECTED = np.load(PEFT / "expected.npz")
 TOKENS = jnp.asarray(EXPECTED["tokens"])
 
 
@@ -29,33 +31,34 @@ def assert_close(actual, desired):
 @pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
 def test_adapters_of_peft_give_its_logits(scan):
     module, params = load_base(scan)
-    model, adapters = interop.load_peft(GOLDEN / "peft", module)
+    model, adapters = interop.load_peft(PEFT, module)
     assert (model.config.rank, model.config.alpha) == (3, 7.0)
     assert_close(model.apply_all(params, adapters, TOKENS), EXPECTED["logits"])
 
 
 def test_one_folder_is_one_hypothesis():
     module, params = load_base()
-    model, adapters = interop.load_peft(GOLDEN / "peft" / "lora1", module)
+    model, adapters = interop.load_peft(PEFT / "lora1", module)
     assert_close(model.apply_all(params, adapters, TOKENS), EXPECTED["logits"][1:2])
-    model, adapters = interop.load_peft([GOLDEN / "peft" / "lora2", GOLDEN / "peft" / "lora0"], module)
+    model, adapters = interop.load_peft([PEFT / "lora2", PEFT / "lora0"], module)
     assert_close(model.apply_all(params, adapters, TOKENS), EXPECTED["logits"][[2, 0]])
 
 
-def test_what_is_saved_is_what_peft_saved(tmp_path):
+@pytest.mark.parametrize("name", BASES)
+def test_what_is_saved_is_what_peft_saved(name, tmp_path):
     """The same tensors under the same names, so PEFT reads them (`make_peft.py --check` has PEFT itself do so)."""
-    module, _ = load_base()
-    model, adapters = interop.load_peft(GOLDEN / "peft", module)
+    module = mcl.models.from_pretrained(GOLDEN / BASES[name])[0]
+    model, adapters = interop.load_peft(GOLDEN / "peft" / name, module)
     for k, folder in enumerate(interop.save_peft(tmp_path, model, adapters, base="tiny")):
         assert folder == tmp_path / f"lora{k}"
-        theirs = load_file(GOLDEN / "peft" / f"lora{k}" / "adapter_model.safetensors")
+        theirs = load_file(GOLDEN / "peft" / name / f"lora{k}" / "adapter_model.safetensors")
         ours = load_file(folder / "adapter_model.safetensors")
         assert set(ours) == set(theirs)
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
         config = json.loads((folder / "adapter_config.json").read_text())
-        theirs = json.loads((GOLDEN / "peft" / f"lora{k}" / "adapter_config.json").read_text())
-        for name in ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "bias"):
-            assert config[name] == theirs[name], name
+        theirs = json.loads((GOLDEN / "peft" / name / f"lora{k}" / "adapter_config.json").read_text())
+        for field in ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "bias"):
+            assert config[field] == theirs[field], field
 
 
 @pytest.mark.parametrize("stabilized", [False, True])
@@ -77,8 +80,8 @@ def test_patterns_of_rank_and_alpha_survive_the_journey(tmp_path, stabilized):
 
 def test_grouped_adapters_of_the_authors_are_unstacked(tmp_path):
     """All K in one folder, as weights of grouped convolutions."""
-    files = [load_file(GOLDEN / "peft" / f"lora{k}" / "adapter_model.safetensors") for k in range(3)]
-    shutil.copytree(GOLDEN / "peft" / "lora0", tmp_path / "lora0")
+    files = [load_file(PEFT / f"lora{k}" / "adapter_model.safetensors") for k in range(3)]
+    shutil.copytree(PEFT / "lora0", tmp_path / "lora0")
     grouped = {name: np.concatenate([file[name] for file in files])[..., None] for name in files[0]}
     save_file(grouped, tmp_path / "lora0" / "adapter_model.safetensors")
     module, params = load_base()
@@ -88,7 +91,7 @@ def test_grouped_adapters_of_the_authors_are_unstacked(tmp_path):
 
 def test_merged_weights_load_as_a_model_of_their_own(tmp_path):
     module, params = load_base()
-    model, adapters = interop.load_peft(GOLDEN / "peft", module)
+    model, adapters = interop.load_peft(PEFT, module)
     interop.save_merged(tmp_path, model, params, adapters, 1)
     merged, weights, _ = mcl.models.from_pretrained(tmp_path)
     assert_close(merged.apply({"params": weights}, TOKENS), EXPECTED["logits"][1])
@@ -100,7 +103,7 @@ def test_merged_weights_load_as_a_model_of_their_own(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     for k in range(3):
-        shutil.copytree(GOLDEN / "peft" / f"lora{k}", tmp_path / f"lora{k}")
+        shutil.copytree(PEFT / f"lora{k}", tmp_path / f"lora{k}")
     return tmp_path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from mcl_jax.models.processor import Processor
 from mcl_jax.models.qwen2_audio import Qwen2AudioConfig
@@ -81,16 +81,6 @@ class AudioProcessor(Processor):
         counts = num_features(inputs["frames"]).tolist()
         rows = [self.prompt(text, n) for text, n in zip(prompts, counts, strict=True)]
         return self.padded(rows, length, padding_side) | inputs
-
-    def check(self, tokens: Int[np.ndarray, "B T"], frames: Int[np.ndarray, " B"]) -> None:
-        """Raises a ValueError unless each row has an audio token for each feature of its clip: was it cut since?"""
-        placed = (np.asarray(tokens) == self.config.audio_token_index).sum(1)
-        needed = num_features(np.asarray(frames))
-        if (rows := np.flatnonzero(placed != needed)).size:
-            raise ValueError(
-                f"rows {rows.tolist()} need {needed[rows].tolist()} audio tokens, as many as their clips have "
-                f"features, got {placed[rows].tolist()}"
-            )
 
     def _mel(self, clips, window):
         mel = np.zeros((len(clips), self.extractor.feature_size, window), np.float32)

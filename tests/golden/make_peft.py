@@ -1,11 +1,12 @@
-"""Makes peft/: LoRA adapters written by PEFT for the tiny Llama of models/, and the logits with each of them.
+"""Makes peft/: LoRA adapters written by PEFT for tiny models of models/, llava/ and qwen2_audio/, and their logits.
 
-In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6" "peft>=0.21,<0.22"`):
+In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6" "peft>=0.21,<0.22" pillow`):
 
     python tests/golden/make_peft.py
 
-lora0, lora1 and lora2 are plain PEFT folders; expected.npz has tokens and logits [3 adapters, B, T, V]. `--check DIR`
-loads the adapters that mcl_jax wrote into DIR and prints the largest difference to the logits it stored there.
+In each folder lora0, lora1 and lora2 are plain PEFT folders, and expected.npz has the logits of the last 7 tokens with
+each, [3 adapters, B, 7, V], on the inputs of the base's own expected.npz, of the Llama on `tokens`. `--check DIR` has
+PEFT load the same adapters as `save_peft` wrote them into folders of these names in DIR, and prints what differs.
 """
 
 import sys
@@ -13,42 +14,69 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, LlavaNextForConditionalGeneration, Qwen2AudioForConditionalGeneration
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "peft"
+BASES = {
+    "llama": (LlamaForCausalLM, HERE / "models" / "llama"),
+    "llava": (LlavaNextForConditionalGeneration, HERE / "llava" / "llama"),
+    "qwen2_audio": (Qwen2AudioForConditionalGeneration, HERE / "qwen2_audio" / "grouped"),
+}
+TARGETS = r"(?!.*tower).*\.(q_proj|v_proj|down_proj)"  # towers have layers of these names too
 
 
-def base() -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(HERE / "models" / "llama").eval()
+def base(name: str) -> torch.nn.Module:
+    family, folder = BASES[name]
+    return family.from_pretrained(folder).eval()
 
 
-def main() -> None:
-    tokens, logits = np.random.default_rng(1).integers(0, 41, (2, 7)), []
-    config = LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+def inputs_of(name: str) -> dict[str, torch.Tensor]:
+    if name == "llama":
+        return {"input_ids": torch.tensor(np.random.default_rng(1).integers(0, 41, (2, 7)))}
+    golden = {key: torch.tensor(value) for key, value in np.load(BASES[name][1] / "expected.npz").items()}
+    mask = golden["mask"].long()
+    inputs = {"input_ids": golden["tokens"], "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    if name == "llava":
+        return inputs | {"pixel_values": golden["pixels"] / 64 - 2, "image_sizes": golden["sizes"]}
+    heard = torch.arange(golden["mel"].shape[-1])[None] < golden["frames"][:, None]
+    return inputs | {"input_features": golden["mel"], "feature_attention_mask": heard.long()}
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    return model(**inputs).logits[:, -7:].numpy()
+
+
+def main(name: str) -> None:
+    inputs, logits = inputs_of(name), []
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=TARGETS, task_type="CAUSAL_LM")
     for k in range(3):
         torch.manual_seed(k)
-        model = get_peft_model(base(), config).eval()
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
+        model = get_peft_model(base(name), config).eval()
+        for parameter_name, parameter in model.named_parameters():
+            if "lora_" in parameter_name:
                 parameter.data = 0.3 * torch.randn_like(parameter)
         model.peft_config["default"].base_model_name_or_path = ""  # else the path of this machine
-        model.save_pretrained(FOLDER / f"lora{k}")
-        (FOLDER / f"lora{k}" / "README.md").unlink(missing_ok=True)
-        with torch.no_grad():
-            logits.append(model(torch.tensor(tokens)).logits.numpy())
-    np.savez_compressed(FOLDER / "expected.npz", tokens=tokens, logits=np.stack(logits))
+        model.save_pretrained(FOLDER / name / f"lora{k}")
+        (FOLDER / name / f"lora{k}" / "README.md").unlink(missing_ok=True)
+        logits.append(logits_of(model, inputs))
+    tokens = {"tokens": inputs["input_ids"]} if name == "llama" else {}
+    np.savez_compressed(FOLDER / name / "expected.npz", logits=np.stack(logits), **tokens)
 
 
-def check(folder: Path) -> None:
-    expected = np.load(folder / "expected.npz")
-    for k, logits in enumerate(expected["logits"]):
-        model = PeftModel.from_pretrained(base(), folder / f"lora{k}").eval()
-        with torch.no_grad():
-            found = model(torch.tensor(expected["tokens"])).logits.numpy()
-        print(f"lora{k}: largest difference {np.abs(found - logits).max():.1e}")
+def check(name: str, folder: Path) -> None:
+    for k, logits in enumerate(np.load(FOLDER / name / "expected.npz")["logits"]):
+        model = PeftModel.from_pretrained(base(name), folder / f"lora{k}").eval()
+        names = set(get_peft_model_state_dict(model)) ^ set(
+            load_file(folder / f"lora{k}" / "adapter_model.safetensors")
+        )
+        difference = np.abs(logits_of(model, inputs_of(name)) - logits).max()
+        print(f"{name}/lora{k}: largest difference {difference:.1e}; tensors of one of the two alone: {sorted(names)}")
 
 
 if __name__ == "__main__":
-    check(Path(sys.argv[2])) if sys.argv[1:2] == ["--check"] else main()
+    for base_name in BASES:
+        check(base_name, Path(sys.argv[2]) / base_name) if sys.argv[1:2] == ["--check"] else main(base_name)

@@ -312,6 +312,13 @@ def test_adapters_have_no_leaves_in_the_tower():
         assert {path[0] for path in flatten_dict(adapters)} == {"language_model"}
 
 
+def test_adapters_of_peft_give_its_logits():
+    module, params, golden, features = load("llama")
+    model, adapters = mcl.interop.load_peft(GOLDEN / "peft" / "llava", module)
+    logits = jax.jit(model.apply_all)(params, adapters, golden["tokens"], golden["mask"], features)
+    assert_close(logits[:, :, -7:], np.load(GOLDEN / "peft" / "llava" / "expected.npz")["logits"])
+
+
 @pytest.mark.parametrize("before", [False, True], ids=["now", "before"])
 def test_adapters_have_the_names_of_peft_and_are_read_under_those_of_before_too(before, tmp_path):
     module, params, golden, _ = load("llama")

@@ -320,6 +320,14 @@ def test_entries_that_a_published_config_leaves_out_are_hugging_faces_defaults()
     assert module.placeholder == 151646
 
 
+def test_adapters_of_peft_give_its_logits():
+    module, params, _ = load()
+    golden = expected()
+    model, adapters = mcl.interop.load_peft(GOLDEN.parent / "peft" / "qwen2_audio", module)
+    logits = jax.jit(model.apply_all)(params, adapters, golden["tokens"], golden["mask"], features_of())
+    assert_close(logits[:, :, -7:], np.load(GOLDEN.parent / "peft" / "qwen2_audio" / "expected.npz")["logits"])
+
+
 # ------------------------------------------------------------------------------------------------------------ Errors
 
 
@@ -362,15 +370,11 @@ def test_prompts_and_clips_that_do_not_belong_together_are_refused(prompts, clip
         processor(prompts, clips)
 
 
-def test_prompts_that_are_cut_or_too_long_are_refused(processor):
+def test_prompts_that_are_too_long_are_refused(processor):
     with pytest.raises(ValueError, match="a prompt has 38 tokens, more than length=37"):
         processor(PROMPTS, clips(), length=37)
     with pytest.raises(ValueError, match="padding_side must be 'left' or 'right', got 'both'"):
         processor(PROMPTS, clips(), padding_side="both")
-    batch = processor(PROMPTS, clips())
-    processor.check(batch["tokens"], batch["frames"])
-    with pytest.raises(ValueError, match=r"rows \[0, 1\] need \[25, 10\] audio tokens, .* got \[19, 0\]"):
-        processor.check(batch["tokens"][[0, 3], :20], batch["frames"][[0, 3]])
 
 
 def test_audio_tokens_without_features_are_refused():
