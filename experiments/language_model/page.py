@@ -45,12 +45,14 @@ def write(
       The file.
     """
     methods = to_json(results, "results")["methods"]
+    missing = {key: reason for found in methods.values() for key, reason in found.get("not_available", {}).items()}
     samples = next(found["samples"] for found in methods.values() if "samples" in found)
     media = {record.id: record.media for record in records}
     page = TEMPLATES.get_template("page.html").render(
         title=run.workdir.name,
         settings={name: _setting(value) for name, value in run.config.items()},
         columns=list(columns),
+        not_available={title: missing[key] for title, key in columns.items() if key in missing},
         rows=[(_label(name), [_cell(found, key) for key in columns.values()]) for name, found in methods.items()],
         win_matrices=[_win_matrix(name, found) for name, found in methods.items() if "win_matrix" in found],
         figures=[_figure(path) for path in sorted(run.workdir.glob("figures/*.png"))],
@@ -64,7 +66,7 @@ def write(
 def _label(name: str) -> tuple[str, str]:
     """What a method is called, and its decoder."""
     method, _, decoder = name.partition("/")
-    return LABELS.get(method, method), decoder
+    return LABELS[method], decoder
 
 
 def _setting(value: Any) -> Any:
@@ -73,11 +75,11 @@ def _setting(value: Any) -> Any:
 
 
 def _cell(found: Mapping[str, Any], key: str) -> tuple[str, str]:
-    """A number, a list of them, or nothing; and the 95 % interval, if there is one."""
+    """A number, a list of them, "n/a", or nothing where it makes no sense; and the 95 % interval, if there is one."""
     show = lambda low, high: f"{low:.3f} to {high:.3f}"
     match found.get(key):
         case None:
-            return "", ""
+            return "n/a" if key in found else "", ""
         case {"mean": mean, "low": low, "high": high}:
             return f"{mean:.3f}", show(low, high)
         case list(values):

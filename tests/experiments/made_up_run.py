@@ -13,13 +13,19 @@ from mcl_jax.run import Run
 
 SECONDS, HEIGHT, WIDTH = 0.7, 5, 11
 NUM_SAMPLES = 23
-METHODS = {"mcl": 3, "mle_rk/beam": 3, "moe": 2}  # numbers of answers
+METHODS = {"mcl": 3, "mle_rk/beam": 5, "moe/tta": 2}  # numbers of answers
 TRAPS = (
     "<script>window.trapped = 1</script>", '<img src=x onerror="window.trapped = 2">', "AT&T &amp; <b>bold</b>",
     "</td><td>'single' and \"double\" quotes", "{{ 7 * 7 }} {% raw %}", "مرحبا, a line\nand another",
 )  # fmt: skip
 NAMES = ('a "stamp" <b>.png', "spoken.flac", "broken.png", "missing.flac")
-COLUMNS = {"test loss": "test_loss", "above <MCL>": "loss_above_mcl", "CIDEr-D": "cider", "win rate": "win_rate"}
+COLUMNS = {
+    "test loss": "test_loss",
+    "above <MCL>": "loss_above_mcl",
+    "CIDEr-D": "cider",
+    "SPICE": "spice",
+    "win rate": "win_rate",
+}
 
 
 def png() -> bytes:
@@ -54,7 +60,7 @@ def results() -> dict[str, Any]:
             "source": next(texts) if i % 2 else "",
             "references": [{"text": next(texts), "mode": "<fr>"}, {"text": next(texts), "mode": None}],
             "answers": {name: [next(texts) for _ in range(n)] for name, n in METHODS.items()},
-            "log_likelihoods": {name: [-(i + k + 1) / 8 for k in range(n)] for name, n in METHODS.items()},
+            "log_likelihoods": {name: [-(i + k + 1) / 8 / n for k in range(n)] for name, n in METHODS.items()},
         }
         for i in range(NUM_SAMPLES)
     ]
@@ -62,8 +68,10 @@ def results() -> dict[str, Any]:
         "test_loss": 1.25, "cider": 0.5, "intervals": {"cider": [0.25, 0.75]}, "win_rate": np.array([0.5, 0.25, 0.25]),
         "win_matrix": np.array([[1, 0, 3], [4, 3, 0]]), "modes": ("<fr>", "en"), "samples": samples,
     }  # fmt: skip
-    beam = {"test_loss": np.float32(1.5), "loss_above_mcl": {"mean": 0.25, "low": 0.125, "high": 0.375}}
-    return {"methods": {"mcl": mcl, "mle_rk/beam": beam | {"win_rate": [1.0]}, "moe": {"test_loss": 2}}}
+    above = {"mean": 0.25, "low": 0.125, "high": 0.375}
+    beam = {"test_loss": np.float32(1.5), "loss_above_mcl": above, "win_rate": [1.0]}
+    tta = {"test_loss": 2, "spice": None, "not_available": {"spice": "no <Java>"}}
+    return {"methods": {"mcl": mcl, "mle_rk/beam": beam, "moe/tta": tta}}
 
 
 def traps() -> Iterator[str]:

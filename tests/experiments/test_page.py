@@ -97,12 +97,13 @@ def test_methods_and_settings(parsed, run):
     settings, methods = parsed.tables[0], parsed.tables[METHODS]
     assert settings == [["base", "llava-7b"], ["num_hypotheses", "3"], ["prompt", "<s>{source}"], ["alpha", "None"]]
     assert methods == [
-        ["", "test loss", "above <MCL>", "CIDEr-D", "win rate"],
-        ["LoRA-MCL", "1.250", "", "0.500 | 0.250 to 0.750", "0.50 0.25 0.25"],
-        ["LoRA-MLE, rank r·K | beam", "1.500", "0.250 | 0.125 to 0.375", "", "1.00"],
-        ["moe", "2.000", "", "", ""],
+        ["", "test loss", "above <MCL>", "CIDEr-D", "SPICE", "win rate"],
+        ["LoRA-MCL", "1.250", "", "0.500 | 0.250 to 0.750", "", "0.50 0.25 0.25"],
+        ["LoRA-MLE, rank r·K | beam", "1.500", "0.250 | 0.125 to 0.375", "", "", "1.00"],
+        ["LoRA-MoE | tta", "2.000", "", "", "n/a", ""],
     ]
     text = "".join(parsed.texts)
+    assert "SPICE is not available: no <Java>" in text
     assert text.count("a <run>") == 2  # title and heading
     assert str(run.workdir.parent) not in text and "/somewhere" not in text
 
@@ -122,14 +123,14 @@ def test_samples_show_every_answer_with_its_likelihood(parsed):
     text = "".join(parsed.texts)
     for sample, number in zip(made_up.results()["methods"]["mcl"]["samples"], SAMPLES, strict=False):
         header, *rows = parsed.tables[number]
-        assert header == ["", "LoRA-MCL", "LoRA-MLE, rank r·K | beam", "moe"]
+        assert header == ["", "LoRA-MCL", "LoRA-MLE, rank r·K | beam", "LoRA-MoE | tta"]
         for k, row in enumerate(rows):
             said = [
                 f"{texts[k]} | {sample['log_likelihoods'][name][k]:.3f}" if k < len(texts) else ""
                 for name, texts in sample["answers"].items()
             ]
             assert row == [str(k), *said]
-        assert len(rows) == 3
+        assert len(rows) == 5
         named, unnamed = sample["references"]
         assert f"{named['mode']} {named['text']}" in text and f"\n{unnamed['text']}\n" in text
         assert f"\n{sample['id']}\n" in text and f"\n{sample['source']}\n" in text
@@ -137,6 +138,8 @@ def test_samples_show_every_answer_with_its_likelihood(parsed):
 
 
 def test_pictures_and_clips_are_in_the_page(parsed, run):
+    order = [tag for tag, _ in parsed.tags if tag in {"article", "img", "audio"}]
+    assert order == ["img", "img", "article", "img", "article", "audio", *["article"] * (len(SAMPLES) - 2)]
     loss, other, picture = parsed.all("img")
     assert loss["alt"] == "Held-out loss and purity against steps" and other["alt"] == "something else"
     kind, file = read(loss["src"])
@@ -156,6 +159,8 @@ def test_a_file_that_cannot_be_read_says_why(parsed):
     assert len(errors) == 2
     assert errors[0].startswith("broken.png: not a picture that can be read: ")
     assert errors[1] == "missing.flac: no such file"
+    places = [parsed.texts.index(text) for text in ("id 2", errors[0], "id 3", errors[1], "id 4")]
+    assert places == sorted(places)
 
 
 def test_a_page_of_text_alone(tmp_path):
