@@ -19,6 +19,8 @@ CLIPS = """(async () => {
   for (let i = 0; i < 200 && !clips.every(known); i++) await new Promise(resolve => setTimeout(resolve, 25))
   return clips.map(clip => clip.readyState >= 2 && !clip.error ? clip.duration : 0)
 })()"""
+DIRECTIONS = """[...new Set([...document.querySelectorAll("td")].filter(cell => cell.textContent.includes("مرحبا"))
+  .flatMap(cell => [...cell.children].map(child => child.tagName + " " + getComputedStyle(child).direction)))]"""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
@@ -55,6 +57,7 @@ def test_everything_is_shown(browser, path):
     assert browser.evaluate("document.querySelectorAll('article').length") == 20
     assert browser.evaluate("document.scripts.length") == 0
     assert browser.evaluate("typeof window.trapped") == "undefined"
+    assert browser.evaluate(DIRECTIONS) == ["BDI rtl", "SMALL ltr"]  # "1.5-" is no number
     assert complaints(browser, path) == []
 
 
