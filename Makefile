@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo markov test test-slow lint format bench clean
+.PHONY: help demo markov test test-slow test-page lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,11 @@ test: $(VENV)/installed $(VENV)/minilm ## the tests
 
 test-slow: $(VENV)/installed ## the proofs that take longer
 	$(RUN) -m pytest -m slow
+
+test-page: $(VENV)/installed ## the page of a run in a headless browser; gets Debian's, as root, if there is none
+	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome \
+	|| { apt-get update -qq && apt-get install --quiet --yes --no-install-recommends chromium-headless-shell; }
+	$(RUN) -m pytest tests/experiments/test_page_in_browser.py
 
 lint: $(VENV)/installed ## ruff
 	$(VENV)/bin/ruff check .

@@ -8,7 +8,7 @@ import rich
 import rich.markup
 
 from experiments.language_model import answers as decoding
-from experiments.language_model import figures
+from experiments.language_model import figures, page
 from experiments.language_model.answers import Answers
 from experiments.language_model.config import Config
 from experiments.language_model.task import Task, evaluator
@@ -95,8 +95,10 @@ def main(config: Config, load: Callable[[Any], Task], report: Report) -> None:
         if run.finished:
             run.say_finished()
         else:
-            results = evaluate(load(config), run, report)
+            task = load(config)
+            results = evaluate(task, run, report)
             figures.draw(run, config, results, report.quality, report.diversity)
+            page.write(run, results, task.records("test", config.decode_items), report.columns)
             run.finish(results)
         show(run.results(), report.columns)
-        rich.print(f"Figures and results.json are in {config.workdir}.")
+        rich.print(f"page.html, figures and results.json are in {config.workdir}.")

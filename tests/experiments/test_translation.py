@@ -91,6 +91,7 @@ def test_a_run_leaves_its_results_and_figures(config):
         assert max(scores) < 0
     figures = {path.name for path in (config.workdir / "figures").iterdir()}
     assert figures == {"loss.png", "win_matrix.png", "quality_diversity.png"}
+    assert "w1" in (config.workdir / "page.html").read_text()
     main(config)  # says that it is finished
     assert json.loads((config.workdir / "results.json").read_text()) == results
 
