@@ -9,7 +9,7 @@ import numpy as np
 
 import mcl_jax as mcl
 from experiments.language_model.config import Method, TestTimeAugmentation
-from experiments.language_model.task import DECODING, Task, prompts_of, stream
+from experiments.language_model.task import DECODING, Task, prompts_of, spread, stream
 from mcl_jax import data, generation
 from mcl_jax.generation import Decoder
 from mcl_jax.run import Run
@@ -85,7 +85,7 @@ def _items(x: Any) -> np.ndarray:
 
 
 def samples(records: tuple[data.Record, ...], answers: dict[str, Answers]) -> list[dict[str, Any]]:
-    """The first sources with their references, and the answers of all methods with their log-likelihoods."""
+    """Some sources, evenly spread, with their references, and the answers of all methods with their log-likelihoods."""
     return [
         {
             "id": record.id,
@@ -94,5 +94,5 @@ def samples(records: tuple[data.Record, ...], answers: dict[str, Answers]) -> li
             "answers": {name: of.texts[i] for name, of in answers.items()},
             "log_likelihoods": {name: of.log_likelihoods[i] for name, of in answers.items()},
         }
-        for i, record in enumerate(records[:SAMPLES])
+        for i, record in spread(tuple(enumerate(records)), SAMPLES)
     ]

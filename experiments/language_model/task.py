@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,8 @@ from experiments.language_model.config import Config, Method
 from experiments.language_model.perception import Perception
 from mcl_jax import data, objectives
 
+T = TypeVar("T")
+
 # Streams of one seed.
 ADAPTERS, STEPS, DECODING = range(3)
 
@@ -24,11 +26,11 @@ def stream(seed: int, index: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), index)
 
 
-def spread(records: tuple[data.Record, ...], most: int | None) -> tuple[data.Record, ...]:
-    """At most `most` of the records, evenly spread; all if None."""
-    if most is None or most >= len(records):
-        return records
-    return tuple(records[i] for i in np.linspace(0, len(records) - 1, most).round().astype(int))
+def spread(items: tuple[T, ...], most: int | None) -> tuple[T, ...]:
+    """At most `most` of the items, evenly spread; all if None."""
+    if most is None or most >= len(items):
+        return items
+    return tuple(items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int))
 
 
 class Items(NamedTuple):
