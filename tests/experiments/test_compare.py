@@ -190,7 +190,7 @@ def test_the_best_of_each_column_by_its_direction():
     rows = [
         row("a", test_loss=Number(2.3), div_2=Number(0.7), zest=Number(1.0), purity=NotAvailable("")),
         row("b", test_loss=Number(1.9), div_2=Number(0.3), zest=Number(3.0)),
-        row("c", test_loss=Number(1.9), div_2=Number(0.1), win_rate="0.5"),
+        row("c", test_loss=Number(float("1.9")), div_2=Number(0.1), win_rate="0.5"),  # equal, not the same
     ]
     table = tables.lay_out(rows, ["test_loss", "div_2", "zest", "purity", "win_rate"])
     assert table.best == {(1, 1), (2, 1), (0, 2)}
