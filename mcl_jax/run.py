@@ -49,6 +49,7 @@ class Run:
       workdir: DIR.
       config: dataclass or mapping that decides the result.
       volatile: names of fields that may differ when the run goes on, such as "devices"; "a.b" is a nested one.
+        config.json then gets the new values, which the results will be of; that of a finished run stays.
     Raises:
       ValueError: when DIR belongs to another configuration; names the fields and both values.
     """
@@ -209,6 +210,8 @@ class Run:
         ]
         if lines:
             raise ValueError(f"{path} is of another run; choose another workdir, or its values:{''.join(lines)}")
+        if had != has and not self.finished:
+            write_json(path, self.config)
 
 
 class LossGuard:

@@ -50,10 +50,19 @@ def test_other_config_is_refused_naming_fields_and_values(tmp_path):
     ) as e:
         Run(tmp_path, other, volatile=("devices",)).__enter__()
     assert "devices" not in str(e.value) and "betas" not in str(e.value)
-    with Run(tmp_path, Config(devices=8), volatile=("devices",)):
-        pass
     with pytest.raises(ValueError, match="seed: nothing there, 3 now"):
         Run(tmp_path, dataclasses.asdict(Config()) | {"seed": 3}).__enter__()
+
+
+def test_config_json_has_what_the_results_are_of(tmp_path):
+    devices = lambda: json.loads((tmp_path / "config.json").read_text())["devices"]
+    with Run(tmp_path, Config()):
+        assert devices() == 1
+    with Run(tmp_path, Config(devices=8), volatile=("devices",)) as run:
+        assert devices() == 8
+        run.finish({})
+    with Run(tmp_path, Config(devices=2), volatile=("devices",)):
+        assert devices() == 8
 
 
 def test_config_that_json_cannot_hold_is_refused(tmp_path):
