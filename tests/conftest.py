@@ -1,12 +1,19 @@
 """Every test runs on 8 fake CPU devices, with strict promotion of dtypes and ranks."""
 
 import os
+import tempfile
 
 # Tests compile much and compute little: without LLVM's optimisations they take half the time.
 FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), FAST_COMPILE, EIGHT_DEVICES])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many compile the same programs. One folder for all processes of a test run: the first makes it, and the rest inherit.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="mcl_jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
