@@ -1,0 +1,57 @@
+"""The experiment on clips end to end, on the tiny Qwen2-Audio and tones."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from tiny_captions import LLAVA, QWEN, RECORDS, clips_in, tiny
+
+from experiments.audio_captioning.clips import Clips
+from experiments.audio_captioning.config import Config
+from experiments.captioning.main import main
+from experiments.captioning.task import load
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "no_packages")
+PROMPT = "hear <|audio_bos|><|AUDIO|><|audio_eos|>:"
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny(Config, clips_in(tmp_path / "mine"), QWEN, seconds=0.4, prompt=PROMPT, dropout=0.1)
+
+
+def test_a_run_leaves_its_results_and_figures(config, encoded):
+    main(config, Clips(config.seconds))
+    (mcl,) = json.loads((config.workdir / "results.json").read_text())["methods"].values()
+    assert mcl["modes"] == ["en", "fr"] and np.shape(mcl["win_matrix"]) == (2, 3) and np.sum(mcl["win_matrix"]) == 2 * 7
+    assert {"purity", "win_rate", "oracle_cider_d", "of_mode", "language_rate", "intervals"} <= set(mcl)
+    assert [len(sample["answers"]["mcl"]) for sample in mcl["samples"]] == [3] * 3
+    lines = [json.loads(line) for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["run"], line["step"]) for line in lines] == [("mcl", 0), ("mcl", 3), ("mcl", 5)]
+    assert set(encoded.values()) == {1} and len(encoded) == 12 + 3 + 7 < RECORDS
+    figures = {path.name for path in (config.workdir / "figures").iterdir()}
+    assert figures == {"loss.png", "win_matrix.png", "quality_diversity.png"}
+
+
+def test_clips_are_cut_to_the_seconds(config):
+    lengths = []
+    for seconds in (0.4, 1.0):
+        task = load(dataclasses.replace(config, seconds=seconds), Clips(seconds))
+        prompts = task.encode(task.records("train", 3)).encoded.prompts
+        lengths.append([int((prompt == task.module.placeholder).sum()) for prompt in prompts])
+        assert task.tokenizer.decode(prompts[0]).startswith("hear <|audio_bos|><|AUDIO|>")
+    assert lengths[1] != lengths[0] == [min(n, 10) for n in lengths[1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(base=LLAVA), r"llama has no processor of clips; needed .* a Qwen2-Audio for clips"),
+        (dict(seconds=0.0), r"--seconds must be above 0, got 0.0"),
+        (dict(base=None), r"--seconds must be 1, 2, … for the small base, got 0.4"),
+    ],
+)
+def test_refusals(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        load(dataclasses.replace(config, **change), Clips(0.4))

@@ -1,0 +1,171 @@
+"""`--preset` of the experiments on pictures and on clips: the paper's recipes, and that they run on tiny bases."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from published_files import write_audiocaps, write_clotho, write_textcaps
+from tiny_captions import LLAVA, QWEN
+
+from experiments.audio_captioning import config as audio
+from experiments.audio_captioning.clips import Clips
+from experiments.captioning.main import main, run
+from experiments.captioning.task import load
+from experiments.image_captioning import config as image
+from experiments.image_captioning.pictures import Pictures
+from mcl_jax import objectives
+
+GIVEN = ["--workdir", "w", "--base", "b"]
+TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+ASKED = "Please carefully observe the image and come up with a caption for the image."
+
+
+def parsed(parse, preset, *args):
+    return parse(["--preset", preset, *GIVEN, *map(str, args)])
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "K"),
+    [("textcaps-llava-7b", "textcaps/english", 3), ("textcaps-bilingual", "textcaps/bilingual", 2)],
+)
+def test_textcaps_is_the_papers_recipe(preset, data, K):
+    config = parsed(image.parse, preset)
+    assert (config.data, config.num_hypotheses, config.kept_modes) == (data, K, ())
+    assert config.loss("mcl") == objectives.relaxed_wta(0.1)
+    lora = config.lora("mcl")
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (8, 32.0, 0.0, TARGETS)
+    assert (config.lora("mle_rk").rank, config.lora("mle_rk").alpha) == (8 * K, 32.0 * K)
+    assert (config.epochs, config.steps, config.schedule, config.warmup) == (1, None, "cosine", 0.03)
+    rates = config.for_epochs_of(1000).learning_rates()
+    np.testing.assert_allclose([rates(0), rates(15), rates(30)], [0, 1e-4, 2e-4], rtol=1e-5)
+    assert config.prompt.count("<image>") == 1 and ASKED in config.prompt
+    assert (config.dtype, config.repetition_penalty) == ("bfloat16", 1.0)
+    assert config.decoders("mcl")["mcl"].num_beams == 1 and config.decoders("mle_r")["mle_r/beam"].num_beams == K
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "seconds", "epochs"),
+    [("audiocaps-qwen2-7b", "audiocaps", 10.0, 1), ("clotho-qwen2-7b", "clotho", 30.0, 10)],
+)
+def test_audiocaps_and_clotho_are_the_papers_recipes(preset, data, seconds, epochs):
+    config = parsed(audio.parse, preset)
+    assert (config.data, config.seconds, config.epochs, config.steps) == (data, seconds, epochs, None)
+    assert (config.num_hypotheses, config.loss("mcl")) == (5, objectives.relaxed_wta(0.05))
+    lora = config.lora("mcl")
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (8, 8.0, 0.1, TARGETS)
+    rates = config.for_epochs_of(1000).learning_rates()
+    of_step = lambda share: rates(int(share * epochs * 1000))
+    np.testing.assert_allclose([of_step(0), of_step(0.05), of_step(0.1), of_step(1)], [0, 5e-6, 1e-5, 1e-6], rtol=1e-4)
+    assert (config.weight_decay, config.adam_epsilon, config.batch_size) == (0.05, 1e-6, 2)
+    assert (config.dtype, config.repetition_penalty) == ("bfloat16", 1.1)
+    assert config.max_length >= seconds * 25 + 100 and config.prompt.count("<|AUDIO|>") == 1
+    assert config.decoders("mcl")["mcl"].num_beams == 1 and config.decoders("moe")["moe/beam"].num_beams == 5
+
+
+@pytest.mark.parametrize(
+    ("parse", "preset", "needed"),
+    [
+        *((image.parse, name, "llava-v1.6-vicuna-7b-hf") for name in ("textcaps-llava-7b", "textcaps-bilingual")),
+        *((audio.parse, name, "Qwen2-Audio-7B-Instruct") for name in ("audiocaps-qwen2-7b", "clotho-qwen2-7b")),
+    ],
+)
+def test_without_a_base_one_is_told_which(parse, preset, needed):
+    with pytest.raises(ValueError, match=f"--preset {preset} needs --base: the Hugging Face folder of .*{needed}"):
+        parse(["--preset", preset, *GIVEN[:2]])
+
+
+# ------------------------------------------------------------------------------------------------------ Command lines
+
+
+def test_the_default_is_the_preset_of_the_stamps():
+    config = image.parse(GIVEN[:2])
+    assert (config.data, config.kept_modes, config.steps, config.base) == ("stamps/pictures", ("en", "fr"), 150, None)
+    config = audio.parse([*GIVEN[:2], "--seed", "3"])
+    assert (config.data, config.kept_modes, config.seconds, config.seed) == ("stamps/spoken", ("en", "fr"), 3.0, 3)
+    assert image.parse([*GIVEN[:2], "--modes", "en", "fr", "es"]).kept_modes == ("en", "fr", "es")
+    assert image.parse([*GIVEN[:2], "--modes"]).kept_modes == ()
+    assert image.parse([*GIVEN[:2], "--mode-weights", "9", "1"]).mode_weights == (9, 1)
+
+
+@pytest.mark.parametrize("parse", [image.parse, audio.parse])
+def test_a_folder_has_the_modes_that_it_has(parse):
+    config = parse([*GIVEN[:2], "--data", "mine"])
+    assert (config.data, config.kept_modes, config.steps) == ("mine", (), 150)
+
+
+@pytest.mark.parametrize(
+    ("args", "methods"),
+    [
+        (["--method", "mle"], ("mle_r", "mle_rk")),
+        (["--method", "mcl", "moe"], ("mcl", "moe")),
+        (["--methods", "mle_rk", "mle", "mcl"], ("mle_rk", "mle_r", "mcl")),
+        ([], ("mcl", "mle_r", "mle_rk")),
+    ],
+)
+def test_methods(args, methods):
+    assert image.parse([*GIVEN[:2], *args]).methods == methods
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--experts-per-token", "3"], "--experts-per-token 3 is more than --num-hypotheses"),
+        (["--experts-per-token", "0"], "--experts-per-token must be at least 1, got 0"),
+        (["--methods"], "needed at least one of --methods and, for others than mcl, of --mle-decoders; got none"),
+        (["--method", "moe", "--mle-decoders"], "of --mle-decoders; got none"),
+        (["--base-steps", "0"], "--base-steps must be at least 1, got 0"),
+        (["--mode-weights", "1"], r"--mode-weights needs a number for each of --modes \('en', 'fr'\), got \(1,\)"),
+    ],
+)
+def test_refusals(args, message):
+    with pytest.raises(ValueError, match=message):
+        image.parse([*GIVEN[:2], *args])
+
+
+def test_mcl_alone_needs_no_decoders_of_mle():
+    assert image.parse([*GIVEN[:2], "--method", "mcl", "--mle-decoders"]).mle_decoders == ()
+
+
+def test_errors_are_a_line():
+    parse = lambda: image.parse([*GIVEN[:2], "--num-hypotheses", "1"])
+    with pytest.raises(SystemExit, match="^error: --num-hypotheses must be at least 2, got 1"):
+        run(parse, lambda config: Pictures())
+
+
+# --------------------------------------------------------------------------------------------------------------- Runs
+
+
+CASES = {
+    "textcaps-llava-7b": (image.parse, write_textcaps, LLAVA, None),
+    "textcaps-bilingual": (image.parse, write_textcaps, LLAVA, ["en", "fr"]),
+    "audiocaps-qwen2-7b": (audio.parse, write_audiocaps, QWEN, None),
+    "clotho-qwen2-7b": (audio.parse, write_clotho, QWEN, None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:corpus 'audiocaps'. left out")
+@pytest.mark.usefixtures("standard_promotion", "no_packages")
+@pytest.mark.parametrize("preset", CASES)
+def test_the_preset_runs(preset, tmp_path):
+    parse, write_files, base, modes = CASES[preset]
+    write_files(tmp_path / "files")
+    paths = {"workdir": "run", "cache": "cache", "folder": "files"}
+    args = [word for name, folder in paths.items() for word in (f"--{name}", str(tmp_path / folder))]
+    small = {"steps": 2, "rank": 2, "method": "mcl", "eval-items": 2, "decode-items": 2, "max-new-tokens": 4}
+    args += [word for name, value in small.items() for word in (f"--{name}", str(value))]
+    config = parse(["--preset", preset, "--base", str(base), *args])
+    modality = Pictures() if parse is image.parse else Clips(config.seconds)
+    main(config, modality)
+    found = json.loads((config.workdir / "results.json").read_text())["methods"]["mcl"]
+    assert np.isfinite(found["test_loss"]) and len(found["win_rate"]) == config.num_hypotheses
+    assert found.get("modes") == modes and ("purity" in found) == (modes is not None)
+    assert set(found["of_mode"]) == set(found.get("language_rate", [])) == set(modes or [])
+    assert [len(sample["references"]) > 1 for sample in found["samples"]] == [True] * 2
+    steps = [json.loads(line)["step"] for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 2]
+    assert json.loads((config.workdir / "config.json").read_text())["dtype"] == "bfloat16"
+    task = load(config, modality)  # from the data set that was made, without its files
+    assert {leaf.dtype.name for leaf in task.params["language_model"]["norm"].values()} == {"bfloat16"}
+    assert Path(config.cache).is_dir()

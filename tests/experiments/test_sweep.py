@@ -1,0 +1,113 @@
+"""Sweeps over K, ε and objectives: what is trained, the figure, the table, and going on after a stop."""
+
+import dataclasses
+import json
+import math
+import sys
+
+import pytest
+from tiny_captions import LLAVA, pictures_in, tiny
+
+from experiments.captioning.task import load
+from experiments.image_captioning.config import STAMPS, Config
+from experiments.image_captioning.pictures import Pictures
+from experiments.language_model import sweep
+from experiments.language_model.sweep import Options, variants
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny(Config, pictures_in(tmp_path / "mine"), LLAVA, steps=2)
+
+
+def test_variants(config):
+    of = lambda **options: {
+        name: dataclasses.replace(config, **fields) for name, fields in variants(config, Options(**options)).items()
+    }
+    by_k = of(kind="k", hypotheses=(1, 2, 5))
+    assert {name: (c.methods, c.num_hypotheses) for name, c in by_k.items() if name != "1"} == {
+        "2": (("mcl",), 2), "5": (("mcl",), 5),
+    }  # fmt: skip
+    assert by_k["1"].methods == ("mle_r",) and by_k["5"].num_beams == 5
+    assert {c.lora(c.methods[0]).rank for c in by_k.values()} == {config.rank}
+    by_epsilon = of(kind="epsilon", epsilons=(0.0, 0.05))
+    assert {name: (c.objective, c.epsilon) for name, c in by_epsilon.items()} == {
+        "0": ("relaxed", 0.0), "0.05": ("relaxed", 0.05),
+    }  # fmt: skip
+    assert {name: c.objective for name, c in of(kind="objectives").items()} == {
+        name: name for name in ("wta", "relaxed", "annealed", "balanced")
+    }
+
+
+def test_the_command_line():
+    config, options = sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "1", "4", "--steps", "7"])
+    assert (options.kind, options.hypotheses, options.seeds) == ("k", (1, 4), (0, 1, 2))
+    assert (config.steps, config.kept_modes, config.eval_items) == (7, ("en", "fr"), STAMPS["eval_items"])
+    assert sweep.command_line(Config, STAMPS, ["--workdir", "w", "--data", "mine"])[0].kept_modes == ()
+    Options(kind="epsilon", hypotheses=(2,))
+    with pytest.raises(ValueError, match=r"--hypotheses needs 1, the upper end of the band, got \(2, 3\)"):
+        sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "2", "3"])
+
+
+def result(**changes):
+    return {
+        "eval_loss": 2.0,
+        "answer_loss": 5.0,
+        "dead": 0.0,
+        "purity": 0.9,
+        "steps": [0, 2],
+        "curve": [0.5, 0.9],
+    } | changes
+
+
+def test_the_table_and_the_figures(tmp_path, capsys):
+    """Of made-up results."""
+    one = [result(purity=None, answer_loss=loss) for loss in (6.0, 6.5)]
+    for of in one:
+        del of["purity"]
+    found = {"1": one, "3": [result(), result(answer_loss=5.5)]}
+    sweep.show(found, "k")
+    table = " ".join(capsys.readouterr().out.split())
+    assert "5.250 ± 0.354" in table and f"{6.25 - math.log(3):.3f} to 6.250" in table and "6.250 to 6.250" in table
+    without = {name: [result(steps=[], curve=[])] for name in ("wta", "balanced")}
+    for of in without.values():
+        del of[0]["purity"]
+    for kind, results in (("k", found), ("epsilon", {"0.1": found["3"]}), ("objectives", without)):
+        sweep.draw(tmp_path / f"{kind}.png", kind, results)
+        assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    sweep.show(without, "objectives")
+    assert "balanced" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_sweep_goes_on_where_it_stopped(config, monkeypatch, capsys, encoded):
+    task, options = load(config, Pictures()), Options(seeds=(5,), hypotheses=(1, 3))
+    trained, train = [], sweep.train
+    monkeypatch.setattr(sweep, "train", lambda run, *of: trained.append(run.workdir.name) or train(run, *of))
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "draw", lambda path, kind, found: len(found) == 1 and sys.exit())
+        with pytest.raises(SystemExit):
+            sweep.main(task, options)
+    sweep.main(task, options)
+    assert trained == ["k-1-seed5", "k-3-seed5"]
+    found = {name: json.loads((config.workdir / f"k-{name}-seed5" / "results.json").read_text()) for name in "13"}
+    assert len(found["3"]["win_rate"]) == 3 and 0 <= found["3"]["dead"] <= 1 and found["1"]["dead"] == 0
+    assert found["3"]["steps"] == [0, 2] and len(found["3"]["curve"]) == 2 and found["1"]["curve"] == []
+    assert json.loads((config.workdir / "k-3-seed5" / "config.json").read_text())["seed"] == 5
+    out = " ".join(capsys.readouterr().out.split())
+    assert "band [MLE − log K, MLE]" in out and f"{found['3']['answer_loss']:.3f}" in out
+    assert (config.workdir / "k.png").exists()
+    assert set(encoded.values()) == {1}  # one perception for all trainings
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("standard_promotion")
+def test_data_without_modes_have_no_purity(config, tmp_path):
+    """The curve was NaN, which results.json does not hold."""
+    folder = tmp_path / "mine"
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line | {"mode": None}) + "\n" for line in lines))
+    task = load(dataclasses.replace(config, objective="wta"), Pictures())
+    found = sweep.trained(task)
+    assert "purity" not in found and found["curve"] == [] and len(found["win_rate"]) == 3
