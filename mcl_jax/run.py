@@ -45,6 +45,8 @@ TAG = re.compile(r"[\w.=+-]+(/[\w.=+-]+)*|")
 class Run:
     """A run directory, made or opened again. A context manager: it listens to signals, and closes files at its end.
 
+    Where an error comes before anything else is in DIR, config.json goes too: the next command may say it differently.
+
     Args:
       workdir: DIR.
       config: dataclass or mapping that decides the result.
@@ -78,6 +80,8 @@ class Run:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
+        if exception[0] is not None and list(self.workdir.iterdir()) == [self._config_path]:
+            self._config_path.unlink()
 
     def checkpoint_dir(self, tag: str = "") -> Path:
         """Where the checkpoints of the training with this tag go."""
@@ -181,6 +185,10 @@ class Run:
         raise SystemExit(STOPPED)
 
     @property
+    def _config_path(self) -> Path:
+        return self.workdir / "config.json"
+
+    @property
     def _metrics_path(self) -> Path:
         return self.workdir / "metrics.jsonl"
 
@@ -196,7 +204,7 @@ class Run:
         return self._writers[tag]
 
     def _settle_config(self) -> None:
-        path = self.workdir / "config.json"
+        path = self._config_path
         if not path.exists():
             write_json(path, self.config)
             return

@@ -65,6 +65,16 @@ def test_config_json_has_what_the_results_are_of(tmp_path):
         assert devices() == 8
 
 
+def test_after_an_error_at_the_start_the_config_may_be_another(tmp_path):
+    with pytest.raises(ValueError, match="no such data"), Run(tmp_path, Config()):
+        raise ValueError("no such data")
+    with pytest.raises(ValueError, match="no more memory"), Run(tmp_path, Config(steps=7)) as run:
+        run.log(1, {"loss": 2.0})
+        raise ValueError("no more memory")
+    with pytest.raises(ValueError, match="another run"):
+        Run(tmp_path, Config()).__enter__()
+
+
 def test_config_that_json_cannot_hold_is_refused(tmp_path):
     with pytest.raises(TypeError, match=r"config\.f must be JSON-able .* got function"):
         Run(tmp_path, {"f": read_lines})

@@ -32,7 +32,7 @@ class SmallBase:
     """How a small base is trained.
 
     Attributes:
-      steps, batch_size: training.
+      steps, batch_size: training; a batch has all records where there are fewer.
       max_length: longest example in tokens.
       eval_every: steps between evaluations; the best of these checkpoints is kept.
       eval_items: records that are evaluated, evenly spread over the split.
@@ -87,7 +87,6 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
     splits = {"train": corpus.split("train"), "validation": spread(corpus.split("validation"), settings.eval_items)}
     counts = perception.counts([record for records in splits.values() for record in records])
     asked = MediaPrompt(prompt, processor, counts)
-    shapes = data.BatchConfig(settings.batch_size, (settings.max_length,), settings.seed)
     encoded = {
         name: data.encode_records(
             records, processor.tokenizer, asked, max_length=settings.max_length, too_long="drop",
@@ -97,6 +96,9 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
     }  # fmt: skip
 
     tower_inputs = functools.cache(lambda record: perception.tower_inputs([record]))  # reading costs more than training
+
+    batch_size = min(settings.batch_size, len(encoded["train"].prompts))
+    shapes = data.BatchConfig(batch_size, (settings.max_length,), settings.seed)
 
     def inputs(name, batch):
         rows = [tower_inputs(None if i == data.NO_RECORD else splits[name][i]) for i in batch["index"]]

@@ -14,6 +14,7 @@ from experiments.captioning.small_base import SmallBase, small_base
 from experiments.language_model.perception import MediaPrompt, Perception
 from experiments.language_model.task import Task
 from mcl_jax import data
+from mcl_jax.models import pretrained
 
 
 def load(config: Config, modality: Modality, **options: Any) -> Task:
@@ -22,11 +23,20 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
     Raises:
       ValueError: if either cannot be had, or they do not fit together.
     """
+    if config.base and pretrained.media_of(config.base) != modality.media:
+        raise ValueError(
+            f"--base {config.base} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a "
+            "Qwen2-Audio for clips"
+        )
     corpus = data.load_captions(
         config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families
     )
     if (found := f"{corpus.records[0].media.kind}s") != modality.media:
         raise ValueError(f"--data {config.data} has {found}, needed {modality.media}")
+    if (number := len(corpus.split("train"))) < config.batch_size:
+        raise ValueError(
+            f"--data {config.data} has {number} records to train on, fewer than --batch-size {config.batch_size}"
+        )
     folder = config.base or _small(config, modality)
     options = {
         "dtype": jnp.dtype(config.dtype),
@@ -34,11 +44,6 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
         "remat": config.remat,
     } | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
-    if getattr(processor, "media", None) != modality.media:
-        raise ValueError(
-            f"--base {folder} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a Qwen2-Audio for "
-            "clips"
-        )
     perception = Perception(
         module, params, processor, modality.read,
         inputs=lambda media: modality.inputs(processor, media),

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from scipy.signal import firwin, resample_poly
 
 SAMPLE_RATE = 16_000  # Hz
+SHORTEST = 0.025  # s: one window of a spectrogram
 LOUDNESS = 0.1  # RMS of full scale (−20 dB), less where a peak would leave [−1, 1]
 
 
@@ -23,7 +24,7 @@ def decode_clip(encoded: bytes) -> Float32[np.ndarray, "T"]:
     Args:
       encoded: a file that libsndfile reads, such as WAV, FLAC, Ogg Vorbis, MP3.
     Raises:
-      ValueError: if it is none, cut off, without samples, or with some that are not finite; says which.
+      ValueError: if it is none, cut off, shorter than `SHORTEST`, or with samples that are not finite; says which.
     """
     _check_whole(encoded)
     try:
@@ -33,6 +34,8 @@ def decode_clip(encoded: bytes) -> Float32[np.ndarray, "T"]:
         raise ValueError(f"not a clip that can be read: {reason}") from error
     if not len(samples) or not np.isfinite(samples).all():
         raise ValueError("a clip with samples that are not finite" if len(samples) else "a clip without samples")
+    if len(samples) < SHORTEST * rate:
+        raise ValueError(f"a clip of {1000 * len(samples) / rate:.1f} ms; needed {1000 * SHORTEST:.0f} or more")
     channels = samples.shape[1]
     return with_loudness(resample(samples @ np.full(channels, 1 / channels, np.float32), rate))
 

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 WHITE = (255, 255, 255, 255)
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow gives 16-bit grey as one of these
@@ -24,6 +24,8 @@ def decode_picture(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(_on_white(ImageOps.exif_transpose(image)))
+    except UnidentifiedImageError as error:  # its text has the address of the BytesIO
+        raise ValueError("not a picture that can be read: of no kind that Pillow knows") from error
     except (
         Exception
     ) as error:  # a broken file makes Pillow's plugins raise anything: OSError, SyntaxError, struct.error

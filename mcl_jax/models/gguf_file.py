@@ -39,7 +39,7 @@ def find(path: Path) -> Path | None:
       ValueError: if `path` does not exist, or a folder without config.json holds several.
     """
     if not path.exists():
-        raise ValueError(f"there is no {path}")
+        raise ValueError(f"there is no {path}; needed a Hugging Face folder or a GGUF file")
     if path.is_file():
         return path
     files = sorted(path.glob("*.gguf"))

@@ -256,6 +256,21 @@ def from_pretrained(
     return module, params, _processor(path, family, module) or _tokenizer(path)
 
 
+def media_of(path: str | Path) -> str | None:
+    """What a pretrained model takes beside text, "pictures" or "clips", None if nothing; reads no weights.
+
+    Args:
+      path: as of `from_pretrained`.
+    Raises:
+      ValueError: as `from_pretrained`, of the config.
+    """
+    path = Path(path)
+    if gguf_file.find(path):
+        return None
+    family = family_of(read_config(path))
+    return family.processor.media if _has_processor(path, family) else None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The dict of the folder's `config.json`.
 
@@ -275,11 +290,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def _processor(folder: Path, family: Family, module: nn.Module) -> Any:
+def _has_processor(folder: Path, family: Family) -> bool:
     files = TOKENIZER_FILES, PROCESSOR_FILES
-    if family.processor is None or not all(any((folder / name).is_file() for name in of) for of in files):
-        return None
-    return family.processor.from_pretrained(folder, module.config)
+    return family.processor is not None and all(any((folder / name).is_file() for name in of) for of in files)
+
+
+def _processor(folder: Path, family: Family, module: nn.Module) -> Any:
+    return family.processor.from_pretrained(folder, module.config) if _has_processor(folder, family) else None
 
 
 def _tokenizer(folder: Path) -> Any:

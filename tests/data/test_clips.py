@@ -85,9 +85,10 @@ def test_fit_length_pads_crops_and_says_what_is_sound():
         (sound(tone(1.0), kind="OGG", subtype="VORBIS")[:-100], "a clip without samples"),
         (sound(np.zeros(0, np.float32)), "a clip without samples"),
         (sound(np.array([0.1, np.nan], np.float32)), "samples that are not finite"),
+        (sound(tone(0.0249)), "a clip of 24.9 ms; needed 25 or more"),
     ],
     # Not the bytes: a WAV file holds the time it was written, and xdist wants equal names.
-    ids=["empty", "text", "wav-cut", "flac-cut", "ogg-cut", "no-samples", "not-finite"],
+    ids=["empty", "text", "wav-cut", "flac-cut", "ogg-cut", "no-samples", "not-finite", "short"],
 )
 def test_broken_files_are_errors(content, message):
     with pytest.raises(ValueError, match=message):

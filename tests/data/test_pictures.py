@@ -79,7 +79,7 @@ def test_the_first_frame_of_an_animation():
 
 @pytest.mark.parametrize("content", [b"", b"no picture", png()[:60], encoded(Image.fromarray(PIXELS), "JPEG")[:-40]])
 def test_broken_files_are_errors(content):
-    with pytest.raises(ValueError, match="not a picture that can be read: .+"):
+    with pytest.raises(ValueError, match="not a picture that can be read: [^<]+$"):
         decode_picture(content)
 
 

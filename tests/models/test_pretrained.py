@@ -183,7 +183,7 @@ def test_missing_files_are_named(folder, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "part-1.safetensors"}}))
     with pytest.raises(ValueError, match="no weight file .*part-1.safetensors"):
         mcl.models.from_pretrained(folder)
-    with pytest.raises(ValueError, match="there is no .*nowhere"):
+    with pytest.raises(ValueError, match="there is no .*nowhere; needed a Hugging Face folder or a GGUF file"):
         mcl.models.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no config.json"):

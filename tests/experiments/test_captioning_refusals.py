@@ -1,0 +1,104 @@
+"""What a newcomer gets wrong about data and base is said in a line, before anything long is done."""
+
+from pathlib import Path
+
+import pytest
+from tiny_media import png, write, write_lines
+
+from experiments.audio_captioning import config as audio
+from experiments.audio_captioning.clips import Clips
+from experiments.captioning.main import run
+from experiments.image_captioning import config as image
+from experiments.image_captioning.pictures import Pictures
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LLAMA, LLAVA, QWEN = GOLDEN / "models" / "llama", GOLDEN / "llava", GOLDEN / "qwen2_audio" / "grouped"
+broken_is_left_out = pytest.mark.filterwarnings("ignore:corpus 'mine'. left out 1")
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """refused(options, experiment) -> the line that the command ends with; no weights are read, no base trained."""
+    for name in ("mcl_jax.models.from_pretrained", "experiments.captioning.task.small_base"):
+        monkeypatch.setattr(name, lambda *of, name=name, **options: pytest.fail(f"{name} was called"))
+
+    def line(*options, experiment=image):
+        modality = {image: Pictures(), audio: Clips(3.0)}[experiment]
+        args = ["--workdir", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), *map(str, options)]
+        with pytest.raises(SystemExit, match=r"^error: [^\n]*$") as error:
+            run(lambda: experiment.parse(args), lambda config: modality)
+        return str(error.value)
+
+    return line
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven pictures, five of them to train on, and a broken one."""
+    for n in range(7):
+        write(tmp_path / "mine" / f"{n}.png", png())
+    write(tmp_path / "mine" / "broken.png", b"no picture")
+    split = {3: "validation", 4: "test"}
+    lines = [{"file": f"{n}.png", "caption": "a cat", "mode": "en", "split": split.get(n, "train")} for n in range(7)]
+    write_lines(tmp_path / "mine" / "captions.jsonl", *lines, {"file": "broken.png", "caption": "a dog"})
+    return tmp_path / "mine"
+
+
+@pytest.mark.parametrize("base", [LLAMA, LLAVA / "mistral", QWEN], ids=["text", "no-processor", "hears"])
+def test_a_base_that_does_not_see_is_refused_before_the_data_is_read(base, refused):
+    needed = "has no processor of pictures; needed a LLaVA-1.6 for pictures"
+    assert f"--base {base} {needed}" in refused("--base", base, "--data", "nowhere")
+
+
+def test_a_base_that_does_not_hear_is_refused(refused):
+    assert "has no processor of clips" in refused("--base", LLAVA / "llama", "--data", "nowhere", experiment=audio)
+
+
+def test_a_base_that_is_not_there_is_refused(refused, tmp_path):
+    assert "there is no" in refused("--base", tmp_path / "nowhere", "--data", "nowhere")
+
+
+@broken_is_left_out
+def test_a_folder_smaller_than_a_batch_is_refused(refused, folder):
+    assert f"--data {folder} has 5 records to train on, fewer than --batch-size 6" in refused(
+        "--data", folder, "--batch-size", 6
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda f: (f / "captions.jsonl").unlink(),
+            "captions.jsonl': no such file; needed JSON lines with file, caption",
+        ),
+        (
+            lambda f: (f / "5.png").rename(f / "05.png"),
+            "line 6: file '5.png' is not in the folder; did you mean '05.png'",
+        ),
+        (
+            lambda f: [write(f / f"{n}.png", b"") for n in range(7)],
+            "no records; left out not a picture that can be read",
+        ),
+    ],
+    ids=["no-captions", "misspelt", "all-broken"],
+)
+def test_a_folder_that_cannot_be_read_is_refused(change, message, refused, folder):
+    change(folder)
+    line = refused("--data", folder)
+    assert message in line and "object at" not in line
+
+
+@broken_is_left_out
+def test_a_misspelt_mode_is_refused(refused, folder):
+    assert "corpus 'mine': a mode must be one of ['en'], got 'fx'" in refused("--data", folder, "--modes", "en", "fx")
+
+
+def test_a_misspelt_data_set_is_refused(refused):
+    assert "got 'stamps/picturs'; did you mean 'stamps/pictures'?" in refused("--data", "stamps/picturs")
+
+
+@broken_is_left_out
+def test_after_a_mistake_the_same_workdir_will_do(refused, folder):
+    refused("--data", "nowhere")
+    assert "fewer than" in refused("--data", folder)
