@@ -113,6 +113,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path
     assert lines(config) == lines(straight)
 
 
+@pytest.mark.slow
 def test_a_study_of_purity_goes_on_where_it_stopped(config, monkeypatch, capsys):
     study = purity.PurityConfig(dataclasses.replace(config, steps=2, eval_every=1), ("balanced", "annealed"), (3,))
     found = []

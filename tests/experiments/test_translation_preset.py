@@ -122,6 +122,7 @@ def data(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_preset_runs(tmp_path, base, data):
     args = ["--workdir", tmp_path / "run", "--base", base, "--data", data, "--batch-size", 4, "--rank", 2]
     small = [
