@@ -24,6 +24,7 @@ import tyro
 from experiments.language_model.config import Config
 from experiments.language_model.task import Task, evaluator
 from experiments.language_model.training import summary, train
+from mcl_jax import objectives
 from mcl_jax.console import table
 from mcl_jax.run import Run
 
@@ -77,16 +78,20 @@ def sweep(task: Task, options: Options) -> dict[str, list[dict[str, Any]]]:
 def trained(task: Task) -> dict[str, Any]:
     """Results of one training on the test split, and its curves on the validation split.
 
-    `answer_loss` is the winner-takes-all loss in nats an answer, `dead` the share of hypotheses that win less than 1 %.
+    `answer_loss` is the winner-takes-all loss −max_k log p_k in nats an answer, `mixture_loss` that of the uniform
+    mixture of the K, −log Σ_k p_k / K: the first lies in [mixture_loss − log K, mixture_loss] whatever was learned.
+    `dead` is the share of hypotheses that win less than 1 %.
     """
     config, method = task.config, task.config.methods[0]
     with Run(config.workdir, dataclasses.asdict(config), volatile=config.VOLATILE) as run:
         if not run.finished:
             state, seconds = train(run, task, method)
             likelihoods = evaluator(task, method)(state, task.encode(task.records("test", config.test_items)))
+            log_p, mixture = likelihoods.log_p, objectives.mixture()
             lines = [line for line in run.lines(method) if "purity" in line]
             found = summary(likelihoods, task) | {
-                "answer_loss": float(-likelihoods.log_p.max(0).mean()),
+                "answer_loss": float(-log_p.max(0).mean()),
+                "mixture_loss": float(mixture.example_loss(log_p, mixture.weights(log_p)).mean()),
                 "seconds": seconds,
                 "steps": [line["step"] for line in lines],
                 "curve": [line["purity"] for line in lines],
@@ -105,7 +110,10 @@ def mean_and_spread(found: Sequence[Mapping[str, Any]], key: str) -> str:
 
 def show(found: Mapping[str, list[dict[str, Any]]], kind: Kind) -> None:
     """The table."""
-    columns = {"nats a token": "eval_loss", "nats an answer": "answer_loss", "purity": "purity", "dead": "dead"}
+    columns = {
+        "nats a token": "eval_loss", "nats an answer": "answer_loss", "of the mixture": "mixture_loss",
+        "purity": "purity", "dead": "dead",
+    }  # fmt: skip
     rows = []
     for name, of in found.items():
         cells = [mean_and_spread(of, key) for key in columns.values()]
@@ -128,6 +136,9 @@ def draw(path: Path, kind: Kind, found: Mapping[str, list[dict[str, Any]]]) -> N
     if kind == "k" and "1" in loss:
         top, logs = np.mean(loss["1"]), np.log([int(name) for name in names])
         left.fill_between(range(len(names)), top - logs, [top] * len(names), color="0.9", label="[MLE − log K, MLE]")
+        mixture = np.array([np.mean([of["mixture_loss"] for of in found[name]]) for name in names])
+        left.plot(range(len(names)), mixture, "--", color="tab:orange", label="uniform mixture of the K")
+        left.plot(range(len(names)), mixture - logs, ":", color="tab:orange", label="mixture − log K")
     left.legend(frameon=False)
     left.set(xlabel={"k": "K", "epsilon": "ε", "objectives": ""}[kind])
     if kind == "objectives":

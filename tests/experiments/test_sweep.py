@@ -53,6 +53,7 @@ def result(**changes):
     return {
         "eval_loss": 2.0,
         "answer_loss": 5.0,
+        "mixture_loss": 5.3,
         "dead": 0.0,
         "purity": 0.9,
         "steps": [0, 2],
@@ -93,6 +94,8 @@ def test_a_sweep_goes_on_where_it_stopped(config, monkeypatch, capsys, encoded):
     assert trained == ["k-1-seed5", "k-3-seed5"]
     found = {name: json.loads((config.workdir / f"k-{name}-seed5" / "results.json").read_text()) for name in "13"}
     assert len(found["3"]["win_rate"]) == 3 and 0 <= found["3"]["dead"] <= 1 and found["1"]["dead"] == 0
+    assert 0 < found["3"]["mixture_loss"] - found["3"]["answer_loss"] < math.log(3)  # the two hold whatever was learned
+    assert found["1"]["mixture_loss"] == pytest.approx(found["1"]["answer_loss"])
     assert found["3"]["steps"] == [0, 2] and len(found["3"]["curve"]) == 2 and found["1"]["curve"] == []
     assert json.loads((config.workdir / "k-3-seed5" / "config.json").read_text())["seed"] == 5
     out = " ".join(capsys.readouterr().out.split())
