@@ -28,6 +28,11 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
             f"--base {config.base} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a "
             "Qwen2-Audio for clips"
         )
+    asked = config.prompt or modality.placeholder
+    if config.base is None and (found := asked.count(modality.placeholder)) != 1:
+        raise ValueError(
+            f"--prompt needs {modality.placeholder} of the small base once, got it {found} times: {asked!r}"
+        )
     corpus = data.load_captions(
         config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families
     )
@@ -44,13 +49,14 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
         "remat": config.remat,
     } | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
+    processor.prompt(asked, num_features=1)  # refuses one that does not fit before pictures or clips are measured
     perception = Perception(
         module, params, processor, modality.read,
         inputs=lambda media: modality.inputs(processor, media),
         augment=lambda key, media: modality.augment(processor, key, media),
         cache=config.cache_features, devices=config.devices,
     )  # fmt: skip
-    prompt = MediaPrompt(config.prompt or modality.placeholder, processor, perception.counts(corpus.records))
+    prompt = MediaPrompt(asked, processor, perception.counts(corpus.records))
     return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, perception)
 
 

@@ -115,6 +115,8 @@ class Corpus:
         Raises:
           ValueError: for a mode that no record has.
         """
+        if modes and not self.modes:
+            raise ValueError(f"corpus {self.name!r}: its targets name no modes, needed {', '.join(modes)}")
         if unknown := [mode for mode in modes if mode not in self.modes]:
             raise ValueError(f"corpus {self.name!r}: a mode {describe_unknown(unknown[0], self.modes)}")
         chosen = lambda targets: tuple(target for mode in modes for target in targets if target.mode == mode)

@@ -94,6 +94,19 @@ def test_a_misspelt_mode_is_refused(refused, folder):
     assert "corpus 'mine': a mode must be one of ['en'], got 'fx'" in refused("--data", folder, "--modes", "en", "fx")
 
 
+def test_modes_of_captions_that_name_none_are_refused(refused, tmp_path):
+    write(tmp_path / "mine" / "0.png", png())
+    write_lines(tmp_path / "mine" / "captions.jsonl", {"file": "0.png", "caption": "a cat"})
+    assert "its targets name no modes, needed en, fr" in refused("--data", tmp_path / "mine", "--modes", "en", "fr")
+
+
+@pytest.mark.parametrize(("prompt", "found"), [("What is this?", 0), ("<image>, <image>", 2)])
+def test_a_prompt_without_one_placeholder_is_refused_before_a_small_base_is_trained(prompt, found, refused):
+    assert f"--prompt needs <image> of the small base once, got it {found} times: {prompt!r}" in refused(
+        "--prompt", prompt
+    )
+
+
 def test_a_misspelt_data_set_is_refused(refused):
     assert "got 'stamps/picturs'; did you mean 'stamps/pictures'?" in refused("--data", "stamps/picturs")
 

@@ -99,6 +99,14 @@ def test_a_small_base_is_trained_once_saved_and_resumed(tmp_path, monkeypatch):
     assert make("straight") == folder
 
 
+@pytest.mark.slow
+def test_a_small_base_of_fewer_records_than_a_batch(tmp_path):
+    corpus = data.read_captions(pictures_in(tmp_path / "mine"))
+    settings = dataclasses.replace(SETTINGS, steps=1, batch_size=13)
+    folder = small_base.small_base(tmp_path / "run", settings, Tiny(), corpus, "<image>")
+    assert (folder / "config.json").exists() and [line["step"] for line in lines_of(tmp_path / "run")] == [1]
+
+
 def test_each_choice_that_a_small_base_depends_on_has_its_own(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(task, "small_base", lambda *of: given.append(of) or of[0])
