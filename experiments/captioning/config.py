@@ -23,10 +23,11 @@ class Config(config.Config):
     families: bool = True
     """Keep the 249 stamps (letters, digits, coins) that come in families which look and read nearly the same."""
     prompt: str = ""
-    """What the model is asked: a text with the base's placeholder once; the caption follows it directly."""
+    """What the model is asked: a text with the base's placeholder once; the caption follows it directly. The small base
+    is asked for a caption of the first of --modes."""
     base: Path | None = None
     """Base model: a Hugging Face folder. By default a small one of the same family, which is trained first, on the
-    training captions of all modes but the second and later of --modes, and kept in --cache."""
+    training captions of all modes, each asked for by its mode, and kept in --cache."""
     base_steps: int = 600
     """Training steps of the small base, of batch 32."""
     cache: Path = Path("runs/cache")

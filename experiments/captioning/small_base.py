@@ -1,16 +1,19 @@
 """A small model that sees or hears, trained from nothing on captions in all languages: a base for a laptop.
 
-It is trained by the same step as adapters are, with one "hypothesis" that is all of its parameters. Like any run it
-resumes, and its folder, `WORKDIR/model`, is a Hugging Face folder like any base.
+It is asked for each caption by its mode, and so answers in the language it is asked in, as large models do. It is
+trained by the same step as adapters are, with one "hypothesis" that is all of its parameters. Like any run it resumes,
+and its folder, `WORKDIR/model`, is a Hugging Face folder like any base.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tokenizers as tk
 from transformers import PreTrainedTokenizerFast
@@ -47,19 +50,23 @@ class SmallBase:
     seed: int = 0
 
 
-def small_base(folder: Path, settings: SmallBase, modality: Modality, corpus: data.Corpus, prompt: str) -> Path:
+def prompt_for(placeholder: str, mode: str) -> str:
+    """What a small base is asked for a caption of a mode; "" for captions that name none."""
+    return f"{placeholder}{mode}:"
+
+
+def small_base(folder: Path, settings: SmallBase, modality: Modality, corpus: data.Corpus) -> Path:
     """The folder of the model, which is trained unless it is there.
 
     Args:
       folder: of the run.
       corpus: what it learns; trained on "train", evaluated on "validation".
-      prompt: what it is asked, with the modality's placeholder.
     """
-    config = dataclasses.asdict(settings) | {"corpus": corpus.name, "records": len(corpus.records), "prompt": prompt}
+    config = dataclasses.asdict(settings) | {"corpus": corpus.name, "records": len(corpus.records)}
     with Run(folder, config) as run:
         if not run.finished:
             module, processor = modality.small(_tokenizer(corpus.split("train"), modality.placeholder))
-            params, loss = _train(run, settings, modality, module, processor, corpus, prompt)
+            params, loss = _train(run, settings, modality, module, processor, corpus)
             mcl.models.save_pretrained(folder / "model", module, params, processor)
             run.finish({"validation_loss": loss})
     return folder / "model"
@@ -78,30 +85,49 @@ def _tokenizer(records: tuple[data.Record, ...], placeholder: str) -> PreTrained
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=EOS, pad_token=EOS)
 
 
-def _train(run: Run, settings: SmallBase, modality: Modality, module, processor, corpus, prompt) -> tuple[Any, float]:
+@dataclasses.dataclass(frozen=True)
+class _PromptByMode(MediaPrompt):
+    """Of records that have one caption each and its mode as their source; the template is the placeholder."""
+
+    def of(self, tokenizer: Any, record: data.Record) -> np.ndarray:
+        return self.processor.prompt(prompt_for(self.template, record.source), self.counts[record.id])
+
+
+def _captions(records: Sequence[data.Record]) -> list[data.Record]:
+    """A record for each caption; those of one picture or clip share its id."""
+    return [
+        dataclasses.replace(record, source=target.mode or "", targets=(target,), further_references=())
+        for record in records
+        for target in record.targets
+    ]
+
+
+def _train(run: Run, settings: SmallBase, modality: Modality, module, processor, corpus) -> tuple[Any, float]:
     """Parameters at the best evaluated step, and the validation loss there in nats a token."""
     perception = Perception(
         module, {}, processor, modality.read, lambda media: modality.inputs(processor, media),
         augment=lambda *_: {}, cache=False,
     )  # fmt: skip
     splits = {"train": corpus.split("train"), "validation": spread(corpus.split("validation"), settings.eval_items)}
-    counts = perception.counts([record for records in splits.values() for record in records])
-    asked = MediaPrompt(prompt, processor, counts)
+    by_id = {record.id: record for records in splits.values() for record in records}
+    prompt = _PromptByMode(modality.placeholder, processor, perception.counts(list(by_id.values())))
+    captions = {name: _captions(records) for name, records in splits.items()}
     encoded = {
         name: data.encode_records(
-            records, processor.tokenizer, asked, max_length=settings.max_length, too_long="drop",
+            records, processor.tokenizer, prompt, max_length=settings.max_length, too_long="drop",
             mode_names=corpus.modes,
         )
-        for name, records in splits.items()
+        for name, records in captions.items()
     }  # fmt: skip
 
-    tower_inputs = functools.cache(lambda record: perception.tower_inputs([record]))  # reading costs more than training
+    # Kept, since reading costs more than training.
+    tower_inputs = functools.cache(lambda of: perception.tower_inputs([by_id.get(of)]))
 
     batch_size = min(settings.batch_size, len(encoded["train"].prompts))
     shapes = data.BatchConfig(batch_size, (settings.max_length,), settings.seed)
 
     def inputs(name, batch):
-        rows = [tower_inputs(None if i == data.NO_RECORD else splits[name][i]) for i in batch["index"]]
+        rows = [tower_inputs(None if i == data.NO_RECORD else captions[name][i].id) for i in batch["index"]]
         return {key: batch[key] for key in ("tokens", "target_mask")} | {"tower": stacked(rows)}
 
     def log_likelihood(_, params, batch, rng, vary=True):

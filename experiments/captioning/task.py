@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import mcl_jax as mcl
 from experiments.captioning.config import Config
 from experiments.captioning.modality import Modality
-from experiments.captioning.small_base import SmallBase, small_base
+from experiments.captioning.small_base import SmallBase, prompt_for, small_base
 from experiments.language_model.perception import MediaPrompt, Perception
 from experiments.language_model.task import Task
 from mcl_jax import data
@@ -28,10 +28,9 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
             f"--base {config.base} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a "
             "Qwen2-Audio for clips"
         )
-    asked = config.prompt or modality.placeholder
-    if config.base is None and (found := asked.count(modality.placeholder)) != 1:
+    if config.prompt and config.base is None and (found := config.prompt.count(modality.placeholder)) != 1:
         raise ValueError(
-            f"--prompt needs {modality.placeholder} of the small base once, got it {found} times: {asked!r}"
+            f"--prompt needs {modality.placeholder} of the small base once, got it {found} times: {config.prompt!r}"
         )
     corpus = data.load_captions(
         config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families
@@ -42,7 +41,10 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
         raise ValueError(
             f"--data {config.data} has {number} records to train on, fewer than --batch-size {config.batch_size}"
         )
-    folder = config.base or _small(config, modality)
+    folder, asked = config.base, config.prompt or modality.placeholder
+    if folder is None:
+        folder = _small(config, modality)
+        asked = config.prompt or prompt_for(modality.placeholder, next(iter(config.kept_modes or corpus.modes), ""))
     options = {
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.dtype(config.dtype),
@@ -73,26 +75,10 @@ def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
     return data.Corpus(corpus.name, tuple(records), corpus.left_out)
 
 
-def without_modes(corpus: data.Corpus, modes: tuple[str, ...]) -> data.Corpus:
-    """The captions in other modes than these, of records that have any."""
-    others = lambda targets: tuple(target for target in targets if target.mode not in modes)
-    records = (
-        dataclasses.replace(record, targets=others(record.targets), further_references=())
-        for record in corpus.records
-        if others(record.targets)
-    )
-    return data.Corpus(corpus.name, tuple(records), corpus.left_out)
-
-
 def _small(config: Config, modality: Modality) -> Path:
-    """The folder of the small base of a data set, which knows the first of --modes and is to learn the others.
-
-    The paper's LLaVA knows English better than French too. A model that knew all would tell them apart after a word,
-    and one way to share the answers between hypotheses would be as good as any other.
-    """
-    known = data.load_captions(config.data, config.cache, config.folder)
-    corpus = without_modes(known, config.kept_modes[1:])
+    """The folder of the small base of a data set, which knows the captions of all modes."""
+    corpus = data.load_captions(config.data, config.cache, config.folder)
     settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
     made_of = settings, modality, [(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records]
     name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(repr(made_of).encode()):08x}-{config.base_steps}"
-    return small_base(config.cache / "small-bases" / name, settings, modality, corpus, modality.placeholder)
+    return small_base(config.cache / "small-bases" / name, settings, modality, corpus)
