@@ -52,7 +52,6 @@ def losses(run: Run, config: Config) -> plt.Figure:
     if with_purity:
         steps, purity = zip(*[(line["step"], line["purity"]) for line in lines["mcl"]], strict=True)
         axes[0, 1].plot(steps, purity, color=COLOURS["mcl"])
-        axes[0, 1].axhline(0.98, color="0.5", linestyle=":")
         axes[0, 1].set(xlabel="steps", ylabel="purity", ylim=(0.45, 1.02))
     for ax in axes.flat:
         ax.grid(alpha=0.3)
