@@ -96,8 +96,7 @@ def test_a_run_leaves_its_results_and_figures(config):
     assert json.loads((config.workdir / "results.json").read_text()) == results
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["balanced", "relaxed"])
+@pytest.mark.parametrize("objective", ["balanced", pytest.param("relaxed", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path, monkeypatch):
     config = dataclasses.replace(config, objective=objective, methods=("mcl",), dropout=0.1, steps=6)
     straight = dataclasses.replace(config, workdir=tmp_path / "straight")
