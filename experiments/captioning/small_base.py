@@ -35,7 +35,7 @@ class SmallBase:
     """How a small base is trained.
 
     Attributes:
-      steps, batch_size: training; a batch has all records where there are fewer.
+      steps, batch_size: training; a batch has all captions where there are fewer.
       max_length: longest example in tokens.
       eval_every: steps between evaluations; the best of these checkpoints is kept.
       eval_items: records that are evaluated, evenly spread over the split.
@@ -102,6 +102,16 @@ def _captions(records: Sequence[data.Record]) -> list[data.Record]:
     ]
 
 
+def _encoded(
+    captions: Sequence[data.Record], prompt: _PromptByMode, settings: SmallBase, corpus: data.Corpus
+) -> data.Encoded:
+    """Tokens of captions and of what is asked for them."""
+    return data.encode_records(
+        captions, prompt.processor.tokenizer, prompt, max_length=settings.max_length, too_long="drop",
+        mode_names=corpus.modes,
+    )  # fmt: skip
+
+
 def _train(run: Run, settings: SmallBase, modality: Modality, module, processor, corpus) -> tuple[Any, float]:
     """Parameters at the best evaluated step, and the validation loss there in nats a token."""
     perception = Perception(
@@ -109,16 +119,10 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
         augment=lambda *_: {}, cache=False,
     )  # fmt: skip
     splits = {"train": corpus.split("train"), "validation": spread(corpus.split("validation"), settings.eval_items)}
+    captions = {name: _captions(records) for name, records in splits.items()}
     by_id = {record.id: record for records in splits.values() for record in records}
     prompt = _PromptByMode(modality.placeholder, processor, perception.counts(list(by_id.values())))
-    captions = {name: _captions(records) for name, records in splits.items()}
-    encoded = {
-        name: data.encode_records(
-            records, processor.tokenizer, prompt, max_length=settings.max_length, too_long="drop",
-            mode_names=corpus.modes,
-        )
-        for name, records in captions.items()
-    }  # fmt: skip
+    encoded = {name: _encoded(records, prompt, settings, corpus) for name, records in captions.items()}
 
     # Kept, since reading costs more than training.
     tower_inputs = functools.cache(lambda of: perception.tower_inputs([by_id.get(of)]))

@@ -41,10 +41,12 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
         raise ValueError(
             f"--data {config.data} has {number} records to train on, fewer than --batch-size {config.batch_size}"
         )
-    folder, asked = config.base, config.prompt or modality.placeholder
-    if folder is None:
-        folder = _small(config, modality)
-        asked = config.prompt or prompt_for(modality.placeholder, next(iter(config.kept_modes or corpus.modes), ""))
+    if config.base:
+        folder, asked = config.base, modality.placeholder
+    else:
+        mode = next(iter(config.kept_modes or corpus.modes), "")
+        folder, asked = _small(config, modality), prompt_for(modality.placeholder, mode)
+    asked = config.prompt or asked
     options = {
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.dtype(config.dtype),

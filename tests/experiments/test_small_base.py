@@ -100,7 +100,7 @@ def test_a_small_base_is_trained_once_saved_and_resumed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_small_base_of_fewer_records_than_a_batch(tmp_path):
+def test_a_small_base_of_fewer_captions_than_a_batch(tmp_path):
     corpus = data.read_captions(pictures_in(tmp_path / "mine"))
     settings = dataclasses.replace(SETTINGS, steps=1, batch_size=25)  # 24 captions
     folder = small_base.small_base(tmp_path / "run", settings, Tiny(), corpus)
@@ -113,9 +113,7 @@ def test_each_choice_that_a_small_base_depends_on_has_its_own(tmp_path, monkeypa
     pictures, clips = pictures_in(tmp_path / "a"), clips_in(tmp_path / "b" / "a")
     seen = lambda **of: task._small(tiny(Config, pictures, None, **of), Pictures())
     heard = lambda seconds, **of: task._small(tiny(AudioConfig, clips, None, seconds=seconds, **of), Clips(seconds))
-    different = [
-        seen(), seen(max_length=65), seen(base_steps=7), heard(1.0), heard(2.0),
-    ]  # fmt: skip
+    different = [seen(), seen(max_length=65), seen(base_steps=7), heard(1.0), heard(2.0)]
     assert len(set(different)) == len(different)
     same = [seen(), seen(seed=1, steps=7, rank=3, methods=("mle",)), seen(modes=("fr", "en")), seen(families=False)]
     assert set(same) == {different[0]}
