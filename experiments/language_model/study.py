@@ -44,8 +44,9 @@ def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
     test, asked = task.encode(task.records("test", config.test_items)), task.records("test", config.decode_items)
     found, answers, likelihoods = {}, {}, {}
     for method in config.methods:
-        state, seconds = train(run, task, method)
-        likelihoods[method] = evaluator(task, method)(state, test)
+        likelihoods_of = evaluator(task, method)
+        state, seconds = train(run, task, method, likelihoods_of)
+        likelihoods[method] = likelihoods_of(state, test)
         held_out = summary(likelihoods[method], task)
         held_out["test_loss"] = held_out.pop("eval_loss")
         for name, decoder in config.decoders(method).items():

@@ -85,8 +85,9 @@ def trained(task: Task) -> dict[str, Any]:
     config, method = task.config, task.config.methods[0]
     with Run(config.workdir, dataclasses.asdict(config), volatile=config.VOLATILE) as run:
         if not run.finished:
-            state, seconds = train(run, task, method)
-            likelihoods = evaluator(task, method)(state, task.encode(task.records("test", config.test_items)))
+            evaluate = evaluator(task, method)
+            state, seconds = train(run, task, method, evaluate)
+            likelihoods = evaluate(state, task.encode(task.records("test", config.test_items)))
             log_p, mixture = likelihoods.log_p, objectives.mixture()
             lines = [line for line in run.lines(method) if "purity" in line]
             found = summary(likelihoods, task) | {

@@ -1,6 +1,7 @@
 """One training: a method, from its last checkpoint if it has one."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 
 import mcl_jax as mcl
 from experiments.language_model.config import Config, Method
-from experiments.language_model.task import Likelihoods, Task, evaluator
+from experiments.language_model.task import Items, Likelihoods, Task
 from mcl_jax import data, metrics, objectives
 from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.run import LossGuard, Run
@@ -16,14 +17,16 @@ from mcl_jax.run import LossGuard, Run
 CHECKPOINT_SECONDS = 60.0
 
 
-def train(run: Run, task: Task, method: Method) -> tuple[mcl.TrainState, float]:
-    """The state after the last step, and the seconds that its steps took."""
+def train(
+    run: Run, task: Task, method: Method, evaluate: Callable[[mcl.TrainState, Items], Likelihoods]
+) -> tuple[mcl.TrainState, float]:
+    """The state after the last step, and the seconds that its steps took; `evaluate` is the `evaluator`."""
     items = task.encode(task.records("train"))
     batches = data.train_batches(items.encoded, task.config.batches)
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.loss(method), config.optimizer()
     step = make_step(config, task.log_likelihood_fn(method, train=True), loss, optimizer)
-    state, evaluate = task.initial_state(method, optimizer), evaluator(task, method)
+    state = task.initial_state(method, optimizer)
     held_out = task.encode(task.records("validation", config.eval_items))
     spent, started, guard = 0.0, time.monotonic(), LossGuard()
 

@@ -87,10 +87,10 @@ class Problem:
             self.log_likelihood, objective, optimizer, backward, axis_name=None if devices == 1 else DATA_AXIS
         )
 
-        def steps(params, state, stop, device):
+        def steps(params, state, data_key, stop, device):
             def one(carry):
                 state, metrics, bad = carry
-                key = jax.random.fold_in(stream(self.seed, DATA), state.step)
+                key = jax.random.fold_in(data_key, state.step)
                 tokens, _ = sample_mixture(key, self.transitions, self.config.batch_size, self.config.seq_len)
                 local = self.config.batch_size // devices
                 tokens = jax.lax.dynamic_slice_in_dim(tokens, device * local, local)
@@ -110,14 +110,15 @@ class Problem:
             compiled = jax.jit(partial(steps, device=0), donate_argnums=1)
         else:
             pmapped = jax.pmap(
-                steps, DATA_AXIS, in_axes=(None, None, None, 0), out_axes=None, devices=_devices(devices)
+                steps, DATA_AXIS, in_axes=(None, None, None, None, 0), out_axes=None, devices=_devices(devices)
             )
-            compiled = lambda params, state, stop: pmapped(params, state, stop, jnp.arange(devices))
+            compiled = lambda *arguments: pmapped(*arguments, jnp.arange(devices))
 
         def chunk(state, stop):
             if state.objective_state is None:
                 state = state.replace(objective_state=objective.init(mcl.hypotheses.count(state.adapters)))
-            rest, metrics = compiled(state.params, state.replace(params=None), jnp.int32(stop))
+            data_key = stream(self.seed, DATA)  # an argument, so that all seeds share what is compiled
+            rest, metrics = compiled(state.params, state.replace(params=None), data_key, jnp.int32(stop))
             return rest.replace(params=state.params), metrics
 
         return chunk

@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from experiments.language_model.config import ObjectiveName
-from experiments.language_model.task import Task
+from experiments.language_model.task import Task, evaluator
 from experiments.language_model.training import train
 from experiments.translation.config import Config
 from experiments.translation.task import load
@@ -44,7 +44,7 @@ def curve(task: Task) -> dict[str, Any]:
     """Trains, or reads what was trained: steps, purity, held-out loss and the smallest win rate at each."""
     with Run(task.config.workdir, dataclasses.asdict(task.config), volatile=task.config.VOLATILE) as run:
         if not run.finished:
-            train(run, task, "mcl")
+            train(run, task, "mcl", evaluator(task, "mcl"))
             lines = run.lines("mcl")
             run.finish({name: [line[name] for line in lines] for name in ("step", "purity", "eval_loss", "win_rate")})
         return run.results()

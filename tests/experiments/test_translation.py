@@ -6,13 +6,15 @@ import shutil
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
 import tokenizers as tk
 from transformers import PreTrainedTokenizerFast
 
-from experiments.language_model.task import prompts_of
+from experiments.language_model.task import evaluator, prompts_of
+from experiments.language_model.training import train
 from experiments.translation import purity
 from experiments.translation.__main__ import main
 from experiments.translation.config import Config
@@ -98,19 +100,24 @@ def test_a_run_leaves_its_results_and_figures(config):
 
 @pytest.mark.parametrize("objective", ["balanced", pytest.param("relaxed", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path, monkeypatch):
-    config = dataclasses.replace(config, objective=objective, methods=("mcl",), dropout=0.1, steps=6)
-    straight = dataclasses.replace(config, workdir=tmp_path / "straight")
-    main(straight)
+    task = load(dataclasses.replace(config, objective=objective, dropout=0.1, steps=6))
+    evaluate = evaluator(task, "mcl")
+
+    def trained(folder):
+        with Run(tmp_path / folder, dataclasses.asdict(task.config)) as run:
+            state, _ = train(run, task, "mcl", evaluate)
+            return run.lines("mcl"), state
+
+    straight, straight_state = trained("straight")
     with monkeypatch.context() as patch:
         asked = iter([False, False, False, True])  # of each step: stop after the fourth
         patch.setattr(Run, "stop_requested", property(lambda run: next(asked)))
         with pytest.raises(SystemExit):
-            main(config)
-    assert not (config.workdir / "results.json").exists()
-    main(config)
-    lines = lambda c: [json.loads(line) for line in (c.workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines(config)] == [0, 3, 6]
-    assert lines(config) == lines(straight)
+            trained("stopped")
+    lines, state = trained("stopped")
+    assert [line["step"] for line in lines] == [0, 3, 6]
+    assert lines == straight
+    chex.assert_trees_all_equal(state.adapters, straight_state.adapters)
 
 
 @pytest.mark.slow
