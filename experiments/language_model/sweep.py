@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from experiments.language_model.config import Config
+from experiments.language_model.config import Config, ObjectiveName
 from experiments.language_model.task import Task, evaluator
 from experiments.language_model.training import summary, train
 from mcl_jax import objectives
@@ -43,6 +43,8 @@ class Options:
     """Of --kind k; 1 is LoRA-MLE."""
     epsilons: tuple[float, ...] = (0.0, 0.01, 0.05, 0.1, 0.3)
     """Of --kind epsilon."""
+    objectives: tuple[ObjectiveName, ...] = ("wta", "relaxed", "annealed", "balanced")
+    """Of --kind objectives."""
 
     def __post_init__(self):
         if self.kind == "k" and 1 not in self.hypotheses:
@@ -58,8 +60,7 @@ def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
         case "epsilon":
             return {f"{e:g}": dict(objective="relaxed", epsilon=e, methods=("mcl",)) for e in options.epsilons}
         case "objectives":
-            names = ("wta", "relaxed", "annealed", "balanced")
-            return {name: dict(objective=name, methods=("mcl",)) for name in names}
+            return {name: dict(objective=name, methods=("mcl",)) for name in options.objectives}
 
 
 def sweep(task: Task, options: Options) -> dict[str, list[dict[str, Any]]]:

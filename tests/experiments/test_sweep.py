@@ -34,9 +34,10 @@ def test_variants(config):
     assert {name: (c.objective, c.epsilon) for name, c in by_epsilon.items()} == {
         "0": ("relaxed", 0.0), "0.05": ("relaxed", 0.05),
     }  # fmt: skip
-    assert {name: c.objective for name, c in of(kind="objectives").items()} == {
-        name: name for name in ("wta", "relaxed", "annealed", "balanced")
-    }
+    for chosen in (("wta", "relaxed", "annealed", "balanced"), ("mixture", "wta")):
+        assert {name: c.objective for name, c in of(kind="objectives", objectives=chosen).items()} == {
+            name: name for name in chosen
+        }
 
 
 def test_the_command_line():

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import chex
@@ -15,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 
 from experiments.language_model.task import evaluator, prompts_of
 from experiments.language_model.training import train
-from experiments.translation import purity
 from experiments.translation.__main__ import main
 from experiments.translation.config import Config
 from experiments.translation.task import load
@@ -118,25 +116,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path
     assert [line["step"] for line in lines] == [0, 3, 6]
     assert lines == straight
     chex.assert_trees_all_equal(state.adapters, straight_state.adapters)
-
-
-@pytest.mark.slow
-def test_a_study_of_purity_goes_on_where_it_stopped(config, monkeypatch, capsys):
-    study = purity.PurityConfig(dataclasses.replace(config, steps=2, eval_every=1), ("balanced", "annealed"), (3,))
-    found = []
-    train = purity.train
-    monkeypatch.setattr(purity, "train", lambda run, *of: found.append(run.workdir.name) or train(run, *of))
-    with monkeypatch.context() as patch:
-        patch.setattr(purity, "draw", lambda config, curves: len(curves) == 1 and sys.exit())
-        with pytest.raises(SystemExit):
-            purity.main(study)
-    purity.main(study)
-    assert found == ["balanced-seed3", "annealed-seed3"]
-    results = json.loads((config.workdir / "annealed-seed3" / "results.json").read_text())
-    assert results["step"] == [0, 1, 2]
-    assert len(results["purity"]) == 3
-    assert (config.workdir / "purity.png").exists()
-    assert "Specialisation after 2 steps" in capsys.readouterr().out
 
 
 def test_prompts_are_padded_on_the_left(config):
