@@ -155,6 +155,8 @@ def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]
         if match is None:
             raise ValueError(f"{folder / WEIGHTS}: {name!r} is no weight of a LoRA layer")
         layers.setdefault(match[1], {})[match[2].lower()] = tensor
+    if halves := sorted(name for name, ab in layers.items() if len(ab) < 2):
+        raise ValueError(f"{folder / WEIGHTS} has only one of lora_A and lora_B of {halves[:8]}")
     rank = config["r"]
     alphas = tuple(sorted(config.get("alpha_pattern", {}).items()))
     settings = _Settings(

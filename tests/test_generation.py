@@ -174,6 +174,18 @@ def test_refusals(base, call, message):
         call(base)
 
 
+def test_positions_end_where_their_embeddings_do():
+    """Taken from beyond the last row they are NaN, and no error."""
+    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / "gpt2")
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=mcl.models.lora_targets(module)))
+    adapters = model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=K)
+    most = module.config.max_position_embeddings
+    prompts = {"tokens": np.zeros((2, 9), np.int32), "mask": np.arange(9)[None] >= np.array([[4], [2]])}
+    with pytest.raises(ValueError, match=rf"{most} positions, too few for a prompt of 7 tokens and {most - 6} new"):
+        decode(model, params, adapters, prompts, Greedy(), most - 6)
+    assert decode(model, params, adapters, prompts, Greedy(), most - 7).tokens.shape == (K, 2, 1, most - 7)
+
+
 def test_repetition_penalty_acts_on_seen_tokens_both_ways():
     scores, seen = jnp.array([[2.0, -2.0, 1.0]]), jnp.array([[True, True, False]])
     np.testing.assert_allclose(filters.repetition_penalty(scores, seen, 4.0), [[0.5, -8.0, 1.0]])

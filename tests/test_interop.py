@@ -112,16 +112,24 @@ def change_config(folder, **change):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
 
 
+def without_a_half(folder):
+    file = folder / "lora1" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if name.endswith("q_proj.lora_B.weight"))]
+    save_file(tensors, file)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda f: shutil.rmtree(f / "lora1"), r"needs lora0 … lora1, has \['lora0', 'lora2'\]"),
         (lambda f: (f / "lora2" / "adapter_model.safetensors").unlink(), "lora2 is no whole PEFT adapter folder"),
         (lambda f: (f / "lora0" / "adapter_model.safetensors").write_bytes(b"1234"), "lora0 is no whole PEFT"),
+        (without_a_half, "adapter_model.safetensors has only one of lora_A and lora_B of .*q_proj"),
         (lambda f: change_config(f / "lora1", lora_alpha=9), "lora1 has other settings than .*lora0"),
         (lambda f: [shutil.rmtree(f / f"lora{k}") for k in range(3)], "neither adapter_config.json nor folders"),
     ],
-    ids=["gap", "absent", "broken", "differ", "none"],
+    ids=["gap", "absent", "broken", "half", "differ", "none"],
 )
 def test_folders_that_cannot_be_read_are_named(folder, change, message):
     change(folder)

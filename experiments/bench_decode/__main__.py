@@ -162,7 +162,8 @@ def compare(config: Config, module, params, model, adapters, prompts) -> tuple[l
 def measure(config: Config) -> dict[str, Any]:
     """All rows, and the comparison if there is one."""
     module, params, _ = mcl.models.from_pretrained(config.base or smollm2())
-    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=config.rank, alpha=2 * config.rank))
+    targets = mcl.models.lora_targets(module)
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=config.rank, alpha=2 * config.rank, targets=targets))
     most = max([config.num_hypotheses, *config.ks])
     adapters, prompts = random_adapters(model, params, most), make_prompts(config, module.config.vocab_size)
     of = lambda k: jax.tree.map(lambda x: x[:k], adapters)

@@ -14,7 +14,7 @@ KS = (1, 2, 3, 5, 8)
 
 
 def flops(compiled: Any) -> float:
-    """Floating-point operations of a compiled program, as XLA counts them (a loop's body once: no scanned layers)."""
+    """Floating-point operations of a compiled program, as XLA counts them: a loop's body once (no scanned layers)."""
     return compiled.cost_analysis()["flops"]
 
 
@@ -25,12 +25,15 @@ def costs(task: Task, ks: Sequence[int] = KS) -> dict[int, tuple[float, float]]:
     tower = task.perception.lower([items.records[i] for i in batch["index"]]).compile()
     inputs, found = task.inputs(items, batch), {}
     for K in ks:
-        config = dataclasses.replace(task.config, num_hypotheses=max(K, 2), num_beams=max(K, 2))
+        config = dataclasses.replace(task.config, num_hypotheses=max(K, 2), num_beams=None)
         of_k, method = dataclasses.replace(task, config=config), "mcl" if K > 1 else "mle_r"
         loss, optimizer = config.loss(method), config.for_epochs_of(1).optimizer()
-        step = mcl.make_train_step(of_k.log_likelihood_fn(method), loss, optimizer, config.backward_of(loss))
+        tokens = inputs["target_mask"].size  # in one chunk, or the loop over chunks would be counted once
+        log_likelihood = of_k.log_likelihood_fn(method, chunk_size=tokens)
+        step = mcl.make_train_step(log_likelihood, loss, optimizer, config.backward_of(loss))
         compiled = step.lower(of_k.initial_state(method, optimizer), inputs).compile()
-        found[K] = flops(tower), flops(compiled)
+        other_chunks = (K - 1) * 2 * tokens * task.module.unembedding(task.params).size  # of the other hypotheses
+        found[K] = flops(tower), flops(compiled) + other_chunks
     return found
 
 

@@ -13,7 +13,9 @@ LANGUAGES = ("en", "fr", "es")  # those that `caption_language` tells apart
 OF_MODES = ("oracle_cider_d", "oracle_bleu_1", "oracle_spider")
 
 
-def scores(answers: Answers, records: tuple[data.Record, ...], corenlp: Path | None = None) -> dict[str, Any]:
+def scores(
+    answers: Answers, records: tuple[data.Record, ...], split: tuple[data.Record, ...], corenlp: Path | None = None
+) -> dict[str, Any]:
     """All of `metrics.score_captions` against all references of an item, with 95 % intervals under `intervals`.
 
     What cannot be had is None, with the reason under `not_available`. Besides `of_mode`, a few of them against the
@@ -21,17 +23,18 @@ def scores(answers: Answers, records: tuple[data.Record, ...], corenlp: Path | N
     that are in it [K]; an empty one is in none.
 
     Args:
+      records: those with answers.
+      split: all records of their split, in whose references CIDEr-D counts its documents.
       corenlp: folder with what SPICE and SPIDEr need, see `metrics.score_captions`.
     """
     modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
-    references = [[target.text for target in record.references] for record in records]
-    found = metrics.score_captions(answers.texts, references, corenlp=corenlp)
+    found = metrics.score_captions(answers.texts, _references(records), corenlp=corenlp, split=_references(split))
     known = {name: score for name, score in found.items() if isinstance(score, metrics.Score)}
     results = {name: getattr(score, "mean", None) for name, score in found.items()}
     spread = {name: [score.low, score.high] for name, score in known.items()}
     results["intervals"] = {name: ends for name, ends in spread.items() if np.isfinite(ends).all()}
     results["not_available"] = {name: of.reason for name, of in found.items() if name not in known}
-    results["of_mode"] = {mode: _of_mode(answers, records, mode, corenlp) for mode in modes}
+    results["of_mode"] = {mode: _of_mode(answers, records, split, mode, corenlp) for mode in modes}
     languages = tuple(mode for mode in modes if mode in LANGUAGES)
     if len(languages) > 1:
         of = functools.cache(lambda text: data.caption_language(text, languages) if text else None)
@@ -45,12 +48,19 @@ def _columns(answers: Answers) -> list[tuple[str, ...]]:
     return list(zip(*answers.texts, strict=True))
 
 
+def _references(records: tuple[data.Record, ...], mode: str | None = None) -> list[list[str]]:
+    """The references of each record, of a mode if one is given."""
+    of = lambda record: [target.text for target in record.references if mode in (None, target.mode)]
+    return [of(record) for record in records]
+
+
 def _of_mode(
-    answers: Answers, records: tuple[data.Record, ...], mode: str, corenlp: Path | None
+    answers: Answers, records: tuple[data.Record, ...], split: tuple[data.Record, ...], mode: str, corenlp: Path | None
 ) -> dict[str, float | None]:
     """Scores of the answers to items that have references of a mode, against these."""
-    references = [[target.text for target in record.references if target.mode == mode] for record in records]
+    references = _references(records, mode)
     having = [n for n, texts in enumerate(references) if texts]
     pairs = [answers.texts[n] for n in having], [references[n] for n in having]
-    found = metrics.score_captions(*pairs, corenlp=corenlp, names=OF_MODES)
+    of_split = [texts for texts in _references(split, mode) if texts]
+    found = metrics.score_captions(*pairs, corenlp=corenlp, names=OF_MODES, split=of_split)
     return {name: getattr(score, "mean", None) for name, score in found.items()}

@@ -81,6 +81,6 @@ def _small(config: Config, modality: Modality) -> Path:
     """The folder of the small base of a data set, which knows the captions of all modes."""
     corpus = data.load_captions(config.data, config.cache, config.folder)
     settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
-    made_of = settings, modality, [(r.id, r.split, [target.text for target in r.targets]) for r in corpus.records]
+    made_of = settings, modality, [(r.id, r.split, r.targets) for r in corpus.records]
     name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(repr(made_of).encode()):08x}-{config.base_steps}"
     return small_base(config.cache / "small-bases" / name, settings, modality, corpus)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 import optax
 import tyro
@@ -21,7 +22,6 @@ ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture"]
 Method = Literal["mcl", "mle_r", "mle_rk", "moe"]
 SHORT: dict[str, tuple[Method, ...]] = {"mle": ("mle_r", "mle_rk")}
 DecoderName = Literal["beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
-TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 STEPS = 100  # where neither steps nor epochs are given
 
 
@@ -65,6 +65,9 @@ class Config:
     alpha: float | None = None
     """r by default."""
     dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    """Linear layers that get adapters, by name or regular expression; by default the projections of queries, keys and
+    values and those of the MLP, whatever the family calls them (`mcl.models.lora_targets`)."""
     steps: int | None = None
     """100 by default, if no epochs are given."""
     epochs: int | None = None
@@ -90,8 +93,8 @@ class Config:
     """Longest example in tokens, prompt and answer; longer ones are left out, with a count."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base."""
-    num_beams: int = 4
-    """Beams of the methods of one hypothesis; each of K hypotheses has 1/K of them."""
+    num_beams: int | None = None
+    """Beams of the methods of one hypothesis, a multiple of K; each of K hypotheses has 1/K of them. 2 K by default."""
     repetition_penalty: float = 1.0
     """Of every decoder: above 1, tokens of the prompt and of the answer so far become less likely."""
     mle_decoders: tuple[DecoderName, ...] = ("beam", "diverse", "sampling")
@@ -131,8 +134,11 @@ class Config:
             raise ValueError(f"--num-hypotheses must be at least 2, got {self.num_hypotheses}: mle_r is K=1")
         if (self.experts_per_token or 0) > self.num_hypotheses:
             raise ValueError(f"--experts-per-token {self.experts_per_token} is more than --num-hypotheses")
-        if self.num_beams < self.num_hypotheses:
-            raise ValueError(f"--num-beams {self.num_beams} is less than --num-hypotheses {self.num_hypotheses}")
+        if self.beams % self.num_hypotheses or self.beams < 1:
+            raise ValueError(
+                f"--num-beams must be a multiple of --num-hypotheses {self.num_hypotheses}, so that all methods have "
+                f"as many beams in all; got {self.num_beams}"
+            )
         if self.warmup < 0 or (self.warmup > 1 and self.warmup % 1):
             raise ValueError(f"--warmup must be a number of steps or a fraction below 1, got {self.warmup}")
         if self.schedule == "inverse_sqrt" and not self.warmup:
@@ -144,6 +150,19 @@ class Config:
                 f"--batch-size {self.batch_size} does not divide over --devices {self.devices} and --accumulate "
                 f"{self.accumulate}"
             )
+        if self.devices > 1 and self.devices > (here := len(jax.local_devices())):
+            raise ValueError(f"--devices {self.devices}, but there are {here} here")
+        self.lora("mcl")  # refuses a dropout or targets that cannot be
+        if "mcl" in self.methods:
+            loss = self.loss("mcl")
+            loss.check(self.num_hypotheses)
+            if self.backward == "winner" and not loss.hard:
+                raise ValueError(f"--backward winner is not exact for --objective {self.objective}: sampled or all is")
+
+    @property
+    def beams(self) -> int:
+        """Beams in all, of every method."""
+        return 2 * self.num_hypotheses if self.num_beams is None else self.num_beams
 
     def for_epochs_of(self, batches: int) -> "Config":
         """The same with `steps` only, for training data of so many batches an epoch."""
@@ -162,11 +181,12 @@ class Config:
         """K of a method."""
         return self.num_hypotheses if method == "mcl" else 1
 
-    def lora(self, method: Method) -> LoraConfig:
-        """Adapters of a method; α/r is the same for all."""
+    def lora(self, method: Method, of_family: Sequence[str] = LoraConfig.targets) -> LoraConfig:
+        """Adapters of a method, on `targets` or those of the family; α/r is the same for all methods."""
         factor = self.num_hypotheses if method == "mle_rk" else 1
         alpha = self.rank if self.alpha is None else self.alpha
-        return LoraConfig(rank=factor * self.rank, alpha=factor * alpha, dropout=self.dropout, targets=TARGETS)
+        targets = self.targets or of_family
+        return LoraConfig(rank=factor * self.rank, alpha=factor * alpha, dropout=self.dropout, targets=targets)
 
     def loss(self, method: Method) -> objectives.Objective:
         """The objective of a method."""
@@ -207,23 +227,26 @@ class Config:
         )
 
     def decoders(self, method: Method) -> dict[str, "Decoder | TestTimeAugmentation"]:
-        """Decoders of a method by the name of its results, all of the same budget and number of answers."""
-        K = self.num_hypotheses
+        """Decoders of a method by the name of its results, all of the same budget and number of answers.
+
+        The name is that of the method and, where there are several, of the decoder: mle_rk, or mle_rk/beam.
+        """
+        K, few = self.num_hypotheses, BeamSearch(num_beams=self.beams // self.num_hypotheses)
         if method == "mcl":
-            return {"mcl": BeamSearch(num_beams=max(self.num_beams // K, 1))}
+            return {"mcl": few}
         decoders = {
-            "beam": BeamSearch(num_beams=self.num_beams, num_return=K),
+            "beam": BeamSearch(num_beams=self.beams, num_return=K),
             "diverse": DiverseBeamSearch(
-                num_beams=self.num_beams - self.num_beams % K, num_groups=K, num_return=K,
-                diversity_penalty=self.diversity_penalty,
+                num_beams=self.beams, num_groups=K, num_return=K, diversity_penalty=self.diversity_penalty,
             ),
             "sampling": Sampling(num_samples=K, top_p=0.95),
             "ancestral": Sampling(num_samples=K),
             "top_k": Sampling(num_samples=K, top_k=50),
             "typical": Sampling(num_samples=K, typical_p=0.95),
-            "tta": TestTimeAugmentation(BeamSearch(num_beams=max(self.num_beams // K, 1)), K),
+            "tta": TestTimeAugmentation(few, K),
         }  # fmt: skip
-        return {f"{method}/{name}": decoders[name] for name in self.mle_decoders}
+        several = len(self.mle_decoders) > 1
+        return {f"{method}/{name}" if several else method: decoders[name] for name in self.mle_decoders}
 
 
 C = TypeVar("C", bound=Config)

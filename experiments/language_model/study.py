@@ -25,12 +25,13 @@ class Report:
     """How the answers of an experiment are scored and shown.
 
     Attributes:
-      scores: (answers, records) -> numbers by name, with 95 % intervals under `intervals`.
+      scores: (answers, their records, all records of the test split) -> numbers by name, with 95 % intervals under
+        `intervals`.
       columns: of the table: title and key of the results.
       quality, diversity: title and key of the two axes of the figure.
     """
 
-    scores: Callable[[Answers, tuple[data.Record, ...]], dict[str, Any]]
+    scores: Callable[[Answers, tuple[data.Record, ...], tuple[data.Record, ...]], dict[str, Any]]
     columns: Mapping[str, str]
     quality: tuple[str, str]
     diversity: tuple[str, str]
@@ -39,8 +40,6 @@ class Report:
 def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
     """Trains and scores every method: the `methods` of results.json. Samples are in the first, mcl if it is there."""
     config = task.config
-    if "tta" in config.mle_decoders and task.perception is None:
-        raise ValueError("--mle-decoders tta changes pictures or clips, and there are none")
     test, asked = task.encode(task.records("test", config.test_items)), task.records("test", config.decode_items)
     found, answers, likelihoods = {}, {}, {}
     for method in config.methods:
@@ -51,7 +50,7 @@ def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
         held_out["test_loss"] = held_out.pop("eval_loss")
         for name, decoder in config.decoders(method).items():
             answers[name] = decoding.answer(task, run, name, state, asked, decoder)
-            found[name] = held_out | report.scores(answers[name], asked)
+            found[name] = held_out | report.scores(answers[name], asked, task.records("test"))
             found[name] |= {"seconds": seconds, "decode_seconds": answers[name].seconds}
     for name in found if "mcl" in likelihoods else ():
         if (method := name.partition("/")[0]) != "mcl":

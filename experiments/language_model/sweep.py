@@ -55,7 +55,7 @@ def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
     """Fields of the configuration by the name of the variant; K = 1 is the method mle_r."""
     match options.kind:
         case "k":
-            of = lambda K: dict(num_hypotheses=K, num_beams=max(K, config.num_beams), methods=("mcl",))
+            of = lambda K: dict(num_hypotheses=K, num_beams=None, methods=("mcl",))
             return {str(K): of(K) if K > 1 else dict(methods=("mle_r",)) for K in options.hypotheses}
         case "epsilon":
             return {f"{e:g}": dict(objective="relaxed", epsilon=e, methods=("mcl",)) for e in options.epsilons}

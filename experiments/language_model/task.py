@@ -62,7 +62,7 @@ class Task:
 
     def model(self, method: Method) -> mcl.Hypotheses | mcl.MixtureOfExperts:
         """Hypotheses of a method, or its experts."""
-        config = self.config.lora(method)
+        config = self.config.lora(method, mcl.models.lora_targets(self.module))
         if method == "moe":
             return mcl.MixtureOfExperts(self.module, config, self.config.num_hypotheses, self.config.experts_per_token)
         return mcl.Hypotheses(self.module, config)
@@ -88,10 +88,11 @@ class Task:
         """{"features": [B, N, D]}, or nothing where records are text."""
         return {} if self.perception is None else {"features": self.perception.features(records)}
 
-    def log_likelihood_fn(self, method: Method, *, train: bool = False):
+    def log_likelihood_fn(self, method: Method, *, train: bool = False, chunk_size: int = 256):
         """(params, adapters_k, batch, rng) -> (Σ log p of the answer [B] in nats, its tokens [B]).
 
-        With `train`, of a sparse mixture of experts less its balance loss.
+        With `train`, of a sparse mixture of experts less its balance loss; chunk_size is of
+        `chunked_sequence_log_likelihood`.
         """
         model, weight = self.model(method), self.config.balance_weight
         balanced = train and method == "moe" and model.top_k is not None
@@ -108,7 +109,9 @@ class Task:
             else:
                 hidden = model.apply(params, adapters_k, tokens[:, :-1], **options)
             unembedding = self.module.unembedding(params)
-            log_p, counts = mcl.chunked_sequence_log_likelihood(hidden, unembedding, tokens[:, 1:], mask)
+            log_p, counts = mcl.chunked_sequence_log_likelihood(
+                hidden, unembedding, tokens[:, 1:], mask, chunk_size=chunk_size
+            )
             return (mcl.moe.with_balance(log_p, counts, balance, weight) if balanced else log_p), counts
 
         return log_likelihood

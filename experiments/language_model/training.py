@@ -20,7 +20,11 @@ CHECKPOINT_SECONDS = 60.0
 def train(
     run: Run, task: Task, method: Method, evaluate: Callable[[mcl.TrainState, Items], Likelihoods]
 ) -> tuple[mcl.TrainState, float]:
-    """The state after the last step, and the seconds that its steps took; `evaluate` is the `evaluator`."""
+    """The state after the last step, and the seconds that it took, with evaluations and compiling.
+
+    Args:
+      evaluate: the `evaluator` of the method.
+    """
     items = task.encode(task.records("train"))
     batches = data.train_batches(items.encoded, task.config.batches)
     config = task.config.for_epochs_of(batches.batches_per_epoch)
@@ -71,37 +75,32 @@ def train(
 
 
 def make_step(config: Config, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
-    """The train step on `config.devices` devices.
-
-    Raises:
-      ValueError: if there are fewer.
-    """
+    """The train step on `config.devices` devices."""
     arguments = log_likelihood, loss, optimizer, config.backward_of(loss)
     if config.devices == 1:
         return mcl.make_train_step(*arguments, accumulate=config.accumulate)
     devices = jax.local_devices()[: config.devices]
-    if len(devices) < config.devices:
-        raise ValueError(f"--devices {config.devices}, but there are {len(devices)} here")
     return mcl.parallel.pmap_step(*arguments, accumulate=config.accumulate, devices=devices)
 
 
 def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
-    """Loss, win rates and, where modes are known, purity, mutual information and win matrix [mode, hypothesis]."""
-    names, num_hypotheses = task.corpus.modes, len(likelihoods.log_p)
-    modes = ["unknown" if mode == data.NO_MODE else names[mode] for mode in likelihoods.mode]
-    winner = likelihoods.winner.tolist()
-    wins = metrics.win_matrix(winner, modes, num_hypotheses)
-    found = {"eval_loss": likelihoods.loss, "win_rate": wins.win_rate}
-    if names and num_hypotheses > 1:
+    """Loss, win rates and, of answers whose mode is known, purity, mutual information and win matrix [mode, k]."""
+    num_hypotheses, known = len(likelihoods.log_p), likelihoods.mode != data.NO_MODE
+    modes = [task.corpus.modes[mode] for mode in likelihoods.mode[known]]
+    wins = np.bincount(likelihoods.winner, minlength=num_hypotheses)
+    found = {"eval_loss": likelihoods.loss, "win_rate": wins / wins.sum()}
+    if modes and num_hypotheses > 1:
+        winner = likelihoods.winner[known].tolist()
+        wins = metrics.win_matrix(winner, modes, num_hypotheses)
         found |= {
             "purity": metrics.purity(winner, modes, num_hypotheses).mean,
             "mutual_information": metrics.normalized_mutual_information(winner, modes).mean,
             "win_matrix": wins.counts,
             "modes": wins.modes,
         }
-    if names:
-        by_mode = {name: likelihoods.losses[np.array(modes) == name] for name in names}
-        found["loss_of_mode"] = {name: float(losses.mean()) for name, losses in by_mode.items() if losses.size}
+    if modes:
+        losses, of = likelihoods.losses[known], np.array(modes)
+        found["loss_of_mode"] = {name: float(losses[of == name].mean()) for name in sorted(set(modes))}
     return found
 
 

@@ -6,7 +6,7 @@ from experiments.translation.scores import scores
 from experiments.translation.task import load
 
 REPORT = study.Report(
-    scores=scores,
+    scores=lambda answers, records, split: scores(answers, records),
     columns={
         "test loss": "test_loss", "above MCL": "loss_above_mcl", "oracle BLEU": "oracle_bleu",
         "per reference": "oracle_bleu_per_reference", "mean BLEU": "mean_bleu", "chrF": "chrf", "Div-2": "div_2",

@@ -21,7 +21,10 @@ class Config(config.Config):
     in modern English."""
     data: Path | None = None
     """Text of your own, instead of the verses: a file of JSON lines, name.jsonl (`id`, `source`, `target`, optional
-    `mode`, `split`); a folder with train.en, train.de and the like; or WMT's name in TFDS (wmt14_translate/de-en)."""
+    `mode`, `split`, `references`); a folder with train.en, train.de and the like; or WMT's name in TFDS
+    (wmt14_translate/de-en)."""
+    sword_dir: Path | None = None
+    """The verses' SWORD modules, a folder that holds mods.d; by default they are fetched (Debian's packages)."""
     source_language: str = "en"
     """Of parallel files and WMT: how the names of the source's files end."""
     target_language: str = "de"
@@ -37,12 +40,14 @@ class Config(config.Config):
     """Where the verses and WMT are fetched to and the data sets are made."""
 
     COUNTS: ClassVar[tuple[str, ...]] = (*config.Config.COUNTS, "wmt_pairs")
-    VOLATILE: ClassVar[tuple[str, ...]] = (*config.Config.VOLATILE, "cache")
+    VOLATILE: ClassVar[tuple[str, ...]] = (*config.Config.VOLATILE, "cache", "sword_dir")
 
     def __post_init__(self):
         super().__post_init__()
         if self.source_language == self.target_language:
             raise ValueError(f"--source-language and --target-language are the same, {self.source_language!r}")
+        if "tta" in self.mle_decoders:
+            raise ValueError("--mle-decoders tta changes pictures or clips, and there are none")
         Prompt(self.prompt)
 
 
@@ -53,9 +58,10 @@ DEMO: dict[str, Any] = dict(
 )  # fmt: skip
 ALMA_PROMPT = "Translate this from English to German:\nEnglish: {source}\nGerman:"
 # Letzelter et al. (arXiv 2507.10419) give K, epsilon, rank, learning rate and decay, epochs and the 500 test sentences,
-# and adapt `TARGETS`. The rest is ALMA's (Xu et al., arXiv 2309.11674; in github.com/fe1ixxu/ALMA, utils/utils.py and
-# runs/parallel_ft_lora.sh): prompt, alpha = 2 r, dropout, batch, warm-up of 1 %, lengths; also weight decay 0.01 and
-# clipping to 1, which every run here has. Its 5 beams are 6, a multiple of K; its float16 is bfloat16.
+# and adapt `LoraConfig.targets`. The rest is ALMA's (Xu et al., arXiv 2309.11674; in github.com/fe1ixxu/ALMA,
+# utils/utils.py and runs/parallel_ft_lora.sh): prompt, alpha = 2 r, dropout, batch, warm-up of 1 %, lengths; also
+# weight decay 0.01 and clipping to 1, which every run here has. Its 5 beams are 6, a multiple of K; its float16 is
+# bfloat16.
 ALMA: dict[str, Any] = dict(
     source_language="en", target_language="de", prompt=ALMA_PROMPT, num_hypotheses=3, objective="relaxed", epsilon=0.05,
     rank=16, alpha=32.0, dropout=0.05, epochs=2, batch_size=256, learning_rate=2e-5, schedule="inverse_sqrt",

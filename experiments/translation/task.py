@@ -7,6 +7,7 @@ from experiments.language_model.base import smollm2
 from experiments.language_model.task import Task
 from experiments.translation.config import Config
 from mcl_jax import data
+from mcl_jax.models import pretrained
 
 
 def load(config: Config) -> Task:
@@ -17,11 +18,13 @@ def load(config: Config) -> Task:
     """
     dtype, path = jnp.dtype(config.dtype), config.base or smollm2()
     options = {"dtype": dtype, "param_dtype": dtype, "remat": config.remat}
+    if (media := pretrained.media_of(path)) is not None:
+        raise ValueError(f"--base {path} takes {media} beside text; needed a model of text alone")
     module, params, tokenizer = mcl.models.from_pretrained(path, **options)
     if tokenizer is None:
         raise ValueError(f"--base {path} has no tokenizer files")
     corpus = data.load_corpus(
-        config.data or config.task, config.cache, source=config.source_language, target=config.target_language,
-        most=config.wmt_pairs,
+        config.data or config.task, config.cache, config.sword_dir, source=config.source_language,
+        target=config.target_language, most=config.wmt_pairs,
     )  # fmt: skip
     return Task(config, module, params, tokenizer, corpus, data.Prompt(config.prompt))

@@ -1,5 +1,6 @@
 """What `--data` means: the name of a data set, or files of one's own."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from mcl_jax.data.captions import read_captions
 from mcl_jax.data.captions_builder import CAPTIONS, build_captions
 from mcl_jax.data.jsonl import read_jsonl
 from mcl_jax.data.parallel import load_wmt, read_parallel
-from mcl_jax.data.records import Corpus, describe_unknown
+from mcl_jax.data.records import Corpus, describe_unknown, warn_of_left_out
 from mcl_jax.data.stamps import without_families
 from mcl_jax.data.verses_builder import Verses, load_verses
 
@@ -78,4 +79,8 @@ def load_captions(
     else:
         raise ValueError(f"data: a folder with captions.jsonl, or it {describe_unknown(str(data), CAPTIONS)}")
     corpus = corpus if families else without_families(corpus)
-    return corpus.with_modes(*modes) if modes else corpus
+    if not modes:
+        return corpus
+    kept = corpus.with_modes(*modes)
+    warn_of_left_out(dataclasses.replace(kept, left_out=kept.left_out[len(corpus.left_out) :]))
+    return kept

@@ -107,10 +107,15 @@ def decode(
       max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty: see `Limits`.
       rng: for sampling.
     Raises:
-      ValueError: a prompt is empty or padded on the right, has more placeholder tokens than there are features, or an
-        option is outside its range.
+      ValueError: a prompt is empty or padded on the right, has more placeholder tokens than there are features, or is
+        too long for a model with position embeddings; or an option is outside its range.
     """
     tokens, mask = prompt_of(inputs)
+    most, longest = getattr(model.module, "max_positions", None), int(mask.sum(1).max())
+    if most is not None and longest + max_new_tokens > most:
+        raise ValueError(
+            f"the model has {most} positions, too few for a prompt of {longest} tokens and {max_new_tokens} new ones"
+        )
     features = features_of(inputs, model.module)
     eos = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
     limits = Limits(max_new_tokens, min_new_tokens, eos, pad_token_id, repetition_penalty)

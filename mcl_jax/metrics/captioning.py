@@ -51,13 +51,18 @@ def tokenize_captions(answers: Texts, references: Texts) -> Captions:
         ValueError: for items that do not match, or without an answer or a reference.
     """
     check_pairs(answers, references)
-    references = [written(texts) for texts in references]
-    lines = iter(tokenize([text for texts in references for text in texts]))
     by_rank = [iter(tokenize([texts[k] for texts in answers if k < len(texts)])) for k in range(max(map(len, answers)))]
     return Captions(
         answers=[[next(column) for column in by_rank[: len(texts)]] for texts in answers],
-        references=[[next(lines) for _ in texts] for texts in references],
+        references=tokenize_references(references),
     )
+
+
+def tokenize_references(references: Texts) -> list[list[str]]:
+    """Those of `tokenize_captions` alone."""
+    references = [written(texts) for texts in references]
+    lines = iter(tokenize([text for texts in references for text in texts]))
+    return [[next(lines) for _ in texts] for texts in references]
 
 
 # --- Metrics whose value on a corpus is a function of summed counts ---------------------------------------------------
@@ -181,7 +186,7 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     return row[-1]
 
 
-def cider_d(captions: Captions) -> list[np.ndarray]:
+def cider_d(captions: Captions, split: Sequence[Sequence[str]] | None = None) -> list[np.ndarray]:
     """CIDEr-D of every answer, N vectors [K], 0 to 10: 10 · mean over n ≤ 4 and references of
 
         exp(−(l − l_r)² / 2σ²) · Σ min(g, g_r) g_r / (|g| |g_r|)
@@ -189,10 +194,15 @@ def cider_d(captions: Captions) -> list[np.ndarray]:
     g and g_r hold the n-grams' counts times log(N / items that have them in a reference), l and l_r lengths, σ = 6.
     The N items are the split, and N enters the value: a subset has other values, and a single item has 0.
     Source: Vedantam et al. (2015), "CIDEr: consensus-based image description evaluation".
+
+    Args:
+        captions: the items that have answers.
+        split: references of all N items of the split, in coco-caption's words, if only some have answers.
     """
     of_references = [[_ngrams(text) for text in texts] for texts in captions.references]
-    frequency = Counter(gram for texts in of_references for gram in {g for t in texts for c in t for g in c})
-    rarity = lambda gram: math.log(len(captions.references) / max(1, frequency[gram]))
+    of_split = of_references if split is None else [[_ngrams(text) for text in texts] for texts in split]
+    frequency = Counter(gram for texts in of_split for gram in {g for t in texts for c in t for g in c})
+    rarity = lambda gram: math.log(len(of_split) / max(1, frequency[gram]))
     values = []
     for answers, texts in zip(captions.answers, of_references, strict=True):
         vectors = [_TfIdf.of(ngrams, rarity) for ngrams in texts]

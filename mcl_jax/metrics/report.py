@@ -27,12 +27,14 @@ class Settings:
         bootstrap: of the intervals.
         encoder: folder of the sentence encoder; the installed MiniLM if None.
         corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE needs.
+        split: references of the whole split, if the items are a part of it; CIDEr-D counts its documents in them.
     """
 
     tokenization: Tokenization = field(default_factory=Tokenization)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     encoder: Path | None = None
     corenlp: Path | None = None
+    split: Texts | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def score_captions(
     encoder: Path | None = None,
     corenlp: Path | None = None,
     names: Sequence[str] | None = None,
+    split: Texts | None = None,
 ) -> dict[str, Score | NotAvailable]:
     """All metrics of K captions an item, by name: `oracle_` of the best answer, `mean_` over the answers.
 
@@ -59,11 +62,12 @@ def score_captions(
 
     Args:
         answers: N items of K texts; blank ones score 0.
-        references: N items of R texts, the references of the whole split: CIDEr-D counts its documents in them.
+        references: N items of R texts.
         bootstrap: of the intervals; 1000 resamples at 95 % if None.
         encoder: folder of the sentence encoder; the installed MiniLM if None.
         corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE and SPIDEr need.
         names: of the metrics to compute, so that Java is not asked for what nobody needs; all if None.
+        split: references of all items of the split, in which CIDEr-D counts its documents; those of the N if None.
 
     Returns:
         `Score`, or `NotAvailable` with the reason: METEOR without Java, for one.
@@ -73,7 +77,7 @@ def score_captions(
     """
     check_pairs(answers, references)
     items = [Item(n, tuple(a), tuple(r)) for n, (a, r) in enumerate(zip(answers, references, strict=True))]
-    settings = Settings(bootstrap=bootstrap or Bootstrap(), encoder=encoder, corenlp=corenlp)
+    settings = Settings(bootstrap=bootstrap or Bootstrap(), encoder=encoder, corenlp=corenlp, split=split)
     metrics = captioning_metrics(items, settings) | embedding_metrics(items, settings)
     if unknown := sorted(set(names or ()) - set(metrics)):
         raise ValueError(f"names must be of {list(metrics)}, got {unknown}")
@@ -169,7 +173,8 @@ def captioning_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
     captions = _once(lambda: captioning.tokenize_captions(*_texts(items)))
     bleu = _once(lambda: captioning.coco_bleu(captions()))
     bleu_1, bleu_4 = (lambda: bleu()[0]), (lambda: bleu()[3])
-    cider_d = _once(lambda: captioning.cider_d(captions()))
+    split = _once(lambda: None if settings.split is None else captioning.tokenize_references(settings.split))
+    cider_d = _once(lambda: captioning.cider_d(captions(), split()))
     meteor = _once(lambda: java.meteor(captions()))
     spice = _once(lambda: java.spice(captions(), settings.corenlp))
     per_answer = {

@@ -11,7 +11,7 @@ from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
-from mcl_jax.models.pretrained import from_pretrained, save_pretrained
+from mcl_jax.models.pretrained import from_pretrained, lora_targets, save_pretrained
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "Qwen2Audio",
     "Qwen2AudioConfig",
     "from_pretrained",
+    "lora_targets",
     "save_pretrained",
 ]

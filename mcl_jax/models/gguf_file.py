@@ -28,8 +28,14 @@ NAMES = {
 ARCHITECTURES = ("llama", "qwen2")
 ROPE_FACTORS = "rope_freqs.weight"  # of Llama 3: by what each frequency is divided
 CONTROL_TOKEN = 3  # of tokenizer.ggml.token_type
-DIGITS = ("smollm",)  # pre-tokenizers that split numbers into digits and know no other rule than GPT-2's
-PLAIN = ("default", "gpt-2")
+# What comes before the bytes, by tokenizer.ggml.pre: digits one by one and GPT-2's rule; GPT-2's rule alone; or a rule
+# as a regular expression.
+DIGITS, PLAIN = ("smollm",), ("default", "gpt-2")
+RULE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+RULES = {"qwen2": RULE % "", "llama-bpe": RULE % "{1,3}"}
 
 
 def find(path: Path) -> Path | None:
@@ -134,18 +140,24 @@ class GGUF:
         from transformers import PreTrainedTokenizerFast
 
         of = lambda name: self.fields.get(f"tokenizer.ggml.{name}")
-        if of("model") != "gpt2" or of("pre") not in (*DIGITS, *PLAIN):
+        if of("model") != "gpt2" or of("pre") not in (*DIGITS, *PLAIN, *RULES):
             raise ValueError(
                 f"{self.file}: tokenizer {of('model')!r} with pre-tokenizer {of('pre')!r} is not read from GGUF files; "
-                "put the model's Hugging Face tokenizer files in a folder and load that"
+                "put it in a folder with the model's Hugging Face tokenizer files and load that"
             )
         tokens = of("tokens")
         bpe = tk.models.BPE(
-            {token: i for i, token in enumerate(tokens)}, [tuple(pair.split(" ", 1)) for pair in of("merges")]
-        )
-        tokenizer = tk.Tokenizer(bpe)
-        byte_level = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        steps = [tk.pre_tokenizers.Digits(individual_digits=True), byte_level] if of("pre") in DIGITS else [byte_level]
+            {token: i for i, token in enumerate(tokens)}, [tuple(pair.split(" ", 1)) for pair in of("merges")],
+            ignore_merges=of("pre") == "llama-bpe",
+        )  # fmt: skip
+        tokenizer, rule = tk.Tokenizer(bpe), RULES.get(of("pre"))
+        if of("pre") == "qwen2":
+            tokenizer.normalizer = tk.normalizers.NFC()
+        steps = [tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule is None)]
+        if rule is not None:
+            steps.insert(0, tk.pre_tokenizers.Split(tk.Regex(rule), "isolated"))
+        elif of("pre") in DIGITS:
+            steps.insert(0, tk.pre_tokenizers.Digits(individual_digits=True))
         tokenizer.pre_tokenizer = tk.pre_tokenizers.Sequence(steps)
         tokenizer.decoder = tk.decoders.ByteLevel()
         special = [token for token, kind in zip(tokens, of("token_type"), strict=True) if kind == CONTROL_TOKEN]

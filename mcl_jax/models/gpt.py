@@ -174,6 +174,11 @@ class GPT(nn.Module):
 
     config: GPTConfig
 
+    @property
+    def max_positions(self) -> int:
+        """Tokens that a prompt and its continuation may have together: there are embeddings of no more positions."""
+        return self.config.max_position_embeddings
+
     def setup(self):
         self.transformer = Transformer(self.config)
 

@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
 from safetensors.numpy import save_file
 
+from mcl_jax.lora import LoraConfig
 from mcl_jax.models import gguf_file
 from mcl_jax.models.audio_processor import AudioProcessor
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
@@ -47,6 +48,7 @@ class Family:
       tied: name of a tensor that may be there though it equals another, and that other.
       writes_tied: whether that tensor is always written, for Hugging Face does not tie it.
       processor: of pictures or clips beside text; its `from_pretrained` takes the folder and the model's config.
+      targets: what `lora_targets` gives.
     """
 
     module: type[nn.Module]
@@ -58,6 +60,7 @@ class Family:
     tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
     writes_tied: bool = False
     processor: Any = None
+    targets: tuple[str, ...] = LoraConfig.targets
 
 
 LLAMA = Family(
@@ -82,8 +85,19 @@ QWEN2_AUDIO = Family(
     in_memory=IN_MEMORY, tied=TIED_TEXT_MODEL, writes_tied=True, processor=AudioProcessor,
 )  # fmt: skip
 FAMILIES = {
-    "gpt2": Family(GPT2, GPT2Config, transposed=False, ignored=r"\.attn\.(bias|masked_bias)$"),
-    "gpt_neo": Family(GPTNeo, GPTNeoConfig, ignored=r"attn\.attention\.(bias|masked_bias)$"),
+    "gpt2": Family(
+        GPT2,
+        GPT2Config,
+        transposed=False,
+        ignored=r"\.attn\.(bias|masked_bias)$",
+        targets=("c_attn", "mlp/c_fc", "mlp/c_proj"),
+    ),
+    "gpt_neo": Family(
+        GPTNeo,
+        GPTNeoConfig,
+        ignored=r"attn\.attention\.(bias|masked_bias)$",
+        targets=("q_proj", "k_proj", "v_proj", "c_fc", "c_proj"),
+    ),
     "llama": LLAMA,
     "llava_next": LLAVA_NEXT,
     "mistral": LLAMA,
@@ -103,6 +117,12 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
         near = difflib.get_close_matches(str(name), FAMILIES, n=3, cutoff=0.3) or list(FAMILIES)
         raise ValueError(f"unknown model_type {name!r}; known are {sorted(FAMILIES)} (nearest: {', '.join(near)})")
     return FAMILIES[name]
+
+
+def lora_targets(module: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that the paper adapts (projections of queries, keys and values, and of the MLP but its gate),
+    as the family of a language model of `mcl_jax.models` calls them: the `targets` of a `LoraConfig`."""
+    return family_of(module.config.to_hf()).targets
 
 
 def build(hf_config: Mapping[str, Any], **overrides: Any) -> tuple[Family, nn.Module]:
@@ -250,7 +270,8 @@ def from_pretrained(
     if gguf := gguf_file.find(path):
         file = gguf_file.GGUF(gguf)
         family, module = build(file.hf_config, **overrides)
-        return module, load_params(module, file, family, sharding=sharding), file.tokenizer()
+        tokenizer = (_tokenizer(path) if path.is_dir() else None) or file.tokenizer()  # refused before weights are read
+        return module, load_params(module, file, family, sharding=sharding), tokenizer
     family, module = build(read_config(path), **overrides)
     params = load_params(module, Safetensors(path), family, sharding=sharding)
     return module, params, _processor(path, family, module) or _tokenizer(path)

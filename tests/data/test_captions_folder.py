@@ -34,7 +34,9 @@ def test_lines_of_one_file_or_one_id_are_one_record(folder):
     np.testing.assert_array_equal(cat.media.read(), PIXELS)
     assert corpus.name == "mine" and corpus.modes == ("en", "fr") and corpus.left_out == ()
     assert load_captions(folder) == corpus
-    assert [record.id for record in load_captions(str(folder), modes=("fr", "en")).records] == ["cats/7.jpg"]
+    with pytest.warns(UserWarning, match=r"left out 2, kept 1; no target in en, fr: .*9.PNG") as warned:
+        assert [record.id for record in load_captions(str(folder), modes=("fr", "en")).records] == ["cats/7.jpg"]
+    assert len(warned) == 1
 
 
 def test_clips(folder):

@@ -1,5 +1,6 @@
 """`--preset` of the experiments on pictures and on clips: the paper's recipes, and that they run on tiny bases."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def test_textcaps_is_the_papers_recipe(preset, data, K):
     assert config.prompt.count("<image>") == 1 and ASKED in config.prompt
     assert (config.dtype, config.repetition_penalty) == ("bfloat16", 1.0)
     assert config.decoders("mcl")["mcl"].num_beams == 1 and config.decoders("mle_r")["mle_r/beam"].num_beams == K
+    assert list(dataclasses.replace(config, mle_decoders=("beam",)).decoders("mle_r")) == ["mle_r"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tiny_captions import LLAVA, QWEN, clips_in, pictures_in, tiny
 
 from experiments.audio_captioning.clips import Clips
 from experiments.audio_captioning.config import Config as AudioConfig
+from experiments.captioning import cost
 from experiments.captioning.main import main
 from experiments.captioning.scores import scores
 from experiments.captioning.task import load, weighted
@@ -43,7 +44,8 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     main(config, Pictures())
     found = json.loads((config.workdir / "results.json").read_text())["methods"]
     mcl = found["mcl"]
-    assert set(found) == {"mcl"} | {f"{method}/{decoder}" for method in others for decoder in decoders}
+    name_of = lambda method, decoder: f"{method}/{decoder}" if len(decoders) > 1 else method
+    assert set(found) == {"mcl"} | {name_of(method, decoder) for method in others for decoder in decoders}
     assert mcl["modes"] == ["en", "fr"] and np.shape(mcl["win_matrix"]) == (2, 3) and np.sum(mcl["win_matrix"]) == 2 * 7
     assert 0.5 <= mcl["purity"] <= 1 and sum(mcl["win_rate"]) == pytest.approx(1) and len(mcl["win_rate"]) == 3
     for name, of in found.items():
@@ -55,7 +57,7 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
         assert of["oracle_meteor"] is of["oracle_spider"] is of["oracle_similarity"] is None
         assert "no_such_package_of_jars" in missing["oracle_meteor"] and "corenlp" in missing["oracle_spider"]
         assert "MiniLM" in missing["oracle_similarity"] and "oracle_cider_d" not in missing
-    losses = [{found[f"{method}/{decoder}"]["test_loss"] for decoder in decoders} for method in others]
+    losses = [{found[name_of(method, decoder)]["test_loss"] for decoder in decoders} for method in others]
     assert [len(of) for of in losses] == [1] * len(others) and len(set().union(*losses)) == len(others)
     assert [(of["id"], of["source"], len(of["references"])) for of in mcl["samples"]] == [
         ("04.png", "", 2), ("16.png", "", 2), ("23.png", "", 2),
@@ -144,6 +146,16 @@ def test_adapters_are_of_the_language_model_alone(tmp_path, method, media):
     assert {len(leaf) for leaf in found.values()} == {3 if method == "mcl" else 1}
 
 
+@pytest.mark.slow
+def test_the_cost_of_the_tower_does_not_depend_on_k(config):
+    task = load(dataclasses.replace(config, objective="wta"), Pictures(), scan=False)
+    (tower, one), (same_tower, three) = cost.costs(task, (1, 3)).values()
+    assert tower == same_tower > 0
+    assert 1.3 * one < three < 3 * one  # in matrix products K + 2 passes against 3
+    head = 2 * task.module.unembedding(task.params).size * config.batch_size * 64  # of one pass
+    assert one > 2 * head
+
+
 # ------------------------------------------------------------------------------------------------------------ Scores
 
 
@@ -165,8 +177,8 @@ TEXTS = [
 ]
 
 
-def score(texts, records=RECORDS, **options):
-    return scores(Answers(texts, [[-1.0] * len(of) for of in texts], 0.0), records, **options)
+def score(texts, records=RECORDS, split=None, **options):
+    return scores(Answers(texts, [[-1.0] * len(of) for of in texts], 0.0), records, split or records, **options)
 
 
 def test_language_rate_counts_for_each_hypothesis():
@@ -185,6 +197,15 @@ def test_of_mode_is_against_the_references_of_that_mode_alone():
     assert found["fr"]["oracle_spider"] is None
     only = metrics.score_captions(TEXTS[2:], [["una casa de piedra"]])  # one item has Spanish references
     assert found["es"]["oracle_bleu_1"] == only["oracle_bleu_1"].mean != found["fr"]["oracle_bleu_1"]
+
+
+def test_documents_of_cider_d_are_the_references_of_the_split():
+    whole, part = score(TEXTS), score(TEXTS[:1], RECORDS[:1], split=RECORDS)
+    one = metrics.score_captions(TEXTS, [[t.text for t in record.references] for record in RECORDS])
+    assert part["oracle_cider_d"] == pytest.approx(one["oracle_cider_d"].per_item[0]) and whole["oracle_cider_d"] > 0
+    assert (
+        part["of_mode"]["fr"]["oracle_cider_d"] > 0 == score(TEXTS[:1], RECORDS[:1])["of_mode"]["fr"]["oracle_cider_d"]
+    )
 
 
 def test_what_is_not_finite_is_not_there():

@@ -28,7 +28,7 @@ def test_variants(config):
     assert {name: (c.methods, c.num_hypotheses) for name, c in by_k.items() if name != "1"} == {
         "2": (("mcl",), 2), "5": (("mcl",), 5),
     }  # fmt: skip
-    assert by_k["1"].methods == ("mle_r",) and by_k["5"].num_beams == 5
+    assert by_k["1"].methods == ("mle_r",) and by_k["5"].beams == 10
     assert {c.lora(c.methods[0]).rank for c in by_k.values()} == {config.rank}
     by_epsilon = of(kind="epsilon", epsilons=(0.0, 0.05))
     assert {name: (c.objective, c.epsilon) for name, c in by_epsilon.items()} == {

@@ -180,6 +180,12 @@ def test_cider_d_counts_documents_in_the_references_of_the_split():
     both = metrics.cider_d(captions([["a b c d e"], ["v w"]], [["a b c d e"], ["v w x"]]))
     assert both[0][0] == pytest.approx(10.0)
     assert metrics.cider_d(captions([["a b c d e"]], [["a b c d e"]]))[0][0] == 0.0
+    texts = [["A b C d e"], ["v w"]], [["a b c d e"], ["v w x"]]
+    assert metrics.score_captions(*texts, names=["oracle_cider_d"])["oracle_cider_d"].per_item[0] == pytest.approx(10.0)
+    alone = [[of[0]] for of in texts]
+    for split, value in ((None, 0.0), (texts[1], 10.0)):
+        found = metrics.score_captions(*alone, names=["oracle_cider_d"], split=split)["oracle_cider_d"]
+        assert found.per_item == pytest.approx([value])
 
 
 def test_corpus_scores_pool_the_counts(golden_captions):

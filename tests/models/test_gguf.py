@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import Qwen2Tokenizer
 
 import mcl_jax as mcl
 from mcl_jax.models import Llama, LlamaConfig, pretrained
@@ -168,11 +169,39 @@ def test_the_tokenizer_in_the_file_round_trips(llama, tmp_path):
     assert tokenizer.chat_template == "{{ messages }}"
 
 
-@pytest.mark.parametrize(("pre", "tokens"), [("default", ["12"]), ("smollm", ["1", "2"])])
+@pytest.mark.parametrize(
+    ("pre", "tokens"), [("default", ["12"]), ("smollm", ["1", "2"]), ("qwen2", ["1", "2"]), ("llama-bpe", ["12"])]
+)
 def test_pre_tokenizers_differ_in_numbers(llama, tmp_path, pre, tokens):
     tokenizer = mcl.models.from_pretrained(write(tmp_path / "m.gguf", *llama[:2], pre=pre))[2]
     assert tokenizer.tokenize("12") == tokens
     assert tokenizer.decode(tokenizer.encode("cat 12 cat")) == "cat 12 cat"
+
+
+def test_qwen2_splits_as_hugging_faces(llama, tmp_path):
+    """And Llama 3 but for its numbers, of three digits at most."""
+    texts = ["I'LL go: 12345 cats ", " naïve\n\n  x\ty", "e\u0301a!!\n 东京2024?", "don't...\r\n-12"]
+    ours, llama3 = (
+        mcl.models.from_pretrained(write(tmp_path / f"{pre}.gguf", *llama[:2], pre=pre))[2]
+        for pre in ("qwen2", "llama-bpe")
+    )
+    theirs = Qwen2Tokenizer(dict(zip(TOKENS, range(len(TOKENS)), strict=True)), [tuple(m.split()) for m in MERGES])
+    split = lambda tokenizer, text: tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    for text in texts:
+        assert split(ours, text) == split(theirs, text)
+        letters = "".join(c for c in text if not c.isdigit())
+        assert split(llama3, letters) == split(theirs, letters)
+    assert [word for word, _ in split(llama3, "12345")] == ["123", "45"]
+    normal = lambda tokenizer: tokenizer.backend_tokenizer.normalizer
+    assert normal(ours).normalize_str("e\u0301") == normal(theirs).normalize_str("e\u0301") == "é"
+    assert normal(llama3) is None
+
+
+def test_tokenizer_files_beside_the_file_come_first(llama, tmp_path):
+    write(tmp_path / "m.gguf", *llama[:2], model="llama")
+    theirs = Qwen2Tokenizer({"<|endoftext|>": 0, "z": 1}, [])
+    theirs.save_pretrained(tmp_path)
+    assert mcl.models.from_pretrained(tmp_path)[2].encode("zz") == [1, 1]
 
 
 # ------------------------------------------------------------------------------------------------------------ Errors
@@ -192,7 +221,7 @@ def test_a_file_cut_short_is_named(llama, tmp_path, kept):
     [
         (dict(extra=[("blk.0.ssm.weight", np.zeros(3, np.float32))]), "unknown tensor 'blk.0.ssm.weight'"),
         (dict(model="llama", pre="default"), "tokenizer 'llama' with pre-tokenizer 'default' is not read"),
-        (dict(pre="qwen2"), "tokenizer 'gpt2' with pre-tokenizer 'qwen2' is not read"),
+        (dict(pre="tekken"), "tokenizer 'gpt2' with pre-tokenizer 'tekken' is not read"),
         (dict(rope_scaling_type=gguf.RopeScalingType.YARN), "rotary scaling is not read"),
         (dict(block_count=None), r"m\.gguf has no llama\.block_count"),
         (dict(block_count=3), r"Missing: \['model\.layers\.2\."),

@@ -250,3 +250,36 @@ def test_hypotheses_of_a_scanned_model_are_those_of_a_list_of_layers(name):
 
 def _at(part, i):
     return f"{part}_{i}" if part in ("layers", "h") else part
+
+
+@pytest.mark.parametrize("folder", ["models/gpt2", "models/llama", "models/qwen2", "llava/llama", "qwen2_audio/tied"])
+def test_targets_of_a_family_are_its_queries_keys_values_and_mlp(folder):
+    layers = adapted(mcl.models.from_pretrained(GOLDEN / folder)[0])
+    mlp, of_llama = {"mlp/c_fc", "mlp/c_proj"}, {"mlp/up_proj", "mlp/down_proj"}
+    projections = {f"self_attn/{name}_proj" for name in "qkv"}
+    assert layers == ({"attn/c_attn"} | mlp if folder == "models/gpt2" else projections | of_llama)
+
+
+def test_targets_of_gpt_neo():
+    config = mcl.models.GPTNeoConfig(
+        vocab_size=11,
+        hidden_size=6,
+        num_layers=2,
+        num_heads=3,
+        max_position_embeddings=5,
+        window_size=3,
+        attention_layers=("global",) * 2,
+    )
+    projections = {f"attention/{name}_proj" for name in "qkv"}
+    assert adapted(mcl.models.GPTNeo(config)) == projections | {"mlp/c_fc", "mlp/c_proj"}
+
+
+def adapted(module):
+    """Layers that get adapters, without what is above them."""
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=mcl.models.lora_targets(module)))
+
+    def init(key):
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        return model.init(key, module.init(key, tokens)["params"], tokens, num_hypotheses=3)
+
+    return {"/".join(path[-3:-1]) for path in flatten_dict(jax.eval_shape(init, jax.random.key(0)))}

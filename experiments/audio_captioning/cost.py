@@ -1,0 +1,13 @@
+"""`python -m experiments.audio_captioning.cost --workdir DIR`: FLOPs of the tower and of a step against K."""
+
+from experiments.audio_captioning.clips import Clips
+from experiments.audio_captioning.config import parse
+from experiments.captioning import cost
+from experiments.captioning.task import load
+
+if __name__ == "__main__":
+    try:
+        config = parse()
+        cost.show(config, cost.costs(load(config, Clips(config.seconds), scan=False)))
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error

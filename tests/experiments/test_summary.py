@@ -1,0 +1,32 @@
+"""What is said of held-out likelihoods: purity, win matrix, loss of each mode."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from experiments.language_model.task import Likelihoods
+from experiments.language_model.training import summary
+from mcl_jax.data import NO_MODE
+
+TASK = SimpleNamespace(corpus=SimpleNamespace(modes=("en", "es", "fr")))
+# Winners 0, 0, 2, 2, 0; of French, French, English, no mode, no mode.
+LOG_P = np.array([[-2.0, -3.0, -9.0, -8.0, -1.0], [-9.0] * 5, [-5.0, -9.0, -4.0, -6.0, -2.0]])
+MODES = np.array([2, 2, 0, NO_MODE, NO_MODE])
+
+
+def likelihoods(modes):
+    return Likelihoods(LOG_P, np.array([1, 2, 2, 3, 1]), modes, np.arange(5))
+
+
+def test_answers_of_no_mode_are_in_the_loss_and_the_win_rate_alone():
+    found = summary(likelihoods(MODES), TASK)
+    assert found["eval_loss"] == pytest.approx(np.mean([2, 1.5, 2, 2, 1]))
+    np.testing.assert_allclose(found["win_rate"], [0.6, 0.0, 0.4])
+    assert found["purity"] == 1.0 and found["modes"] == ("en", "fr")
+    np.testing.assert_array_equal(found["win_matrix"], [[0, 0, 1], [2, 0, 0]])
+    assert found["loss_of_mode"] == {"en": 2.0, "fr": 1.75}
+
+
+def test_without_modes_there_is_no_purity():
+    assert set(summary(likelihoods(np.full(5, NO_MODE)), TASK)) == {"eval_loss", "win_rate"}
