@@ -133,7 +133,8 @@ def draw(path: Path, kind: Kind, found: Mapping[str, list[dict[str, Any]]]) -> N
     names, loss = list(found), {name: [of["answer_loss"] for of in seeds] for name, seeds in found.items()}
     for x, name in enumerate(names):
         left.plot([x] * len(loss[name]), loss[name], ".", color="tab:blue", alpha=0.5)
-    left.plot(range(len(names)), [np.mean(loss[name]) for name in names], "o-", color="tab:blue", label="LoRA-MCL")
+    means, line = [np.mean(loss[name]) for name in names], "o" if kind == "objectives" else "o-"
+    left.plot(range(len(names)), means, line, color="tab:blue", label="LoRA-MCL")
     left.set(xticks=range(len(names)), xticklabels=names, ylabel="test loss, nats an answer")
     if kind == "k" and "1" in loss:
         top, logs = np.mean(loss["1"]), np.log([int(name) for name in names])
