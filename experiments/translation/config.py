@@ -53,7 +53,7 @@ class Config(config.Config):
 
 # A few minutes on two cores.
 DEMO: dict[str, Any] = dict(
-    methods=("mcl", "mle_rk"), mle_decoders=("beam",), steps=25, eval_every=5, eval_items=8, test_items=24,
+    methods=("mcl", "mle_rk"), mle_decoders=("beam",), steps=30, eval_every=10, eval_items=8, test_items=24,
     decode_items=8, max_length=96, max_new_tokens=64,
 )  # fmt: skip
 ALMA_PROMPT = "Translate this from English to German:\nEnglish: {source}\nGerman:"
