@@ -9,6 +9,7 @@ by chapter. Chapters that the three number differently, and verses that do not c
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -79,6 +80,13 @@ def read_verses(
     path = Path(cache_dir) / f"verses_{testament}_{FORMAT}.json"
     if not path.exists():
         aligned = align({name: _read_version(name, cache_dir, sword_dir, testament) for name in MODULES})
+        if aligned.dropped_chapters or aligned.dropped_verses:
+            chapters = ", ".join(aligned.dropped_chapters) or "none"
+            warnings.warn(
+                f"verses: kept {len(aligned.verses)}; left out chapters that the versions number differently "
+                f"({chapters}) and, of the others, verses that do not correspond ({aligned.dropped_verses})",
+                stacklevel=2,
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(dataclasses.asdict(aligned), ensure_ascii=False))
     fields = json.loads(path.read_text(encoding="utf-8"))

@@ -12,14 +12,9 @@ The file holds
     corpus       bleu_1, bleu_4 and meteor of all first, second and third answers, each [3]
     lines        SENTENCES, CAPTIONS and FOREIGN, as the lines of one file
     tokenized    what PTBTokenizer makes of each
-
-Tux Paint's stamps have real captions, which are not ours to keep here. With `--compare FOLDER`, and mcl_jax beside
-pycocoevalcap, it prints the largest difference of each metric on them instead; FOLDER is usr/share/tuxpaint/stamps of
-Debian's package tuxpaint-stamps-default (`apt-get download`, `dpkg -x`).
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -258,28 +253,5 @@ def main() -> None:
     path.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def compare(folder: Path) -> None:
-    """On the captions of all pictures in three languages, against changed ones."""
-    from mcl_jax import data, metrics
-
-    rng, records = np.random.default_rng(7), data.read_stamps(folder, "pictures").with_modes("en", "fr", "es").records
-    references = [[target.text for target in record.references] for record in records]
-    vocabulary = sorted({word for texts in references for text in texts for word in text.split()})
-    answers = [[changed(str(rng.choice(texts)), vocabulary, rng) for _ in range(3)] for texts in references]
-    theirs = scored(answers, references)
-
-    captions = metrics.tokenize_captions(answers, references)
-    bleu, meteor = metrics.coco_bleu(captions), metrics.meteor(captions)
-    pooled = {"bleu_1": bleu[0], "bleu_4": bleu[3], "meteor": meteor}
-    ours = {name: counts.per_answer() for name, counts in pooled.items()}
-    ours |= {"rouge_l": metrics.rouge_l(captions), "cider_d": metrics.cider_d(captions)}
-    print(f"{len(answers)} items of 3 answers and {len(references[0])} references; mean, largest difference:")
-    for name, values in ours.items():
-        print(f"{name:14} {np.mean(values):.4f} {np.abs(np.transpose(values) - theirs['per_answer'][name]).max():.1e}")
-    for name, counts in pooled.items():
-        mean = counts.corpus_mean().mean
-        print(f"corpus {name:7} {mean:.4f} {abs(mean - np.mean(theirs['corpus'][name])):.1e}")
-
-
 if __name__ == "__main__":
-    compare(Path(sys.argv[2])) if sys.argv[1:2] == ["--compare"] else main()
+    main()

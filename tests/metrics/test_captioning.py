@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcl_jax import metrics
+from mcl_jax import data, metrics
 from mcl_jax.metrics import Bootstrap, JavaMetricError, NotAvailable, java
 from mcl_jax.metrics.__main__ import cli
 
@@ -110,9 +110,28 @@ def test_score_captions_is_the_oracle_and_the_mean_of_pycocoevalcaps_values():
         assert scores[f"mean_{name}"].mean == pytest.approx(expected.mean(), abs=1e-6)
 
 
+def golden_texts(_):
+    """Other answers to the golden's references."""
+    order = np.random.default_rng(3).permutation(len(ANSWERS))
+    answers = [[" ".join(reversed(t.split())), t, ANSWERS[n][0]] for n, t in zip(order, ANSWERS[0] * 14, strict=False)]
+    return answers, [REFERENCES[n] for n in order]
+
+
+def stamps_texts(request):
+    """Captions of all stamps in three languages; to each its Spanish one, its words reversed, and another stamp's."""
+    corpus = data.read_stamps(request.getfixturevalue("stamps_folder"), "pictures").with_modes("en", "fr", "es")
+    references = [[target.text for target in record.references] for record in corpus.records]
+    assert len(references) > 700
+    others = references[1:] + references[:1]
+    reverse = lambda text: " ".join(reversed(text.split()))
+    answers = [[es, reverse(en), other[1]] for (en, _, es), other in zip(references, others, strict=True)]
+    return answers, references
+
+
 @pytest.mark.slow
-def test_values_are_pycocoevalcaps_live(monkeypatch):
-    """Other answers, METEOR through its own jar included."""
+@pytest.mark.parametrize("texts", [golden_texts, stamps_texts])
+def test_values_are_pycocoevalcaps_live(texts, monkeypatch, request):
+    """METEOR through its own jar included. `make test-slow` gets pycocoevalcap; Java must be there."""
     bleu = pytest.importorskip("pycocoevalcap.bleu.bleu", reason="needs pycocoevalcap").Bleu(4)
     if not shutil.which("java"):
         pytest.skip("needs java")
@@ -122,9 +141,7 @@ def test_values_are_pycocoevalcaps_live(monkeypatch):
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    order = np.random.default_rng(3).permutation(len(ANSWERS))
-    references = [REFERENCES[n] for n in order]
-    answers = [[" ".join(reversed(t.split())), t, ANSWERS[n][0]] for n, t in zip(order, ANSWERS[0] * 14, strict=False)]
+    answers, references = texts(request)
     given = captions(answers, references)
     ours = [c.per_answer() for c in metrics.coco_bleu(given)]
     ours += [metrics.rouge_l(given), metrics.cider_d(given), metrics.meteor(given).per_answer()]

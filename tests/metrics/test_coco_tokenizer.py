@@ -1,7 +1,6 @@
 """coco-caption's words: the Java program's on the same lines (tests/golden/make_captions.py), and what a file does."""
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -9,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcl_jax import data
 from mcl_jax.metrics.coco_tokenizer import tokenize
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "captions.json").read_text(encoding="utf-8"))
-STAMPS = Path(os.environ.get("TUXPAINT_STAMPS", "/usr/share/tuxpaint/stamps"))
 
 
 def test_words_are_the_java_programs():
@@ -61,20 +60,14 @@ def test_fast_path_gives_what_all_rules_give(monkeypatch):
 
 
 @pytest.mark.slow
-def test_words_are_the_java_programs_live():
-    """On the golden's lines in another order and, where they are installed, on the captions of all stamps."""
+def test_words_are_the_java_programs_live(stamps_folder):
+    """On the golden's lines in another order and on the captions of all stamps."""
     module = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer", reason="needs pycocoevalcap")
     if not shutil.which("java"):
         pytest.skip("needs java")
-    lines = list(np.random.default_rng(5).permutation(GOLDEN["lines"])) + _stamps(("en", "fr", "es", "de", "it", "ru"))
+    records = data.read_stamps(stamps_folder, "pictures").records
+    captions = [target.text for record in records for target in record.references]
+    lines = [*np.random.default_rng(5).permutation(GOLDEN["lines"]), *captions]
     java = module.PTBTokenizer().tokenize({n: [{"caption": line}] for n, line in enumerate(lines)})
     for n, (line, ours) in enumerate(zip(lines, tokenize(lines), strict=True)):
         assert ours == java[n][0], line
-
-
-def _stamps(languages: tuple[str, ...]) -> list[str]:
-    captions = []
-    for path in sorted(STAMPS.rglob("*.txt")):
-        first, *others = path.read_text(encoding="utf-8").splitlines()
-        captions += [first, *(line.split("=", 1)[1] for line in others if line.split(".")[0] in languages)]
-    return [caption for caption in captions if caption.strip()]
