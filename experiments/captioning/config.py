@@ -20,8 +20,9 @@ class Config(config.Config):
     """Captions of these modes alone; by default en fr of the stamps, and all of other data."""
     mode_weights: tuple[int, ...] = ()
     """How often a training caption of each of --modes is drawn, such as 9 1; equally often by default."""
-    families: bool = True
-    """Keep the 249 stamps (letters, digits, coins) that come in families which look and read nearly the same."""
+    families: bool = False
+    """Keep the 249 stamps (letters, digits, coins) that come in families which look and read nearly the same: modes of
+    their own beside the languages."""
     prompt: str = ""
     """What the model is asked: a text with the base's placeholder once; the caption follows it directly. The small base
     is asked for a caption of the first of --modes."""

@@ -79,7 +79,7 @@ def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
 
 def _small(config: Config, modality: Modality) -> Path:
     """The folder of the small base of a data set, which knows the captions of all modes."""
-    corpus = data.load_captions(config.data, config.cache, config.folder)
+    corpus = data.load_captions(config.data, config.cache, config.folder, families=config.families)
     settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
     made_of = settings, modality, [(r.id, r.split, r.targets) for r in corpus.records]
     name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(repr(made_of).encode()):08x}-{config.base_steps}"

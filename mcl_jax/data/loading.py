@@ -65,7 +65,7 @@ def load_captions(
       data_dir: where TFDS keeps what it makes; its default if None.
       folder: the files that a named data set is made of, the first time; None to fetch the stamps' Debian package.
       modes: keep only captions of these, such as ("en", "fr"), and records that have all of them; all if empty.
-      families: whether to keep the stamps that look and read nearly the same, see `stamps`.
+      families: of the stamps, whether to keep those that look and read nearly the same, see `stamps`.
     Returns:
       The corpus; its records read their picture or clip when asked to, `record.media.read()`.
     Raises:
@@ -74,11 +74,12 @@ def load_captions(
     """
     if str(data) in CAPTIONS:
         corpus = build_captions(str(data), data_dir, folder)
+        if not families and corpus.name.startswith("stamps/"):
+            corpus = without_families(corpus)
     elif Path(data).is_dir():
         corpus = read_captions(data)
     else:
         raise ValueError(f"data: a folder with captions.jsonl, or it {describe_unknown(str(data), CAPTIONS)}")
-    corpus = corpus if families else without_families(corpus)
     if not modes:
         return corpus
     kept = corpus.with_modes(*modes)

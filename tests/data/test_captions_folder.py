@@ -39,6 +39,13 @@ def test_lines_of_one_file_or_one_id_are_one_record(folder):
     assert len(warned) == 1
 
 
+def test_families_are_those_of_the_stamps_alone(tmp_path):
+    write(tmp_path / "mine" / "symbols/stop.png", png())
+    write_lines(tmp_path / "mine" / "captions.jsonl", {"file": "symbols/stop.png", "caption": "a sign"})
+    (record,) = load_captions(tmp_path / "mine", families=False).records
+    assert record.id == "symbols/stop.png"
+
+
 def test_clips(folder):
     write(folder / "a.ogg", ogg())
     write(folder / "b.wav", sound())

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import fake_stamps
 import flax.linen as nn
 import jax
 import numpy as np
@@ -115,10 +116,20 @@ def test_each_choice_that_a_small_base_depends_on_has_its_own(tmp_path, monkeypa
     heard = lambda seconds, **of: task._small(tiny(AudioConfig, clips, None, seconds=seconds, **of), Clips(seconds))
     different = [seen(), seen(max_length=65), seen(base_steps=7), heard(1.0), heard(2.0)]
     assert len(set(different)) == len(different)
-    same = [seen(), seen(seed=1, steps=7, rank=3, methods=("mle",)), seen(modes=("fr", "en")), seen(families=False)]
+    same = [seen(), seen(seed=1, steps=7, rank=3, methods=("mle",)), seen(modes=("fr", "en")), seen(families=True)]
     assert set(same) == {different[0]}
     assert given[0][1] == small_base.SmallBase(steps=600, max_length=64)
     assert given[-2][3].modes == ("en", "fr")  # all, whatever adapters learn
+
+
+@pytest.mark.filterwarnings("ignore:corpus 'stamps/pictures'. left out")
+def test_a_small_base_learns_the_stamps_that_adapters_do(tmp_path, monkeypatch):
+    fake_stamps.install(monkeypatch)
+    monkeypatch.setattr(task, "small_base", lambda folder, settings, modality, corpus: (folder, len(corpus.records)))
+    config = tiny(Config, pictures_in(tmp_path / "mine"), None, data="stamps/pictures")
+    of = lambda **changes: task._small(dataclasses.replace(config, **changes), Pictures())
+    (some, kept), (every, number) = of(), of(families=True)
+    assert (kept, number) == (40, 92) and some != every
 
 
 def test_a_small_base_is_asked_by_mode_and_adapters_for_the_first_of_theirs(tmp_path, monkeypatch):
