@@ -19,6 +19,7 @@ from mcl_jax.data import (
 )
 from mcl_jax.data.features import as_features, from_features
 
+pytestmark = pytest.mark.filterwarnings("ignore:verses. kept:UserWarning")
 CHAPTERS = 60  # enough for every split
 
 
