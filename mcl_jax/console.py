@@ -113,7 +113,7 @@ def table(
     """
     shown = rich.table.Table(title=title)
     for column in columns:
-        shown.add_column(column)
+        shown.add_column(column, overflow="fold")  # a long word is broken rather than cut
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"table {title!r} has {len(columns)} columns {list(columns)}, got the row {list(row)}")

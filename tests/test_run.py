@@ -210,5 +210,8 @@ def test_table():
     console.table("Results", ["run", "loss"], [["mcl", jnp.asarray(0.123456)], ["mle", None]],
                   console=rich.console.Console(file=out))  # fmt: skip
     assert "0.1235" in out.getvalue() and "n/a" in out.getvalue()
+    narrow = rich.console.Console(file=(out := io.StringIO()), width=24, force_terminal=True)
+    console.table("", ["run", "loss"], [["one", 1.0], ["a" * 20 + "z", 2.0]], console=narrow)
+    assert "z" in out.getvalue() and "…" not in out.getvalue()
     with pytest.raises(ValueError, match="2 columns"):
         console.table("Results", ["run", "loss"], [["mcl"]])
