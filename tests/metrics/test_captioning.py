@@ -143,17 +143,21 @@ def test_values_are_pycocoevalcaps_live(texts, monkeypatch, request):
 
     answers, references = texts(request)
     given = captions(answers, references)
-    ours = [c.per_answer() for c in metrics.coco_bleu(given)]
-    ours += [metrics.rouge_l(given), metrics.cider_d(given), metrics.meteor(given).per_answer()]
+    pooled = [*metrics.coco_bleu(given), metrics.meteor(given)]
+    ours = [*(c.per_answer() for c in pooled), metrics.rouge_l(given), metrics.cider_d(given)]
     tokenized = lambda texts: PTBTokenizer().tokenize(
         {n: [{"caption": t} for t in item] for n, item in enumerate(texts)}
     )
-    right, meteor = tokenized(references), Meteor()
+    right, meteor, corpus = tokenized(references), Meteor(), []
     for k in range(3):
         theirs = tokenized([[item[k]] for item in answers])
-        expected = list(bleu.compute_score(right, theirs, verbose=0)[1])
-        expected += [scorer.compute_score(right, theirs)[1] for scorer in (Rouge(), Cider(), meteor)]
+        bleus, each = bleu.compute_score(right, theirs, verbose=0)
+        of_all, meteors = meteor.compute_score(right, theirs)
+        corpus.append([*bleus, of_all])
+        expected = [*each, meteors, *(scorer.compute_score(right, theirs)[1] for scorer in (Rouge(), Cider()))]
         np.testing.assert_allclose([[item[k] for item in values] for values in ours], expected, rtol=0, atol=1e-6)
+    means = [c.corpus_mean(FEW).mean for c in pooled]
+    np.testing.assert_allclose(means, np.mean(corpus, axis=0), rtol=0, atol=1e-6)
 
 
 # --- By hand ----------------------------------------------------------------------------------------------------------
