@@ -263,9 +263,16 @@ def _record_checksum(record: dict[str, Any]) -> int:
 
 def _check_finite(step: int, arrays: dict[str, np.ndarray]) -> None:
     for path, array in arrays.items():
-        if path.startswith("adapters/") and not np.isfinite(array).all():
-            bad = int(array.size - np.isfinite(array).sum())
-            raise ValueError(f"step {step} is not saved: {path} has {bad} of {array.size} values that are not finite")
+        adapter = path.startswith("adapters/")
+        if not np.issubdtype(array.dtype, np.inexact) and not adapter:
+            continue
+        sound = np.isfinite(array) if adapter else ~np.isnan(array)  # an optimizer may start from an infinity
+        if not sound.all():
+            bad = int(array.size - sound.sum())
+            where = f" (hypotheses {np.unique(np.nonzero(~sound)[0]).tolist()})" if adapter else ""
+            raise ValueError(
+                f"step {step} is not saved: {path} has {bad} of {array.size} values that are not finite{where}"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -21,14 +21,17 @@ def sequence_log_likelihood(
     Args:
       logits: z, of any float dtype, with any axes before B (hypotheses).
       targets: token ids; those under a false mask may be anything inside or outside [0, V).
-      mask: true where a token is a target. Sequences with none have log-likelihood 0.
+      mask: true where a token is a target. Sequences with none have log-likelihood 0. Logits elsewhere may be anything,
+        NaN too: neither the value nor the gradient depends on them.
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
       ValueError: if the shapes do not fit.
     """
     _check_shapes("logits", logits.shape[-3:-1], targets, mask)
-    logits, targets, mask = logits.astype(jnp.float32), jnp.where(mask, targets, 0), mask.astype(bool)
+    mask = mask.astype(bool)
+    counted = jnp.broadcast_to(mask[..., None], logits.shape)
+    logits, targets = jnp.where(counted, logits, 0.0).astype(jnp.float32), jnp.where(mask, targets, 0)
     index = jnp.broadcast_to(targets[..., None], (*logits.shape[:-1], 1))
     token = jnp.take_along_axis(logits, index, -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
     masked = jnp.where(jnp.broadcast_to(mask, token.shape), token, 0.0)
@@ -76,6 +79,7 @@ def chunked_sequence_log_likelihood(
     if bias is not None and bias.shape != unembedding.shape[1:]:
         raise ValueError(f"bias must have shape [V] = {unembedding.shape[1:]}, got {bias.shape}")
     mask = mask.astype(bool)
+    hidden = jnp.where(mask[..., None], hidden, 0.0)  # whatever stands there, NaN too, reaches no product
     bias = jnp.zeros(unembedding.shape[1], jnp.float32) if bias is None else bias
     token = _token_log_likelihood(
         chunk_size,
@@ -147,7 +151,7 @@ def _by_rows(row_fn, size):
 def _token(unembedding, bias, h, x, m):
     """m_t log p(x_t) for rows h [N, D], targets x [N], mask m [N] -> [N]."""
     z = _logits(h, unembedding, bias)
-    return m * (jnp.take_along_axis(z, x[:, None], 1)[:, 0] - jax.nn.logsumexp(z, axis=-1))
+    return jnp.where(m > 0.0, jnp.take_along_axis(z, x[:, None], 1)[:, 0] - jax.nn.logsumexp(z, axis=-1), 0.0)
 
 
 def _token_and_dz(unembedding, bias, h, x, m):
@@ -156,7 +160,8 @@ def _token_and_dz(unembedding, bias, h, x, m):
     log_normaliser = jax.nn.logsumexp(z, axis=-1, keepdims=True)
     rows = jnp.arange(x.size)
     dz = (-m[:, None] * jnp.exp(z - log_normaliser)).at[rows, x].add(m)
-    return m * (jnp.take_along_axis(z, x[:, None], 1) - log_normaliser)[:, 0], dz
+    token = (jnp.take_along_axis(z, x[:, None], 1) - log_normaliser)[:, 0]
+    return jnp.where(m > 0.0, token, 0.0), dz
 
 
 def _token_and_dh(unembedding, bias, h, x, m):

@@ -136,6 +136,7 @@ def balance_loss(logits: Float[Array, "B T *H E"], top_k: int, counted: Bool[Arr
       top_k: experts that a token is sent to.
       counted: tokens that count. Examples with none have a loss of 0.
     """
+    logits = jnp.where(counted.reshape(*counted.shape, *[1] * (logits.ndim - 2)), logits, 0.0)
     counted = counted.astype(logits.dtype)
     share = counted / jnp.maximum(counted.sum(1, keepdims=True), 1.0)
     mean = lambda x: jnp.einsum("bt,bt...e->b...e", share, x)

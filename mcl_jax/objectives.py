@@ -17,7 +17,9 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mcl_jax import dtypes
 
 LogLikelihood = Float[Array, "K B"]
 Weights = Float[Array, "K B"]
@@ -31,12 +33,32 @@ TIE_TOLERANCE = 1e-6
 
 
 @flax.struct.dataclass
+class Totals:
+    """Sums over examples, so that micro-batches and devices can be added up before anything is divided.
+
+    Attributes:
+      loss: sum of the losses of the examples, in nats.
+      weight: number of examples that count.
+      wins: [K], how many of them each hypothesis won.
+      entropy: sum of the entropies of q, in nats.
+      log_likelihood: [K], sum of log p as the objective compares it, in nats; not finite if a hypothesis diverged.
+    """
+
+    loss: Float[Array, ""]
+    weight: Float[Array, ""]
+    wins: Float[Array, " K"]
+    entropy: Float[Array, ""]
+    log_likelihood: Float[Array, " K"]
+
+
+@flax.struct.dataclass
 class Aux:
     """What an objective says beside its loss.
 
     Attributes:
       winner: [B], the hypothesis that each example is assigned to.
-      win_rate: [K], share of the examples that each hypothesis won.
+      win_rate: [K], share of the examples that each hypothesis won. It sums to 1, or to less where every hypothesis
+        diverged on some examples.
       weights: q [K, B].
       entropy: of q over hypotheses, mean over examples, in nats: 0 when hard, log K when uniform.
       state: the next state of the objective.
@@ -65,16 +87,26 @@ def example_keys(rng: Rng, batch: int) -> Key[Array, " B"] | None:
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(batch))
 
 
+def diverged(log_likelihood: LogLikelihood) -> Bool[Array, "K B"]:
+    """True where log p is NaN or +inf, which no model gives that is still sound; −inf is a probability of zero."""
+    return jnp.isnan(log_likelihood) | jnp.isposinf(log_likelihood)
+
+
 def winners(log_likelihood: LogLikelihood, rng: Rng = None) -> Int[Array, " B"]:
     """argmax over k. Ties go to one of the tied at random, or to the first of them without `rng`.
 
+    A hypothesis that diverged on an example wins it only if all did.
+
     Args:
       log_likelihood: [K, B].
-      rng: one key, or one an example [B].
+      rng: one key, or one key per example [B].
     """
     num_hypotheses, batch = log_likelihood.shape
-    best = jnp.max(log_likelihood, axis=0, keepdims=True)
-    tied = log_likelihood >= best - TIE_TOLERANCE * (1.0 + jnp.abs(best))
+    broken = diverged(log_likelihood)
+    contest = jnp.where(broken, -jnp.inf, log_likelihood)
+    best = jnp.max(contest, axis=0, keepdims=True)
+    tied = contest >= best - TIE_TOLERANCE * (1.0 + jnp.abs(best))
+    tied &= ~broken | broken.all(0, keepdims=True)
     if rng is None:
         return jnp.argmax(tied, axis=0).astype(jnp.int32)
     draws = jax.vmap(lambda key: jax.random.uniform(key, (num_hypotheses,)))(example_keys(rng, batch)).T
@@ -83,7 +115,7 @@ def winners(log_likelihood: LogLikelihood, rng: Rng = None) -> Int[Array, " B"]:
 
 def win_counts(winner: Int[Array, " B"], num_hypotheses: int, weight: Float[Array, " B"]) -> Float[Array, " K"]:
     """How many examples, each counted `weight` times, every hypothesis won."""
-    return jnp.where(winner[None] == jnp.arange(num_hypotheses)[:, None], weight[None], 0.0).sum(1)
+    return jnp.where(winner[None] == jnp.arange(num_hypotheses, dtype=winner.dtype)[:, None], weight[None], 0.0).sum(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +147,9 @@ class Objective(abc.ABC):
         if num_hypotheses < 1:
             raise ValueError(f"need at least one hypothesis, got K={num_hypotheses}")
 
-    @property
     @abc.abstractmethod
-    def hard(self) -> bool:
-        """True if q puts everything on the winner, so that only winners need a backward pass."""
+    def is_hard(self, num_hypotheses: int) -> bool:
+        """True if q of K hypotheses puts everything on the winner, so that only winners need a backward pass."""
 
     @abc.abstractmethod
     def weights(self, log_likelihood: LogLikelihood, step: Any = 0, state: State = None, rng: Rng = None) -> Weights:
@@ -134,8 +165,42 @@ class Objective(abc.ABC):
 
     def example_loss(self, log_likelihood: LogLikelihood, weights: Weights) -> Float[Array, " B"]:
         """−Σ_k q_kb log p(x_b | θ_k): each example's part of the loss."""
-        counted = (weights > 0.0) | jnp.isnan(log_likelihood)  # a NaN must show, also in a hypothesis that lost
-        return -jnp.where(counted, weights * log_likelihood, 0.0).sum(0)
+        return -jnp.where(weights > 0.0, weights * log_likelihood, 0.0).sum(0)
+
+    def totals(
+        self,
+        log_likelihood: LogLikelihood,
+        weight: Float[Array, " B"],
+        step: Any = 0,
+        state: State = None,
+        rng: Rng = None,
+    ) -> tuple[Totals, Weights, Int[Array, " B"]]:
+        """Sums over the examples, q [K, B] and the winners [B]; the loss is differentiable in the log-likelihoods.
+
+        The loss of an example is NaN if any hypothesis diverged on it, also one that lost. Its gradient is that of the
+        sound hypotheses alone, which win the example, so that one broken adapter does not spoil the others.
+
+        Args:
+          log_likelihood: [K, B], normalised.
+          weight: 1 for examples that count and 0 for others, whose log-likelihoods may be anything.
+          step, state, rng: as in a call of the objective.
+        """
+        counts = weight > 0.0
+        log_likelihood = jnp.where(counts[None] | jnp.isfinite(log_likelihood), log_likelihood, 0.0)
+        broken = diverged(log_likelihood)
+        q = jax.lax.stop_gradient(self.weights(log_likelihood, step, state, rng)).astype(log_likelihood.dtype)
+        winner = self.assign(jax.lax.stop_gradient(log_likelihood), state, rng)
+        sound = jnp.where(broken, 0.0, log_likelihood)
+        loss = self.example_loss(sound, jnp.where(broken, 0.0, q)) + jnp.where(broken.any(0), jnp.nan, 0.0)
+        over_examples = lambda x: jnp.where(jnp.broadcast_to(counts, x.shape), x, 0.0).sum(-1)
+        totals = Totals(
+            loss=over_examples(loss),
+            weight=weight.sum(),
+            wins=win_counts(winner, log_likelihood.shape[0], jnp.where(broken.all(0), 0.0, weight)),
+            entropy=over_examples(weight_entropy(q)),
+            log_likelihood=over_examples(log_likelihood),
+        )
+        return totals, q, winner
 
     def normalize(self, log_likelihood: LogLikelihood, tokens: Int[Array, " B"] | None) -> LogLikelihood:
         """Sums of log p as this objective compares them; as they are if no token counts are given."""
@@ -165,21 +230,20 @@ class Objective(abc.ABC):
         Raises:
           ValueError: for an array that is not [K, B], or a K for which the objective is not defined.
         """
+        log_likelihood = jnp.asarray(log_likelihood)
         if log_likelihood.ndim != 2:
             raise ValueError(f"log_likelihood must be [K, B], got shape {log_likelihood.shape}")
+        log_likelihood = dtypes.widened(log_likelihood)
         num_hypotheses, batch = log_likelihood.shape
         state = self.init(num_hypotheses) if state is None else state
+        weight = (jnp.ones(batch) if tokens is None else tokens > 0).astype(log_likelihood.dtype)
         log_likelihood = self.normalize(log_likelihood, tokens)
-        weight = jnp.ones(batch) if tokens is None else (tokens > 0).astype(jnp.float32)
-        total = jnp.maximum(weight.sum(), 1.0)
 
-        q = self.weights(log_likelihood, step, state, rng)
-        loss = (weight * self.example_loss(log_likelihood, q)).sum() / total
-
-        winner = self.assign(jax.lax.stop_gradient(log_likelihood), state, rng)
-        win_rate = win_counts(winner, num_hypotheses, weight) / total
-        entropy = (weight * weight_entropy(q)).sum() / total
-        return loss, Aux(winner, win_rate, q, entropy, self.next_state(state, win_rate, step))
+        totals, q, winner = self.totals(log_likelihood, weight, step, state, rng)
+        examples = jnp.maximum(totals.weight, 1.0)
+        win_rate = totals.wins / examples
+        next_state = self.next_state(state, win_rate, step)
+        return totals.loss / examples, Aux(winner, win_rate, q, totals.entropy / examples, next_state)
 
 
 def weight_entropy(weights: Weights) -> Float[Array, " B"]:
@@ -187,8 +251,15 @@ def weight_entropy(weights: Weights) -> Float[Array, " B"]:
     return -jax.scipy.special.xlogy(weights, weights).sum(0)
 
 
+def posterior(log_likelihood: LogLikelihood, temperature: Any = 1.0) -> Weights:
+    """softmax_k(log p / τ). A hypothesis that diverged gets nothing; where none is possible, all get the same."""
+    scores = jnp.where(diverged(log_likelihood), -jnp.inf, log_likelihood)
+    impossible = jnp.isneginf(scores).all(0, keepdims=True)
+    return jax.nn.softmax(jnp.where(impossible, 0.0, scores) / temperature, axis=0)
+
+
 def _one_hot(winner: Int[Array, " B"], num_hypotheses: int) -> Weights:
-    return jax.nn.one_hot(winner, num_hypotheses, axis=0)
+    return jax.nn.one_hot(winner, num_hypotheses, axis=0, dtype=jnp.float32)
 
 
 def _relaxed(winner: Int[Array, " B"], num_hypotheses: int, epsilon: float) -> Weights:
@@ -208,17 +279,19 @@ def _check_epsilon(name: str, epsilon: float) -> None:
 class MLE(Objective):
     """q = 1/K: every hypothesis on every example, which for K = 1 is maximum likelihood."""
 
-    hard = True
+    def is_hard(self, num_hypotheses):
+        return num_hypotheses == 1
 
     def weights(self, log_likelihood, step=0, state=None, rng=None):
-        return jnp.full(log_likelihood.shape, 1.0 / log_likelihood.shape[0])
+        return jnp.full_like(log_likelihood, 1.0 / log_likelihood.shape[0])
 
 
 @dataclasses.dataclass(frozen=True)
 class WTA(Objective):
     """q = 1 for the winner: L = −E[max_k log p(x | θ_k)]."""
 
-    hard = True
+    def is_hard(self, num_hypotheses):
+        return True
 
     def weights(self, log_likelihood, step=0, state=None, rng=None):
         return _one_hot(self.assign(jax.lax.stop_gradient(log_likelihood), state, rng), log_likelihood.shape[0])
@@ -234,8 +307,7 @@ class RelaxedWTA(Objective):
         super().__post_init__()
         _check_epsilon("relaxed_wta", self.epsilon)
 
-    @property
-    def hard(self) -> bool:
+    def is_hard(self, num_hypotheses):
         return self.epsilon == 0.0
 
     def check(self, num_hypotheses):
@@ -255,27 +327,31 @@ class Annealed(Objective):
 
     temperature: Callable[[Any], Any] = dataclasses.field(default=lambda step: 1.0)
     floor: float = 1e-6
-    hard = False
+
+    def is_hard(self, num_hypotheses):
+        return False
 
     def weights(self, log_likelihood, step=0, state=None, rng=None):
         log_likelihood = jax.lax.stop_gradient(log_likelihood)
-        temperature = jnp.asarray(self.temperature(step), jnp.float32)
-        soft = jax.nn.softmax(log_likelihood / jnp.maximum(temperature, self.floor), axis=0)
+        temperature = jnp.asarray(self.temperature(step)).astype(log_likelihood.dtype)
+        soft = posterior(log_likelihood, jnp.maximum(temperature, self.floor))
         hard = _one_hot(self.assign(log_likelihood, state, rng), log_likelihood.shape[0])
-        return jnp.where(temperature <= self.floor, hard, soft)
+        return jnp.where(temperature <= self.floor, hard.astype(soft.dtype), soft)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Objective):
     """L = −E[log (1/K) Σ_k p(x | θ_k)], the exact likelihood of a uniform mixture; q is its posterior (soft EM)."""
 
-    hard = False
+    def is_hard(self, num_hypotheses):
+        return False
 
     def weights(self, log_likelihood, step=0, state=None, rng=None):
-        return jax.nn.softmax(jax.lax.stop_gradient(log_likelihood), axis=0)
+        return posterior(jax.lax.stop_gradient(log_likelihood))
 
     def example_loss(self, log_likelihood, weights):
-        return math.log(log_likelihood.shape[0]) - jax.nn.logsumexp(log_likelihood, axis=0)
+        """−log (1/K) Σ_k p_k = log K − Σ_k q_k log p_k − H(q) at the posterior q, where both have the same gradient."""
+        return math.log(len(weights)) + super().example_loss(log_likelihood, weights) - weight_entropy(weights)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,8 +375,7 @@ class BalancedWTA(Objective):
         if self.share is not None and (min(self.share) < 0.0 or abs(sum(self.share) - 1.0) > 1e-6):
             raise ValueError(f"balanced_wta: share must be K non-negative numbers that sum to 1, got {self.share}")
 
-    @property
-    def hard(self) -> bool:
+    def is_hard(self, num_hypotheses):
         return self.epsilon == 0.0
 
     def check(self, num_hypotheses):
@@ -315,7 +390,9 @@ class BalancedWTA(Objective):
         return jnp.zeros(num_hypotheses, jnp.float32)
 
     def assign(self, log_likelihood, state=None, rng=None):
-        return winners(log_likelihood if state is None else log_likelihood + state[:, None], rng)
+        return winners(
+            log_likelihood if state is None else log_likelihood + state.astype(log_likelihood.dtype)[:, None], rng
+        )
 
     def weights(self, log_likelihood, step=0, state=None, rng=None):
         self.check(log_likelihood.shape[0])
@@ -323,8 +400,9 @@ class BalancedWTA(Objective):
         return _relaxed(winner, log_likelihood.shape[0], self.epsilon)
 
     def next_state(self, state, win_rate, step):
-        share = 1.0 / win_rate.size if self.share is None else jnp.asarray(self.share, jnp.float32)
-        biased = state + self.rate * (share - win_rate)
+        share = jnp.full(win_rate.size, 1.0 / win_rate.size) if self.share is None else jnp.asarray(self.share)
+        missing = share.astype(state.dtype) - win_rate.astype(state.dtype)
+        biased = state + self.rate * jnp.where(win_rate.any(), missing, 0.0)  # a batch that nobody won says nothing
         return biased if self.release_step is None else jnp.where(step + 1 >= self.release_step, 0.0, biased)
 
 

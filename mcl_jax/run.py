@@ -223,37 +223,51 @@ class Run:
 
 
 class LossGuard:
-    """Losses gathered on the device, looked at together: call `check` before each log line and each checkpoint."""
+    """Metrics gathered on the device, looked at together: call `check` before each log line and each checkpoint."""
 
     def __init__(self):
         self._steps: list[int] = []
-        self._losses: list[Any] = []
+        self._metrics: list[dict[str, Any]] = []
 
-    def add(self, step: int, loss: Any) -> None:
-        """Remembers the loss of a step, without waiting for it."""
+    def add(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Remembers the loss of a step, and log_likelihood [K] if it is there, without waiting for them."""
         self._steps.append(step)
-        self._losses.append(loss)
+        self._metrics.append({name: metrics[name] for name in ("loss", "log_likelihood") if name in metrics})
 
     def check(self, last_good: int | None = None) -> None:
         """Raises as `check_finite` does, and forgets."""
-        steps, losses, self._steps, self._losses = self._steps, self._losses, [], []
-        check_finite(steps, losses, last_good)
+        steps, metrics, self._steps, self._metrics = self._steps, self._metrics, [], []
+        check_finite(steps, metrics, last_good)
 
 
-def check_finite(steps: Sequence[int], losses: Sequence[Any], last_good: int | None = None) -> None:
+def check_finite(steps: Sequence[int], metrics: Sequence[Mapping[str, Any]], last_good: int | None = None) -> None:
     """Looks for a NaN or infinite loss.
 
     Args:
-      steps: of the losses.
-      losses: scalars, on the device or not.
+      steps: numbers of the steps.
+      metrics: of each step: its loss, and log_likelihood [K] where it is known; on the device or not.
       last_good: step of the last checkpoint, None if there is none.
     Raises:
-      FloatingPointError: names the first such step and the last good checkpoint.
+      FloatingPointError: names the first such step, the hypotheses that diverged, and the last good checkpoint.
     """
-    for step, loss in zip(steps, map(np.float64, jax.device_get(list(losses))), strict=True):
+    for step, values in zip(steps, jax.device_get(list(metrics)), strict=True):
+        loss = float(np.float64(values["loss"]))
         if not math.isfinite(loss):
             kept = "there is no checkpoint before it" if last_good is None else f"the last good one is step {last_good}"
-            raise FloatingPointError(f"the loss is {loss} at step {step}; {kept} (lower the learning rate, or clip?)")
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}{_diverged(values.get('log_likelihood'))}; {kept} "
+                "(lower the learning rate, or clip the gradients?)"
+            )
+
+
+def _diverged(log_likelihood: Any) -> str:
+    """Which hypotheses have a log-likelihood [K] that is not finite."""
+    values = np.atleast_1d(np.asarray([] if log_likelihood is None else log_likelihood, np.float64))
+    broken = np.flatnonzero(~np.isfinite(values)).tolist()
+    if not broken:
+        return ""
+    which = f"hypothesis {broken[0]}" if len(broken) == 1 else f"hypotheses {', '.join(map(str, broken))}"
+    return f" because the log-likelihood of {which} (of K={values.size}) is {values[broken[0]]}"
 
 
 def _checked(tag: str) -> str:

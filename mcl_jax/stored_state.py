@@ -82,7 +82,7 @@ def check_fits(tree: Any, leaves: dict[str, Any], name: str) -> None:
       ValueError: if paths, shapes or dtypes differ; names the first of them with both sides.
     """
     has = {path: f"{leaf['dtype']}{leaf['shape']}" for path, leaf in leaves.items()}
-    needs = {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in flatten(tree).items()}
+    needs = {path: _kind(leaf) for path, leaf in flatten(tree).items()}
     differ = [path for path in sorted(has | needs) if has.get(path) != needs.get(path)]
     if not differ:
         return
@@ -94,6 +94,11 @@ def check_fits(tree: Any, leaves: dict[str, Any], name: str) -> None:
         f"{name} does not fit the state, {len(differ)} arrays differ (other K, rank, targets, optimizer or "
         f"objective?):{''.join(lines)}"
     )
+
+
+def _kind(leaf: Any) -> str:
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)  # a Python number in a state made by hand
+    return f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def fill(tree: Any, arrays: dict[str, np.ndarray], leaves: dict[str, Any]) -> Any:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from mcl_jax import hypotheses, objectives
+from mcl_jax import dtypes, hypotheses, objectives
 
 Batch = PyTree[Array]
 Metrics = dict[str, Array]
@@ -54,29 +54,56 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, *, params: Any, adapters: Any, optimizer: optax.GradientTransformation, rng: Key[Array, ""]
+        cls,
+        *,
+        params: Any,
+        adapters: Any,
+        optimizer: optax.GradientTransformation,
+        rng: Key[Array, ""],
+        objective: objectives.Objective | None = None,
     ) -> "TrainState":
         """State at step 0. Adapters are copied, since steps donate their buffers.
 
+        Args:
+          params: frozen base.
+          adapters: leading axis K.
+          optimizer: of the adapters.
+          rng: key of the run.
+          objective: whose state it holds; without one the first step puts in that of its own objective.
         Raises:
-          ValueError: if the adapters do not share one leading axis K, or rng is an old-style key.
+          ValueError: if the adapters do not share one leading axis K, the objective is not defined for this K, or rng
+            is an old-style key.
         """
-        hypotheses.count(adapters)
+        num_hypotheses = hypotheses.count(adapters)
         objectives.check_key(rng)
-        adapters, first = (jax.tree.map(jnp.copy, adapters) for _ in range(2))  # an optimizer may keep what it is given
-        return cls(jnp.zeros((), jnp.int32), params, adapters, optimizer.init(first), None, jnp.copy(rng))
+
+        def initial(adapters, rng):
+            own = jax.tree.map(jnp.copy, adapters)  # an optimizer may keep what it is given
+            return cls(
+                step=jnp.zeros((), jnp.int32),
+                params=None,
+                adapters=jax.tree.map(jnp.copy, adapters),
+                opt_state=jax.tree.map(_settled, optimizer.init(own)),
+                objective_state=None if objective is None else objective.init(num_hypotheses),
+                rng=jnp.copy(rng),
+            )
+
+        # Compiled, so that every leaf is a buffer of its own, Python numbers are arrays, and nothing leaves the device.
+        return jax.jit(initial)(adapters, rng).replace(params=params)
 
 
 @flax.struct.dataclass
 class Sums:
-    """What is added up over micro-batches and devices before anything is divided."""
+    """What is added up over micro-batches and devices before anything is divided.
+
+    Attributes:
+      gradient: sum over examples, in float32 or wider whatever the adapters are stored in.
+      totals: sums of the objective.
+      tokens: number of target tokens.
+    """
 
     gradient: Any
-    loss: Float[Array, ""]
-    weight: Float[Array, ""]
-    wins: Float[Array, " K"]
-    entropy: Float[Array, ""]
-    log_likelihood: Float[Array, " K"]
+    totals: objectives.Totals
     tokens: Float[Array, ""]
 
 
@@ -146,7 +173,7 @@ class Update:
     ):
         if backward not in BACKWARDS:
             raise ValueError(f"backward must be one of {BACKWARDS}, got {backward!r}")
-        if backward == "winner" and not objective.hard:
+        if backward == "winner" and not (objective.is_hard(1) or objective.is_hard(2)):
             raise ValueError(_not_hard(objective))
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1 micro-batch, got {accumulate}")
@@ -155,14 +182,15 @@ class Update:
                 f"hypothesis_chunk={hypothesis_chunk} must be at least 1, "
                 f'and goes with backward="all", not {backward!r}'
             )
-        self.log_likelihood_fn, self.objective, self.optimizer = log_likelihood_fn, objective, optimizer
+        self.log_likelihood_fn, self.objective = log_likelihood_fn, objective
+        self.optimizer = optax.with_extra_args_support(optimizer)  # some want the loss, as `value`
         self.backward, self.accumulate, self.hypothesis_chunk = backward, accumulate, hypothesis_chunk
         self.axis_name = axis_name
 
     def check(self, num_hypotheses: int, batch: Batch) -> None:
         """Raises a ValueError if K or the batch do not suit the step."""
         self.objective.check(num_hypotheses)
-        if self.backward == "winner" and isinstance(self.objective, objectives.MLE) and num_hypotheses > 1:
+        if self.backward == "winner" and not self.objective.is_hard(num_hypotheses):
             raise ValueError(_not_hard(self.objective, f" with K={num_hypotheses}"))
         if self.hypothesis_chunk and num_hypotheses % self.hypothesis_chunk:
             raise ValueError(f"hypothesis_chunk={self.hypothesis_chunk} does not divide K={num_hypotheses}")
@@ -176,23 +204,24 @@ class Update:
         sums = self.sums(params, state, batch)
         if self.axis_name is not None:
             sums = jax.lax.psum(sums, self.axis_name)
-        total = jnp.maximum(sums.weight, 1.0)
-        gradient = jax.tree.map(lambda g, a: (g / total).astype(a.dtype), sums.gradient, state.adapters)
-        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.adapters)
-        win_rate = sums.wins / total
+        totals = sums.totals
+        examples = jnp.maximum(totals.weight, 1.0)
+        loss, win_rate = totals.loss / examples, totals.wins / examples
+        gradient = jax.tree.map(lambda g, a: (g / examples).astype(a.dtype), sums.gradient, state.adapters)
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.adapters, value=loss)
         new_state = state.replace(
             step=state.step + 1,
             adapters=optax.apply_updates(state.adapters, updates),
-            opt_state=opt_state,
+            opt_state=jax.tree.map(_as, opt_state, state.opt_state),
             objective_state=self.objective.next_state(state.objective_state, win_rate, state.step),
         )
         metrics = {
-            "loss": sums.loss / total,
+            "loss": loss,
             "win_rate": win_rate,
-            "weight_entropy": sums.entropy / total,
-            "log_likelihood": sums.log_likelihood / total,
+            "weight_entropy": totals.entropy / examples,
+            "log_likelihood": totals.log_likelihood / examples,
             "gradient_norm": optax.tree.norm(gradient),
-            "examples": sums.weight,
+            "examples": totals.weight,
             "tokens": sums.tokens,
         }
         return new_state, metrics
@@ -215,22 +244,23 @@ class Update:
         choose_rng, model_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
         example_rngs = jax.vmap(jax.random.fold_in, (None, 0))(choose_rng, index)
         tie_rngs, draw_rngs = jax.vmap(jax.random.split, out_axes=1)(example_rngs)
-        adapters, objective = state.adapters, self.objective
-        num_hypotheses = hypotheses.count(adapters)
+        num_hypotheses = hypotheses.count(state.adapters)
+        adapters = jax.tree.map(dtypes.widened, state.adapters)  # so that gradients of examples are added in float32
 
         def normalized(adapters, k_of_example, gathered):
+            narrowed = jax.tree.map(_as, adapters, state.adapters)
             log_p, tokens = example_log_likelihoods(
-                self.log_likelihood_fn, params, adapters, batch, k_of_example, index, model_rng, gathered=gathered
+                self.log_likelihood_fn, params, narrowed, batch, k_of_example, index, model_rng, gathered=gathered
             )
-            return objective.normalize(log_p, tokens), tokens
+            return self.objective.normalize(log_p, tokens), tokens
 
         def every(adapters, ks):
             return jax.vmap(lambda a, k: normalized(a, jnp.full_like(index, k), False))(adapters, ks)
 
-        def weigh(log_p, tokens):
-            weight = jnp.ones(index.size) if tokens is None else (tokens[0] > 0).astype(jnp.float32)
-            q = jax.lax.stop_gradient(objective.weights(log_p, state.step, state.objective_state, tie_rngs))
-            return q, weight
+        def assess(log_p, tokens):
+            weight = jnp.ones(index.size, jnp.float32) if tokens is None else (tokens[0] > 0).astype(jnp.float32)
+            totals, q, _ = self.objective.totals(log_p, weight, state.step, state.objective_state, tie_rngs)
+            return totals, q, weight
 
         ks = jnp.arange(num_hypotheses)
         one_pass = self.backward == "all" and self.hypothesis_chunk is None
@@ -238,27 +268,16 @@ class Update:
 
             def loss(adapters):
                 log_p, tokens = every(adapters, ks)
-                q, weight = weigh(log_p, tokens)
-                return (weight * objective.example_loss(log_p, q)).sum(), (log_p, tokens)
+                totals, _, _ = assess(log_p, tokens)
+                return totals.loss, (totals, tokens)
 
-            gradient, (log_p, tokens) = jax.grad(loss, has_aux=True)(adapters)
-            q, weight = weigh(log_p, tokens)
+            gradient, (totals, tokens) = jax.grad(loss, has_aux=True)(adapters)
         else:
             log_p, tokens = every(adapters, ks)
-            q, weight = weigh(log_p, tokens)
+            totals, q, weight = assess(log_p, tokens)
             gradient = self._second_pass(adapters, q, weight, normalized, every, draw_rngs)
-
-        winner = objective.assign(log_p, state.objective_state, tie_rngs)
-        counted = jnp.where(weight > 0.0, objective.example_loss(log_p, q), 0.0)
-        return Sums(
-            gradient=gradient,
-            loss=counted.sum(),
-            weight=weight.sum(),
-            wins=objectives.win_counts(winner, num_hypotheses, weight),
-            entropy=(weight * objectives.weight_entropy(q)).sum(),
-            log_likelihood=(weight[None] * log_p).sum(1),
-            tokens=jnp.zeros(()) if tokens is None else tokens[0].sum().astype(jnp.float32),
-        )
+        count = jnp.zeros((), jnp.float32) if tokens is None else tokens[0].sum().astype(jnp.float32)
+        return Sums(gradient, totals, count)
 
     def _second_pass(self, adapters, q, weight, normalized, every, draw_rngs):
         """Gradient of −Σ_b w_b Σ_k q_kb log p(x_b | θ_k), with q known from a first pass that kept nothing."""
@@ -267,7 +286,9 @@ class Update:
 
             def chunk_gradient(chunk):
                 adapters, q, ks = chunk
-                return jax.grad(lambda a: -(weight[None] * q * every(a, ks)[0]).sum())(adapters)
+                counted = (weight[None] > 0.0) & (q > 0.0)
+                loss = lambda a: -jnp.where(counted, q * every(a, ks)[0], 0.0).sum()
+                return jax.grad(loss)(adapters)
 
             chunks = lambda x: x.reshape(-1, self.hypothesis_chunk, *x.shape[1:])
             gradient = jax.lax.map(chunk_gradient, jax.tree.map(chunks, (adapters, q, jnp.arange(num_hypotheses))))
@@ -277,7 +298,22 @@ class Update:
             chosen = jnp.argmax(q, axis=0)
         else:
             chosen = jax.vmap(jax.random.categorical)(draw_rngs, jnp.log(q).T)
-        return jax.grad(lambda a: -(weight * normalized(hypotheses.select(a, chosen), chosen, True)[0]).sum())(adapters)
+
+        def loss(adapters):
+            log_p, _ = normalized(hypotheses.select(adapters, chosen), chosen, True)
+            return -jnp.where(weight > 0.0, log_p, 0.0).sum()
+
+        return jax.grad(loss)(adapters)
+
+
+def _settled(leaf: Any) -> Array:
+    """The leaf as an array whose dtype is settled, as a checkpoint gives it back."""
+    return _as(jnp.asarray(leaf), jnp.asarray(leaf))
+
+
+def _as(leaf: Array, like: Array) -> Array:
+    """The leaf in the dtype of another, so that a state keeps its types from step to step; keys stay what they are."""
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, like.dtype)
 
 
 def _not_hard(objective: objectives.Objective, detail: str = "") -> str:
@@ -309,7 +345,8 @@ class TrainStep:
         num_hypotheses = hypotheses.count(state.adapters)
         self.update.check(num_hypotheses, batch)
         if state.objective_state is None:
-            state = state.replace(objective_state=self.update.objective.init(num_hypotheses))
+            initial = jax.jit(self.update.objective.init, static_argnums=0)  # compiled: no transfer from the host
+            state = state.replace(objective_state=initial(num_hypotheses))
         return state.params, state.replace(params=None), batch
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -238,11 +238,17 @@ def test_not_finite_adapters_are_refused_and_the_last_good_stays(tmp_path, train
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, config={})
         broken = state.replace(adapters=jax.tree.map_with_path(bad, state.adapters), step=jnp.int32(2))
-        with pytest.raises(ValueError, match=r"step 2 is not saved: adapters/head/a has 514 of 1542 values"):
+        with pytest.raises(
+            ValueError, match=r"step 2 is not saved: adapters/head/a has 514 of 1542 .*hypotheses \[0\]"
+        ):
             checkpoints.save(broken, config={})
+        spoiled = jax.tree.map(lambda x: x * jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else x, state.opt_state)
+        with pytest.raises(ValueError, match=r"step 2 is not saved: opt_state/.* not finite"):
+            checkpoints.save(state.replace(opt_state=spoiled, step=jnp.int32(2)), config={})
         guard = LossGuard()
-        guard.add(2, step(fresh(broken), draw(2))[1]["loss"])
-        with pytest.raises(FloatingPointError, match=r"the loss is nan at step 2; the last good one is step 1"):
+        guard.add(2, step(fresh(broken), draw(2))[1])
+        diverged = r"the loss is nan at step 2 because .* hypothesis 0 .* is nan; the last good one is step 1"
+        with pytest.raises(FloatingPointError, match=diverged):
             guard.check(checkpoints.latest_step())
         assert_same(checkpoints.restore(training[1])[0], state)
 

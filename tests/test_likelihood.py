@@ -287,3 +287,38 @@ class TestMemory:
         assert largest_array(hand_vmapped, stack) <= bound
         at_once = lambda h, w, b, x, m: whole(h @ w + b[None, None], x, m)
         assert largest_array(jax.value_and_grad(lambda s: loss(s, at_once)), stack) >= self.limit()
+
+
+class TestNonFinite:
+    """Nothing that stands at a masked position, and no impossible token elsewhere, makes a NaN."""
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_masked_positions_may_hold_anything(self, bad):
+        hidden, unembedding, bias, targets, mask = problem()
+        spoiled = np.where(mask[..., None], hidden, bad)
+        loss = lambda h, w, b: chunked(4)(h, w, b, targets, mask)[0].sum()
+        values, expected = (jax.value_and_grad(loss, (0, 1, 2))(h, unembedding, bias) for h in (spoiled, hidden))
+        jax.tree.map(close, values, expected)
+
+        logits = logits_of(hidden, unembedding, bias)
+        spoiled = np.where(mask[..., None], logits, bad)
+        loss = lambda z: sequence_log_likelihood(z, targets, mask)[0].sum()
+        jax.tree.map(close, jax.value_and_grad(loss)(spoiled), jax.value_and_grad(loss)(logits))
+
+    def test_a_token_that_is_impossible(self):
+        """A bias of −inf on token 0, with which masked targets are filled up, is no target of any sequence."""
+        hidden, unembedding, bias, targets, mask = problem()
+        bias[0] = -np.inf
+        targets = np.where(mask & (targets == 0), 1, targets)
+        loss = lambda h: chunked(4)(h, unembedding, bias, targets, mask)[0]
+        at_once = lambda h: whole(h @ unembedding + bias[None, None], targets, mask)[0]
+        assert np.isfinite(loss(hidden)).all()
+        close(loss(hidden), at_once(hidden))
+        close(jax.grad(lambda h: loss(h).sum())(hidden), jax.grad(lambda h: at_once(h).sum())(hidden))
+
+    def test_a_target_that_is_impossible_has_probability_zero(self):
+        hidden, unembedding, bias, targets, mask = problem()
+        bias[targets[0, 0]] = -np.inf
+        log_p = chunked(4)(hidden, unembedding, bias, targets, mask)[0]
+        assert log_p[0] == -np.inf
+        np.testing.assert_array_equal(log_p, whole(hidden @ unembedding + bias[None, None], targets, mask)[0])

@@ -240,6 +240,12 @@ def sizes_in(jaxpr):
 
 
 class TestBalanceLoss:
+    def test_padding_may_hold_anything(self):
+        logits, counted = normal((2, 5, 3)), np.arange(5)[None] < np.array([[5], [2]])
+        spoiled = np.where(counted[..., None], logits, np.nan)
+        loss = jax.value_and_grad(lambda z: moe.balance_loss(z, 2, counted).sum())
+        jax.tree.map(close, loss(spoiled), loss(logits))
+
     def test_is_one_when_experts_are_used_alike(self):
         everything = jnp.ones((B, T), bool)
         close(moe.balance_loss(jnp.zeros((B, T, E)), 2, everything), np.ones(B), 1e-6)

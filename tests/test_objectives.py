@@ -116,7 +116,7 @@ class TestIdentities:
 
     def test_no_relaxation_is_wta(self):
         for objective in (objectives.relaxed_wta(0.0), objectives.balanced_wta(0.0)):
-            assert objective.hard
+            assert objective.is_hard(K)
             close(objective(LOG_P)[1].weights, objectives.wta()(LOG_P)[1].weights)
 
     def test_relaxation_of_all_but_one_kth_is_mle(self):
@@ -349,3 +349,108 @@ class TestRefused:
 def test_under_jit_with_a_traced_step(objective):
     compiled = jax.jit(lambda x, step: objective(x, step))
     close(compiled(LOG_P, jnp.int32(3))[0], objective(LOG_P, 3)[0])
+
+
+NAN = np.float32(np.nan)
+# Hypothesis 1 diverged on the second example, and on the last one all of them but hypothesis 2 did.
+BROKEN = np.array([[-1.0, -3.0, -2.0, NAN], [-4.0, NAN, -1.0, np.inf], [-2.0, -5.0, -3.0, -6.0]], np.float32)
+either = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
+
+
+class TestDivergedHypotheses:
+    """A hypothesis whose log p is NaN or +inf loses, the loss says that there is one, and the others go on learning."""
+
+    @each
+    @either
+    def test_the_loss_is_nan_and_healthy_hypotheses_win(self, objective, compiled):
+        run = lambda log_p: objective(log_p, 0, objective.init(K))
+        loss, aux = (jax.jit(run) if compiled else run)(jnp.asarray(BROKEN))
+        assert np.isnan(loss)
+        assert aux.winner.tolist() == [0, 0, 1, 2]
+        close(aux.win_rate, [2 / 4, 1 / 4, 1 / 4])
+        assert np.isfinite(aux.weights).all()
+        close(aux.weights.sum(0), np.ones(4))
+
+    @each
+    @either
+    def test_the_gradient_is_that_of_the_healthy_hypotheses(self, objective, compiled):
+        """−q / B where log p is sound, and nothing where it is not."""
+        gradient = jax.grad(lambda log_p: objective(log_p)[0])
+        gradient = (jax.jit(gradient) if compiled else gradient)(jnp.asarray(BROKEN))
+        q = np.where(np.isfinite(BROKEN), objective(BROKEN)[1].weights, 0.0)
+        close(gradient, -q / 4)
+
+    @pytest.mark.parametrize("objective", [objectives.annealed(0.7), objectives.mixture()])
+    def test_soft_weights_are_those_of_the_healthy_hypotheses(self, objective):
+        whole = objective(BROKEN)[1].weights
+        without = objective(BROKEN[[0, 2], 1:2])[1].weights
+        close(whole[:, 1], [without[0, 0], 0.0, without[1, 0]])
+        close(whole[:, 3], [0.0, 0.0, 1.0])
+
+    @either
+    def test_where_all_diverged_nobody_wins(self, compiled):
+        log_p = np.array([[-1.0, NAN], [-2.0, NAN], [-3.0, np.inf]], np.float32)
+        objective = objectives.balanced_wta(rate=0.3)
+        run = lambda log_p: objective(log_p, 0, objective.init(K))
+        loss, aux = (jax.jit(run) if compiled else run)(log_p)
+        assert np.isnan(loss)
+        close(aux.win_rate, [1 / 2, 0.0, 0.0])
+
+    def test_false_wins_do_not_reach_the_balance(self):
+        """Two of three hypotheses are broken: the bias sees every example won by the third, whatever its index."""
+        objective = objectives.balanced_wta(rate=0.3)
+        log_p = np.full((K, 4), NAN)
+        log_p[1] = -1.0
+        close(objective(log_p, 0, objective.init(K))[1].state, 0.3 * (1 / 3 - np.array([0.0, 1.0, 0.0])))
+
+    @each
+    def test_an_impossible_sequence_is_not_a_broken_hypothesis(self, objective):
+        """log p = −inf is a probability of zero: it loses against any other, and costs infinity where it must count."""
+        log_p = np.array([[-np.inf, -np.inf], [-1.0, -np.inf], [-2.0, -np.inf]], np.float32)
+        loss, aux = jax.jit(objective.__call__)(log_p[:, :1])
+        assert aux.winner.tolist() == [1]
+        counts = bool(aux.weights[0, 0] > 0.0)
+        assert loss == np.inf if counts else np.isfinite(loss)
+        loss, aux = objective(log_p)
+        assert loss == np.inf
+        close(aux.weights.sum(0), np.ones(2))
+        assert np.isfinite(jax.grad(lambda x: objective(x)[0])(log_p)).all()
+
+
+class TestExamplesWithoutTargets:
+    @each
+    @either
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_whatever_they_hold_changes_nothing(self, objective, compiled, bad):
+        spoiled = LOG_P.copy()
+        spoiled[:, 3] = bad  # TOKENS[3] is 0
+        run = jax.value_and_grad(lambda log_p: objective(log_p, tokens=TOKENS)[0])
+        value, gradient = (jax.jit(run) if compiled else run)(spoiled)
+        expected, expected_gradient = run(LOG_P)
+        close(value, expected)
+        close(gradient, expected_gradient)
+        aux, expected_aux = (objective(x, tokens=TOKENS)[1] for x in (spoiled, LOG_P))
+        close(aux.win_rate, expected_aux.win_rate)
+
+    def test_a_batch_of_them_leaves_the_balance_alone(self):
+        objective, state = objectives.balanced_wta(rate=0.3), jnp.array([0.1, -0.2, 0.1])
+        close(objective(LOG_P, 0, state, tokens=np.zeros(B, np.int32))[1].state, state)
+
+
+class TestDtypes:
+    @each
+    def test_under_x64_the_state_keeps_its_type(self, objective):
+        """It did not for the balance: lax.scan refused it, and a step compiled twice."""
+        with jax.enable_x64(True):
+            for tokens in (None, jnp.asarray(TOKENS, jnp.int64)):
+                body = lambda state, log_p, tokens=tokens: (objective(log_p, 3, state, tokens=tokens)[1].state, None)
+                state, _ = jax.lax.scan(body, objective.init(K), jnp.asarray(LOG_P, jnp.float64)[None])
+                assert jax.tree.map(jnp.dtype, state) == jax.tree.map(jnp.dtype, objective.init(K))
+            assert objective(jnp.asarray(LOG_P, jnp.float64))[0].dtype == jnp.float64
+
+    @each
+    def test_half_precision_is_summed_in_float32(self, objective):
+        log_p = jnp.asarray(LOG_P).astype(jnp.bfloat16)
+        loss, _ = objective(log_p)
+        assert loss.dtype == jnp.float32
+        close(loss, objective(log_p.astype(jnp.float32))[0])

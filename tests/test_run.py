@@ -174,12 +174,28 @@ def test_folders(tmp_path):
 def test_nan_loss_names_the_first_step_and_the_last_good_checkpoint():
     guard = LossGuard()
     for step, loss in enumerate([1.0, 2.0, np.inf, np.nan], 11):
-        guard.add(step, jnp.asarray(loss))
+        guard.add(step, {"loss": jnp.asarray(loss)})
     with pytest.raises(FloatingPointError, match=r"loss is inf at step 13; the last good one is step 10"):
         guard.check(last_good=10)
     guard.check()  # forgot
     with pytest.raises(FloatingPointError, match="nan at step 4; there is no checkpoint before it"):
-        check_finite([3, 4], [0.0, jnp.asarray(jnp.nan, jnp.bfloat16)])
+        check_finite([3, 4], [{"loss": 0.0}, {"loss": jnp.asarray(jnp.nan, jnp.bfloat16)}])
+
+
+@pytest.mark.parametrize(
+    ("log_likelihood", "named"),
+    [
+        ([-1.0, np.nan, -2.0], r"because the log-likelihood of hypothesis 1 \(of K=3\) is nan; "),
+        ([np.inf, -1.0, -2.0], r"because the log-likelihood of hypothesis 0 \(of K=3\) is inf; "),
+        ([np.nan, -1.0, -np.inf], r"because the log-likelihood of hypotheses 0, 2 \(of K=3\) is nan; "),
+        ([-1.0, -1.0, -2.0], r"the loss is nan at step 7; "),
+    ],
+)
+def test_nan_loss_names_the_hypotheses_that_diverged(log_likelihood, named):
+    guard = LossGuard()
+    guard.add(7, {"loss": jnp.asarray(np.nan), "log_likelihood": jnp.asarray(log_likelihood), "win_rate": None})
+    with pytest.raises(FloatingPointError, match=named):
+        guard.check()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from toys import Tokens, adam, keep_gradient, normal, randomized, token_batch, token_log_likelihood
 
@@ -406,6 +407,142 @@ class TestCollapse:
         """Both hold the hypotheses to equal parts at first, and here split the heavy mode."""
         win_rate, _ = self.train(objective, backward)
         assert win_rate.min() > 0.1
+
+
+class TestDivergedHypothesis:
+    """With one of three hypotheses NaN, the others win every example and go on learning, and the step says so."""
+
+    @pytest.mark.parametrize("broken", [0, 2])
+    @pytest.mark.parametrize(
+        ("objective", "backward"),
+        [
+            (objectives.wta(), "winner"),
+            (objectives.relaxed_wta(0.4), "sampled"),
+            (objectives.annealed(1.5), "all"),
+            (objectives.balanced_wta(), "winner"),
+        ],
+        ids=["wta", "relaxed", "annealed", "balanced"],
+    )
+    def test_loses_and_shows(self, objective, backward, broken):
+        params, adapters = tokens_setup()
+        spoil = lambda leaf: np.where((np.arange(K) == broken).reshape(-1, *[1] * (leaf.ndim - 1)), np.nan, leaf)
+        adapters = jax.tree.map(lambda leaf: spoil(leaf).astype(leaf.dtype), adapters)
+        optimizer = optax.sgd(0.1)
+        state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optimizer, rng=jax.random.key(7))
+        log_p = token_log_likelihood(MODEL, dropout=False)
+        state, metrics = mcl.make_train_step(log_p, objective, optimizer, backward)(state, BATCH)
+        healthy = np.arange(K) != broken
+        assert np.isnan(metrics["loss"])
+        assert np.isnan(metrics["log_likelihood"]).tolist() == (~healthy).tolist()
+        assert metrics["win_rate"][broken] == 0.0
+        close(metrics["win_rate"].sum(), 1.0)
+        for new, old in zip(jax.tree.leaves(state.adapters), jax.tree.leaves(adapters), strict=True):
+            assert np.isfinite(new[healthy]).all()
+            assert not np.array_equal(new[healthy], old[healthy])
+        if objective == objectives.balanced_wta():
+            close(state.objective_state, 0.05 * (1 / K - np.asarray(metrics["win_rate"])))
+
+    def test_examples_without_targets_may_be_anything(self):
+        params, adapters = tokens_setup()
+        plain = token_log_likelihood(MODEL, dropout=False)
+
+        def spoiled(params, adapters_k, batch, rng):
+            log_p, tokens = plain(params, adapters_k, batch, rng)
+            return jnp.where(tokens > 0, log_p, jnp.nan), tokens
+
+        results = []
+        for log_p in (plain, spoiled):
+            state = mcl.TrainState.create(
+                params=params, adapters=adapters, optimizer=keep_gradient(), rng=jax.random.key(7)
+            )
+            state, metrics = mcl.make_train_step(log_p, objectives.wta(), keep_gradient(), "winner")(state, BATCH)
+            results.append((state.opt_state, metrics))
+        close(results[1], results[0])
+
+
+class TestOptimizers:
+    """Optimizers that keep, share or ask for more than most."""
+
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            optax.contrib.mechanize(optax.contrib.prodigy()),  # two leaves of its state are one buffer
+            optax.chain(optax.sgd(1e-2), optax.contrib.reduce_on_plateau(patience=1)),  # wants the loss
+            optax.inject_hyperparams(optax.sgd)(0.01),
+            optax.chain(optax.add_noise(1e-2, 0.5, key=jax.random.key(3)), optax.sgd(1e-2)),  # holds a typed key
+            optax.GradientTransformation(  # a Python number as state
+                lambda adapters: {"count": 0, "rate": 0.1},
+                lambda g, state, *_: (
+                    jax.tree.map(lambda x: -state["rate"] * x, g),
+                    {"count": state["count"] + 1, "rate": 0.5 * state["rate"]},
+                ),
+            ),
+        ],
+        ids=["mechanize", "reduce_on_plateau", "inject_hyperparams", "add_noise", "Python numbers"],
+    )
+    def test_three_steps_compile_once(self, optimizer):
+        params, adapters = tokens_setup()
+        with jax.numpy_dtype_promotion("standard"):
+            state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optimizer, rng=jax.random.key(7))
+            first = jax.tree.map(lambda leaf: leaf.dtype, state.opt_state)
+            step = mcl.make_train_step(token_log_likelihood(MODEL), objectives.wta(), optimizer)
+            for _ in range(3):
+                state, metrics = step(state, BATCH)
+        assert step.jitted._cache_size() == 1
+        assert np.isfinite(metrics["loss"])
+        assert jax.tree.map(lambda leaf: leaf.dtype, state.opt_state) == first
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.opt_state))
+
+    def test_value_is_the_loss(self):
+        """Of the batch before the update: a plateau is seen, and the rate falls."""
+        params, adapters = tokens_setup()
+        plateau = optax.chain(optax.sgd(0.0), optax.contrib.reduce_on_plateau(factor=0.5, patience=2))
+        state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=plateau, rng=jax.random.key(7))
+        step = mcl.make_train_step(token_log_likelihood(MODEL, dropout=False), objectives.wta(), plateau)
+        with jax.numpy_dtype_promotion("standard"):
+            for _ in range(4):
+                state, metrics = step(state, BATCH)
+        close(state.opt_state[1].best_value, metrics["loss"])
+        assert state.opt_state[1].scale == 0.5
+
+
+@pytest.mark.parametrize("backward", ["winner", "all"])
+def test_gradients_of_bfloat16_adapters_are_added_in_float32(backward):
+    """512 equal examples, one by one or at once: adding them in bfloat16 stops at 256 times the first."""
+    params, adapters = tokens_setup()
+    adapters = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), adapters)
+    batch = jax.tree.map(lambda leaf: np.repeat(leaf[4:5], 512, axis=0), BATCH)
+    model = mcl.Hypotheses(Tokens(), mcl.LoraConfig(rank=2, alpha=6.0, targets=("up", "head")))
+    norms = []
+    for size, accumulate in [(1, 1), (512, 1), (512, 512)]:
+        optimizer = optax.sgd(0.0)
+        state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optimizer, rng=jax.random.key(7))
+        step = mcl.make_train_step(
+            token_log_likelihood(model), objectives.wta(), optimizer, backward, accumulate=accumulate
+        )
+        norms.append(float(step(state, jax.tree.map(lambda leaf, size=size: leaf[:size], batch))[1]["gradient_norm"]))
+    np.testing.assert_allclose(norms[1:], norms[0], rtol=0.01)
+
+
+def test_nothing_leaves_the_device():
+    """With the data there, neither making a state nor a step moves anything between host and device."""
+    params, adapters, batch = jax.tree.map(jnp.asarray, (*tokens_setup(), BATCH))
+    rng, optimizer = jax.random.key(7), optax.sgd(0.1)
+    with jax.transfer_guard("disallow"):
+        state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optimizer, rng=rng)
+        step = mcl.make_train_step(token_log_likelihood(MODEL), objectives.balanced_wta(), optimizer)
+        for _ in range(2):
+            state, _ = step(state, batch)
+
+
+def test_a_state_may_be_given_the_objective():
+    params, adapters = tokens_setup()
+    create = functools.partial(
+        mcl.TrainState.create, params=params, adapters=adapters, optimizer=optax.sgd(0.1), rng=jax.random.key(7)
+    )
+    assert create(objective=objectives.balanced_wta()).objective_state.tolist() == [0.0] * K
+    with pytest.raises(ValueError, match="share has 2 numbers for K=3 hypotheses"):
+        create(objective=objectives.balanced_wta(share=(0.5, 0.5)))
 
 
 def test_state_is_a_pytree_without_surprises():

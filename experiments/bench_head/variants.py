@@ -95,10 +95,11 @@ def _draw(model, params, tokens, num_hypotheses, key):
 class Relaxed(objectives.Objective):
     """Relaxed WTA with ε as its state: at ε = 0 the compiled step is that of WTA, which is how `sampled` is checked."""
 
-    hard = False
+    def is_hard(self, num_hypotheses):
+        return False
 
     def init(self, num_hypotheses):
-        return jnp.float32(0.05)
+        return jnp.full((), 0.05, jnp.float32)
 
     def weights(self, log_likelihood, step=0, state=None, rng=None):
         num_hypotheses = log_likelihood.shape[0]
@@ -210,9 +211,9 @@ class OneGraph(training.Update):
         super().__init__(None, objective, OPTIMIZER, "all")
         self.log_likelihoods = log_likelihoods
 
-    def weigh(self, log_p: Float[Array, "K B"], batch: Any) -> Float[Array, "K B"]:
-        """q [K, B]."""
-        return self.objective.weights(log_p)
+    def weight(self, batch: Any) -> Float[Array, " B"]:
+        """How much each example counts."""
+        return jnp.ones(batch["tokens"].shape[0])
 
     def sums(self, params: Any, state: mcl.TrainState, batch: Any) -> training.Sums:
         """Gradient and metrics, summed over the batch."""
@@ -220,30 +221,22 @@ class OneGraph(training.Update):
         def loss(adapters):
             log_p, tokens = self.log_likelihoods(params, adapters, batch)
             log_p = self.objective.normalize(log_p, tokens)
-            q = jax.lax.stop_gradient(self.weigh(log_p, batch))
-            return self.objective.example_loss(log_p, q).sum(), (log_p, q, tokens)
+            totals, _, _ = self.objective.totals(log_p, self.weight(batch))
+            return totals.loss, (totals, tokens)
 
-        (total, (log_p, q, tokens)), gradient = jax.value_and_grad(loss, has_aux=True)(state.adapters)
-        size = jnp.ones(log_p.shape[1])
-        return training.Sums(
-            gradient=gradient,
-            loss=total,
-            weight=size.sum(),
-            wins=objectives.win_counts(objectives.winners(log_p), log_p.shape[0], size),
-            entropy=objectives.weight_entropy(q).sum(),
-            log_likelihood=log_p.sum(1),
-            tokens=tokens.sum().astype(jnp.float32),
-        )
+        gradient, (totals, tokens) = jax.grad(loss, has_aux=True)(state.adapters)
+        examples = jnp.full_like(totals.weight, batch["tokens"].shape[0])
+        return training.Sums(gradient, totals.replace(weight=examples), tokens.sum().astype(jnp.float32))
 
 
 class OneModel(OneGraph):
-    """The step of one model on its own (K=1): weighted maximum likelihood, with `batch["weight"]` [B] from outside."""
+    """The step of one model on its own (K=1): maximum likelihood of the examples that `batch["weight"]` [B] names."""
 
     def __init__(self, setup: Setup):
         super().__init__(looped(setup), objectives.mle())
 
-    def weigh(self, log_p, batch):
-        return batch["weight"][None]
+    def weight(self, batch):
+        return batch["weight"]
 
 
 def make_step(variant: str, setup: Setup, num_hypotheses: int) -> training.TrainStep:

@@ -30,7 +30,7 @@ def costs(task: Task, ks: Sequence[int] = KS) -> dict[int, tuple[float, float]]:
         config = dataclasses.replace(task.config, num_hypotheses=max(K, 2), num_beams=None)
         of_k, method = dataclasses.replace(task, config=config), "mcl" if K > 1 else "mle_r"
         loss, optimizer = config.loss(method), config.for_epochs_of(1).optimizer()
-        backward = config.backward_of(loss)
+        backward = config.backward_of(loss, K)
         log_likelihood = of_k.log_likelihood_fn(method, chunk_size=tokens)  # a chunk a hypothesis: one of K is counted
         step = mcl.make_train_step(log_likelihood, loss, optimizer, backward)
         compiled = step.lower(of_k.initial_state(method, optimizer), inputs).compile()

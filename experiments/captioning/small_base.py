@@ -168,7 +168,7 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
         with run.progress(settings.steps, int(state.step), "small base") as progress:
             while (number := int(state.step)) < settings.steps:
                 state, found = step(state, inputs("train", next(batches)))
-                guard.add(number, found["loss"])
+                guard.add(number, found)
                 progress.update(number + 1, loss=found["loss"])
                 if (number + 1) % settings.eval_every == 0 or number + 1 == settings.steps:
                     guard.check(checkpoints.latest_step())

@@ -156,7 +156,7 @@ class Config:
         if "mcl" in self.methods:
             loss = self.loss("mcl")
             loss.check(self.num_hypotheses)
-            if self.backward == "winner" and not loss.hard:
+            if self.backward == "winner" and not loss.is_hard(self.num_hypotheses):
                 raise ValueError(f"--backward winner is not exact for --objective {self.objective}: sampled or all is")
 
     @property
@@ -204,9 +204,9 @@ class Config:
             case "mixture":
                 return objectives.mixture()
 
-    def backward_of(self, loss: objectives.Objective) -> str:
-        """How the step of an objective goes backward."""
-        return self.backward or ("winner" if loss.hard or isinstance(loss, objectives.MLE) else "sampled")
+    def backward_of(self, loss: objectives.Objective, num_hypotheses: int) -> str:
+        """How the step of an objective goes backward for K hypotheses."""
+        return self.backward or ("winner" if loss.is_hard(num_hypotheses) else "sampled")
 
     def learning_rates(self) -> optax.Schedule:
         """The learning rate of each step; `steps` must be known."""

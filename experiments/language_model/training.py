@@ -29,7 +29,7 @@ def train(
     batches = data.train_batches(items.encoded, task.config.batches)
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.loss(method), config.optimizer()
-    step = make_step(config, task.log_likelihood_fn(method, train=True), loss, optimizer)
+    step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)
     state = task.initial_state(method, optimizer)
     held_out = task.encode(task.records("validation", config.eval_items))
     spent, started, guard = 0.0, time.monotonic(), LossGuard()
@@ -57,7 +57,7 @@ def train(
                 log({})
             while (number := int(state.step)) < config.steps:
                 state, found = step(state, task.inputs(items, next(batches)))
-                guard.add(number, found["loss"])
+                guard.add(number, found)
                 last = number + 1 == config.steps
                 if (number + 1) % config.eval_every == 0 or last:
                     guard.check(checkpoints.latest_step())
@@ -74,9 +74,9 @@ def train(
     return state, spent + time.monotonic() - started
 
 
-def make_step(config: Config, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
+def make_step(config: Config, method: Method, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
     """The train step on `config.devices` devices."""
-    arguments = log_likelihood, loss, optimizer, config.backward_of(loss)
+    arguments = log_likelihood, loss, optimizer, config.backward_of(loss, config.hypotheses_of(method))
     if config.devices == 1:
         return mcl.make_train_step(*arguments, accumulate=config.accumulate)
     devices = jax.local_devices()[: config.devices]

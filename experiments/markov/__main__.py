@@ -25,7 +25,8 @@ def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
     """One training, from its last checkpoint if it has one: final evaluation, matrices and seconds."""
     name, num_hypotheses = ("mle", 1) if method == "mle" else (config.objective_name, config.k)
     problem, loss, optimizer = Problem(config, seed), objective(config, name), config.optimizer()
-    backward = config.backward if config.backward and method == "mcl" else ("winner" if loss.hard else "all")
+    exact = "winner" if loss.is_hard(num_hypotheses) else "all"
+    backward = config.backward if config.backward and method == "mcl" else exact
     state = problem.initial_state(num_hypotheses, optimizer)
     chunk = problem.train_chunk(loss, optimizer, backward)
     tag, spent, started = f"seed{seed}/{method}", 0.0, time.monotonic()
@@ -58,7 +59,7 @@ def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
             while (step := int(state.step)) < config.steps:
                 state, metrics = chunk(state, min(step - step % config.eval_every + config.eval_every, config.steps))
                 if (bad := int(metrics["first_bad_step"])) >= 0:
-                    check_finite([bad], [float("nan")], checkpoints.latest_step())
+                    check_finite([bad], [metrics["first_bad"]], checkpoints.latest_step())
                 log(metrics)
                 if run.stop_requested:
                     save()

@@ -55,7 +55,7 @@ def final_state_of(config: Config) -> dict[str, Any]:
     seed, loss, optimizer = config.seed[0], objective(config, config.objective_name), config.optimizer()
     problem = Problem(config, seed)
     state = problem.initial_state(config.k, optimizer)
-    chunk = problem.train_chunk(loss, optimizer, "winner" if loss.hard else "all")
+    chunk = problem.train_chunk(loss, optimizer, "winner" if loss.is_hard(config.k) else "all")
     state, _ = chunk(state, config.steps)
     final = to_numpy(problem.evaluate(state.params, state.adapters, stream(seed, FINAL), 4000))
     learned = to_numpy(problem.transition_matrices(state.params, state.adapters))

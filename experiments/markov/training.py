@@ -80,7 +80,8 @@ class Problem:
     def train_chunk(self, objective: objectives.Objective, optimizer: Any, backward: str) -> Callable[..., Any]:
         """`chunk(state, stop) -> (state, metrics)`: the steps up to step number `stop`, in one compiled loop.
 
-        Metrics are those of the last step, and `first_bad_step`, the first whose loss is not finite (or −1).
+        Metrics are those of the last step, and `first_bad_step`, the first whose loss is not finite (or −1), with its
+        metrics `first_bad`.
         """
         devices = self.config.devices
         update = Update(
@@ -89,22 +90,23 @@ class Problem:
 
         def steps(params, state, data_key, stop, device):
             def one(carry):
-                state, metrics, bad = carry
+                state, _, bad, bad_metrics = carry
                 key = jax.random.fold_in(data_key, state.step)
                 tokens, _ = sample_mixture(key, self.transitions, self.config.batch_size, self.config.seq_len)
                 local = self.config.batch_size // devices
                 tokens = jax.lax.dynamic_slice_in_dim(tokens, device * local, local)
                 number = state.step
                 state, metrics = update(params, state, tokens)
-                bad = jnp.where((bad < 0) & ~jnp.isfinite(metrics["loss"]), number, bad)
-                return state, metrics, bad
+                first = (bad < 0) & ~jnp.isfinite(metrics["loss"])
+                bad_metrics = jax.tree.map(partial(jnp.where, first), metrics, bad_metrics)
+                return state, metrics, jnp.where(first, number, bad), bad_metrics
 
             tokens = jax.ShapeDtypeStruct((self.config.batch_size // devices, self.config.seq_len), jnp.int32)
             _, shapes = jax.eval_shape(lambda t: update(params, state, t), tokens)
             none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            carry = (state, none, jnp.full((), -1, jnp.int32))
-            state, metrics, bad = jax.lax.while_loop(lambda carry: carry[0].step < stop, one, carry)
-            return state, metrics | {"first_bad_step": bad}
+            carry = (state, none, jnp.full((), -1, jnp.int32), none)
+            state, metrics, bad, bad_metrics = jax.lax.while_loop(lambda carry: carry[0].step < stop, one, carry)
+            return state, metrics | {"first_bad_step": bad, "first_bad": bad_metrics}
 
         if devices == 1:
             compiled = jax.jit(partial(steps, device=0), donate_argnums=1)
