@@ -163,6 +163,26 @@ def average_transition(transitions, prior=None) -> np.ndarray:
     return np.einsum("ki,kij->ij", weights / weights.sum(axis=0), transitions)
 
 
+def first_transition(transitions, prior=None) -> np.ndarray:
+    """What the best single model answers after one symbol: p(x_2 = j | x_1 = i) = sum_k prior_k P_k[i, j].
+
+    The first symbol is uniform for every chain, so it does not tell which chain it comes from. In this the answer to a
+    prompt of one symbol differs from `average_transition`, the mean over the places of a long sequence.
+
+    Args:
+        transitions: [N, V, V], row-stochastic.
+        prior: [N] probabilities of the chains; None is uniform.
+
+    Returns:
+        [V, V], row-stochastic.
+
+    Raises:
+        ValueError: bad arguments.
+    """
+    transitions = validate_transitions(transitions)
+    return np.einsum("k,kij->ij", validate_prior(prior, len(transitions)), transitions)
+
+
 def _closed_classes(transition: np.ndarray) -> list[np.ndarray]:
     """Sets of symbols that reach each other and that no symbol leaves: the classes a chain can end up in."""
     num_classes, label = connected_components(transition > 0, connection="strong")

@@ -196,6 +196,17 @@ def test_average_transition():
         theory.average_transition([[[0.5, 0.5], [0, 1]]])
 
 
+def test_first_transition():
+    """Setting 1 by hand, and the share of pairs (x_1, x_2) in sampled sequences."""
+    np.testing.assert_allclose(theory.first_transition(SETTING_1), [[0.5, 0.5], [0.575, 0.425]])
+    np.testing.assert_allclose(theory.first_transition(SETTING_1, prior=[0, 1]), SETTING_1[1])
+    chains = random_chains(3, 3)
+    sequences, _ = theory.sample(chains, 2, 60_000, seed=5, prior=UNEQUAL_PRIOR)
+    pairs = np.bincount(3 * sequences[:, 0] + sequences[:, 1], minlength=9).reshape(3, 3)
+    share = pairs / pairs.sum(1, keepdims=True)
+    np.testing.assert_allclose(theory.first_transition(chains, UNEQUAL_PRIOR), share, atol=0.015)
+
+
 def test_sample_follows_the_chains():
     chains = random_chains(3, 3)
     sequences, z = theory.sample(chains, 11, 20_000, seed=5, prior=UNEQUAL_PRIOR)

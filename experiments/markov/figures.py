@@ -50,9 +50,17 @@ def losses(run: Run, config: Config, results: dict[str, Any]) -> plt.Figure:
 
 
 def transitions(results: dict[str, Any]) -> plt.Figure:
-    """Above: the true chains and their average. Below: the hypothesis matched to each, and the MLE model."""
-    chains, learned = results["targets"]["transition_matrices"], results["mcl"]["transition_matrices"]
-    true = [*((f"chain {n + 1}", p) for n, p in enumerate(chains)), ("average", results["targets"]["average"])]
+    """Above: the chains, their average, and what one model should say. Below: each hypothesis, and the MLE model.
+
+    All are read as the models are asked: after a prompt of one symbol, which does not tell the chain. There the best
+    single model gives the mean of the chains, and not their average over the places of a long sequence.
+    """
+    targets, learned = results["targets"], results["mcl"]["transition_matrices"]
+    true = [
+        *((f"chain {n + 1}", p) for n, p in enumerate(targets["transition_matrices"])),
+        ("average,\nlong run", targets["average"]),
+        ("best one model,\nafter one symbol", targets["first_transition"]),
+    ]
     fitted = [
         *((f"hypothesis {k + 1}", p) for k, p in enumerate(learned)),
         ("LoRA-MLE", results["mle"]["transition_matrix"]),
@@ -62,7 +70,7 @@ def transitions(results: dict[str, Any]) -> plt.Figure:
     for axes in grid.ravel():
         axes.axis("off")
     for row, matrices in zip(grid, (true, fitted), strict=True):
-        # The average and the MLE model stand last, below each other.
+        # What one model should say and the MLE model stand last, below each other.
         for axes, (title, matrix) in zip([*row[: len(matrices) - 1], row[-1]], matrices, strict=True):
             image = _matrix(axes, title, np.asarray(matrix))
     figure.colorbar(image, ax=grid, shrink=0.7, label="p(next symbol | symbol)")

@@ -17,16 +17,14 @@ def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[
     Hypotheses are listed in the order of the chains they match, so that seeds can be averaged.
     """
     chains = config.chains
-    average = theory.average_transition(chains)
-    mle = [
-        {"eval_loss": run["eval_loss"], "transition_matrix": run["transition_matrices"][0]} for run in trained["mle"]
-    ]
+    average, first = theory.average_transition(chains), theory.first_transition(chains)
+    mle = [_mle(run, average, first) for run in trained["mle"]]
     mcl = [_mcl(run, chains, average) for run in trained["mcl"]]
     return {
         "bounds": dataclasses.asdict(bounds) | {"mle_limited_memory": _limited_memory(config)},
         "mle": _mean(mle),
         "mcl": _mean(mcl),
-        "targets": {"transition_matrices": chains, "average": average},
+        "targets": {"transition_matrices": chains, "average": average, "first_transition": first},
         "seconds": sum(run["seconds"] for runs in trained.values() for run in runs),
         "seeds": [
             {"seed": seed, "mle": one, "mcl": several} for seed, one, several in zip(config.seed, mle, mcl, strict=True)
@@ -45,13 +43,27 @@ def _limited_memory(config: Config) -> float | None:
     return entropy / (config.seq_len - 1)
 
 
+def _distance(p: np.ndarray, q: np.ndarray) -> float:
+    """Largest total variation of two rows."""
+    return theory.row_total_variation(p, q).max(-1)
+
+
+def _mle(run: dict[str, Any], average: np.ndarray, first: np.ndarray) -> dict[str, Any]:
+    learned = run["transition_matrices"][0]
+    return {
+        "eval_loss": run["eval_loss"],
+        "transition_matrix": learned,
+        "distance_to_first_transition": _distance(learned, first),
+        "distance_to_average": _distance(learned, average),
+    }
+
+
 def _mcl(run: dict[str, Any], chains: np.ndarray, average: np.ndarray) -> dict[str, Any]:
     learned = run["transition_matrices"]
     matching = theory.match_chains(learned, chains)
     rest = [k for k in range(len(learned)) if k not in matching.hypothesis]
     order = [*dict.fromkeys(int(k) for k in matching.hypothesis), *rest]
-    distance = lambda p, q: theory.row_total_variation(p, q).max(-1)
-    to_chains = np.array([[distance(p, q) for q in chains] for p in learned[order]])
+    to_chains = np.array([[_distance(p, q) for q in chains] for p in learned[order]])
     return {
         "eval_loss": run["eval_loss"],
         "transition_matrices": learned[order],
@@ -59,7 +71,7 @@ def _mcl(run: dict[str, Any], chains: np.ndarray, average: np.ndarray) -> dict[s
         "win_matrix": run["win_matrix"][:, order],
         "total_variation": matching.total_variation,
         "distance_to_nearest_chain": to_chains.min(1),
-        "distance_to_average": np.array([distance(p, average) for p in learned[order]]),
+        "distance_to_average": np.array([_distance(p, average) for p in learned[order]]),
         "covered": bool(matching.covered.all() and len(set(to_chains.argmin(1))) == min(len(chains), len(learned))),
     }
 

@@ -32,6 +32,7 @@ def test_run_leaves_what_the_contract_names(tmp_path, capsys):
     results = json.loads((config.workdir / "results.json").read_text())
     assert {"mle", "wta_lower", "wta_upper"} <= results["bounds"].keys()
     assert np.shape(results["mle"]["transition_matrix"]) == (3, 3)
+    assert np.shape(results["targets"]["first_transition"]) == (3, 3)
     assert np.shape(results["mcl"]["transition_matrices"]) == (3, 3, 3)
     assert np.shape(results["mcl"]["total_variation"]) == (2,)
     assert np.sum(results["mcl"]["win_rate"]) == pytest.approx(1.0)
