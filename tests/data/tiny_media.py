@@ -27,10 +27,19 @@ def tone(seconds=0.3, rate=16_000, hertz=440.0, loudness=0.2) -> np.ndarray:
     return (loudness * np.sqrt(2) * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
 
 
-def sound(samples=None, rate=16_000, kind="WAV", subtype="FLOAT") -> bytes:
+def sound(samples=None, rate=16_000, kind="WAV", subtype="FLOAT", **options) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, tone() if samples is None else samples, rate, format=kind, subtype=subtype)
+    soundfile.write(file, tone() if samples is None else samples, rate, format=kind, subtype=subtype, **options)
     return file.getvalue()
+
+
+def mp3(samples=None, rate=16_000, headed=True) -> bytes:
+    """Of varying bit rate; without the header that states the number of frames, as a pipe gives it."""
+    file = io.BytesIO()
+    samples = tone() if samples is None else samples
+    soundfile.write(file, samples, rate, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    content = file.getvalue()
+    return content if headed else content[content.index(content[:2], 4) :]
 
 
 def ogg(**options) -> bytes:
