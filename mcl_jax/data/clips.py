@@ -65,7 +65,11 @@ def fit_length(samples: Float32[np.ndarray, "T"], seconds: float) -> tuple[Float
       seconds: the recipe's length, such as 10 for AudioCaps and 30 for Clotho.
     Returns:
       N = 16000 · seconds samples, and how many of them are the clip's: min(T, N).
+    Raises:
+      ValueError: for a clip of several channels.
     """
+    if np.ndim(samples) != 1:
+        raise ValueError(f"a clip must be mono, [T], got shape {np.shape(samples)}")
     length = round(seconds * SAMPLE_RATE)
     kept = samples[:length]
     return np.pad(kept, (0, length - len(kept))), len(kept)

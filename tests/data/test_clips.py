@@ -74,6 +74,8 @@ def test_fit_length_pads_crops_and_says_what_is_sound():
     assert length == 800
     np.testing.assert_array_equal(cropped, samples[:800])
     assert fit_length(samples, 1000 / 16_000)[1] == 1000
+    with pytest.raises(ValueError, match=r"a clip must be mono, \[T\], got shape \(500, 2\)"):
+        fit_length(samples.reshape(500, 2), 0.1)
 
 
 @pytest.mark.parametrize(
