@@ -87,11 +87,12 @@ class _Size:
 
 
 def _with_size(encoded: bytes, size: _Size) -> bytes:
+    """As `with_true_size`, for the size that was found."""
     said = size.counted_from + int.from_bytes(encoded[size.at : size.at + size.bytes], size.order)
     nothing = said <= size.samples < len(encoded) and encoded[:4] in ZERO_IS_UNKNOWN
     if nothing and encoded[:4] in TOTALS:
         nothing = 8 + int.from_bytes(encoded[4:8], size.order) < len(encoded)
-    unknown = said - size.counted_from >= UNKNOWN and said > len(encoded)
+    unknown = said - size.counted_from >= UNKNOWN and said > len(encoded) > size.counted_from
     if nothing or unknown:
         true = (len(encoded) - size.counted_from).to_bytes(size.bytes, size.order)
         return encoded[: size.at] + true + encoded[size.at + size.bytes :]

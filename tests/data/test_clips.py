@@ -141,6 +141,13 @@ def test_a_file_written_to_a_pipe_is_whole(kind, name, order, of_whole, size):
     np.testing.assert_array_equal(decode_clip(bytes(content)), decode_clip(sound(kind=kind, subtype="PCM_16")))
 
 
+def test_a_header_that_points_out_of_its_file():
+    content = bytearray(sound(kind="AU", subtype="PCM_16"))
+    content[4:12] = b"\x7f\xff\0\0" + b"\xff" * 4  # where the sound begins, and its size
+    with pytest.raises(ValueError, match="a clip cut off after 9624 of 6442385407 bytes"):
+        decode_clip(bytes(content))
+
+
 def test_no_samples_are_no_unknown_number():
     content = sound(np.zeros(0, np.float32), subtype="PCM_16")
     with pytest.raises(ValueError, match="a clip without samples"):
