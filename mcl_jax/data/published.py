@@ -13,10 +13,11 @@ training, "evaluation" is the test set.
 
 import csv
 import dataclasses
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Hashable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 from mcl_jax.data.media import Clip, Media, Picture
+from mcl_jax.data.paths import locate
 from mcl_jax.data.records import Corpus, Record, Target, split_of
 from mcl_jax.json_io import read_json
 
@@ -59,8 +60,8 @@ def read_textcaps(folder: Path | str, bilingual: bool = False) -> Corpus:
         for image_id, targets in captions.items():
             name = f"train_images/{image_id}.jpg"
             held_out = split_of(f"textcaps {image_id}", 0.02, 0.0) if split == "train" else split
-            items.append((image_id, targets, held_out, Picture(name, (Path(folder) / name).read_bytes)))
-    return _corpus(f"textcaps/{'bilingual' if bilingual else 'english'}", items)
+            items.append((image_id, targets, held_out, Picture(name, (Path(folder) / name).read_bytes), name))
+    return _corpus(f"textcaps/{'bilingual' if bilingual else 'english'}", folder, items)
 
 
 def _textcaps_captions(folder: Path, published: str, bilingual: bool) -> Iterator[tuple[str, Target]]:
@@ -89,7 +90,8 @@ def read_audiocaps(folder: Path | str) -> Corpus:
     folder, items, left_out = Path(folder), [], []
     for published, split in (("train", "train"), ("val", "validation"), ("test", "test")):
         columns = ("audiocap_id", "youtube_id", "start_time", "caption")
-        files = {path.stem: path for path in (folder / published).glob("*") if path.suffix.lower() in Clip.endings}
+        there = sorted((folder / published).glob("*"))
+        files = {path.stem: path for path in there if path.suffix.lower() in Clip.endings}
         clips: dict[str, list[dict[str, str]]] = {}
         for row in _csv_rows(folder / f"{published}.csv", columns, AUDIOCAPS_LAYOUT):
             clips.setdefault(f"{row['youtube_id']}_{row['start_time']}", []).append(row)
@@ -99,8 +101,9 @@ def read_audiocaps(folder: Path | str) -> Corpus:
             if path is None:
                 left_out.append((key, f"no clip in {published}/"))
             else:
-                items.append((key, [Target(row["caption"]) for row in rows], split, Clip(path.name, path.read_bytes)))
-    return _corpus("audiocaps", items, left_out)
+                clip, name = Clip(path.name, path.read_bytes), f"{published}/{path.name}"
+                items.append((key, [Target(row["caption"]) for row in rows], split, clip, name))
+    return _corpus("audiocaps", folder, items, left_out)
 
 
 def read_clotho(folder: Path | str) -> Corpus:
@@ -114,24 +117,43 @@ def read_clotho(folder: Path | str) -> Corpus:
     captions = tuple(f"caption_{number}" for number in range(1, 6))
     for published, split in (("development", "train"), ("validation", "validation"), ("evaluation", "test")):
         for row in _csv_rows(folder / f"clotho_captions_{published}.csv", ("file_name", *captions), CLOTHO_LAYOUT):
-            name = f"{published}/{row['file_name']}"
+            name = PurePosixPath(published, row["file_name"]).as_posix()
             targets = [Target(row[caption]) for caption in captions]
-            items.append((name, targets, split, Clip(name, (folder / name).read_bytes)))
-    return _corpus("clotho", items)
+            items.append((name, targets, split, Clip(name, (folder / name).read_bytes), name))
+    return _corpus("clotho", folder, items)
 
 
-Item = tuple[str, list[Target], str, Media]  # id, captions, split, the picture or clip
+Item = tuple[str, list[Target], str, Media, str]  # id, captions, split, the picture or clip, its path in the folder
 
 
-def _corpus(name: str, items: Iterable[Item], left_out: Iterable[tuple[str, str]] = ()) -> Corpus:
-    """Records without blank captions and repetitions."""
+def _corpus(name: str, folder: Path | str, items: Iterable[Item], left_out: Iterable[tuple[str, str]] = ()) -> Corpus:
+    """Records without blank captions and repetitions, and without files of another record or out of the folder."""
     records, left_out = [], list(left_out)
-    for key, targets, split, media in items:
+    reasons = _not_of_their_own(folder, items)
+    for key, targets, split, media, _ in items:
+        if key in reasons:
+            left_out.append((key, reasons[key]))
+            continue
         stripped = [dataclasses.replace(target, text=" ".join(target.text.split())) for target in targets]
         left_out += [(key, "a blank caption") for target in stripped if not target.text]
         if kept := tuple(dict.fromkeys(target for target in stripped if target.text)):
             records.append(Record(key, "", kept, split=split, media=media))
     return Corpus(name, tuple(records), tuple(left_out))
+
+
+def _not_of_their_own(folder: Path | str, items: Iterable[Item]) -> dict[str, str]:
+    """By id, why its file is not its own. Nobody knows whose a file is that two records have: neither gets it."""
+    reasons: dict[str, str] = {}
+    owner: dict[Hashable, str] = {}
+    for key, *_, path in items:
+        try:
+            file = locate(folder, path)
+        except ValueError:
+            reasons[key] = "a path out of the folder"
+            continue
+        if (first := owner.setdefault(file.identity, key)) != key:
+            reasons |= {first: f"one file with {key}", key: f"one file with {first}"}
+    return reasons
 
 
 def _csv_rows(path: Path, columns: tuple[str, ...], layout: str) -> Iterator[dict[str, str]]:
