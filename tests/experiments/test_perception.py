@@ -66,7 +66,9 @@ def test_eight_devices_give_the_features_of_one(case, size):
     found = make(devices=8).features(rows)
     assert found.shape[0] == size
     assert size % 8 or len(found.sharding.device_set) == 8
-    np.testing.assert_allclose(found, make().features(rows), rtol=1e-5, atol=1e-6)
+    expected = np.asarray(make().features(rows))
+    # Sums over other blocks round differently, in proportion to their largest terms and not to what is left of them.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
 def test_augmentation_changes_the_features_by_its_key(case):
