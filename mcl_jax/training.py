@@ -19,9 +19,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from mcl_jax import dtypes, hypotheses, objectives
+from mcl_jax import dtypes, hypotheses, objectives, sharding
 
 Batch = PyTree[Array]
 Metrics = dict[str, Array]
@@ -107,18 +108,6 @@ class Sums:
     tokens: Float[Array, ""]
 
 
-def batch_size(batch: Batch) -> int:
-    """B, the leading axis that all leaves share.
-
-    Raises:
-      ValueError: if there are no leaves, or their leading axes differ.
-    """
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(f"a batch needs one leading axis B shared by all leaves, got leading axes {sorted(sizes)}")
-    return sizes.pop()[0]
-
-
 def example_log_likelihoods(
     log_likelihood_fn: LogLikelihoodFn,
     params: Any,
@@ -156,8 +145,7 @@ def example_log_likelihoods(
 class Update:
     """`update(params, state, batch) -> (state, metrics)`: one step as a pure function, for jit, scan, pmap or a mesh.
 
-    Arguments are those of `make_train_step`. `axis_name` is the mapped axis that batches are spread over, if any; the
-    state passed in and out is the `TrainState` with `params=None`.
+    Arguments are those of `make_train_step`. The state passed in and out is the `TrainState` with `params=None`.
     """
 
     def __init__(
@@ -169,7 +157,6 @@ class Update:
         *,
         accumulate: int = 1,
         hypothesis_chunk: int | None = None,
-        axis_name: str | None = None,
     ):
         if backward not in BACKWARDS:
             raise ValueError(f"backward must be one of {BACKWARDS}, got {backward!r}")
@@ -185,25 +172,26 @@ class Update:
         self.log_likelihood_fn, self.objective = log_likelihood_fn, objective
         self.optimizer = optax.with_extra_args_support(optimizer)  # some want the loss, as `value`
         self.backward, self.accumulate, self.hypothesis_chunk = backward, accumulate, hypothesis_chunk
-        self.axis_name = axis_name
 
-    def check(self, num_hypotheses: int, batch: Batch) -> None:
-        """Raises a ValueError if K or the batch do not suit the step."""
+    def check(self, num_hypotheses: int, size: int) -> None:
+        """Raises a ValueError if K, or a batch of `size` examples, does not suit the step."""
         self.objective.check(num_hypotheses)
         if self.backward == "winner" and not self.objective.is_hard(num_hypotheses):
             raise ValueError(_not_hard(self.objective, f" with K={num_hypotheses}"))
         if self.hypothesis_chunk and num_hypotheses % self.hypothesis_chunk:
             raise ValueError(f"hypothesis_chunk={self.hypothesis_chunk} does not divide K={num_hypotheses}")
-        size = batch_size(batch)
         if size == 0 or size % self.accumulate:
             raise ValueError(
                 f"a batch of {size} examples does not divide into accumulate={self.accumulate} micro-batches"
             )
 
-    def __call__(self, params: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sums = self.sums(params, state, batch)
-        if self.axis_name is not None:
-            sums = jax.lax.psum(sums, self.axis_name)
+    def __call__(
+        self, params: Any, state: TrainState, batch: Batch, *, axis_name: str | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """The next state and the metrics; `axis_name` is the mapped axis that the batch is spread over, if any."""
+        sums = self.sums(params, state, batch, axis_name)
+        if axis_name is not None:
+            sums = jax.lax.psum(sums, axis_name)
         totals = sums.totals
         examples = jnp.maximum(totals.weight, 1.0)
         loss, win_rate = totals.loss / examples, totals.wins / examples
@@ -226,10 +214,10 @@ class Update:
         }
         return new_state, metrics
 
-    def sums(self, params: Any, state: TrainState, batch: Batch) -> Sums:
+    def sums(self, params: Any, state: TrainState, batch: Batch, axis_name: str | None = None) -> Sums:
         """Gradient and metrics, summed over the examples of this device."""
-        size = batch_size(batch)
-        first = 0 if self.axis_name is None else jax.lax.axis_index(self.axis_name) * size
+        size = sharding.batch_size(batch)
+        first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         index = first + jnp.arange(size)
         if self.accumulate == 1:
             return self._micro_batch(params, state, batch, index)
@@ -327,14 +315,20 @@ class TrainStep:
     """`step(state, batch) -> (state, metrics)`, compiled once for each shape of the batch.
 
     The buffers of the state passed in are donated, all but `params`: use the state that comes back.
+
+    Args:
+      update: what a step does.
+      placement: where it runs, see `mcl_jax.sharding`.
+      donate: whether the state passed in gives its buffers up.
     """
 
-    def __init__(self, update: Update, *, jit: Callable[..., Any] = jax.jit, donate: bool = True):
-        def train_step(params, state, batch):  # the name that profilers show
-            return update(params, state, batch)
+    def __init__(self, update: Update, placement: sharding.Placement | None = None, *, donate: bool = True):
+        self.update, self.placement = update, placement or sharding.OneDevice()
 
-        self.update = update
-        self.jitted = jit(train_step, donate_argnums=(1,) if donate else ())
+        def train_step(params, state, batch):  # the name that profilers show
+            return update(params, state, batch, axis_name=self.placement.axis_name)
+
+        self.jitted = self.placement.compile(train_step, donate=donate)
 
     def prepare(self, state: TrainState, batch: Batch) -> tuple[Any, TrainState, Batch]:
         """Arguments of the compiled function.
@@ -343,11 +337,11 @@ class TrainStep:
           ValueError: if the state or the batch do not suit the step.
         """
         num_hypotheses = hypotheses.count(state.adapters)
-        self.update.check(num_hypotheses, batch)
+        self.update.check(num_hypotheses, self.placement.local_size(sharding.batch_size(batch)))
         if state.objective_state is None:
             initial = jax.jit(self.update.objective.init, static_argnums=0)  # compiled: no transfer from the host
             state = state.replace(objective_state=initial(num_hypotheses))
-        return state.params, state.replace(params=None), batch
+        return self.placement.place(state.params, state.replace(params=None), batch)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         params, rest, batch = self.prepare(state, batch)
@@ -368,6 +362,7 @@ def make_train_step(
     accumulate: int = 1,
     hypothesis_chunk: int | None = None,
     donate: bool = True,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """A jit-compiled `step(state, batch) -> (state, metrics)` for K hypotheses.
 
@@ -381,14 +376,16 @@ def make_train_step(
       accumulate: micro-batches that a batch is cut into; sums are divided once, by the weight of the whole batch.
       hypothesis_chunk: with "all", hypotheses whose activations are held at a time (one more forward pass each).
       donate: whether the state passed in gives its buffers up.
+      mesh: devices to run on, with an axis "data" that batches are cut over; the base may be cut over its other axes,
+        see `parallel.mesh_step`. None: one device. For pmap see `parallel.pmap_step`.
     Returns:
       The step. Metrics: loss (nats), win_rate [K], weight_entropy (nats), log_likelihood [K] (nats, mean over
       examples), gradient_norm (before clipping), examples, tokens.
     Raises:
-      ValueError: for "winner" with an objective whose weights are not hard; when called, for a batch that does not
-        divide, or a K that the objective refuses.
+      ValueError: for "winner" with an objective whose weights are not hard, or a mesh without the axis "data"; when
+        called, for a batch that does not divide, or a K that the objective refuses.
     """
     update = Update(
         log_likelihood_fn, objective, optimizer, backward, accumulate=accumulate, hypothesis_chunk=hypothesis_chunk
     )
-    return TrainStep(update, donate=donate)
+    return TrainStep(update, None if mesh is None else sharding.OverMesh(mesh), donate=donate)

@@ -215,7 +215,7 @@ class OneGraph(training.Update):
         """How much each example counts."""
         return jnp.ones(batch["tokens"].shape[0])
 
-    def sums(self, params: Any, state: mcl.TrainState, batch: Any) -> training.Sums:
+    def sums(self, params: Any, state: mcl.TrainState, batch: Any, axis_name: str | None = None) -> training.Sums:
         """Gradient and metrics, summed over the batch."""
 
         def loss(adapters):

@@ -84,9 +84,8 @@ class Problem:
         metrics `first_bad`.
         """
         devices = self.config.devices
-        update = Update(
-            self.log_likelihood, objective, optimizer, backward, axis_name=None if devices == 1 else DATA_AXIS
-        )
+        update = Update(self.log_likelihood, objective, optimizer, backward)
+        axis_name = None if devices == 1 else DATA_AXIS
 
         def steps(params, state, data_key, stop, device):
             def one(carry):
@@ -96,13 +95,13 @@ class Problem:
                 local = self.config.batch_size // devices
                 tokens = jax.lax.dynamic_slice_in_dim(tokens, device * local, local)
                 number = state.step
-                state, metrics = update(params, state, tokens)
+                state, metrics = update(params, state, tokens, axis_name=axis_name)
                 first = (bad < 0) & ~jnp.isfinite(metrics["loss"])
                 bad_metrics = jax.tree.map(partial(jnp.where, first), metrics, bad_metrics)
                 return state, metrics, jnp.where(first, number, bad), bad_metrics
 
             tokens = jax.ShapeDtypeStruct((self.config.batch_size // devices, self.config.seq_len), jnp.int32)
-            _, shapes = jax.eval_shape(lambda t: update(params, state, t), tokens)
+            _, shapes = jax.eval_shape(lambda t: update(params, state, t, axis_name=axis_name), tokens)
             none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             carry = (state, none, jnp.full((), -1, jnp.int32), none)
             state, metrics, bad, bad_metrics = jax.lax.while_loop(lambda carry: carry[0].step < stop, one, carry)

@@ -1,0 +1,179 @@
+"""How arrays are placed on several devices, and where a train step runs.
+
+OneDevice     jit, wherever JAX puts things
+Replicas      pmap: batches are cut over devices, and each of them holds the base
+OverMesh      jit over a mesh: batches are cut over its "data" axis, and the base as `base_sharding` says
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+DATA_AXIS, MODEL_AXIS = "data", "model"
+
+
+def leading_axis(tree: PyTree[Array], what: str) -> int:
+    """The size of the first axis, which all leaves must share.
+
+    Args:
+      tree: arrays, at least one.
+      what: the subject of the error, such as "a batch needs one leading axis B".
+    Raises:
+      ValueError: if there are no leaves, or their leading axes differ.
+    """
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(f"{what} shared by all leaves, got leading axes {sorted(sizes)}")
+    return sizes.pop()[0]
+
+
+def batch_size(batch: PyTree[Array]) -> int:
+    """B, the leading axis of a batch. Raises as `leading_axis` does."""
+    return leading_axis(batch, "a batch needs one leading axis B")
+
+
+def divided(size: int, parts: int, what: str) -> int:
+    """The examples of each of several parts of a batch, such as devices.
+
+    Raises:
+      ValueError: if the size does not divide; names both.
+    """
+    if size % parts:
+        raise ValueError(f"a batch of {size} examples does not divide over {parts} {what}")
+    return size // parts
+
+
+def shard_batch(batch: PyTree[Array], num_devices: int) -> PyTree[Array]:
+    """[B, ...] as [devices, B/devices, ...].
+
+    Raises:
+      ValueError: if B does not divide by the number of devices; names both.
+    """
+    size = divided(batch_size(batch), num_devices, "devices")
+    return jax.tree.map(lambda x: x.reshape(num_devices, size, *x.shape[1:]), batch)
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
+    """The tree with a copy of each array on every device (a no-op for those that are there already)."""
+    mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), (DATA_AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def base_sharding(mesh: Mesh) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
+    """`(path, shape) -> sharding` for `from_pretrained`: each matrix cut over the "model" axis.
+
+    It is cut along the longer of its last two axes (those before are of stacked layers) that divides; what has no such
+    axis, and vectors, are on every device.
+
+    Raises:
+      ValueError: for a mesh without the axis "model".
+    """
+    if MODEL_AXIS not in mesh.axis_names:
+        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to cut the base over, it has {mesh.axis_names}")
+    parts = mesh.shape[MODEL_AXIS]
+
+    def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
+        matrix = range(len(shape))[-2:] if len(shape) > 1 else ()
+        able = [axis for axis in matrix if shape[axis] % parts == 0]
+        longest = max(able, key=lambda axis: (shape[axis], axis), default=None)
+        return NamedSharding(mesh, PartitionSpec(*(MODEL_AXIS if a == longest else None for a in range(len(shape)))))
+
+    return sharding
+
+
+class Placement(Protocol):
+    """Where a function `(params, state, batch) -> (state, metrics)` runs, and how its arguments get there.
+
+    Attributes:
+      axis_name: mapped axis over which the function must add up its sums, if any.
+    """
+
+    axis_name: str | None
+
+    def local_size(self, size: int) -> int:
+        """How many of the examples of a batch one call of the function sees.
+
+        Raises:
+          ValueError: if the batch cannot be cut over the devices; names both numbers.
+        """
+
+    def compile(self, function: Callable[..., Any], *, donate: bool) -> Any:
+        """The function, compiled on its first call; with `donate` the state gives up its buffers."""
+
+    def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
+        """The arguments where the compiled function wants them."""
+
+
+class OneDevice:
+    """Plain jit."""
+
+    axis_name = None
+
+    def local_size(self, size):
+        return size
+
+    def compile(self, function, *, donate):
+        return jax.jit(function, donate_argnums=(1,) if donate else ())
+
+    def place(self, params, state, batch):
+        return params, state, batch
+
+
+class Replicas:
+    """pmap over devices of this process, all local ones by default."""
+
+    axis_name = DATA_AXIS
+
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        self.devices = list(jax.local_devices() if devices is None else devices)
+
+    def local_size(self, size):
+        return divided(size, len(self.devices), "devices")
+
+    def compile(self, function, *, donate):
+        return jax.pmap(
+            function,
+            axis_name=self.axis_name,
+            devices=self.devices,
+            in_axes=(None, None, 0),
+            out_axes=None,
+            donate_argnums=(1,) if donate else (),
+        )
+
+    def place(self, params, state, batch):
+        params, state = replicate((params, state), self.devices)
+        return params, state, shard_batch(batch, len(self.devices))
+
+
+class OverMesh:
+    """jit over a mesh. Parameters that are on it keep their sharding; those that are not are copied to all of it.
+
+    Raises:
+      ValueError: for a mesh without the axis "data".
+    """
+
+    axis_name = None
+
+    def __init__(self, mesh: Mesh):
+        if DATA_AXIS not in mesh.axis_names:
+            raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to cut batches over, it has {mesh.axis_names}")
+        self.mesh, self.everywhere = mesh, NamedSharding(mesh, PartitionSpec())
+
+    def local_size(self, size):
+        divided(size, self.mesh.shape[DATA_AXIS], f"places of axis {DATA_AXIS!r}")
+        return size
+
+    def compile(self, function, *, donate):
+        return jax.jit(function, out_shardings=self.everywhere, donate_argnums=(1,) if donate else ())
+
+    def place(self, params, state, batch):
+        params, state = jax.tree.map(self._placed, params), jax.device_put(state, self.everywhere)
+        return params, state, jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(DATA_AXIS)))
+
+    def _placed(self, leaf):
+        here = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(self.mesh.devices.flat)
+        return leaf if here else jax.device_put(leaf, self.everywhere)
