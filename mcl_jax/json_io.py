@@ -85,3 +85,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): repair it or move it away") from error
+
+
+def check_unicode(text: str, name: str) -> str:
+    """The text, if UTF-8 can hold it. JSON allows half of a surrogate pair, such as "\\ud83d", and UTF-8 does not.
+
+    Args:
+      text: what came from JSON, a command line or a file's name.
+      name: what the error calls it.
+    Raises:
+      ValueError: for such a half; says where in the text it is.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half, around = text[error.start], text[max(0, error.start - 20) : error.start + 20]
+        raise ValueError(
+            f"{name} must be text that UTF-8 can hold, got half of a surrogate pair, {half!r}, at character "
+            f"{error.start + 1}: {around!r}"
+        ) from None
+    return text

@@ -11,14 +11,16 @@ Clotho v2 (Drossos et al., arXiv 1910.09387): clips of 15 to 30 s from Freesound
 training, "evaluation" is the test set.
 """
 
-import csv
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from mcl_jax.data.csv_rows import read_rows
 from mcl_jax.data.media import Clip, Media, Picture
 from mcl_jax.data.records import Corpus, Record, Target, split_of
-from mcl_jax.json_io import read_json
+from mcl_jax.json_io import check_unicode, read_json
 
 TEXTCAPS_LAYOUT = """\
 TextCaps needs these files in one folder (textvqa.org/textcaps/dataset):
@@ -42,41 +44,73 @@ Clotho v2.1 needs these files in one folder (zenodo.org/record/4783391):
 
 
 def read_textcaps(folder: Path | str, bilingual: bool = False) -> Corpus:
-    """TextCaps, a record for each picture; see `TEXTCAPS_LAYOUT`.
+    """TextCaps, a record for each picture; see `TEXTCAPS_LAYOUT`. Pictures that are not there are in `left_out`.
 
     Args:
       folder: holds the files.
       bilingual: whether captions with a French text are French, so that "en" and "fr" are the modes.
     Raises:
       FileNotFoundError: for a missing JSON file; says what was needed.
-      ValueError: for a file in another layout; names it.
+      ValueError: for a file in another layout, or a split without pictures; names it.
     """
-    items = []
+    folder, items, left_out = Path(folder), [], []
+    names = [f"TextCaps_0.1_{part}{end}.json" for part in ("train", "val") for end in ("", "_fr")[: 1 + bilingual]]
+    for name in names:  # before any is read
+        _needed(folder / name, TEXTCAPS_LAYOUT)
+    there = _files(folder / "train_images")
     for published, split in (("train", "train"), ("val", "test")):
-        captions: dict[str, list[Target]] = {}
-        for image_id, target in _textcaps_captions(Path(folder), published, bilingual):
+        path, captions = folder / f"TextCaps_0.1_{published}.json", {}
+        french = _french(path) if bilingual else None
+        for image_id, target in _textcaps_captions(path, french, left_out):
             captions.setdefault(image_id, []).append(target)
-        for image_id, targets in captions.items():
+        here = [image_id for image_id in captions if f"{image_id}.jpg" in there]
+        left_out += [(f"train_images/{image_id}.jpg", "no such file") for image_id in captions.keys() - here]
+        _check_split(path, len(captions), len(here), folder / "train_images", there, "IMAGE_ID.jpg")
+        for image_id in here:
             name = f"train_images/{image_id}.jpg"
             held_out = split_of(f"textcaps {image_id}", 0.02, 0.0) if split == "train" else split
-            items.append((image_id, targets, held_out, Picture(name, (Path(folder) / name).read_bytes)))
-    return _corpus(f"textcaps/{'bilingual' if bilingual else 'english'}", items)
+            items.append((image_id, captions[image_id], held_out, Picture(name, (folder / name).read_bytes)))
+    return _corpus(f"textcaps/{'bilingual' if bilingual else 'english'}", items, left_out)
 
 
-def _textcaps_captions(folder: Path, published: str, bilingual: bool) -> Iterator[tuple[str, Target]]:
-    """Ids of pictures and captions, in the order of the file."""
-    path = _needed(folder / f"TextCaps_0.1_{published}.json", TEXTCAPS_LAYOUT)
-    french: dict[str, str] = {}
-    if bilingual:
-        french = read_json(_needed(path.with_name(f"{path.stem}_fr.json"), TEXTCAPS_LAYOUT))
-    try:
-        for row in read_json(path)["data"]:
-            key, text = str(row["caption_id"]), row["caption_str"]
-            mode = ("fr" if key in french else "en") if bilingual else None
-            yield row["image_id"], Target(french.get(key, text), mode)
-    except (AttributeError, KeyError, TypeError) as error:
+def _textcaps_captions(
+    path: Path, french: dict[str, str] | None, left_out: list[tuple[str, str]]
+) -> Iterator[tuple[str, Target]]:
+    """Ids of pictures and captions, in the order of the file. French texts of no caption are left out."""
+    unused = set(french or ())
+    for number, row in enumerate(_textcaps_rows(path)):
+        where = f"{path}, data[{number}]"
+        image_id, text = (_text(row[name], f"{where}: {name}") for name in ("image_id", "caption_str"))
+        if Path(image_id).name != image_id:
+            raise ValueError(f"{where}: image_id must be the name of a file, got {image_id!r}")
+        key = row["caption_id"]
+        if type(key) not in (int, str):
+            raise ValueError(f"{where}: caption_id must be a whole number or a text, got {key!r}")
+        unused.discard(str(key))
+        mode = None if french is None else "fr" if str(key) in french else "en"
+        yield image_id, Target(french[str(key)] if mode == "fr" else text, mode)
+    left_out += [(key, f"a French text whose caption is not in {path.name}") for key in sorted(unused)]
+
+
+def _textcaps_rows(path: Path) -> list[dict[str, Any]]:
+    """The captions in a JSON file as published; each has an image_id, a caption_id and a caption_str."""
+    content, columns = read_json(path), ("image_id", "caption_id", "caption_str")
+    rows = content.get("data") if isinstance(content, dict) else None
+    fits = lambda row: isinstance(row, dict) and row.keys() >= set(columns)
+    if not isinstance(rows, list) or not all(map(fits, rows)):
+        problem = "no list" if not isinstance(rows, list) else repr(next(row for row in rows if not fits(row)))[:80]
         needed = '{"data": [{"image_id": …, "caption_id": …, "caption_str": …}, …]}'
-        raise ValueError(f"{path}: needed {needed}, got another layout ({error!r})\n{TEXTCAPS_LAYOUT}") from None
+        raise ValueError(f"{path}: needed {needed}, got another layout ({problem})\n{TEXTCAPS_LAYOUT}")
+    return rows
+
+
+def _french(path: Path) -> dict[str, str]:
+    """French texts by the id of the caption that each stands for."""
+    path = path.with_name(f"{path.stem}_fr.json")
+    texts = read_json(path)
+    if not isinstance(texts, dict):
+        raise ValueError(f'{path}: needed texts by caption_id, such as {{"17": "Une bouteille."}}, got {texts!r:.60}')
+    return {key: _text(text, f"{path}: the text of caption {key}") for key, text in texts.items()}
 
 
 def read_audiocaps(folder: Path | str) -> Corpus:
@@ -84,40 +118,63 @@ def read_audiocaps(folder: Path | str) -> Corpus:
 
     Raises:
       FileNotFoundError: for a missing CSV file; says what was needed.
-      ValueError: for a CSV file with other columns; names it.
+      ValueError: for a CSV file with other columns, or a split without clips; names it.
     """
     folder, items, left_out = Path(folder), [], []
-    for published, split in (("train", "train"), ("val", "validation"), ("test", "test")):
-        columns = ("audiocap_id", "youtube_id", "start_time", "caption")
-        files = {path.stem: path for path in (folder / published).glob("*") if path.suffix.lower() in Clip.endings}
+    marks = {"audiocap_id": r"\d+", "youtube_id": r"\S+", "start_time": r"\d+(\.\d+)?"}
+    splits = {"train": "train", "val": "validation", "test": "test"}
+    paths, columns = {published: folder / f"{published}.csv" for published in splits}, (*marks, "caption")
+    rows_of = {
+        published: read_rows(_needed(path, AUDIOCAPS_LAYOUT), columns, marks, left_out)
+        for published, path in paths.items()
+    }
+    for published, split in splits.items():
+        there = _files(folder / published)
+        files = {Path(name).stem: name for name in sorted(there) if name.lower().endswith(Clip.endings)}
         clips: dict[str, list[dict[str, str]]] = {}
-        for row in _csv_rows(folder / f"{published}.csv", columns, AUDIOCAPS_LAYOUT):
+        for row in rows_of[published]:
             clips.setdefault(f"{row['youtube_id']}_{row['start_time']}", []).append(row)
-        for key, rows in clips.items():
-            names = [key, rows[0]["youtube_id"], *(row["audiocap_id"] for row in rows)]
-            path = next((files[name] for name in names if name in files), None)
-            if path is None:
-                left_out.append((key, f"no clip in {published}/"))
-            else:
-                items.append((key, [Target(row["caption"]) for row in rows], split, Clip(path.name, path.read_bytes)))
+        found = {key: _clip_of(key, rows, files) for key, rows in clips.items()}
+        left_out += [(key, f"no clip in {published}/") for key, name in found.items() if name is None]
+        here = {key: name for key, name in found.items() if name is not None}
+        _check_split(paths[published], len(clips), len(here), folder / published, there, "YOUTUBEID_START.wav")
+        for key, name in here.items():
+            targets = [Target(row["caption"]) for row in clips[key]]
+            items.append((key, targets, split, Clip(name, (folder / published / name).read_bytes)))
     return _corpus("audiocaps", items, left_out)
 
 
+def _clip_of(key: str, rows: list[dict[str, str]], files: dict[str, str]) -> str | None:
+    """The file of a clip, by any of the names that it may have without an ending."""
+    names = [key, rows[0]["youtube_id"], *(row["audiocap_id"] for row in rows)]
+    return next((files[name] for name in names if name in files), None)
+
+
 def read_clotho(folder: Path | str) -> Corpus:
-    """Clotho v2.1, a record for each clip; see `CLOTHO_LAYOUT`.
+    """Clotho v2.1, a record for each clip; see `CLOTHO_LAYOUT`. Clips that are not there are in `left_out`.
 
     Raises:
       FileNotFoundError: for a missing CSV file; says what was needed.
-      ValueError: for a CSV file with other columns; names it.
+      ValueError: for a CSV file with other columns, or a split without clips; names it.
     """
-    folder, items = Path(folder), []
+    folder, items, left_out = Path(folder), [], []
     captions = tuple(f"caption_{number}" for number in range(1, 6))
-    for published, split in (("development", "train"), ("validation", "validation"), ("evaluation", "test")):
-        for row in _csv_rows(folder / f"clotho_captions_{published}.csv", ("file_name", *captions), CLOTHO_LAYOUT):
+    splits = {"development": "train", "validation": "validation", "evaluation": "test"}
+    marks = {"file_name": rf"(?i)[^/]+({'|'.join(map(re.escape, Clip.endings))})"}
+    paths, columns = {name: folder / f"clotho_captions_{name}.csv" for name in splits}, ("file_name", *captions)
+    rows_of = {name: read_rows(_needed(path, CLOTHO_LAYOUT), columns, marks, left_out) for name, path in paths.items()}
+    for published, split in splits.items():
+        rows, there = rows_of[published], _files(folder / published)
+        left_out += [
+            (f"{published}/{row['file_name']}", "no such file") for row in rows if row["file_name"] not in there
+        ]
+        here = [row for row in rows if row["file_name"] in there]
+        _check_split(paths[published], len(rows), len(here), folder / published, there, "the file_name of a row")
+        for row in here:
             name = f"{published}/{row['file_name']}"
             targets = [Target(row[caption]) for caption in captions]
             items.append((name, targets, split, Clip(name, (folder / name).read_bytes)))
-    return _corpus("clotho", items)
+    return _corpus("clotho", items, left_out)
 
 
 Item = tuple[str, list[Target], str, Media]  # id, captions, split, the picture or clip
@@ -134,19 +191,28 @@ def _corpus(name: str, items: Iterable[Item], left_out: Iterable[tuple[str, str]
     return Corpus(name, tuple(records), tuple(left_out))
 
 
-def _csv_rows(path: Path, columns: tuple[str, ...], layout: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file by column."""
-    with open(_needed(path, layout), encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        try:
-            if not set(columns) <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path}: needed the columns {', '.join(columns)}, got {reader.fieldnames}\n{layout}")
-            yield from reader
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: needed UTF-8, got {error}") from None
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, got {value!r:.80}")
+    return check_unicode(value, name)
 
 
 def _needed(path: Path, layout: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {str(path.parent)!r}\n{layout}")
     return path
+
+
+def _files(folder: Path) -> set[str]:
+    """Names of the files in a folder; none if there is no such folder."""
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _check_split(path: Path, captioned: int, found: int, folder: Path, there: set[str], needed: str) -> None:
+    """Raises ValueError if a split has no picture or clip at all: its files have other names, or are elsewhere."""
+    if not found:
+        some = f"it has {', '.join(sorted(there)[:3])}" if there else "it is empty or not there"
+        raise ValueError(
+            f"{path} has captions for {captioned} files, and none of them is in {folder}: {some}; needed files named "
+            f"as {needed}"
+        )

@@ -24,6 +24,7 @@ What one has to know of the data:
   * Sounds in symbols/alphabets and symbols/math name the letter or digit; they are no sounds of things, and left out.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +99,7 @@ def in_family(record: Record) -> bool:
 
 def without_families(corpus: Corpus) -> Corpus:
     """The stamps without those families."""
-    return Corpus(corpus.name, tuple(r for r in corpus.records if not in_family(r)), corpus.left_out)
+    return dataclasses.replace(corpus, records=tuple(r for r in corpus.records if not in_family(r)))
 
 
 def spoken_language(record: Record) -> str:
