@@ -99,6 +99,11 @@ def describe_values(**values: Any) -> str:
     return "  ".join(f"{name} {show(value)}" for name, value in known.items())
 
 
+def say(line: str, *, console: rich.console.Console | None = None) -> None:
+    """Prints a line as it is: nothing in it is markup, and no word is cut."""
+    (console or rich.console.Console()).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def table(
     title: str,
     columns: Sequence[str],

@@ -93,6 +93,7 @@ class Corpus:
             problem = f"the id {twice[0]!r} occurs twice" if twice else nothing
             raise ValueError(f"corpus {self.name!r}: {problem}")
         object.__setattr__(self, "records", records)
+        object.__setattr__(self, "name", printable(self.name))
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -194,8 +195,13 @@ def _place(key: str) -> float:
 def warn_of_left_out(corpus: Corpus) -> None:
     """A warning that counts and names what a corpus leaves out, if there is any."""
     if corpus.left_out:
-        count, names = len(corpus.left_out), describe_left_out(corpus.left_out)
-        warnings.warn(f"corpus {corpus.name!r}: left out {count}, kept {len(corpus.records)}; {names}", stacklevel=3)
+        warnings.warn(summary_of_left_out(corpus), stacklevel=3)
+
+
+def summary_of_left_out(corpus: Corpus) -> str:
+    """A line that counts and names what a corpus leaves out."""
+    count, names = len(corpus.left_out), describe_left_out(corpus.left_out)
+    return f"corpus {corpus.name!r}: left out {count}, kept {len(corpus.records)}; {names}"
 
 
 def describe_left_out(left_out: Iterable[tuple[str, str]], most: int = 5) -> str:
@@ -205,6 +211,11 @@ def describe_left_out(left_out: Iterable[tuple[str, str]], most: int = 5) -> str
         by_reason.setdefault(reason, []).append(name)
     some = lambda names: ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
     return "; ".join(f"{reason}: {some(names)}" for reason, names in by_reason.items())
+
+
+def printable(name: str) -> str:
+    """A file's name that anything can print: bytes that are not UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def describe_unknown(value: Any, known: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ from typing import Literal, NamedTuple
 
 from mcl_jax.data.debian import fetch_package
 from mcl_jax.data.media import Clip, Media, Picture
-from mcl_jax.data.records import Corpus, Record, Target, describe_unknown, split_of
+from mcl_jax.data.records import Corpus, Record, Target, describe_unknown, printable, split_of
 
 KINDS = ("pictures", "spoken", "sounds")
 LANGUAGES = ("en", "fr", "es", "de", "it", "pt", "nl", "ca", "gl", "ro", "da", "sv")  # 919 to 952 stamps have each
@@ -110,6 +110,9 @@ def spoken_language(record: Record) -> str:
 def _stamps(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[Stamp]:
     for path in sorted(folder.rglob("*.txt")):
         name = _name(path, folder)
+        if not (folder / f"{name}.txt").exists():
+            left_out.append((name, "a file name that is not UTF-8"))
+            continue
         try:
             first, *others = path.read_text(encoding="utf-8-sig").splitlines() or [""]
         except UnicodeDecodeError:
@@ -124,7 +127,7 @@ def _stamps(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[Stamp]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    return printable(path.relative_to(folder).with_suffix("").as_posix())
 
 
 Found = Iterator[tuple[str, Stamp, Media]]  # a record's id, what captions it, and the picture or clip
