@@ -23,7 +23,7 @@ from mcl_jax.metrics.embedding import (
     sentence_similarity,
 )
 from mcl_jax.metrics.items import Item, read_items
-from mcl_jax.metrics.java import JavaMetricError, meteor, spice
+from mcl_jax.metrics.java import JavaMetricError, check_spice, meteor, spice
 from mcl_jax.metrics.report import NotAvailable, Settings, score_captions, score_items
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.selection import minimum_bayes_risk
@@ -60,6 +60,7 @@ __all__ = [
     "Tokenization",
     "WinMatrix",
     "average",
+    "check_spice",
     "cider_d",
     "coco_bleu",
     "corpus_leave_one_out_bleu",

@@ -85,7 +85,7 @@ def test_a_folder_smaller_than_a_batch_is_refused(refused, folder):
 )
 def test_a_folder_that_cannot_be_read_is_refused(change, message, refused, folder):
     change(folder)
-    line = refused("--data", folder)
+    line = refused("--data", folder, "--batch-size", 3)
     assert message in line and "object at" not in line
 
 
