@@ -39,18 +39,21 @@ def read_rows(
     if any(header.count(column) != 1 for column in columns):
         raise ValueError(f"{path}: needed the columns {', '.join(columns)}, got {header}")
     patterns = {header.index(column): re.compile(pattern) for column, pattern in marks.items()}
-    kept: list[tuple[int, dict[str, str]]] = []
+    kept: dict[int, dict[str, str]] = {}
     leave_out = lambda number, why: left_out.append((f"{path.name}, line {number}", why))
+    before = 0
     for number, fields in _rows(lines, patterns):
         if fields is None:
             leave_out(number, "quotes that do not match" if '"' in lines[number - 1] else "not a row of CSV")
         elif problem := _problem(fields, header, patterns):
+            if before in kept and _is_rest(fields, header, patterns):
+                del kept[before]
+                leave_out(before, "a row that goes on in the next line, without quotes")
             leave_out(number, problem)
-            if kept and _is_rest(fields, header, patterns):
-                leave_out(kept.pop()[0], "a row that goes on in the next line, without quotes")
         else:
-            kept.append((number, dict(zip(header, fields, strict=True))))
-    return [row for _, row in kept]
+            kept[number] = dict(zip(header, fields, strict=True))
+        before = number
+    return list(kept.values())
 
 
 def _decoded(path: Path) -> str:
@@ -104,7 +107,7 @@ def _matches(fields: list[str], patterns: dict[int, re.Pattern]) -> bool:
 
 def _problem(fields: list[str], header: list[str], patterns: dict[int, re.Pattern]) -> str | None:
     if len(fields) != len(header):
-        return f"{len(fields)} fields where the header has {len(header)}"
+        return f"needed {len(header)} fields, got {len(fields)}"
     wrong = next((place for place, pattern in patterns.items() if not pattern.fullmatch(fields[place])), None)
     return None if wrong is None else f"{header[wrong]} is {fields[wrong]!r}, which cannot be"
 
