@@ -19,9 +19,10 @@ def usable(corpus: data.Corpus, *, option: str, batch_size: int, needed: str = "
         raise ValueError(f"{option} has {came}, needed {needed}")
     counts = corpus.with_validation().counts()
     if counts["train"] < batch_size:
+        taken = corpus.counts()["train"] - counts["train"]
+        besides = f" besides {taken} for validation" if taken else ""
         raise ValueError(
-            f"{option} has {counts['train']} records to train on, fewer than --batch-size {batch_size}"
-            + _taken(corpus.counts()["train"] - counts["train"])
+            f"{option} has {counts['train']} records to train on{besides}, fewer than --batch-size {batch_size}"
         )
     for split in ("test", "validation"):
         if not counts[split]:
@@ -32,16 +33,12 @@ def usable(corpus: data.Corpus, *, option: str, batch_size: int, needed: str = "
     return corpus
 
 
-def _taken(number: int) -> str:
-    return f" when {number} of them are taken for validation" if number else ""
-
-
 def with_validation(corpus: data.Corpus) -> data.Corpus:
     """The corpus with a validation split, taken from the training split if it has none; then a line says so."""
     complete = corpus.with_validation()
     if taken := complete.counts()["validation"] - corpus.counts()["validation"]:
         say(
-            f"corpus {corpus.name!r} has no validation split: {taken} of its {corpus.counts()['train']} training "
-            "records are taken for it, the same each time"
+            f"corpus {corpus.name!r} has no validation split: it takes {taken} of the {corpus.counts()['train']} "
+            "training records, the same each time"
         )
     return complete

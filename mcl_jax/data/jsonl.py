@@ -150,10 +150,11 @@ def _parse(line: str, layout: Layout) -> dict[str, Any]:
     references = [] if fields.get("references") is None else fields["references"]
     if not isinstance(references, list):
         raise ValueError(f"references must be a list, got {references!r}")
-    answer, key = layout.answer, fields.get("id", fields[layout.subject])
+    answer, subject = layout.answer, _text(fields[layout.subject], layout.subject)
+    key = fields.get("id", subject)
     return {
         "id": _text(str(key) if type(key) is int else key, "id"),
-        "subject": _text(fields[layout.subject], layout.subject),
+        "subject": subject,
         "target": _target(fields, answer, answer),
         "split": split,
         "references": [_reference(reference, answer) for reference in references],
