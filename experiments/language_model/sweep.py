@@ -49,6 +49,8 @@ class Options:
     def __post_init__(self):
         if self.kind == "k" and 1 not in self.hypotheses:
             raise ValueError(f"--hypotheses needs 1, the upper end of the band, got {self.hypotheses}")
+        if min(self.hypotheses, default=1) < 1:
+            raise ValueError(f"--hypotheses must be at least 1 each, got {self.hypotheses}")
 
 
 def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
@@ -63,16 +65,29 @@ def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
             return {name: dict(objective=name, methods=("mcl",)) for name in options.objectives}
 
 
+def configs(config: Config, options: Options) -> list[tuple[str, Config]]:
+    """The name of the variant and the configuration of every training, in order.
+
+    Raises:
+      ValueError: for a value that no training can have, before the first begins.
+    """
+    return [
+        (
+            name,
+            dataclasses.replace(config, workdir=config.workdir / f"{options.kind}-{name}-seed{seed}", seed=seed, **of),
+        )
+        for seed in options.seeds
+        for name, of in variants(config, options).items()
+    ]
+
+
 def sweep(task: Task, options: Options) -> dict[str, list[dict[str, Any]]]:
     """Trains, or reads what was trained: results of every variant, one a seed; draws DIR/KIND.png after each."""
     workdir, found = task.config.workdir, {}
-    for seed in options.seeds:
-        for name, fields in variants(task.config, options).items():
-            folder = workdir / f"{options.kind}-{name}-seed{seed}"
-            config = dataclasses.replace(task.config, workdir=folder, seed=seed, **fields)
-            found.setdefault(name, []).append(trained(dataclasses.replace(task, config=config)))
-            jax.clear_caches()
-            draw(workdir / f"{options.kind}.png", options.kind, found)
+    for name, config in configs(task.config, options):
+        found.setdefault(name, []).append(trained(dataclasses.replace(task, config=config)))
+        jax.clear_caches()
+        draw(workdir / f"{options.kind}.png", options.kind, found)
     return found
 
 
@@ -174,6 +189,7 @@ def command_line(
     )
     default = line(Options(), config(workdir=tyro.MISSING, **preset))
     found = tyro.cli(line, args=args, description=__doc__, default=default)
+    configs(found.config, found.options)  # refuses what cannot be before anything is read
     return found.config, found.options
 
 

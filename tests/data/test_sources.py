@@ -142,3 +142,23 @@ def test_a_folder_of_ones_own_is_known_by_its_files(tmp_path):
     os.utime(tmp_path / "mine/A.PNG", ns=(1, 1))
     assert read_captions(tmp_path / "mine").made_of != before
     assert made_of(tmp_path / "nowhere", ["**/*"])["files"] == 0
+
+
+def test_what_will_not_do_is_refused_before_a_file_is_read(tmp_path, monkeypatch):
+    files, listed = tmp_path / "files", []
+    fake_stamps.write_stamps(files)
+    with monkeypatch.context() as patch:
+        patch.setattr("mcl_jax.data.media.Media.read", lambda media: pytest.fail(f"{media.name} was read"))
+
+        def check(corpus):
+            listed.append(corpus)
+            raise ValueError("too few")
+
+        with pytest.raises(ValueError, match="too few"):
+            load_captions("stamps/pictures", tmp_path, files, modes=("fr", "es"), families=False, check=check)
+        with pytest.raises(ValueError, match="a mode must be one of .* got 'xx'"):
+            load_captions("stamps/pictures", tmp_path, files, modes=("xx",), check=check)
+    (corpus,) = listed
+    assert len(corpus.records) == 39 and corpus.modes == ("es", "fr")
+    assert not list(tmp_path.glob("stamps/**/*.array_record*"))
+    assert len(load_captions("stamps/pictures", tmp_path, files, check=listed.append).records) == len(listed[1].records)
