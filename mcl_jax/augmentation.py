@@ -47,9 +47,13 @@ def spec_augment(
       time_masks, time_width: number of stretches, and the longest, T frames (of 10 ms in the paper and in Whisper).
       time_share: p; no stretch is longer than this share of the real frames.
     Raises:
-      ValueError: for widths that do not fit, or a share outside [0, 1].
+      ValueError: for spectrograms that are not [B, M, T] floats, another mask than [B, T], widths that do not fit, or a
+        share outside [0, 1].
     """
+    _check_floats("spec_augment", "log_mel [B, M, T]", log_mel, ndim=3)
     batch, bands, frames = log_mel.shape
+    if mask is not None and jnp.shape(mask) != (batch, frames):
+        raise ValueError(f"spec_augment needs a mask {[batch, frames]}, got {list(jnp.shape(mask))}")
     if not (0 <= frequency_width <= bands and time_width >= 0 and 0.0 <= time_share <= 1.0):
         raise ValueError(
             f"spec_augment needs frequency_width in [0, {bands}] mel bands, time_width >= 0 and time_share in [0, 1], "
@@ -81,7 +85,12 @@ def _stripes(
 def horizontal_flip(
     key: Key[Array, ""], images: Float[Array, "B H W C"], *, probability: float = 0.5
 ) -> Float[Array, "B H W C"]:
-    """Each picture mirrored, left to right, with this probability; so is any writing in it."""
+    """Each picture mirrored, left to right, with this probability; so is any writing in it.
+
+    Raises:
+      ValueError: for pictures that are not [B, H, W, C], such as one without B, or with channels first.
+    """
+    _check_images("horizontal_flip", images)
     flipped = jax.random.bernoulli(key, probability, images.shape[:1])
     return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
 
@@ -102,8 +111,10 @@ def random_resized_crop(
       area: least and greatest share of the picture's area.
       aspect_ratio: least and greatest width / height, in pixels.
     Raises:
-      ValueError: for ranges that are empty, not positive, or areas above 1.
+      ValueError: for pictures that are not [B, H, W, C] floats, ranges that are empty, not positive, or areas above 1.
     """
+    _check_images("random_resized_crop", images)
+    _check_floats("random_resized_crop", "images [B, H, W, C]", images, ndim=4)
     if not 0.0 < area[0] <= area[1] <= 1.0 or not 0.0 < aspect_ratio[0] <= aspect_ratio[1]:
         raise ValueError(
             f"random_resized_crop needs 0 < area[0] <= area[1] <= 1 and 0 < aspect_ratio[0] <= aspect_ratio[1], got "
@@ -122,3 +133,16 @@ def random_resized_crop(
         return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -corner * scale, "linear")
 
     return jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
+
+
+def _check_images(name: str, images: Array) -> None:
+    """Raises a ValueError unless pictures are [B, H, W, C]; with channels first, H looks like C."""
+    shape = jnp.shape(images)
+    if len(shape) != 4 or (shape[1] in (1, 3, 4) and shape[3] > 4):
+        raise ValueError(f"{name} needs images [B, H, W, C], channels last, got {list(shape)}")
+
+
+def _check_floats(name: str, needed: str, x: Array, ndim: int) -> None:
+    dtype, shape = jnp.result_type(x), jnp.shape(x)
+    if len(shape) != ndim or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} needs {needed} of floats, got {dtype}{list(shape)}")

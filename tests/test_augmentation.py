@@ -191,6 +191,36 @@ class TestImages:
             augmentation.random_resized_crop(jax.random.key(0), IMAGES, **options)
 
 
+class TestKindsOfInputs:
+    @pytest.mark.parametrize(
+        ("log_mel", "mask", "message"),
+        [
+            (LOG_MEL[0], None, r"log_mel \[B, M, T\] of floats, got float32\[11, 29\]"),
+            (LOG_MEL[None], None, r"of floats, got float32\[1, 3, 11, 29\]"),
+            (LOG_MEL.astype(np.int16), None, r"of floats, got int16\[3, 11, 29\]"),
+            (LOG_MEL, MASK[:1], r"a mask \[3, 29\], got \[1, 29\]"),
+            (LOG_MEL, REAL, r"a mask \[3, 29\], got \[3\]"),
+        ],
+    )
+    def test_spectrograms(self, log_mel, mask, message):
+        with pytest.raises(ValueError, match=message):
+            augmentation.spec_augment(jax.random.key(0), log_mel, mask, **ONE_EACH)
+
+    @pytest.mark.parametrize("augment", [augmentation.horizontal_flip, augmentation.random_resized_crop])
+    @pytest.mark.parametrize("shape", [(7, 5, 3), (2, 3, 7, 5), (2, 1, 7, 5), (2, 4, 7, 5), (2, 2, 7, 5, 3)])
+    def test_pictures(self, augment, shape):
+        name = augment.__name__
+        with pytest.raises(ValueError, match=rf"{name} needs images \[B, H, W, C\], channels last, got \[{shape[0]}, "):
+            augment(jax.random.key(0), np.zeros(shape, np.float32))
+
+    def test_crops_need_floats_and_flips_do_not(self):
+        whole = np.arange(2 * 7 * 5 * 3, dtype=np.uint8).reshape(2, 7, 5, 3)
+        flipped = augmentation.horizontal_flip(jax.random.key(0), whole, probability=1.0)
+        np.testing.assert_array_equal(flipped, whole[:, :, ::-1])
+        with pytest.raises(ValueError, match=r"images \[B, H, W, C\] of floats, got uint8\[2, 7, 5, 3\]"):
+            augmentation.random_resized_crop(jax.random.key(0), whole)
+
+
 def spread_over(values, low, high):
     """Uniform over [low, high]: inside, and quartiles within 4.5 standard errors."""
     assert low - 0.01 < values.min() and values.max() < high + 0.01

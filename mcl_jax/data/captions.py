@@ -4,8 +4,9 @@
     {"file": "cats/7.jpg", "caption": "a cat", "mode": "en"}
     {"id": "8", "file": "8.png", "caption": "a dog", "references": ["a brown dog", {"caption": "un chien"}]}
 
-`file` (a path in the folder) and `caption` are needed. Lines with one id or one file are one record, and their captions
-add up; without `id`, the file is the id. `mode`, `split` and `references` are as in `jsonl`.
+`file` (a path in the folder, written in any way, see `paths`) and `caption` are needed. Lines with one id or one file
+are one record, and their captions add up; without `id`, the file is the id. `mode`, `split` and `references` are as
+in `jsonl`.
 """
 
 import dataclasses
@@ -17,11 +18,12 @@ from pathlib import Path
 from mcl_jax.console import Progress
 from mcl_jax.data.jsonl import Layout, merge_lines
 from mcl_jax.data.media import Media, Unreadable, media_in
+from mcl_jax.data.paths import locate
 from mcl_jax.data.records import Corpus, Record, split_of, warn_of_left_out
 from mcl_jax.data.sources import checksum
 
 FILE = "captions.jsonl"
-CAPTIONS = Layout(("file", "caption"), ("id", "mode", "split", "references"), "file", "caption", one_id=True)
+CAPTIONS = Layout(("file", "caption"), ("id", "mode", "split", "references"), "file", "caption", locate)
 
 
 def read_captions(
@@ -43,8 +45,8 @@ def read_captions(
       The corpus, named as the folder; broken files are in `left_out`, and warned of.
     Raises:
       FileNotFoundError: if there is no captions.jsonl.
-      ValueError: for a line that does not fit, a file that is not there or is no picture or clip, or pictures and clips
-        in one folder; names the line, and the nearest file.
+      ValueError: for a line that does not fit, a file that is not in the folder or is no picture or clip, or pictures
+        and clips in one folder; names the line, and the nearest file.
     """
     corpus = _listed(Path(folder), validation, test)
     if check is not None:
@@ -84,12 +86,12 @@ def _listed(folder: Path, validation: float, test: float) -> Corpus:
 
 def _media(folder: Path, name: str) -> Media:
     """The picture or clip in a file, by the ending of its name."""
-    path = folder / name
-    if not path.is_file():
+    file = locate(folder, name)
+    if not file.is_file:
         names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != FILE]
         near = difflib.get_close_matches(name, names, n=1)
         raise ValueError(f"file {name!r} is not in the folder" + (f"; did you mean {near[0]!r}?" if near else ""))
-    return media_in(path, name)
+    return media_in(file.path, file.name)
 
 
 def _check_kind(media: Media, first: Media) -> None:

@@ -13,6 +13,8 @@ import soundfile
 from jaxtyping import Float32
 from scipy.signal import firwin, resample_poly
 
+from mcl_jax.data.sound_files import read_sound
+
 SAMPLE_RATE = 16_000  # Hz
 SHORTEST = 0.025  # s: one window of a spectrogram
 LOUDNESS = 0.1  # RMS of full scale (−20 dB), less where a peak would leave [−1, 1]
@@ -22,30 +24,18 @@ def decode_clip(encoded: bytes) -> Float32[np.ndarray, "T"]:
     """The samples of a clip at 16 kHz: channels averaged, resampled, at the common loudness.
 
     Args:
-      encoded: a file that libsndfile reads, such as WAV, FLAC, Ogg Vorbis, MP3.
+      encoded: a file in one of the formats of `sound_files`, such as WAV, FLAC, Ogg Vorbis or MP3.
     Raises:
-      ValueError: if it is none, cut off, shorter than `SHORTEST`, or with samples that are not finite; says which.
+      ValueError: if it is none, cut off as far as its format lets one know (see `sound_files`), shorter than
+        `SHORTEST`, or with samples that are not finite; says which.
     """
-    _check_whole(encoded)
-    try:
-        samples, rate = soundfile.read(io.BytesIO(encoded), dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        reason = str(error).rpartition(">: ")[2]  # without the address of the BytesIO
-        raise ValueError(f"not a clip that can be read: {reason}") from error
+    samples, rate = read_sound(encoded)
     if not len(samples) or not np.isfinite(samples).all():
         raise ValueError("a clip with samples that are not finite" if len(samples) else "a clip without samples")
     if len(samples) < SHORTEST * rate:
         raise ValueError(f"a clip of {1000 * len(samples) / rate:.1f} ms; needed {1000 * SHORTEST:.0f} or more")
     channels = samples.shape[1]
     return with_loudness(resample(samples @ np.full(channels, 1 / channels, np.float32), rate))
-
-
-def _check_whole(encoded: bytes) -> None:
-    """Raises ValueError for a WAV file shorter than it says, which libsndfile reads without a word."""
-    said = int.from_bytes(encoded[4:8], "little") + 8
-    written_to_a_pipe = said >= 2**32 - 1
-    if encoded[:4] == b"RIFF" and not written_to_a_pipe and len(encoded) + 1 < said:
-        raise ValueError(f"a clip cut off after {len(encoded)} of {said} bytes")
 
 
 def resample(samples: Float32[np.ndarray, "T"], rate: int) -> Float32[np.ndarray, "T2"]:
@@ -75,7 +65,11 @@ def fit_length(samples: Float32[np.ndarray, "T"], seconds: float) -> tuple[Float
       seconds: the recipe's length, such as 10 for AudioCaps and 30 for Clotho.
     Returns:
       N = 16000 · seconds samples, and how many of them are the clip's: min(T, N).
+    Raises:
+      ValueError: for a clip of several channels.
     """
+    if np.ndim(samples) != 1:
+        raise ValueError(f"a clip must be mono, [T], got shape {np.shape(samples)}")
     length = round(seconds * SAMPLE_RATE)
     kept = samples[:length]
     return np.pad(kept, (0, length - len(kept))), len(kept)

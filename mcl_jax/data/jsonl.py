@@ -14,10 +14,11 @@ look like a misspelt one.
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.data.paths import Located
 from mcl_jax.data.records import SPLITS, Corpus, Record, Target, describe_unknown, split_of
 from mcl_jax.json_io import check_unicode, write_text
 
@@ -30,14 +31,15 @@ class Layout:
       needed, optional: of a line.
       subject: what is answered, "source"; lines with one id share it.
       answer: "target"; also in references that are objects.
-      one_id: whether lines with one subject are one record too, with the id of the first of them, and `id` may lack.
+      locate: of subjects that are files, (folder, name) to the file; lines with one file are one record too, with the
+        id of the first of them, and `id` may lack. None of subjects that are text.
     """
 
     needed: tuple[str, ...]
     optional: tuple[str, ...]
     subject: str
     answer: str
-    one_id: bool = False
+    locate: Callable[[Path, str], Located] | None = None
 
 
 TEXT = Layout(("id", "source", "target"), ("mode", "split", "references"), "source", "target")
@@ -101,18 +103,24 @@ def merge_lines(path: Path, layout: Layout) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"data {str(path)!r}: no such file; {needed}")
     merged: dict[str, dict[str, Any]] = {}
-    id_of_subject: dict[str, str] = {}
+    known: dict[Hashable, tuple[str, str]] = {}
     for number, line in _lines(path):
         try:
             fields = _parse(line, layout)
-            if layout.one_id:
-                fields["id"] = id_of_subject.setdefault(fields["subject"], fields["id"])
+            if layout.locate is not None:
+                _use_one_name(fields, layout.locate(path.parent, fields["subject"]), known)
             _merge(merged, fields, number, layout)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     if not merged:
         raise ValueError(f"{path}: {needed}, got an empty file")
     return merged
+
+
+def _use_one_name(fields: dict[str, Any], file: Located, known: dict[Hashable, tuple[str, str]]) -> None:
+    """Gives a line the id and the name that its file has in earlier lines; the id may be the path as it was written."""
+    first_id = file.name if fields["id"] == fields["subject"] else fields["id"]
+    fields["id"], fields["subject"] = known.setdefault(file.identity, (first_id, file.name))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

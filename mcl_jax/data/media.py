@@ -89,7 +89,7 @@ class Picture(Media):
 
 
 class Clip(Media):
-    """A clip; `read` gives float32 [T] at 16 kHz, of a common loudness, see `clips`."""
+    """A clip; `read` gives float32 [T] at 16 kHz, of a common loudness, see `clips`; of cut files, `sound_files`."""
 
     kind = "clip"
     endings = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")

@@ -13,15 +13,17 @@ training, "evaluation" is the test set.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 from mcl_jax.data.csv_rows import read_rows
 from mcl_jax.data.media import Clip, Media, Picture
+from mcl_jax.data.paths import locate
 from mcl_jax.data.records import Corpus, Record, Target, split_of
 from mcl_jax.json_io import check_unicode, read_json
 
+NO_FILE = "no such file"
 TEXTCAPS_LAYOUT = """\
 TextCaps needs these files in one folder (textvqa.org/textcaps/dataset):
   TextCaps_0.1_train.json, TextCaps_0.1_val.json
@@ -57,20 +59,18 @@ def read_textcaps(folder: Path | str, bilingual: bool = False) -> Corpus:
     names = [f"TextCaps_0.1_{part}{end}.json" for part in ("train", "val") for end in ("", "_fr")[: 1 + bilingual]]
     for name in names:  # before any is read
         _needed(folder / name, TEXTCAPS_LAYOUT)
-    there = _files(folder / "train_images")
+    parts = {}
     for published, split in (("train", "train"), ("val", "test")):
         path, captions = folder / f"TextCaps_0.1_{published}.json", {}
+        parts[split] = Part(path, folder / "train_images", "IMAGE_ID.jpg")
         french = _french(path) if bilingual else None
         for image_id, target in _textcaps_captions(path, french, left_out):
             captions.setdefault(image_id, []).append(target)
-        here = [image_id for image_id in captions if f"{image_id}.jpg" in there]
-        left_out += [(f"train_images/{image_id}.jpg", "no such file") for image_id in captions.keys() - here]
-        _check_split(path, len(captions), len(here), folder / "train_images", there, "IMAGE_ID.jpg")
-        for image_id in here:
+        for image_id, targets in captions.items():
             name = f"train_images/{image_id}.jpg"
             held_out = split_of(f"textcaps {image_id}", 0.02, 0.0) if split == "train" else split
-            items.append((image_id, captions[image_id], held_out, Picture(name, (folder / name).read_bytes)))
-    return _corpus(f"textcaps/{'bilingual' if bilingual else 'english'}", items, left_out)
+            items.append((image_id, targets, held_out, Picture(name, (folder / name).read_bytes), name))
+    return _corpus(f"textcaps/{'bilingual' if bilingual else 'english'}", folder, parts, items, left_out)
 
 
 def _textcaps_captions(
@@ -81,8 +81,6 @@ def _textcaps_captions(
     for number, row in enumerate(_textcaps_rows(path)):
         where = f"{path}, data[{number}]"
         image_id, text = (_text(row[name], f"{where}: {name}") for name in ("image_id", "caption_str"))
-        if Path(image_id).name != image_id:
-            raise ValueError(f"{where}: image_id must be the name of a file, got {image_id!r}")
         key = row["caption_id"]
         if type(key) not in (int, str):
             raise ValueError(f"{where}: caption_id must be a whole number or a text, got {key!r}")
@@ -129,19 +127,18 @@ def read_audiocaps(folder: Path | str) -> Corpus:
         for published, path in paths.items()
     }
     for published, split in splits.items():
-        there = _files(folder / published)
-        files = {Path(name).stem: name for name in sorted(there) if name.lower().endswith(Clip.endings)}
+        files = {Path(name).stem: name for name in _files(folder / published) if name.lower().endswith(Clip.endings)}
         clips: dict[str, list[dict[str, str]]] = {}
         for row in rows_of[published]:
             clips.setdefault(f"{row['youtube_id']}_{row['start_time']}", []).append(row)
-        found = {key: _clip_of(key, rows, files) for key, rows in clips.items()}
-        left_out += [(key, f"no clip in {published}/") for key, name in found.items() if name is None]
-        here = {key: name for key, name in found.items() if name is not None}
-        _check_split(paths[published], len(clips), len(here), folder / published, there, "YOUTUBEID_START.wav")
-        for key, name in here.items():
-            targets = [Target(row["caption"]) for row in clips[key]]
-            items.append((key, targets, split, Clip(name, (folder / published / name).read_bytes)))
-    return _corpus("audiocaps", items, left_out)
+        for key, rows in clips.items():
+            if (name := _clip_of(key, rows, files)) is None:
+                left_out.append((key, f"no clip in {published}/"))
+                continue
+            targets, clip = [Target(row["caption"]) for row in rows], Clip(name, (folder / published / name).read_bytes)
+            items.append((key, targets, split, clip, f"{published}/{name}"))
+    parts = {split: Part(paths[name], folder / name, "YOUTUBEID_START.wav") for name, split in splits.items()}
+    return _corpus("audiocaps", folder, parts, items, left_out)
 
 
 def _clip_of(key: str, rows: list[dict[str, str]], files: dict[str, str]) -> str | None:
@@ -160,35 +157,72 @@ def read_clotho(folder: Path | str) -> Corpus:
     folder, items, left_out = Path(folder), [], []
     captions = tuple(f"caption_{number}" for number in range(1, 6))
     splits = {"development": "train", "validation": "validation", "evaluation": "test"}
-    marks = {"file_name": rf"(?i)[^/]+({'|'.join(map(re.escape, Clip.endings))})"}
+    marks = {"file_name": rf"(?i).+({'|'.join(map(re.escape, Clip.endings))})"}
     paths, columns = {name: folder / f"clotho_captions_{name}.csv" for name in splits}, ("file_name", *captions)
     rows_of = {name: read_rows(_needed(path, CLOTHO_LAYOUT), columns, marks, left_out) for name, path in paths.items()}
     for published, split in splits.items():
-        rows, there = rows_of[published], _files(folder / published)
-        left_out += [
-            (f"{published}/{row['file_name']}", "no such file") for row in rows if row["file_name"] not in there
-        ]
-        here = [row for row in rows if row["file_name"] in there]
-        _check_split(paths[published], len(rows), len(here), folder / published, there, "the file_name of a row")
-        for row in here:
-            name = f"{published}/{row['file_name']}"
+        for row in rows_of[published]:
+            name = PurePosixPath(published, row["file_name"]).as_posix()
             targets = [Target(row[caption]) for caption in captions]
-            items.append((name, targets, split, Clip(name, (folder / name).read_bytes)))
-    return _corpus("clotho", items, left_out)
+            items.append((name, targets, split, Clip(name, (folder / name).read_bytes), name))
+    parts = {split: Part(paths[name], folder / name, "in file_name") for name, split in splits.items()}
+    return _corpus("clotho", folder, parts, items, left_out)
 
 
-Item = tuple[str, list[Target], str, Media]  # id, captions, split, the picture or clip
+Item = tuple[str, list[Target], str, Media, str]  # id, captions, split, the picture or clip, its path in the folder
 
 
-def _corpus(name: str, items: Iterable[Item], left_out: Iterable[tuple[str, str]] = ()) -> Corpus:
-    """Records without blank captions and repetitions."""
+class Part(NamedTuple):
+    """Where a split is published: the file with its captions, the folder of what they caption, names needed there."""
+
+    captions: Path
+    folder: Path
+    names: str
+
+
+def _corpus(
+    name: str, folder: Path, parts: Mapping[str, Part], items: Iterable[Item], left_out: Iterable[tuple[str, str]]
+) -> Corpus:
+    """Records without blank captions and repetitions, of files that are there, in the folder, and of no other record.
+
+    Raises:
+      ValueError: if nothing is left of one of the parts, by split; nothing is read before.
+    """
     records, left_out = [], list(left_out)
-    for key, targets, split, media in items:
+    reasons = _not_of_their_own(folder, items)
+    for key, targets, split, media, path in items:
+        if key in reasons:
+            left_out.append((path if reasons[key] == NO_FILE else key, reasons[key]))
+            continue
         stripped = [dataclasses.replace(target, text=" ".join(target.text.split())) for target in targets]
         left_out += [(key, "a blank caption") for target in stripped if not target.text]
         if kept := tuple(dict.fromkeys(target for target in stripped if target.text)):
             records.append(Record(key, "", kept, split=split, media=media))
+    filled = {record.split for record in records}
+    for part in (parts[split] for split in parts if split not in filled):
+        some = ", ".join(_files(part.folder)[:3]) or "no files"
+        raise ValueError(
+            f"{part.captions}: nothing is left of it, since none of its captions is of a file in {part.folder}, which "
+            f"has {some}; needed files named as {part.names}"
+        )
     return Corpus(name, tuple(records), tuple(left_out))
+
+
+def _not_of_their_own(folder: Path, items: Iterable[Item]) -> dict[str, str]:
+    """By id, why its file is not its own. Nobody knows whose a file is that two records have: neither gets it."""
+    reasons: dict[str, str] = {}
+    owner: dict[Hashable, str] = {}
+    for key, *_, path in items:
+        try:
+            file = locate(folder, path)
+        except ValueError:
+            reasons[key] = "a path out of the folder"
+            continue
+        if not file.is_file:
+            reasons[key] = NO_FILE
+        elif (first := owner.setdefault(file.identity, key)) != key:
+            reasons |= {first: f"one file with {key}", key: f"one file with {first}"}
+    return reasons
 
 
 def _text(value: Any, name: str) -> str:
@@ -203,16 +237,6 @@ def _needed(path: Path, layout: str) -> Path:
     return path
 
 
-def _files(folder: Path) -> set[str]:
-    """Names of the files in a folder; none if there is no such folder."""
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-
-
-def _check_split(path: Path, captioned: int, found: int, folder: Path, there: set[str], needed: str) -> None:
-    """Raises ValueError if a split has no picture or clip at all: its files have other names, or are elsewhere."""
-    if not found:
-        some = f"it has {', '.join(sorted(there)[:3])}" if there else "it is empty or not there"
-        raise ValueError(
-            f"{path} has captions for {captioned} files, and none of them is in {folder}: {some}; needed files named "
-            f"as {needed}"
-        )
+def _files(folder: Path) -> list[str]:
+    """Sorted names of what is in a folder; none if there is no such folder."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

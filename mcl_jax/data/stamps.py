@@ -1,7 +1,7 @@
 """Tux Paint's stamps: small pictures and sounds with a short caption in many languages.
 
     pictures   785 PNG stamps
-    spoken     7,407 clips in 14 languages, in which somebody reads a stamp's caption
+    spoken     7,405 clips in 14 languages, in which somebody reads a stamp's caption; two more are cut off
     sounds     111 clips with the sound of what the stamp shows
 
 All three are captioned in the 12 languages of `LANGUAGES`, which are the modes; a clip of a caption read in Russian is

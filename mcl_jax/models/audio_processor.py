@@ -15,6 +15,8 @@ from mcl_jax.models.qwen2_audio import Qwen2AudioConfig
 from mcl_jax.models.whisper import check_clips, num_features
 
 Clip = Float[np.ndarray, " S"]
+SAMPLE_RATE = 16_000  # Hz: Whisper's, and that of clips of `mcl_jax.data`
+LOUDEST = 2.0  # of full scale; resampling may overshoot 1, and whole numbers as floats lie far above
 
 
 class AudioProcessor(Processor):
@@ -25,7 +27,8 @@ class AudioProcessor(Processor):
       hf: a `transformers.Qwen2AudioProcessor`.
 
     Raises:
-      ValueError: if it makes other frames, or has another audio token, than the model's config says.
+      ValueError: if it makes other frames, or has another audio token, than the model's config says, or if it hears
+        clips of another rate than 16 kHz.
     """
 
     media = "clips"
@@ -37,6 +40,8 @@ class AudioProcessor(Processor):
         ours = config.audio_config.num_mel_bins, config.audio_config.window, config.audio_token_index
         if theirs != ours:
             raise ValueError(f"the processor's mel bins, frames and audio token must be {ours}, got {theirs}")
+        if self.extractor.sampling_rate != SAMPLE_RATE:
+            raise ValueError(f"the processor's sampling_rate must be {SAMPLE_RATE}, got {self.extractor.sampling_rate}")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: Qwen2AudioConfig) -> "AudioProcessor":
@@ -46,8 +51,8 @@ class AudioProcessor(Processor):
         return cls(config, Qwen2AudioProcessor.from_pretrained(folder))
 
     def num_features(self, clip: Clip) -> int:
-        """Audio tokens that a clip takes."""
-        samples = min(len(clip), self.extractor.n_samples)
+        """Audio tokens that a clip takes; raises as `__call__` does for what is none."""
+        samples = min(len(self._checked(clip)), self.extractor.n_samples)
         return int(num_features(np.int32(-(-samples // self.extractor.hop_length))))
 
     def inputs(self, clips: Sequence[Clip | None], *, window: int | None = None) -> dict[str, np.ndarray]:
@@ -63,8 +68,8 @@ class AudioProcessor(Processor):
 
         Args:
           prompts: texts, with the audio token (`<|AUDIO|>`) once where there is a clip.
-          clips: as many, mono, in [-1, 1], at the extractor's rate (16 kHz), of any lengths; what is longer than its
-            window (30 s) is cut, as in Hugging Face.
+          clips: as many, mono, floats in [-1, 1], at 16 kHz (which an array does not tell: `mcl_jax.data` gives it), of
+            any lengths; what is longer than the extractor's window (30 s) is cut, as in Hugging Face.
           length: T; of the longest prompt if None.
           window: mel frames to compute, at least two more than any clip has (100 a second); the model's whole window if
             None, which is mostly silence where clips are short.
@@ -73,8 +78,9 @@ class AudioProcessor(Processor):
           tokens int32 [B, T], the audio token repeated for each feature, and mask bool [B, T]; mel float32 [B, M,
           window], and frames int32 [B] of each clip, 0 where there is none.
         Raises:
-          ValueError: prompts and clips that do not belong together; a clip that is not mono, too short for a feature,
-            or longer than the window asked for; a prompt longer than T.
+          ValueError: prompts and clips that do not belong together; a clip that is not mono, of whole numbers (PCM),
+            beyond [-1, 1], not finite, too short for a feature, or longer than the window asked for; a prompt longer
+            than T.
         """
         self.check_number(prompts, clips)
         inputs = self.inputs(clips, window=window)
@@ -88,10 +94,7 @@ class AudioProcessor(Processor):
         for row, clip in enumerate(clips):
             if clip is None:
                 continue
-            clip = np.asarray(clip, np.float32)
-            if clip.ndim != 1 or len(clip) <= 2 * hop:
-                raise ValueError(f"clip {row} must be mono, [S] with S > {2 * hop} samples, got shape {clip.shape}")
-            clip = clip[: self.extractor.n_samples]
+            clip = self._checked(clip, f"clip {row}")[: self.extractor.n_samples]
             frames[row] = -(-len(clip) // hop)
             heard = self.extractor(
                 clip, max_length=window * hop, sampling_rate=self.extractor.sampling_rate, return_tensors="np"
@@ -99,3 +102,15 @@ class AudioProcessor(Processor):
             mel[row] = heard["input_features"][0]
         check_clips(frames, window, self.config.audio_config.window)
         return mel, frames
+
+    def _checked(self, clip: Clip, name: str = "a clip") -> Clip:
+        """As float32."""
+        clip, least = np.asarray(clip), 2 * self.extractor.hop_length
+        if clip.ndim != 1 or len(clip) <= least:
+            raise ValueError(f"{name} must be mono, [S] with S > {least} samples, got shape {clip.shape}")
+        if not np.issubdtype(clip.dtype, np.floating):
+            raise ValueError(f"{name} must be floats in [-1, 1], got {clip.dtype}; divide PCM of 16 bits by 32768")
+        loudest = np.abs(clip).max()
+        if not loudest <= LOUDEST:  # also of NaN
+            raise ValueError(f"{name} must be in [-1, 1], got a sample of {loudest:g}")
+        return clip.astype(np.float32)

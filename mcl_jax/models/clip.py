@@ -211,6 +211,10 @@ class VisionTransformer(nn.Module):
         shape = (config.image_size, config.image_size, config.num_channels)
         if pixels.ndim != 4 or pixels.shape[1:] != shape:
             raise ValueError(f"the vision tower needs pictures [N, {', '.join(map(str, shape))}], got {pixels.shape}")
+        if not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise ValueError(
+                f"the vision tower needs normalised pixels, floats as the processor gives, got {pixels.dtype}"
+            )
         wanted = [range(config.num_hidden_layers + 1)[layer] for layer in layers]
         states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)), max(wanted))
         if self.is_initializing():

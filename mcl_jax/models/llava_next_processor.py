@@ -53,16 +53,14 @@ class LlavaNextProcessor(Processor):
         Raises:
           ValueError: for anything but uint8 RGB.
         """
-        picture = np.asarray(picture)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            raise ValueError(f"a picture must be RGB, uint8[H, W, 3], got {picture.dtype}{list(picture.shape)}")
+        picture = _checked(picture)
         # The axis of channels is said, not guessed: a picture 3 pixels high is taken for channels first.
         tiles = self.hf.image_processor([picture], input_data_format="channels_last", return_tensors="np")
         return tiles["pixel_values"][0].transpose(0, 2, 3, 1), self.tiling.index(*picture.shape[:2])
 
     def num_features(self, picture: Picture) -> int:
-        """Placeholder tokens that a picture takes."""
-        return len(self.tiling.index(*picture.shape[:2]))
+        """Placeholder tokens that a picture takes; raises as `picture` does."""
+        return len(self.tiling.index(*_checked(picture).shape[:2]))
 
     def inputs(self, pictures: Sequence[Picture | None]) -> dict[str, np.ndarray]:
         """What `encode` takes: pixel_values and index of B pictures, see `__call__`; of None, black and PADDING."""
@@ -94,3 +92,11 @@ class LlavaNextProcessor(Processor):
         inputs = self.inputs(pictures)
         rows = [self.prompt(text, n) for text, n in zip(prompts, (inputs["index"] != PADDING).sum(1), strict=True)]
         return self.padded(rows, length) | inputs
+
+
+def _checked(picture: Picture) -> Picture:
+    """Raises a ValueError for anything but uint8 RGB."""
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ValueError(f"a picture must be RGB, uint8[H, W, 3], got {picture.dtype}{list(picture.shape)}")
+    return picture

@@ -61,7 +61,13 @@ class Tiling:
         return self.side**2 + max(rows * (columns + 1) for rows, columns in laid)
 
     def best(self, height: int, width: int) -> tuple[int, int]:
-        """The resolution that keeps most of a picture's pixels and, of several, adds the least black."""
+        """The resolution that keeps most of a picture's pixels and, of several, adds the least black.
+
+        Raises:
+          ValueError: for a picture without pixels.
+        """
+        if height < 1 or width < 1:
+            raise ValueError(f"a picture must have pixels, got height {height} and width {width}")
 
         def merit(resolution: tuple[int, int]) -> tuple[int, int]:
             scale = min(resolution[1] / width, resolution[0] / height)

@@ -194,5 +194,7 @@ class Encoder(nn.Module):
                 f"clips must be mel [B, {bins}, T] with frames [B], got {mel.shape} with {frames.shape}: the encoder "
                 f"has num_mel_bins={bins}"
             )
+        if not jnp.issubdtype(mel.dtype, jnp.floating):
+            raise ValueError(f"mel must be floats, as the processor gives, got {mel.dtype}")
         known = not isinstance(frames, jax.core.Tracer)
         check_clips(frames if known else np.zeros(0), mel.shape[2], self.config.window)

@@ -64,6 +64,80 @@ def test_broken_files_are_left_out_and_named(folder):
         read_captions(folder)
 
 
+def other_names(folder):
+    """Of 8.png; makes the links."""
+    (folder / "link.png").symlink_to("8.png")
+    (folder / "hard.png").hardlink_to(folder / "8.png")
+    (folder / "felines").symlink_to("cats")
+    (folder.parent / "elsewhere").symlink_to(folder)
+    relative = ("./8.png", ".//8.png", "cats/../8.png", "cats/./..//8.png", "../mine/8.png", "felines/../8.png")
+    absolute = (str(folder / "8.png"), str(folder / "cats/../8.png"), str(folder.parent / "elsewhere/8.png"))
+    return (*relative, *absolute, "link.png", "hard.png", "cats/../link.png")
+
+
+def test_one_file_under_many_names_is_one_record(folder, monkeypatch):
+    names = other_names(folder)
+    lines = [{"file": name, "caption": f"caption {n}"} for n, name in enumerate(names)]
+    write_lines(folder / "captions.jsonl", {"file": "8.png", "caption": "a dog", "split": "test"}, *lines)
+    for here, given in ((folder.parent, "mine"), (folder / "cats", ".."), (folder, folder), (folder, ".")):
+        monkeypatch.chdir(here)
+        corpus = read_captions(given)
+        (record,) = corpus.records
+        assert (record.id, record.media.name, record.split, corpus.name) == ("8.png", "8.png", "test", "mine")
+        assert [target.text for target in record.targets] == ["a dog", *(line["caption"] for line in lines)]
+        np.testing.assert_array_equal(record.media.read(), PIXELS)
+
+
+def test_the_name_of_a_file_is_its_path_in_the_folder(folder):
+    write_lines(
+        folder / "captions.jsonl",
+        {"file": "./cats/../cats//7.jpg", "caption": "a cat"},
+        {"file": str(folder / "9.PNG"), "caption": "a cow", "id": str(folder / "9.PNG")},
+        {"file": "./8.png", "caption": "a dog", "id": "the dog"},
+    )
+    records = read_captions(folder).records
+    assert [(r.id, r.media.name) for r in records] == [
+        ("9.PNG", "9.PNG"),
+        ("cats/7.jpg", "cats/7.jpg"),
+        ("the dog", "8.png"),
+    ]
+    assert records[1].split == split_of("cats/7.jpg")
+
+
+def test_one_file_is_in_one_split(folder):
+    for name in other_names(folder):
+        train, test = ({"caption": "a dog", "split": split} for split in ("train", "test"))
+        write_lines(folder / "captions.jsonl", train | {"file": "8.png"}, test | {"file": name})
+        with pytest.raises(ValueError, match="captions.jsonl, line 2: id '8.png' has split 'test' here and 'train' in"):
+            read_captions(folder)
+
+
+def test_a_link_may_lead_out_of_the_folder_but_no_path(folder):
+    write(folder.parent / "other/a.png", png())
+    write(folder.parent / "mine, too/a.png", png())
+    (folder / "out").symlink_to("../other")
+    (folder / "b.png").symlink_to(folder.parent / "other/a.png")
+    captions = [{"file": "out/a.png", "caption": "a"}, {"file": "b.png", "caption": "b"}]
+    write_lines(folder / "captions.jsonl", *captions)
+    (record,) = read_captions(folder).records
+    assert record.id == "out/a.png" and len(record.targets) == 2
+    outside = ("../other/a.png", str(folder.parent / "other/a.png"), "out/../other/a.png", "cats/../../mine, too/a.png")
+    for name in (*outside, "..", "cats/../.."):
+        write_lines(folder / "captions.jsonl", captions[0], {"file": name, "caption": "c"})
+        with pytest.raises(
+            ValueError, match=r"line 2: file '.*' is not in the folder; needed a path inside of '.*mine'$"
+        ):
+            read_captions(folder)
+
+
+def test_names_that_no_file_can_have(folder):
+    (folder / "round").symlink_to("round")
+    for name in ("cats", ".", "a" * 5000 + ".png", "a\0.png", "round/8.png", "cats/7.jpg/8.png"):
+        write_lines(folder / "captions.jsonl", {"file": "8.png", "caption": "a"}, {"file": name, "caption": "b"})
+        with pytest.raises(ValueError, match=r"captions.jsonl, line 2: file '.*' is not in the folder"):
+            read_captions(folder)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

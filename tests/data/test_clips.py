@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from scipy.signal import resample_poly
-from tiny_media import sound, tone
+from tiny_media import mp3, sound, tone
 
 from mcl_jax.data.clips import LOUDNESS, decode_clip, encode_flac, fit_length, resample, with_loudness
+from mcl_jax.data.mp3_frames import _frames, check_last
 
 
 def rms(samples):
@@ -73,6 +74,8 @@ def test_fit_length_pads_crops_and_says_what_is_sound():
     assert length == 800
     np.testing.assert_array_equal(cropped, samples[:800])
     assert fit_length(samples, 1000 / 16_000)[1] == 1000
+    with pytest.raises(ValueError, match=r"a clip must be mono, \[T\], got shape \(500, 2\)"):
+        fit_length(samples.reshape(500, 2), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_fit_length_pads_crops_and_says_what_is_sound():
         (b"no sound at all", "not a clip that can be read: .*[^>]$"),
         (sound()[:2000], "a clip cut off after 2000 of 19"),
         (sound(kind="FLAC", subtype="PCM_16")[:-100], "not a clip that can be read: "),
-        (sound(tone(1.0), kind="OGG", subtype="VORBIS")[:-100], "a clip without samples"),
+        (sound(tone(1.0), kind="OGG", subtype="VORBIS")[:-100], "a clip cut off after .* bytes, inside a page"),
         (sound(np.zeros(0, np.float32)), "a clip without samples"),
         (sound(np.array([0.1, np.nan], np.float32)), "samples that are not finite"),
         (sound(tone(0.0249)), "a clip of 24.9 ms; needed 25 or more"),
@@ -95,7 +98,124 @@ def test_broken_files_are_errors(content, message):
         decode_clip(content)
 
 
-def test_a_wav_file_written_to_a_pipe_does_not_know_its_size():
-    content = bytearray(sound(tone(), subtype="PCM_16"))
-    content[4:8] = b"\xff" * 4
+FORMATS = [
+    *(("WAV", subtype) for subtype in ("PCM_16", "PCM_24", "ULAW", "MS_ADPCM", "IMA_ADPCM", "GSM610")),
+    *(("AIFF", subtype) for subtype in ("PCM_16", "FLOAT", "ALAW", "IMA_ADPCM")),
+    *((kind, "PCM_16") for kind in ("WAVEX", "RF64", "W64", "AU", "CAF", "NIST", "FLAC")),
+    ("OGG", "VORBIS"),
+    ("OGG", "OPUS"),
+    ("MP3", "MPEG_LAYER_III"),
+]
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+def test_a_file_that_was_cut_is_not_a_shorter_one(kind, subtype):
+    content = sound(tone(1.3), kind=kind, subtype=subtype)
+    assert abs(len(decode_clip(content)) - 1.3 * 16_000) < 800  # blocks of a codec are filled up
+    for share in (0.6, 0.97):
+        with pytest.raises(ValueError, match="cut off after|lost sync"):
+            decode_clip(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="cut off after|lost sync"):
+        decode_clip(content[:-3])
+
+
+@pytest.mark.parametrize("endian", ["BIG", "LITTLE"])
+@pytest.mark.parametrize("kind", ["WAV", "AU"])
+def test_sizes_are_read_in_their_order(kind, endian):
+    content = sound(tone(0.5), kind=kind, subtype="PCM_16", endian=endian)
+    assert len(decode_clip(content)) == 8000
+    with pytest.raises(ValueError, match=f"cut off after 7000 of {len(content)} bytes"):
+        decode_clip(content[:7000])
+
+
+@pytest.mark.parametrize("size", [0, 0x7F000000, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize(
+    ("kind", "name", "order", "of_whole"),
+    [("WAV", b"data", "little", 4), ("AIFF", b"SSND", "big", 4), ("AU", b".snd\0\0\0\x18", "big", 8)],
+)
+def test_a_file_written_to_a_pipe_is_whole(kind, name, order, of_whole, size):
+    content = bytearray(sound(kind=kind, subtype="PCM_16"))
+    at = content.index(name) + len(name)
+    content[of_whole : of_whole + 4] = min(size + 36, 2**32 - 1).to_bytes(4, order)
+    content[at : at + 4] = size.to_bytes(4, order)
+    np.testing.assert_array_equal(decode_clip(bytes(content)), decode_clip(sound(kind=kind, subtype="PCM_16")))
+
+
+def test_no_samples_are_no_unknown_number():
+    content = sound(np.zeros(0, np.float32), subtype="PCM_16")
+    with pytest.raises(ValueError, match="a clip without samples"):
+        decode_clip(content)
+
+
+def test_what_follows_the_sound_may_lack():
+    content = bytearray(sound(subtype="PCM_16")) + b"LIST" + (1000).to_bytes(4, "little") + b"INFO"
+    content[4:8] = (len(content) + 1000).to_bytes(4, "little")
     assert len(decode_clip(bytes(content))) == 4800
+
+
+def test_a_flac_file_written_to_a_pipe():
+    for seconds in (0.3, 4.3):  # less than a block, and more
+        samples = tone(seconds)
+        content = bytearray(sound(samples, kind="FLAC", subtype="PCM_16"))
+        whole = decode_clip(bytes(content))
+        content[21] &= 0xF0  # 36 bits: the number of samples
+        content[22:26] = bytes(4)
+        np.testing.assert_array_equal(decode_clip(bytes(content)), whole)
+        content[21] |= 1
+        with pytest.raises(ValueError, match=f"cut off after {len(samples)} of {2**32} samples"):
+            decode_clip(bytes(content))
+
+
+def loud_then_silent(seconds=2.0):
+    samples = np.random.default_rng(0).normal(size=round(seconds * 16_000)).astype(np.float32) / 5
+    return samples * (np.arange(len(samples)) < len(samples) // 3)
+
+
+def frames_of(content):
+    return [content[at : at + length] for at, length in _frames(content)]
+
+
+def test_an_mp3_of_varying_bit_rate_is_read_to_its_end():
+    samples = loud_then_silent()
+    headed, piped = mp3(samples), mp3(samples, headed=False)
+    assert len({len(frame) for frame in frames_of(headed)}) > 3
+    assert len(decode_clip(headed)) == len(samples)
+    assert len(samples) <= len(decode_clip(piped)) == 576 * len(frames_of(piped)) < len(samples) + 3 * 576
+
+
+def test_an_mp3_that_lacks_frames():
+    samples = loud_then_silent()
+    headed, piped = frames_of(mp3(samples)), frames_of(mp3(samples, headed=False))
+    with pytest.raises(ValueError, match=f"a clip cut off after .* of {len(samples)} samples"):
+        decode_clip(b"".join(headed[:-20]))
+    with pytest.raises(ValueError, match="a clip cut off after .* bytes, inside a frame"):
+        decode_clip(b"".join(piped[:-20]) + piped[-20][:2])
+    assert len(decode_clip(b"".join(piped[:-20]))) == 576 * (len(piped) - 20)  # which nobody can know
+
+
+def test_tags_around_the_sound():
+    tag = b"ID3\x04\0\0" + bytes([0, 0, 1, 3]) + bytes(131)
+    for content in (mp3(), mp3(headed=False), sound(), sound(kind="FLAC", subtype="PCM_16")):
+        np.testing.assert_array_equal(decode_clip(tag + content), decode_clip(content))
+    for end in (b"TAG" + bytes(125), b"APETAGEX" + bytes(200), bytes(700)):
+        for content in (mp3(), mp3(headed=False)):
+            np.testing.assert_array_equal(decode_clip(content + end), decode_clip(content))
+
+
+def test_an_ogg_file_without_its_last_page():
+    content = sound(loud_then_silent(9.0), kind="OGG", subtype="VORBIS")
+    pages = content.split(b"OggS")
+    assert len(pages) > 4
+    with pytest.raises(ValueError, match="a clip cut off after .* bytes, before its last page"):
+        decode_clip(b"OggS".join(pages[:-1]))
+
+
+def test_formats_in_which_a_cut_is_not_found_are_refused():
+    for kind in ("VOC", "IRCAM"):
+        with pytest.raises(
+            ValueError, match=f"a clip in the format {kind}, in which a file that was cut off looks whole"
+        ):
+            decode_clip(sound(kind=kind, subtype="PCM_16"))
+    free = bytes([0xFF, 0xFB, 0x04, 0xC4]) + bytes(400)
+    with pytest.raises(ValueError, match="an MP3 clip of a free bit rate; needed"):
+        check_last(2 * free)

@@ -87,3 +87,33 @@ def test_without_a_folder_one_is_told_what_to_download(tmp_path, name):
     for folder in (None, tmp_path / "empty", tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=rf"(?s){name}: needed a folder .* needs these files in one folder"):
             load_captions(name, tmp_path, folder)
+
+
+def test_a_file_of_two_records_is_of_none(tmp_path):
+    """Which of two clips a file is that has the name of their video, nobody knows."""
+    write_audiocaps(tmp_path)
+    for published, name in (("train", "traincd"), ("val", "gh")):
+        write(tmp_path / published / f"{name}.flac", sound(kind="FLAC", subtype="PCM_16"))
+    (tmp_path / "test/testgh.wav").hardlink_to(tmp_path / "train/train-a_B_0.wav")
+    with open(tmp_path / "train.csv", "a") as file:
+        file.write("77,traincd,700,another part\n")
+    (tmp_path / "train/11.wav").unlink()
+    corpus = read_audiocaps(tmp_path)
+    assert {"traincd_30", "traincd_700", "train-a_B_0", "testgh_90"}.isdisjoint(r.id for r in corpus.records)
+    assert {pair for pair in corpus.left_out if pair[1].startswith("one file")} == {
+        ("traincd_30", "one file with traincd_700"),
+        ("traincd_700", "one file with traincd_30"),
+        ("train-a_B_0", "one file with testgh_90"),
+        ("testgh_90", "one file with train-a_B_0"),
+    }
+
+
+def test_paths_in_published_files(tmp_path):
+    write_clotho(tmp_path)
+    path = tmp_path / "clotho_captions_evaluation.csv"
+    text = path.read_text().replace("rain 0.wav", "../development/rain 0.wav").replace("rain 1.wav", "../../rain.wav")
+    path.write_text(text.replace("rain 2.wav", "./rain 2.wav"))
+    corpus = read_clotho(tmp_path)
+    assert [record.id for record in corpus.split("test")] == ["evaluation/rain 2.wav"]
+    assert "development/rain 0.wav" not in [record.id for record in corpus.records]
+    assert ("evaluation/../../rain.wav", "a path out of the folder") in corpus.left_out

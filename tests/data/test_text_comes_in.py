@@ -67,7 +67,6 @@ def test_half_an_emoji_in_answers_to_be_scored(tmp_path, field):
         (dict(caption_str=HALF), f"caption_str {HELD}"),
         (dict(image_id=7), "image_id must be a text, got 7"),
         (dict(image_id=None), "image_id must be a text, got None"),
-        (dict(image_id="../../etc"), "image_id must be the name of a file, got '../../etc'"),
         (dict(caption_id=None), "caption_id must be a whole number or a text, got None"),
         (dict(caption_id=True), "caption_id must be a whole number or a text, got True"),
         (dict(caption_id=1.5), "caption_id must be a whole number or a text, got 1.5"),

@@ -382,12 +382,24 @@ def test_weights_and_features_come_in_the_dtype_asked_for():
         (["<image>"], [noise(4, 5).astype(np.float32)], r"RGB, uint8\[H, W, 3\], got float32\[4, 5, 3\]"),
         (["<image>"], [noise(4, 5)[..., 0]], r"got uint8\[4, 5\]"),
         (["<image>"], [noise(0, 5)], r"got uint8\[0, 5, 3\]"),
+        (["<image>"], [noise(4, 5).transpose(2, 0, 1)], r"got uint8\[3, 4, 5\]"),
+        (["<image>"], [np.dstack([noise(4, 5), noise(4, 5)[..., :1]])], r"got uint8\[4, 5, 4\]"),
+        (["<image>"], [noise(4, 5) > 99], r"got bool\[4, 5, 3\]"),
+        (["<image>"], [noise(4, 5)[None]], r"got uint8\[1, 4, 5, 3\]"),
     ],
-    ids=["none", "two", "no picture", "numbers", "dtype", "gray", "empty"],
+    ids=["none", "two", "no picture", "numbers", "dtype", "gray", "empty", "channels first", "alpha", "bool", "batch"],
 )
 def test_prompts_and_pictures_that_do_not_fit_are_refused(processor, prompts, pictures, message):
     with pytest.raises(ValueError, match=message):
         processor(prompts, pictures)
+    if "got uint8" in message or "got bool" in message:  # they are counted before they are seen
+        with pytest.raises(ValueError, match=message):
+            processor.num_features(pictures[0])
+
+
+def test_a_picture_without_pixels_has_no_resolution(processor):
+    with pytest.raises(ValueError, match="a picture must have pixels, got height 0 and width 5"):
+        processor.tiling.index(0, 5)
 
 
 def test_placeholders_without_features_are_refused():
@@ -408,6 +420,8 @@ def test_pictures_of_another_size_are_refused():
         encode(pixels.transpose(0, 1, 4, 2, 3), index)
     with pytest.raises(ValueError, match=r"pixel_values \[B, P, S, S, C\] and index \[B, N\], got .* \(3, 51\)"):
         encode(pixels, index[:3])
+    with pytest.raises(ValueError, match="needs normalised pixels, floats as the processor gives, got uint8"):
+        encode(pixels.astype(np.uint8), index)
 
 
 def test_a_processor_that_cuts_otherwise_is_refused(tmp_path):

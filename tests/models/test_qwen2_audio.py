@@ -370,6 +370,50 @@ def test_prompts_and_clips_that_do_not_belong_together_are_refused(prompts, clip
         processor(prompts, clips)
 
 
+WAVE = np.sin(np.arange(4001) / 5).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        ((32767 * WAVE).astype(np.int16), r"floats in \[-1, 1\], got int16; divide PCM of 16 bits by 32768"),
+        ((127 + 127 * WAVE).astype(np.uint8), "got uint8; divide"),
+        (WAVE > 0, "got bool"),
+        (32767 * WAVE, r"must be in \[-1, 1\], got a sample of 327\d\d"),
+        (np.where(WAVE > 0.99, np.nan, WAVE), r"must be in \[-1, 1\], got a sample of nan"),
+        (np.where(WAVE > 0.99, -np.inf, WAVE), r"must be in \[-1, 1\], got a sample of inf"),
+        (np.stack([WAVE, WAVE], 1), r"must be mono, .* got shape \(4001, 2\)"),
+        (WAVE[:0], r"got shape \(0,\)"),
+    ],
+    ids=["pcm 16", "pcm 8", "bool", "pcm as floats", "nan", "infinite", "stereo", "empty"],
+)
+def test_clips_of_another_kind_are_refused(clip, message, processor):
+    with pytest.raises(ValueError, match=f"^clip 1 .*{message}"):
+        processor([HEARS, HEARS], [1.1 * WAVE, clip])  # resampling may overshoot a little
+    with pytest.raises(ValueError, match=f"^a clip .*{message}"):
+        processor.num_features(clip)
+
+
+def test_a_processor_of_another_sampling_rate_is_refused(tmp_path):
+    shutil.copytree(GOLDEN / "grouped", tmp_path / "grouped")
+    changed = 0
+    for path in (tmp_path / "grouped").glob("*.json"):
+        text = path.read_text()
+        changed += '"sampling_rate": 16000' in text
+        text = text.replace('"sampling_rate": 16000', '"sampling_rate": 8000')
+        path.write_text(text.replace('"chunk_length": 1,', '"chunk_length": 2,'))  # as many frames
+    assert changed
+    with pytest.raises(ValueError, match="the processor's sampling_rate must be 16000, got 8000"):
+        mcl.models.from_pretrained(tmp_path / "grouped")
+
+
+def test_mel_of_whole_numbers_is_refused():
+    module, params, _ = load()
+    golden = expected()
+    with pytest.raises(ValueError, match="mel must be floats, as the processor gives, got int32"):
+        encode(module, params, golden["mel"].astype(np.int32), golden["frames"])
+
+
 def test_prompts_that_are_too_long_are_refused(processor):
     with pytest.raises(ValueError, match="a prompt has 38 tokens, more than length=37"):
         processor(PROMPTS, clips(), length=37)
