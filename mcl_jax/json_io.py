@@ -1,16 +1,19 @@
 """JSON of configurations and results: numpy and jax values converted, files replaced in one step."""
 
+import contextlib
 import dataclasses
 import enum
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+HALVES = "backslashreplace"  # how surrogates are encoded: JSON reads its escapes back as they were
 
 
 def to_json(value: Any, name: str = "value", *, non_finite: str = "refuse") -> Any:
@@ -60,14 +63,44 @@ def _array_list(value: Any, name: str) -> Any:
         raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}") from None
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system name this file, which those of a full disk do not by themselves."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file in one step: after a kill, or on a full disk, it holds either all of the old or all of the new.
+
+    A link stays a link. What is no file, such as /dev/stdout or a pipe, is not replaced but written to.
+
+    Raises:
+      OSError: names the file; what it held before is still there.
+    """
+    with naming(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        target = path.resolve()
+        temporary = target.with_name(target.name + ".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # on a full disk it takes what little space there is
+            raise
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step: after a kill it holds either all of the old text or all of the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Replaces a file as `write_bytes` does, in UTF-8; half an emoji, which UTF-8 lacks, is written as \\ud83d."""
+    write_bytes(path, text.encode("utf-8", HALVES))
 
 
 def write_json(path: Path, value: Any) -> None:
