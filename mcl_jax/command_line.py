@@ -18,6 +18,8 @@ HINTS = {
     errno.EACCES: "change its permissions, or choose another place",
     errno.EPERM: "change its permissions, or choose another place",
     errno.EROFS: "choose another place",
+    errno.EEXIST: "a directory is needed there, choose another place",
+    errno.ENOTDIR: "a directory is needed there, choose another place",
 }
 
 

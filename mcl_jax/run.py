@@ -47,7 +47,7 @@ TAG = re.compile(r"[\w.=+-]+(/[\w.=+-]+)*|")
 class Run:
     """A run directory, made or opened again. A context manager: it listens to signals, and closes files at its end.
 
-    One process owns DIR from `with` on, of several of one job the first. Where an error comes before anything else is
+    One process owns DIR from `with` on until the run is finished, of several of one job the first. Where an error comes before anything else is
     in DIR, config.json goes too: the next command may say it differently.
 
     Args:
@@ -213,14 +213,10 @@ class Run:
         self._signal = number
 
     def _own(self) -> None:
-        """Locks DIR. A finished run can be looked at where nothing can be written."""
-        if jax.distributed.is_initialized() and jax.process_index() != 0:
-            return
-        try:
+        """Locks DIR, but not that of a finished run: anyone may look at it, also where nothing can be written."""
+        first = not jax.distributed.is_initialized() or jax.process_index() == 0
+        if first and not self.finished:
             self._lock.acquire()
-        except OSError:
-            if not self.finished:
-                raise
 
     def _writer(self, tag: str) -> Events:
         if tag not in self._writers:

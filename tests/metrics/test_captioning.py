@@ -224,7 +224,7 @@ def test_cider_d_that_is_0_whatever_the_answers_are_is_not_available(references,
     found = metrics.score_captions(answers, references, names=["oracle_cider_d", "mean_cider_d"], split=split)
     for score in found.values():
         assert isinstance(score, NotAvailable) and "at least 2 items whose references differ" in score.reason
-    assert metrics.score_captions([["a"]] * 2, [["a"], ["a b"]], names=["mean_cider_d"])["mean_cider_d"].mean > 0.0
+    assert metrics.score_captions([["a b"]] * 2, [["a"], ["a b"]], names=["mean_cider_d"])["mean_cider_d"].mean > 0.0
 
 
 def test_corpus_scores_pool_the_counts(golden_captions):
