@@ -21,11 +21,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
+from experiments.figure_files import save
 from experiments.language_model.config import Config, ObjectiveName
 from experiments.language_model.task import Task, evaluator
 from experiments.language_model.training import summary, train
 from mcl_jax import objectives
-from mcl_jax.console import table
+from mcl_jax.command_line import attempt
+from mcl_jax.console import say, table
 from mcl_jax.run import Run
 
 Kind = Literal["k", "epsilon", "objectives"]
@@ -87,7 +89,8 @@ def sweep(task: Task, options: Options) -> dict[str, list[dict[str, Any]]]:
     for name, config in configs(task.config, options):
         found.setdefault(name, []).append(trained(dataclasses.replace(task, config=config)))
         jax.clear_caches()
-        draw(workdir / f"{options.kind}.png", options.kind, found)
+        with attempt(f"{options.kind}.png"):
+            draw(workdir / f"{options.kind}.png", options.kind, found)
     return found
 
 
@@ -140,6 +143,8 @@ def show(found: Mapping[str, list[dict[str, Any]]], kind: Kind) -> None:
         rows.append([name, *cells, len(of)])
     band = ["band [MLE − log K, MLE]"] if kind == "k" else []
     table("Test split, mean over seeds ± standard deviation", [kind, *columns, *band, "seeds"], rows)
+    if any("win_matrix" in seed and "purity" not in seed for of in found.values() for seed in of):
+        say("n/a: purity: all answers are of one mode, and each hypothesis is pure whatever it wins")
 
 
 def draw(path: Path, kind: Kind, found: Mapping[str, list[dict[str, Any]]]) -> None:
@@ -175,8 +180,7 @@ def draw(path: Path, kind: Kind, found: Mapping[str, list[dict[str, Any]]]) -> N
     right.legend(frameon=False) if kind == "objectives" else None
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def command_line(
@@ -197,4 +201,4 @@ def main(task: Task, options: Options) -> None:
     """The whole sweep."""
     task.config.workdir.mkdir(parents=True, exist_ok=True)
     show(sweep(task, options), options.kind)
-    print(f"The figure is {task.config.workdir / options.kind}.png.")
+    say(f"The figure is {task.config.workdir / options.kind}.png.")

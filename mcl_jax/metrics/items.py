@@ -38,14 +38,17 @@ class Item:
 
 
 def read_items(path: str | Path) -> list[Item]:
-    """Items of a JSONL file; empty lines are skipped.
+    """Items of a JSONL file, or a pipe; empty lines are skipped.
 
     Raises:
         ValueError: names file and line of what is broken, missing or of another kind than needed, or given twice.
+        OSError: for a file that cannot be read; names it.
     """
     items, line_of = [], {}
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise ValueError(f"{path} must be a file of one JSON object a line, found no such file")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} must be a file of one JSON object a line, found a folder")
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -68,8 +71,10 @@ def _parse(line: bytes, first: bool) -> dict[str, Any]:
         entry = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"needs UTF-8 ({error})") from None
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets without end
+    except ValueError as error:
         raise ValueError(f"needs one JSON object ({error})") from None
+    except RecursionError:
+        raise ValueError("needs one JSON object, got brackets in brackets without end") from None
     if not isinstance(entry, dict):
         raise ValueError(f"needs a JSON object {{...}}, got {type(entry).__name__}")
     return entry

@@ -1,4 +1,4 @@
-"""What comes in as text is text, and such as UTF-8 can hold: checked with file, line and field wherever it is read."""
+"""What comes in as text is text, and such as must be Unicode: checked with file, line and field wherever it is read."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from mcl_jax.data.published import read_textcaps
 from mcl_jax.metrics.items import read_items
 
 HALF = "a \ud83d b"
-HELD = r"must be text that UTF-8 can hold, got half of a surrogate pair, '\\ud83d', at character 3"
+HELD = r"must be Unicode, got half a character, '\\ud83d', in 'a "
 
 
 def lines(path, *objects):
@@ -159,7 +159,7 @@ def test_records_and_prompts_of_ones_own_program():
         with pytest.raises(ValueError, match=HELD):
             Record(**fine | change)
     for prompt in (lambda: Prompt("{source}" + HALF), lambda: Instruction(HALF)):
-        with pytest.raises(ValueError, match="UTF-8 can hold"):
+        with pytest.raises(ValueError, match="must be Unicode"):
             prompt()
 
 

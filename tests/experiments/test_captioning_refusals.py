@@ -197,7 +197,7 @@ def test_a_missing_validation_split_is_taken_from_training_for_run_and_small_bas
         (("--base", LLAVA / "llama", "--targets", "q_prj"), "'q_prj' matches no linear layer"),
         (("--base", LLAVA / "llama", "--prompt", "What is this?"), "<image>"),
         (("--base", LLAVA / "llama", "--corenlp", "nowhere"), "SPICE needs stanford-corenlp-3.6.0.jar"),
-        (("--prompt", os.fsdecode(b"<image>\xff")), "--prompt must be text that UTF-8 can hold"),
+        (("--prompt", os.fsdecode(b"<image>\xff")), "--prompt must be Unicode, got half a character"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_the_data_is_read(refused, options, message):
