@@ -155,8 +155,8 @@ def check_fit(name: str, ab: Mapping[str, np.ndarray], kernel: tuple[int, ...]) 
     a, b = ab["a"], ab["b"]
     if (a.shape[0], b.shape[1]) != kernel:
         raise ValueError(
-            f"the adapter of {name} must have the {kernel[0]} inputs and {kernel[1]} outputs that the base's layer has, "
-            f"got {a.shape[0]} and {b.shape[1]}"
+            f"the adapter of {name} must have {kernel[0]} inputs and {kernel[1]} outputs, as the layer itself has, got "
+            f"{a.shape[0]} and {b.shape[1]}"
         )
 
 

@@ -85,7 +85,11 @@ class Rope:
         Raises:
           ValueError: for a rotation of part of the head, an unknown rope_type, or settings that are absent or unknown.
         """
-        given = dict(hf_config.get("rope_scaling") or {}) | dict(hf_config.get("rope_parameters") or {})
+        given = {}
+        for name in ("rope_scaling", "rope_parameters"):
+            if not isinstance(of := hf_config.get(name) or {}, Mapping):
+                raise ValueError(f"{name} must be an object, got {of!r}.")
+            given |= of
         if given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
             raise ValueError("partial_rotary_factor must be 1: all of a head is rotated.")
         max_positions = hf_config.get("max_position_embeddings", 2048)

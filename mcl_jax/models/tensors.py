@@ -20,7 +20,7 @@ from mcl_jax.json_io import read_json_object
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARD = "model-{:05}-of-{:05}.safetensors"
-OURS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.tmp)?"  # what any `write_weights` leaves, or left half
+OURS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|config\.json"  # what `write_weights` writes
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights, as safetensors calls them
 PICKLES = "pytorch_model*.bin*"
 
@@ -153,25 +153,29 @@ def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], config: str, 
       config: text of `config.json`.
       most_bytes: of a shard; weights of no more are one `model.safetensors`.
     """
+    for half_written in folder.glob("*.tmp"):
+        if re.fullmatch(OURS, half_written.stem):
+            half_written.unlink()
+    old = {file for file in folder.iterdir() if re.fullmatch(OURS, file.name)} | _listed(folder)
+    old -= {folder / "config.json"}  # replaced, not removed: a folder without one is no model
     shards = _shards(tensors, most_bytes)
     files = [SINGLE] if len(shards) == 1 else [SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)]
-    old = {file for file in folder.iterdir() if re.fullmatch(OURS, file.name)} | _listed(folder)
-    for file in [file for file in old if file.name.endswith(".tmp")]:
-        file.unlink()
     for file, shard in zip(files, shards, strict=True):
         save_file(shard, folder / f"{file}.tmp", {"format": "pt"})
-    last = []
-    if len(shards) > 1:
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / f"{INDEX}.tmp").write_text(json.dumps(index, indent=2), encoding="utf-8")
-        last = [INDEX]
-    (folder / "config.json.tmp").write_text(config, encoding="utf-8")
+    texts = {"config.json": config} | ({INDEX: _index(files, shards)} if len(shards) > 1 else {})
+    for file, text in texts.items():
+        (folder / f"{file}.tmp").write_text(text, encoding="utf-8")
     for file in sorted(old, key=lambda file: file.name != INDEX):  # what a reader starts from goes first
-        file.unlink(missing_ok=True)
-    for file in ["config.json", *files, *last]:
+        file.unlink()
+    for file in ["config.json", *files, *(texts.keys() - {"config.json"})]:
         os.replace(folder / f"{file}.tmp", folder / file)
+
+
+def _index(files: Sequence[str], shards: Sequence[Mapping[str, np.ndarray]]) -> str:
+    """Text of the index of these files."""
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
 
 
 def _listed(folder: Path) -> set[Path]:
