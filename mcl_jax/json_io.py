@@ -113,11 +113,13 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-      ValueError: if it is not JSON; names the file.
+      ValueError: if it is not JSON in UTF-8; names the file.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}): repair it or move it away") from error
+    except (ValueError, RecursionError) as error:  # the latter for thousands of brackets in one another
         raise ValueError(f"{path} is not valid JSON ({error}): repair it or move it away") from error
 
 
@@ -136,3 +138,15 @@ def check_unicode(text: str, name: str) -> str:
         half, around = text[error.start], text[max(0, error.start - 30) : error.start + 30]
         raise ValueError(f"{name} must be Unicode, got half a character, {half!a}, in {around!a}") from None
     return text
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The dict that a JSON file holds.
+
+    Raises:
+      ValueError: as `read_json`, or if the file holds something else than an object; names the file.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}: repair it or move it away")
+    return value
