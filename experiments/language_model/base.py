@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import mcl_jax as mcl
 from experiments.language_model.config import Config
 from mcl_jax.models import gguf_file, pretrained, tensors
+from mcl_jax.models.hf_config import errors_name
+from mcl_jax.models.tokenizer_files import has_vocabulary
 
 
 def smollm2() -> Path:
@@ -32,9 +34,12 @@ def outline(path: Path) -> tuple[pretrained.Family, nn.Module]:
       ValueError: for a folder without a tokenizer or with weight files that are missing or cut short; names them.
     """
     if gguf := gguf_file.find(path):
-        return pretrained.build(gguf_file.GGUF(gguf).hf_config)
-    family, module = pretrained.build(pretrained.read_config(path))
-    if not any((path / name).is_file() for name in pretrained.TOKENIZER_FILES):
+        with errors_name(gguf):
+            return pretrained.build(gguf_file.GGUF(gguf).hf_config)
+    config = pretrained.read_config(path)
+    with errors_name(path / "config.json"):
+        family, module = pretrained.build(config)
+    if not has_vocabulary(path):
         raise ValueError(f"--base {path} has no tokenizer files")
     tensors.Safetensors(path)
     return family, module
