@@ -8,7 +8,7 @@ from experiments.language_model.splits import usable, with_validation
 from experiments.language_model.task import Task
 from experiments.translation.config import Config
 from mcl_jax import data
-from mcl_jax.models import pretrained
+from mcl_jax.models import gguf_file, pretrained
 
 
 def load(config: Config) -> Task:
@@ -20,7 +20,8 @@ def load(config: Config) -> Task:
     path = config.base or smollm2()
     if (media := pretrained.media_of(path)) is not None:
         raise ValueError(f"--base {path} takes {media} beside text; needed a model of text alone")
-    check_targets(config, outline(path)[1])
+    if config.targets or not gguf_file.find(path):  # the header of a GGUF file alone takes seconds
+        check_targets(config, outline(path)[1])
     corpus = data.load_corpus(
         config.data or config.task, config.cache, config.sword_dir, source=config.source_language,
         target=config.target_language, most=config.wmt_pairs,
