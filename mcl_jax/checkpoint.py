@@ -9,11 +9,14 @@ buffers. They are stored whole, so a run may go on with any number of devices. C
 stored array goes unnoticed by Orbax.
 """
 
+import contextlib
+import errno
 import json
+import logging
 import shutil
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +29,20 @@ from mcl_jax.json_io import to_json
 from mcl_jax.training import TrainState
 
 FORMAT = 1
+SPARE = 2**18  # bytes that a checkpoint takes besides its arrays
+NO_SPACE = "No space left on device"  # as the system says it, and TensorStore after it
 
 
 class BrokenCheckpoint(Exception):
     """A checkpoint that cannot be read back as it was written."""
+
+
+def _untold(record: logging.LogRecord) -> bool:
+    """Whether a log record of Orbax says what no error of ours says: its threads log each error with a traceback."""
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+logging.getLogger("absl").addFilter(_untold)
 
 
 class Checkpoints:
@@ -86,6 +99,8 @@ class Checkpoints:
         Raises:
           ValueError: if an adapter is not finite (names step and leaf; nothing is written), or the directory already
             holds this or a later step from another run.
+          OSError: if it cannot be written (in the background, then here or in what is called next); names the
+            directory and the last good step.
         """
         step = int(state.step)
         self._clear_leftovers()
@@ -100,6 +115,7 @@ class Checkpoints:
         leaves = stored_state.flatten(stored_state.stored(state))
         arrays = {path: stored_state.to_host(leaf) for path, leaf in leaves.items()}
         _check_finite(step, arrays)
+        self._check_space(sum(array.nbytes for array in arrays.values()) + SPARE)
         record = {
             "format": FORMAT,
             "step": step,
@@ -114,7 +130,8 @@ class Checkpoints:
             record=ocp.args.JsonSave({"record": record, "crc32": _record_checksum(record)}),
         )
         self._metric[step] = (record["metrics"] or {}).get(self.best_metric)
-        self._manager.save(step, args=args, force=True)
+        with self._told():
+            self._manager.save(step, args=args, force=True)
         self._ours.add(step)
         return step
 
@@ -161,18 +178,40 @@ class Checkpoints:
         return max(self._scored(self._steps()), key=lambda pair: (pair[1], pair[0]), default=(None,))[0]
 
     def wait(self) -> None:
-        """Returns when what is being saved is on disk. Raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when what is being saved is on disk. Raises what went wrong in the background, as `save` does."""
+        with self._told():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets Orbax's threads go."""
-        self._manager.close()
+        """Waits, and lets Orbax's threads go. Raises as `wait` does."""
+        with self._told():
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise self._not_written(f"{NO_SPACE}: it takes {needed} bytes, and {free} are free")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Whatever Orbax, TensorStore and their threads say, as one error."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error)
+            raise self._not_written(NO_SPACE if NO_SPACE in text else _first_line(error)) from error
+
+    def _not_written(self, reason: str) -> OSError:
+        good = [step for step in self._steps() if (self.directory / str(step)).is_dir()]
+        kept = f"the last good one is step {max(good)}" if good else "there is none before it"
+        number = errno.ENOSPC if NO_SPACE in reason else errno.EIO
+        return OSError(number, f"a checkpoint cannot be written ({reason}); {kept}", str(self.directory))
 
     def _steps(self) -> list[int]:
         return [step for step in self._manager.all_steps() if step not in self._broken]

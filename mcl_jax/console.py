@@ -1,6 +1,7 @@
 """What a person sees of a run: a progress bar with loss, win rates and time left, and summary tables.
 
-Where the output is not a terminal, the bar becomes a plain line every few seconds.
+Where the output is not a terminal, the bar becomes a plain line every few seconds. Texts are shown as they are: names
+and paths may hold square brackets, colons and what a terminal takes for a command, and none of it is obeyed.
 """
 
 import time
@@ -11,8 +12,23 @@ import numpy as np
 import rich.console
 import rich.progress
 import rich.table
+from rich.text import Text
 
 PLAIN_WIDTH = 140
+# Control characters but newline and tab, as the symbols that stand for them.
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
+CONTROLS |= {code: 0xFFFD for code in range(0x80, 0xA0)} | {0x7F: 0x2421}
+
+
+def plain(text: Any, style: str = "") -> Text:
+    """A text in a style, as it is: rich parses markup and emoji codes in a `str`, and never in a `Text`."""
+    return Text(str(text).translate(CONTROLS), style=style)
+
+
+def say(*parts: str | Text, console: rich.console.Console | None = None) -> None:
+    """Prints a line, however long: texts as they are, and those of `plain` in their style."""
+    line = Text.assemble(*(part if isinstance(part, Text) else plain(part) for part in parts))
+    (console or rich.console.Console()).print(line, soft_wrap=True)
 
 
 class Progress:
@@ -43,16 +59,16 @@ class Progress:
         self._started = self._printed = time.monotonic()
         if self.console.is_terminal:
             self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
+                rich.progress.TextColumn("{task.description}", markup=False),
                 rich.progress.BarColumn(),
                 rich.progress.MofNCompleteColumn(),
-                rich.progress.TextColumn("{task.fields[values]}"),
+                rich.progress.TextColumn("{task.fields[values]}", markup=False),
                 rich.progress.TimeRemainingColumn(),
                 console=self.console,
             )
             self._bar.start()
             self._task = self._bar.add_task(
-                self.description, total=self.total, completed=self.completed, values=self._values
+                plain(self.description).plain, total=self.total, completed=self.completed, values=self._values
             )
         return self
 
@@ -87,8 +103,7 @@ class Progress:
     def _print(self) -> None:
         left = self.seconds_left()
         ending = "" if left is None else f"  {left:.0f} s left"
-        line = f"{self.description}  {self.completed}/{self.total}  {self._values}{ending}"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"{self.description}  {self.completed}/{self.total}  {self._values}{ending}", console=self.console)
         self._printed = time.monotonic()
 
 
@@ -106,14 +121,14 @@ def table(
     *,
     console: rich.console.Console | None = None,
 ) -> None:
-    """Prints a table; floats with four significant digits, None as "n/a".
+    """Prints a table; floats with four significant digits, None as "n/a", texts as they are (see `plain` for a style).
 
     Raises:
       ValueError: for a row that has not one value a column; names both.
     """
-    shown = rich.table.Table(title=title)
+    shown = rich.table.Table(title=plain(title, "table.title"))
     for column in columns:
-        shown.add_column(column, overflow="fold")  # a long word is broken rather than cut
+        shown.add_column(plain(column), overflow="fold")  # a long word is broken rather than cut
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"table {title!r} has {len(columns)} columns {list(columns)}, got the row {list(row)}")
@@ -124,9 +139,11 @@ def table(
     console.print(shown)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Text:
+    if isinstance(value, Text):
+        return value
     if value is None:
-        return "n/a"
+        return plain("n/a")
     if isinstance(value, (float, np.floating)) or getattr(value, "shape", None) == ():
-        return f"{float(value):.4g}"
-    return str(value)
+        return plain(f"{float(value):.4g}")
+    return plain(value)

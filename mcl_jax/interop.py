@@ -12,7 +12,7 @@ layout, or all K in one `lora0` as weights of grouped 1x1 convolutions, lora_A [
 """
 
 import dataclasses
-import json
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
-from mcl_jax import hypotheses
+from mcl_jax import hypotheses, peft_files
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models import pretrained
 from mcl_jax.models.tensors import rename
 
 PREFIX = "base_model.model."
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def _layers(path: tuple[str, ...], leaf: Array) -> list[tuple[str, Any]]:
@@ -46,6 +43,8 @@ def _layers(path: tuple[str, ...], leaf: Array) -> list[tuple[str, Any]]:
 def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *, base: str = "") -> list[Path]:
     """Writes one PEFT adapter folder for each hypothesis: `lora0` … `lora{K-1}`.
 
+    Adapters that `folder` holds under such names are replaced, whatever their number; other files stay.
+
     Args:
       model: of a language model of `mcl_jax.models`.
       adapters: leading axis K.
@@ -53,9 +52,9 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
     Returns:
       The folders.
     Raises:
-      ValueError: for adapters of other than linear layers with two-axis kernels.
+      ValueError: for adapters of other than linear layers with two-axis kernels, or a folder that is itself an adapter.
     """
-    folders, family = [], pretrained.family_of(model.module.config.to_hf())
+    saved, family = [], pretrained.family_of(model.module.config.to_hf())
     for k in range(hypotheses.count(adapters)):
         tensors, ranks, scales = {}, {}, {}
         for path, leaf in flatten_dict(hypotheses.select(adapters, k)).items():
@@ -68,8 +67,8 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
                 tensors[f"{PREFIX}{name}.lora_{path[-1].upper()}.weight"] = np.ascontiguousarray(matrix.T)
                 place = "/".join(path[:-1])
                 ranks[name], scales[name] = model.config.rank_of(place), _alpha_of(model.config, place)
-        folders.append(_write(Path(folder) / f"lora{k}", model.config, family, tensors, ranks, scales, base))
-    return folders
+        saved.append((_settings_of(model.config, family, ranks, scales, base), tensors))
+    return peft_files.save_set(Path(folder), saved)
 
 
 def _alpha_of(config: LoraConfig, place: str) -> float:
@@ -77,9 +76,9 @@ def _alpha_of(config: LoraConfig, place: str) -> float:
     return config.scale_of(place) * (rank**0.5 if config.rank_stabilized else rank)
 
 
-def _write(folder, config: LoraConfig, family: pretrained.Family, tensors, ranks, alphas, base) -> Path:
+def _settings_of(config: LoraConfig, family: pretrained.Family, ranks, alphas, base) -> dict[str, Any]:
     differing = lambda of, default: {re.escape(name): value for name, value in of.items() if value != default}
-    written = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -94,43 +93,32 @@ def _write(folder, config: LoraConfig, family: pretrained.Family, tensors, ranks
         "bias": "none",
         "inference_mode": True,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
-    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    return folder
 
 
 def load_peft(path: str | Path | Sequence[str | Path], module: Any) -> tuple[Hypotheses, PyTree[Array]]:
     """(hypotheses, adapters with a leading axis K) from PEFT adapters of a base that `module` is.
 
     Args:
-      path: one adapter folder; a folder of `lora0` … `lora{K-1}`; or a sequence of adapter folders.
+      path: one adapter folder; a folder of `lora0` … `lora{K-1}` that were saved together; or a sequence of adapter
+        folders.
       module: the base, a language model of `mcl_jax.models`.
     Raises:
-      ValueError: names a file that is missing or broken, adapters that differ in rank, alpha or layers, or a tensor
-        that has no place in the module or is of a frozen tower.
+      ValueError: names a file that is missing or broken, a setting that is not read, adapters that differ in rank,
+        alpha or layers, folders of two sets, or a tensor that is not finite, has no place in the module, does not fit
+        it, or is of a frozen tower.
     """
-    folders = _adapter_folders(path)
-    loaded = [one for folder in folders for one in _read(folder)]
-    configs = [config for config, _ in loaded]
-    for folder, config in zip(folders, configs, strict=False):
-        if config != configs[0]:
-            raise ValueError(f"{folder} has other settings than {folders[0]}: {config} and {configs[0]}")
-    return _stack(module, configs[0], [tensors for _, tensors in loaded])
-
-
-def _adapter_folders(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    if not isinstance(path, (str, Path)):
-        return [Path(one) for one in path]
-    path = Path(path)
-    if (path / CONFIG).is_file():
-        return [path]
-    found = sorted((p for p in path.glob("lora*") if re.fullmatch(r"lora\d+", p.name)), key=lambda p: int(p.name[4:]))
-    if not found:
-        raise ValueError(f"{path} has neither {CONFIG} nor folders lora0, lora1, …")
-    if [p.name for p in found] != [f"lora{k}" for k in range(len(found))]:
-        raise ValueError(f"{path} needs lora0 … lora{len(found) - 1}, has {[p.name for p in found]}")
-    return found
+    one_set = isinstance(path, (str, Path))
+    folders = peft_files.find(Path(path)) if one_set else [Path(one) for one in path]
+    if not folders:
+        raise ValueError("there must be at least one adapter folder, got an empty list")
+    loaded = [(folder, *one) for folder in folders for one in _read(folder)]
+    if one_set and folders != [Path(path)]:
+        peft_files.check_one_set(folders)
+    first = loaded[0][1]
+    for folder, config, _ in loaded:
+        if config != first:
+            raise ValueError(f"{folder} has other settings than {folders[0]}: {config} and {first}")
+    return _stack(module, first, [tensors for *_, tensors in loaded])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,19 +132,21 @@ class _Settings:
 
 def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]]]]:
     """Settings and {layer: {"a": [in, r], "b": [r, out]}} of each hypothesis that a folder holds: one, or K grouped."""
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is no whole PEFT adapter folder: {error}") from error
-    layers: dict[str, dict[str, np.ndarray]] = {}
+    config, tensors = peft_files.read(folder)
+    layers, file = {}, folder / peft_files.WEIGHTS
     for name, tensor in tensors.items():
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(?:\.\w+)?\.weight", name)
         if match is None:
-            raise ValueError(f"{folder / WEIGHTS}: {name!r} is no weight of a LoRA layer")
-        layers.setdefault(match[1], {})[match[2].lower()] = tensor
+            raise ValueError(f"{file}: {name!r} is no weight of a LoRA layer")
+        halves = layers.setdefault(match[1], {})
+        if match[2].lower() in halves:
+            raise ValueError(f"{file} holds two adapters: it has lora_{match[2]} of {match[1]} twice")
+        halves[match[2].lower()] = tensor
     if halves := sorted(name for name, ab in layers.items() if len(ab) < 2):
-        raise ValueError(f"{folder / WEIGHTS} has only one of lora_A and lora_B of {halves[:8]}")
+        raise ValueError(f"{file} has only one of lora_A and lora_B of {halves[:8]}")
+    if not layers:
+        raise ValueError(f"{file} holds no adapters")
+    peft_files.check_tensors(config, layers, file)
     rank = config["r"]
     alphas = tuple(sorted(config.get("alpha_pattern", {}).items()))
     settings = _Settings(
@@ -181,6 +171,8 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
             raise ValueError(f"hypothesis {k} adapts other layers than hypothesis 0: {sorted(set(one) ^ names)[:8]}")
     renames = pretrained.family_of(module.config.to_hf()).renames
     given = {rename(name, renames): name for name in names}  # under the name of the module tree
+    if len(given) < len(names):
+        raise ValueError(f"a layer has two adapters, under two of its names: {sorted(names - set(given.values()))[:8]}")
     flat, used, ranks, alphas = {}, set(), {}, {}
     for path, leaf in flatten_dict(pretrained.abstract_params(module)).items():
         adaptable = path[-1] == "kernel" and (path[0] == "language_model" or not hasattr(module, "encode"))  # no towers
@@ -193,6 +185,8 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
                 f"{'/'.join(path[:-1])} is scanned: all of its {len(layers)} layers need adapters, or none"
             )
         used.update(hit)
+        for name, one in itertools.product(hit, hypotheses_):
+            peft_files.check_fit(name, one[name], leaf.shape[-2:])
         place = "/".join(path[:-1])
         for ab in ("a", "b"):
             stacked = [np.stack([one[name][ab] for name in hit]) for one in hypotheses_]

@@ -5,7 +5,8 @@
     DIR/tensorboard/    the same as TensorBoard events, a folder for each tag
     DIR/checkpoints/    see `mcl_jax.checkpoint`
     DIR/figures/
-    DIR/results.json    final numbers, written last: there if and only if the run is finished
+    DIR/results.json    final numbers: there if and only if the run is finished; figures are drawn from it
+    DIR/lock            while a process owns DIR, see `mcl_jax.lock`
 
 A training loop is then
 
@@ -31,11 +32,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.console
-from tensorboardX import SummaryWriter
 
-from mcl_jax.console import Progress
+from mcl_jax import json_lines
+from mcl_jax.console import Progress, say
+from mcl_jax.events import Events
 from mcl_jax.json_io import read_json, to_json, write_json, write_text
+from mcl_jax.lock import DirectoryLock
 
 STOPPED = 143  # what a shell sees of a process that SIGTERM ended
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -45,7 +47,8 @@ TAG = re.compile(r"[\w.=+-]+(/[\w.=+-]+)*|")
 class Run:
     """A run directory, made or opened again. A context manager: it listens to signals, and closes files at its end.
 
-    Where an error comes before anything else is in DIR, config.json goes too: the next command may say it differently.
+    One process owns DIR from `with` on until the run is finished, of several of one job the first. Where an error comes before anything else is
+    in DIR, config.json goes too: the next command may say it differently.
 
     Args:
       workdir: DIR.
@@ -53,22 +56,31 @@ class Run:
       volatile: names of fields that may differ when the run goes on, such as "devices"; "a.b" is a nested one.
         config.json then gets the new values, which the results will be of; that of a finished run stays.
     Raises:
-      ValueError: when DIR belongs to another configuration; names the fields and both values.
+      ValueError: when DIR belongs to another configuration; names the fields and both values. When it is a file.
+      DirectoryInUse: when another process owns DIR; names it and its host.
     """
 
     def __init__(self, workdir: Path | str, config: Any, *, volatile: Sequence[str] = ()):
         self.workdir = Path(workdir).absolute()
         self.config = to_json(config, "config")
         self._volatile = tuple(volatile)
-        self._writers: dict[str, SummaryWriter] = {}
+        self._writers: dict[str, Events] = {}
         self._purge: dict[str, int] = {}
         self._old_handlers: dict[int, Any] = {}
         self._signal: int | None = None
 
     def __enter__(self) -> "Run":
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise ValueError(f"a run needs a directory, and {self.workdir} is a file: choose another workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
-        self._settle_config()
-        lines = _complete_lines(self._metrics_path)
+        self._lock = DirectoryLock(self.workdir)
+        try:
+            self._own()
+            self._settle_config()
+            lines = json_lines.read(self._metrics_path)
+        except BaseException:
+            self._lock.release()
+            raise
         self._last_step = {line["run"]: line["step"] for line in map(json.loads, lines)}
         if threading.current_thread() is threading.main_thread():
             self._old_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
@@ -77,9 +89,15 @@ class Run:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        try:
+            for writer in self._writers.values():
+                writer.close()
+        except OSError:
+            if exception[0] is None:  # else there is one to tell already
+                raise
+        finally:
+            self._writers.clear()
+            self._lock.release()
         if exception[0] is not None and list(self.workdir.iterdir()) == [self._config_path]:
             self._config_path.unlink()
 
@@ -113,20 +131,18 @@ class Run:
         if taken := {"run", "step"} & named.keys():
             raise ValueError(f"log: the names {sorted(taken)} are taken by the line itself")
         line = {"run": tag, "step": int(step), **to_json(jax.device_get(named), "metrics", non_finite="null")}
-        with open(self._metrics_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        json_lines.append(self._metrics_path, line)
         self._last_step[tag] = int(step)
-        writer = self._writer(tag)
+        curves: dict[str, float] = {}
         for name, value in line.items():
             numbers = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
-            for curve, number in numbers.items():
-                if isinstance(number, (int, float)) and curve not in ("run", "step"):
-                    writer.add_scalar(curve, number, int(step))
+            curves |= {curve: number for curve, number in numbers.items() if isinstance(number, (int, float))}
+        self._writer(tag).add(int(step), {curve: number for curve, number in curves.items() if curve != "step"})
 
     def rewind(self, tag: str = "", step: int | None = None) -> None:
         """Forgets the lines of a tag after `step`, the step of the checkpoint that was restored; None: all of them."""
         keep = lambda line: line["run"] != tag or (step is not None and line["step"] <= step)
-        lines = [line for line in _complete_lines(self._metrics_path) if keep(json.loads(line))]
+        lines = [line for line in json_lines.read(self._metrics_path) if keep(json.loads(line))]
         write_text(self._metrics_path, "".join(line + "\n" for line in lines))
         self._last_step = {line["run"]: line["step"] for line in map(json.loads, lines)}
         if writer := self._writers.pop(_checked(tag), None):
@@ -135,7 +151,7 @@ class Run:
 
     def lines(self, tag: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, of one tag or of all."""
-        lines = map(json.loads, _complete_lines(self._metrics_path))
+        lines = map(json.loads, json_lines.read(self._metrics_path))
         return [line for line in lines if tag is None or line["run"] == tag]
 
     def progress(self, total: int, completed: int = 0, description: str = "train", **options: Any) -> Progress:
@@ -161,11 +177,10 @@ class Run:
 
     def say_finished(self) -> None:
         """Tells the person who ran the same command again."""
-        message = f"{self.workdir} is finished: see results.json, or choose another workdir."
-        rich.console.Console().print(message, markup=False, highlight=False, soft_wrap=True)
+        say(f"{self.workdir} is finished: see results.json, or choose another workdir.")
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Writes results.json, in one step and after everything else.
+        """Writes results.json, in one step. Figures and the like come after it: they can be made again.
 
         Raises:
           ValueError: for a NaN or infinity; names its key, and nothing is written.
@@ -197,10 +212,15 @@ class Run:
             raise KeyboardInterrupt
         self._signal = number
 
-    def _writer(self, tag: str) -> SummaryWriter:
+    def _own(self) -> None:
+        """Locks DIR, but not that of a finished run: anyone may look at it, also where nothing can be written."""
+        first = not jax.distributed.is_initialized() or jax.process_index() == 0
+        if first and not self.finished:
+            self._lock.acquire()
+
+    def _writer(self, tag: str) -> Events:
         if tag not in self._writers:
-            logdir = str(self.workdir / "tensorboard" / tag)
-            self._writers[tag] = SummaryWriter(logdir, purge_step=self._purge.pop(tag, None))
+            self._writers[tag] = Events(self.workdir / "tensorboard" / tag, self._purge.pop(tag, None))
         return self._writers[tag]
 
     def _settle_config(self) -> None:
@@ -282,21 +302,3 @@ def _fields(tree: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: tree}
     inner = [_fields(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()]
     return {name: value for fields in inner for name, value in fields.items()}
-
-
-def _complete_lines(path: Path) -> list[str]:
-    """The lines of a JSON-lines file; a last one that a kill tore is cut off, in the file too.
-
-    Raises:
-      ValueError: if a line before the last is not JSON; names it.
-    """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
-    lines, torn = lines[:-1], lines[-1]
-    for number, line in enumerate(lines, 1):
-        try:
-            json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line {number} of {path} is not JSON ({error}): {line[:80]!r}") from error
-    if torn:
-        write_text(path, "".join(line + "\n" for line in lines))
-    return lines

@@ -1,7 +1,9 @@
 """Checkpoints: the whole state and never the base, bit for bit, on any number of devices. Kills: `test_kill.py`."""
 
+import errno
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -271,3 +273,39 @@ def test_bad_arguments(tmp_path, training):
         Checkpoints(tmp_path, best_mode="least")
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(TypeError, match=r"data\.it must be JSON-able"):
         checkpoints.save(training[1], data={"it": iter([])}, config={})
+
+
+# ------------------------------------------------------------------------------------------------------- A full disk
+
+
+def test_a_checkpoint_without_room_is_refused_before_anything_is_written(tmp_path, training, monkeypatch, capfd):
+    state = training[1].replace(step=jnp.int32(3))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, config={})
+        checkpoints.wait()
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5000))
+        with pytest.raises(OSError, match=r"No space left on device: it takes \d+ bytes, and 5000 .*last .* is step 3"):
+            checkpoints.save(state.replace(step=jnp.int32(5)), config={})
+        assert [path.name for path in tmp_path.iterdir()] == ["3"] and checkpoints.latest_step() == 3
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("async_", [True, False])
+def test_an_error_while_writing_is_one_error_with_the_last_good_step(tmp_path, training, monkeypatch, async_, caplog):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    state = training[1].replace(step=jnp.int32(3))
+    with Checkpoints(tmp_path, async_=async_) as checkpoints:
+        checkpoints.save(state, config={})
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr("orbax.checkpoint.JsonCheckpointHandler._save_fn", full)
+            with pytest.raises(OSError, match=r"written \(No space left on device\); the last good one is step 3") as e:
+                checkpoints.save(state.replace(step=jnp.int32(5)), config={})
+                checkpoints.wait()
+        assert e.value.errno == errno.ENOSPC and e.value.filename == str(tmp_path)
+    assert not [record for record in caplog.records if record.exc_info]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        checkpoints.save(state.replace(step=jnp.int32(5)), config={})

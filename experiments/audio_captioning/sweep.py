@@ -4,10 +4,9 @@ from experiments.audio_captioning.clips import Clips
 from experiments.audio_captioning.config import STAMPS, Config
 from experiments.captioning.task import load
 from experiments.language_model import sweep
+from mcl_jax.command_line import errors_in_a_line
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         config, options = sweep.command_line(Config, STAMPS)
         sweep.main(load(config, Clips(config.seconds)), options)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -21,6 +21,7 @@ import tyro
 import mcl_jax as mcl
 from experiments.language_model.base import smollm2
 from mcl_jax import interop
+from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import table
 from mcl_jax.generation import BeamSearch, Decoder, Greedy, decode
 from mcl_jax.json_io import to_json, write_json
@@ -178,8 +179,17 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
-    """Measures, prints the table, writes --json."""
+    """Measures, writes --json, prints the table.
+
+    Raises:
+      ValueError: for a --json that cannot be written; before anything is measured.
+    """
+    if config.json is not None and not config.json.absolute().parent.is_dir():
+        raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
     found = measure(config)
+    if config.json is not None:
+        with attempt(str(config.json)):
+            write_json(config.json, {"config": to_json(config, "config"), **found})
     rows = [
         [r["side"], r["k"], r["new_tokens"], f"{r['seconds']:.2f}", f"{r['least']:.2f} to {r['most']:.2f}",
          f"{r['tokens_per_second']:.0f}"]
@@ -190,12 +200,8 @@ def main(config: Config) -> None:
     table(title, ["", "K", "new tokens", "seconds", "range", "tokens a second"], rows)
     if "speedup" in found:
         print(f"{found['speedup']:.2f} times as fast as transformers + peft; {found['same_tokens']:.2%} same tokens")
-    if config.json is not None:
-        write_json(config.json, {"config": to_json(config, "config"), **found})
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(tyro.cli(Config, description=Config.__doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error

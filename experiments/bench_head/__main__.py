@@ -11,6 +11,9 @@ from rich.progress import Progress
 
 from experiments.bench_head import measure, peak, report, variants
 from experiments.bench_head.config import QUICK, Config
+from mcl_jax.command_line import attempt, errors_in_a_line
+from mcl_jax.console import plain, say
+from mcl_jax.json_io import write_json
 
 
 def main(config: Config, console: Console) -> list[dict]:
@@ -19,18 +22,18 @@ def main(config: Config, console: Console) -> list[dict]:
     Returns:
       The rows, as in --json.
     """
-    say = lambda line: console.print(f"[dim]{line}[/dim]", highlight=False)
+    tell = lambda line: say(plain(line, "dim"), console=console)
     peaks = {}
     for cell in peak.cells_with_peak(config):  # first, while this process holds nothing
         peaks[cell] = peak.peak_memory(config, cell)
-        say(f"peak memory of {cell}: {peaks[cell]['peak_rss_bytes'] / 2**20:.0f} MiB")
+        tell(f"peak memory of {cell}: {peaks[cell]['peak_rss_bytes'] / 2**20:.0f} MiB")
 
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     rows = []
     for rank in config.ranks:
         setup = variants.make_setup(config, rank, max(config.ks))
         for mode in config.modes:
-            programs = measure.checked_programs(config, setup, mode, say)
+            programs = measure.checked_programs(config, setup, mode, tell)
             with Progress(console=console, transient=True) as progress:
                 task = progress.add_task(
                     f"timing r={rank} {mode}", total=len(programs) * (config.warmup + config.repeats)
@@ -42,7 +45,7 @@ def main(config: Config, console: Console) -> list[dict]:
             del programs
             gc.collect()  # their states, before the next ones are made
             if config.json is not None:
-                report.write_json(rows, config.json)
+                write_json(config.json, rows)
     return rows
 
 
@@ -64,18 +67,17 @@ def parse(args: list[str]) -> Config:
 
 def cli(args: list[str]) -> None:
     """Reads the command line, runs, and prints the table and the summary."""
-    try:
+    with errors_in_a_line():
         config = parse(args).check()
-    except ValueError as error:
-        raise SystemExit(f"bench_head: {error}") from None
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    rows = main(config, console)
-    console.print(title_of(config), report.table(rows), sep="\n")
-    if config.figure is not None:
-        report.figure(rows, title_of(config), config.figure)
-        console.print(f"figure: {config.figure}")
-    for rank in config.ranks:
-        console.print("\n".join(report.summary(rows, config.summary_k, rank)), highlight=False)
+        console = Console(width=None if sys.stdout.isatty() else 130)
+        rows = main(config, console)
+        if config.figure is not None:
+            with attempt(str(config.figure)):
+                report.figure(rows, title_of(config), config.figure)
+        say(title_of(config), console=console)
+        console.print(report.table(rows))
+        for rank in config.ranks:
+            say("\n".join(report.summary(rows, config.summary_k, rank)), console=console)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Table, summary and figure of the rows."""
 
-import json
-import os
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +9,7 @@ import matplotlib.pyplot as plt
 from rich.table import Table
 
 from experiments.bench_head.config import VARIANTS
+from experiments.figure_files import literal, save
 
 COLOURS = dict(zip(VARIANTS, ("C3", "C0", "C9", "C1", "C2", "C5"), strict=True))
 MARKERS = dict(zip(VARIANTS, "osDv^P", strict=True))
@@ -65,13 +64,6 @@ def _verdict(label: str, value: float, relation: str, bound: float) -> str:
     return f"  {label:28} {value:6.2f}×   wanted {relation} {bound}   {'met' if met else 'NOT met'}"
 
 
-def write_json(rows: list[dict], path: Path) -> None:
-    """Rows as a list; whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(rows, indent=1) + "\n")
-    os.replace(partial, path)
-
-
 # ------------------------------------------------------------------------------------------------------------ Figure
 
 
@@ -94,9 +86,8 @@ def figure(rows: list[dict], title: str, path: Path) -> None:
     labels = sorted(found, key=lambda label: label.startswith("ideal"))
     handles = [found[label] for label in labels]
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels) if columns > 2 else 3, frameon=False)
-    fig.suptitle(title)
-    fig.savefig(path, dpi=150)
-    plt.close(fig)
+    fig.suptitle(literal(title))
+    save(fig, path)
 
 
 def _cost(rows, mode, ax):

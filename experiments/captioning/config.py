@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from experiments.language_model import config
+from mcl_jax.json_io import check_unicode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Config(config.Config):
     """A data set by name (stamps/pictures, stamps/spoken, stamps/sounds, textcaps/english, textcaps/bilingual,
     audiocaps, clotho), or a folder of your own with captions.jsonl."""
     folder: Path | None = None
-    """The files that a named data set is made of, the first time. The stamps are fetched (Debian's package)."""
+    """The files that a named data set is made of; it is made again when they change. By default the stamps are fetched
+    (Debian's package), and a data set that was made before is taken as it is."""
     modes: tuple[str, ...] | None = None
     """Captions of these modes alone; by default en fr of the stamps, and all of other data."""
     mode_weights: tuple[int, ...] = ()
@@ -43,6 +45,7 @@ class Config(config.Config):
 
     def __post_init__(self):
         super().__post_init__()
+        check_unicode(self.prompt, "--prompt")
         if self.mode_weights and len(self.mode_weights) != len(self.kept_modes):
             raise ValueError(
                 f"--mode-weights needs a number for each of --modes {self.kept_modes}, got {self.mode_weights}"

@@ -9,6 +9,7 @@ from experiments.captioning.modality import Modality
 from experiments.captioning.scores import scores
 from experiments.captioning.task import load
 from experiments.language_model import study
+from mcl_jax.command_line import errors_in_a_line
 
 COLUMNS = {
     "test loss": "test_loss", "above MCL": "loss_above_mcl", "oracle CIDEr-D": "oracle_cider_d",
@@ -30,8 +31,6 @@ def main(config: Config, modality: Modality) -> None:
 
 def run(parse: Callable[[], Config], modality: Callable[[Any], Modality]) -> None:
     """`main` for a command line, with its errors in a line."""
-    try:
+    with errors_in_a_line():
         config = parse()
         main(config, modality(config))
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -29,11 +29,7 @@ def scores(
     """
     modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
     found = metrics.score_captions(answers.texts, _references(records), corenlp=corenlp, split=_references(split))
-    known = {name: score for name, score in found.items() if isinstance(score, metrics.Score)}
-    results = {name: getattr(score, "mean", None) for name, score in found.items()}
-    spread = {name: [score.low, score.high] for name, score in known.items()}
-    results["intervals"] = {name: ends for name, ends in spread.items() if np.isfinite(ends).all()}
-    results["not_available"] = {name: of.reason for name, of in found.items() if name not in known}
+    results = metrics.for_results(found)
     results["of_mode"] = {mode: _of_mode(answers, records, split, mode, corenlp) for mode in modes}
     languages = tuple(mode for mode in modes if mode in LANGUAGES)
     if len(languages) > 1:
@@ -56,11 +52,12 @@ def _references(records: tuple[data.Record, ...], mode: str | None = None) -> li
 
 def _of_mode(
     answers: Answers, records: tuple[data.Record, ...], split: tuple[data.Record, ...], mode: str, corenlp: Path | None
-) -> dict[str, float | None]:
-    """Scores of the answers to items that have references of a mode, against these."""
+) -> dict[str, Any]:
+    """Scores of the answers to items that have references of a mode, against these, and what is `not_available`."""
     references = _references(records, mode)
     having = [n for n, texts in enumerate(references) if texts]
     pairs = [answers.texts[n] for n in having], [references[n] for n in having]
     of_split = [texts for texts in _references(split, mode) if texts]
     found = metrics.score_captions(*pairs, corenlp=corenlp, names=OF_MODES, split=of_split)
-    return {name: getattr(score, "mean", None) for name, score in found.items()}
+    results = metrics.for_results(found)
+    return {name: results[name] for name in (*OF_MODES, "not_available")}

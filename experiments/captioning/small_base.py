@@ -65,14 +65,14 @@ def small_base(folder: Path, settings: SmallBase, modality: Modality, corpus: da
     config = dataclasses.asdict(settings) | {"corpus": corpus.name, "records": len(corpus.records)}
     with Run(folder, config) as run:
         if not run.finished:
-            module, processor = modality.small(_tokenizer(corpus.split("train"), modality.placeholder))
+            module, processor = modality.small(tokenizer_of(corpus.split("train"), modality.placeholder))
             params, loss = _train(run, settings, modality, module, processor, corpus)
             mcl.models.save_pretrained(folder / "model", module, params, processor)
             run.finish({"validation_loss": loss})
     return folder / "model"
 
 
-def _tokenizer(records: tuple[data.Record, ...], placeholder: str) -> PreTrainedTokenizerFast:
+def tokenizer_of(records: tuple[data.Record, ...], placeholder: str) -> PreTrainedTokenizerFast:
     """Byte pairs of the training captions."""
     model = tk.Tokenizer(tk.models.BPE())
     model.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)

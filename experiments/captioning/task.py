@@ -2,6 +2,8 @@
 
 import dataclasses
 import zlib
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import jax.numpy as jnp
 import mcl_jax as mcl
 from experiments.captioning.config import Config
 from experiments.captioning.modality import Modality
-from experiments.captioning.small_base import SmallBase, prompt_for, small_base
+from experiments.captioning.small_base import SmallBase, prompt_for, small_base, tokenizer_of
+from experiments.language_model.base import check_targets, outline
 from experiments.language_model.perception import MediaPrompt, Perception
+from experiments.language_model.splits import usable, with_validation
 from experiments.language_model.task import Task
-from mcl_jax import data
+from mcl_jax import data, metrics
 from mcl_jax.models import pretrained
 
 
@@ -32,20 +36,24 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
         raise ValueError(
             f"--prompt needs {modality.placeholder} of the small base once, got it {found} times: {config.prompt!r}"
         )
+    if config.base:
+        family, module = outline(config.base)
+        check_targets(config, module)
+        if config.prompt:
+            family.processor.from_pretrained(config.base, module.config).prompt(config.prompt, num_features=1)
+    if config.corenlp:
+        metrics.check_spice(config.corenlp)
+    check = partial(usable, needed=modality.media, option=f"--data {config.data}", batch_size=config.batch_size)
     corpus = data.load_captions(
-        config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families
+        config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families, check=check
     )
-    if (found := f"{corpus.records[0].media.kind}s") != modality.media:
-        raise ValueError(f"--data {config.data} has {found}, needed {modality.media}")
-    if (number := len(corpus.split("train"))) < config.batch_size:
-        raise ValueError(
-            f"--data {config.data} has {number} records to train on, fewer than --batch-size {config.batch_size}"
-        )
+    corpus = with_validation(check(corpus))
     if config.base:
         folder, asked = config.base, modality.placeholder
     else:
         mode = next(iter(config.kept_modes or corpus.modes), "")
-        folder, asked = _small(config, modality), prompt_for(modality.placeholder, mode)
+        held_out = {record.id for record in corpus.split("validation")}  # some may be of the training split
+        folder, asked = _small(config, modality, held_out), prompt_for(modality.placeholder, mode)
     asked = config.prompt or asked
     options = {
         "dtype": jnp.dtype(config.dtype),
@@ -74,13 +82,20 @@ def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
         dataclasses.replace(record, targets=repeat(record.targets)) if record.split == "train" else record
         for record in corpus.records
     )
-    return data.Corpus(corpus.name, tuple(records), corpus.left_out)
+    return dataclasses.replace(corpus, records=tuple(records))
 
 
-def _small(config: Config, modality: Modality) -> Path:
-    """The folder of the small base of a data set, which knows the captions of all modes."""
+def _small(config: Config, modality: Modality, held_out: Collection[str] = ()) -> Path:
+    """The folder of the small base of a data set, which knows the captions of all modes.
+
+    Records whose ids are in `held_out` are for its validation too.
+    """
     corpus = data.load_captions(config.data, config.cache, config.folder, families=config.families)
+    held_out = frozenset(held_out)
+    records = (dataclasses.replace(r, split="validation" if r.id in held_out else r.split) for r in corpus.records)
+    corpus = dataclasses.replace(corpus, records=tuple(records)).with_validation()
+    check_targets(config, modality.small(tokenizer_of(corpus.split("train"), modality.placeholder))[0])
     settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
-    made_of = settings, modality, [(r.id, r.split, r.targets) for r in corpus.records]
+    made_of = settings, modality, corpus.made_of, [(r.id, r.split, r.targets) for r in corpus.records]
     name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(repr(made_of).encode()):08x}-{config.base_steps}"
     return small_base(config.cache / "small-bases" / name, settings, modality, corpus)

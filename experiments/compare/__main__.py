@@ -4,12 +4,14 @@ import dataclasses
 import inspect
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import tyro
 
 from experiments.compare import columns, figure, tables
 from experiments.compare.folding import fold
 from experiments.compare.runs import group, read
+from experiments.figure_files import save
+from mcl_jax.command_line import attempt, errors_in_a_line
+from mcl_jax.console import say
 from mcl_jax.json_io import write_text
 
 
@@ -59,21 +61,18 @@ def main(config: Config) -> None:
     write_text(config.out / "table.csv", tables.to_csv(rows, metrics))
     write_text(config.out / "table.md", tables.markdown(table))
     write_text(config.out / "table.tex", tables.latex(table))
-    picture = figure.draw(drawn, quality, diversity)
     for kind in ("png", "pdf"):
-        picture.savefig(config.out / f"quality_diversity.{kind}", dpi=150)
-    plt.close(picture)
+        with attempt(f"quality_diversity.{kind}"):
+            save(figure.draw(drawn, quality, diversity), config.out / f"quality_diversity.{kind}")
 
     short = metrics if config.columns else columns.shortened(metrics, quality, diversity)
     tables.show(tables.lay_out(rows, short), "Finished runs, * the best of each column")
     for row in rows:
         if row not in drawn:
-            print(f"Not in the figure, without {quality} or {diversity}: {tables.where(row)}")
-    print(f"Tables and figure are in {config.out}.")
+            say(f"Not in the figure, without {quality} or {diversity}: {tables.where(row)}")
+    say(f"Tables and figure are in {config.out}.")
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(tyro.cli(Config, prog="python -m experiments.compare", description=inspect.getdoc(Config)))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -12,12 +12,14 @@ from matplotlib.lines import Line2D
 
 from experiments.compare.columns import higher_is_better
 from experiments.compare.folding import Number, Row
+from experiments.figure_files import literal
 from experiments.language_model.figures import COLOURS, LABELS, MARKERS
 
 OTHER_COLOURS = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 OTHER_MARKER = "P"
 SIZES = {"*": 16, "^": 12, "v": 12, "<": 12, ">": 12}  # of markers with little room for a number
 LEGEND_WIDTH = 30  # characters
+LABEL = "name"
 
 
 def pareto_front(points: np.ndarray, higher: Sequence[bool]) -> np.ndarray:
@@ -72,17 +74,17 @@ def draw(rows: Sequence[Row], quality: str, diversity: str) -> plt.Figure:
             axes.plot(x.mean, y.mean, marker=number, color="white", markersize=4.5, markeredgewidth=0.3, zorder=order)
     _draw_front(axes, rows, quality, diversity)
     better = lambda axis: f"{axis} ({'higher' if higher_is_better(axis) else 'lower'} is better)"
-    axes.set(xlabel=better(diversity), ylabel=better(quality))
+    axes.set(xlabel=literal(better(diversity)), ylabel=literal(better(quality)))
     axes.grid(alpha=0.3)
-    handles = [Line2D([], [], label=_label(method), **styles[method]) for method in methods]
-    handles += [Line2D([], [], color="0.4", linestyle="--", linewidth=1, label="Pareto front")]
+    handles = [Line2D([], [], **styles[method]) for method in methods]
+    handles += [Line2D([], [], color="0.4", linestyle="--", linewidth=1)]
+    names = [*map(_label, methods), "Pareto front"]
     if len(groups) > 1:
-        handles += [
-            Line2D([], [], marker=f"${i}$", color="0.2", linestyle="none", label=textwrap.fill(name, LEGEND_WIDTH))
-            for i, name in enumerate(groups, 1)
-        ]
-    figure.legend(
+        handles += [Line2D([], [], marker=f"${i}$", color="0.2", linestyle="none") for i in range(1, len(groups) + 1)]
+        names += [textwrap.fill(name, LEGEND_WIDTH) for name in groups]
+    legend = figure.legend(
         handles=handles,
+        labels=[LABEL] * len(handles),  # the names come after: matplotlib leaves out those that begin with "_"
         loc="outside right upper",
         frameon=False,
         fontsize=8,
@@ -90,6 +92,8 @@ def draw(rows: Sequence[Row], quality: str, diversity: str) -> plt.Figure:
         title_fontsize=8,
         alignment="left",
     )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(literal(name))
     return figure
 
 

@@ -93,7 +93,7 @@ def values_of(found: Mapping[str, Any]) -> dict[str, Value]:
                 values[name] = Number(float(value), tuple(intervals[name]) if intervals.get(name) else None)
             case dict() if name == "of_mode":  # metrics by mode
                 for mode, scores in value.items():
-                    of = values_of({**scores, "not_available": reasons})
+                    of = values_of({**scores, "not_available": reasons | scores.get("not_available", {})})
                     values |= {f"{metric}.{mode}": score for metric, score in of.items()}
             case dict():  # modes by metric
                 values |= {f"{name}.{mode}": of for mode, of in values_of(value).items()}

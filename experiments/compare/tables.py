@@ -3,9 +3,8 @@
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Sequence
-
-import rich.markup
 
 from experiments.compare.columns import higher_is_better
 from experiments.compare.folding import Number, Row, Value
@@ -42,21 +41,26 @@ def lay_out(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
     """The table of these metrics, with the names of groups if there are several."""
     grouped = len({row.group for row in rows}) > 1
     names = [[row.group, row.method] if grouped else [row.method] for row in rows]
-    body, best = [list(name) for name in names], set()
+    body, best = [[*map(_one_line, name)] for name in names], set()
     for column, metric in enumerate(metrics, len(names[0])):
         numbers = {i: v.mean for i, row in enumerate(rows) if isinstance(v := row.values.get(metric), Number)}
         digits = _digits(numbers.values())
         for cells, row in zip(body, rows, strict=True):
-            cells.append(_shown(row.values.get(metric, ""), digits, row.seeds))
+            cells.append(_one_line(_shown(row.values.get(metric, ""), digits, row.seeds)))
         if numbers and (higher := higher_is_better(metric)) is not None:
             top = max(numbers.values()) if higher else min(numbers.values())
             best |= {(i, column) for i, value in numbers.items() if value == top}
     head = [*(["runs", "method"] if grouped else ["method"]), *map(_titled, metrics)]
-    return Table(head, body, best, len(names[0]), [ERRORS, *_notes(rows, metrics)])
+    return Table(head, body, best, len(names[0]), [ERRORS, *map(_one_line, _notes(rows, metrics))])
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks, which end a row, and without halves of characters, which no file takes."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
 def _titled(metric: str) -> str:
-    return metric + {True: " ↑", False: " ↓", None: ""}[higher_is_better(metric)]
+    return _one_line(metric) + {True: " ↑", False: " ↓", None: ""}[higher_is_better(metric)]
 
 
 def _digits(numbers) -> int:
@@ -99,15 +103,15 @@ def _notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
 
 def show(table: Table, title: str) -> None:
     """Prints it, the best values in bold with a star."""
-    mark = lambda text, best: f"[bold]* {rich.markup.escape(text)}[/]" if best else rich.markup.escape(text)
+    mark = lambda text, best: console.plain(f"* {text}", "bold") if best else console.plain(text)
     console.table(title, table.head, _marked(table, mark))
     for note in table.notes:
-        print(note)
+        console.say(note)
 
 
 def markdown(table: Table) -> str:
     """A table of pipes, the best values in bold, notes below."""
-    escape = lambda text: text.replace("\\", "\\\\").replace("|", "\\|")
+    escape = _escape_markdown
     mark = lambda text, best: f"**{escape(text)}**" if best else escape(text)
     rule = ["---"] * table.labels + ["---:"] * (len(table.head) - table.labels)
     lines = [list(map(escape, table.head)), rule, *_marked(table, mark)]
@@ -115,18 +119,33 @@ def markdown(table: Table) -> str:
     return "\n".join([*("| " + " | ".join(cells) + " |" for cells in lines), *notes]) + "\n"
 
 
+def _escape_markdown(text: str) -> str:
+    """What Markdown would take for a tag, an entity, a link or, where there are two, emphasis, code or a formula."""
+    text = text.replace("\\", r"\\").replace("|", r"\|")
+    text = re.sub(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])", r"\\\g<0>", text)
+    for mark in (r"\*", "`", r"\$", "~", r"(?<![^\W_])_|_(?![^\W_])"):
+        if len(re.findall(mark, text)) > 1:
+            text = re.sub(mark, r"\\\g<0>", text)
+    return text
+
+
 def latex(table: Table) -> str:
     """A tabular of booktabs, the best values in bold, notes as comments."""
-    escape = lambda text: "".join(LATEX.get(character, character) for character in text)
+    escape = lambda text: "".join(LATEX.get(character, character) for character in text).replace("--", "-{}-")
     mark = lambda text, best: rf"\textbf{{{escape(text)}}}" if best else escape(text)
-    line = lambda cells: " & ".join(cells) + r" \\"
     columns = "l" * table.labels + "r" * (len(table.head) - table.labels)
-    body = map(line, _marked(table, mark))
+    body = map(_latex_row, _marked(table, mark))
     return "\n".join([
         *(f"% {note}" for note in table.notes),
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(map(escape, table.head)), r"\midrule", *body,
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row([*map(escape, table.head)]), r"\midrule", *body,
         r"\bottomrule", r"\end{tabular}", "",
     ])  # fmt: skip
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    r"""A row of cells; one that begins with "[" or "*" would be an option of the `\\` or the rule before it."""
+    protect = "{}" if cells[0].startswith(("[", "*")) else ""
+    return protect + " & ".join(cells) + r" \\"
 
 
 def _marked(table: Table, mark) -> list[list[str]]:

@@ -4,10 +4,9 @@ from experiments.captioning import cost
 from experiments.captioning.task import load
 from experiments.image_captioning.config import parse
 from experiments.image_captioning.pictures import Pictures
+from mcl_jax.command_line import errors_in_a_line
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         config = parse()
         cost.show(config, cost.costs(load(config, Pictures(), scan=False)))
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error

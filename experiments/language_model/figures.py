@@ -8,7 +8,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments.figure_files import literal, save
 from experiments.language_model.config import Config
+from mcl_jax.command_line import attempt
 from mcl_jax.run import Run
 
 LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K", "moe": "LoRA-MoE"}
@@ -23,18 +25,18 @@ def draw(
 ) -> None:
     """Writes figures/loss.png, figures/win_matrix.png (where modes are known) and figures/quality_diversity.png.
 
+    One that cannot be drawn costs itself alone; a line says so.
+
     Args:
       quality, diversity: title and key in the results.
     """
-    _save(run, "loss.png", losses(run, config))
+    figures = {"loss.png": lambda: losses(run, config)}
     if "win_matrix" in results["methods"].get("mcl", {}):
-        _save(run, "win_matrix.png", win_matrix(results))
-    _save(run, "quality_diversity.png", quality_diversity(results, quality, diversity))
-
-
-def _save(run: Run, name: str, figure: plt.Figure) -> None:
-    figure.savefig(run.figure_path(name), dpi=150)
-    plt.close(figure)
+        figures["win_matrix.png"] = lambda: win_matrix(results)
+    figures["quality_diversity.png"] = lambda: quality_diversity(results, quality, diversity)
+    for name, figure in figures.items():
+        with attempt(f"figures/{name}"):
+            save(figure(), run.figure_path(name))
 
 
 def losses(run: Run, config: Config) -> plt.Figure:
@@ -67,19 +69,29 @@ def win_matrix(results: dict[str, Any]) -> plt.Figure:
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (m, k), value in np.ndenumerate(share):
         axes.text(k, m, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "black")
-    axes.set(xlabel="hypothesis", xticks=range(share.shape[1]), yticks=range(len(share)), yticklabels=found["modes"])
+    axes.set(xlabel="hypothesis", xticks=range(share.shape[1]), yticks=range(len(share)))
+    axes.set_yticklabels(map(literal, found["modes"]))
     axes.set_title("answers won")
     return figure
 
 
 def quality_diversity(results: dict[str, Any], quality: tuple[str, str], diversity: tuple[str, str]) -> plt.Figure:
-    """Quality against diversity for every method and decoder, with 95 % bootstrap intervals."""
+    """Quality against diversity for every method and decoder that has both, with 95 % bootstrap intervals if any.
+
+    Raises:
+      ValueError: if none has both.
+    """
+    keys = diversity[1], quality[1]
+    drawn = {name: of for name, of in results["methods"].items() if all(of.get(key) is not None for key in keys)}
+    if not drawn:
+        raise ValueError(f"no method has both {quality[0]} and {diversity[0]}")
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
-    for name, found in results["methods"].items():
+    for name, found in drawn.items():
         method, _, decoder = name.partition("/")
-        spread = lambda key, of=found: np.abs(np.array(of["intervals"][key]) - of[key])[:, None]
+        ends = found.get("intervals", {})
+        spread = {key: np.abs(np.array(ends[key]) - found[key])[:, None] for key in keys if key in ends}
         axes.errorbar(
-            found[diversity[1]], found[quality[1]], xerr=spread(diversity[1]), yerr=spread(quality[1]),
+            found[diversity[1]], found[quality[1]], xerr=spread.get(diversity[1]), yerr=spread.get(quality[1]),
             color=COLOURS[method], capsize=2, elinewidth=0.8, marker=MARKERS.get(decoder, "*"),
             markersize=11 if method == "mcl" else 7, linestyle="none", label=f"{LABELS[method]} {decoder}".strip(),
         )  # fmt: skip

@@ -2,10 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
-
-import rich
-import rich.markup
 
 from experiments.language_model import answers as decoding
 from experiments.language_model import figures, page
@@ -14,10 +12,12 @@ from experiments.language_model.config import Config
 from experiments.language_model.task import Task, evaluator
 from experiments.language_model.training import gap, summary, train
 from mcl_jax import data
-from mcl_jax.console import table
+from mcl_jax.command_line import attempt
+from mcl_jax.console import plain, say, table
 from mcl_jax.run import Run
 
 SHOWN = 5
+SPECIALISATION = ("purity", "mutual_information")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,26 +55,42 @@ def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
     for name in found if "mcl" in likelihoods else ():
         if (method := name.partition("/")[0]) != "mcl":
             found[name] |= gap(likelihoods[method], likelihoods["mcl"])
+    for of in found.values():
+        _say_what_one_mode_hides(of)
     found["mcl" if "mcl" in found else next(iter(found))]["samples"] = decoding.samples(asked, answers)
     return {"methods": found}
+
+
+def _say_what_one_mode_hides(found: dict[str, Any]) -> None:
+    """Where all answers are of one mode, that there is no purity, and why."""
+    if "win_matrix" in found and "purity" not in found:
+        why = f"all answers are of one mode, {found['modes'][0]!r}: each hypothesis is pure whatever it wins"
+        found |= {name: None for name in SPECIALISATION}
+        found["not_available"] = found.get("not_available", {}) | dict.fromkeys(SPECIALISATION, why)
 
 
 def show(results: dict[str, Any], columns: Mapping[str, str]) -> None:
     """Prints a few sources with the answers of every method, and the table."""
     for sample in next(of["samples"] for of in results["methods"].values() if "samples" in of)[:SHOWN]:
-        rich.print(f"\n[bold]{rich.markup.escape(sample['source'] or sample['id'])}[/]")
+        say("\n", plain(sample["source"] or sample["id"], "bold"))
         for name, texts in sample["answers"].items():
             for k, text in enumerate(texts):
-                rich.print(f"  [cyan]{name} {k}[/]  {rich.markup.escape(text)}")
-    rows = [[name, *[_shown(of.get(key)) for key in columns.values()]] for name, of in results["methods"].items()]
+                say("  ", plain(f"{name} {k}", "cyan"), f"  {text}")
+    methods = results["methods"]
+    rows = [[name, *[_shown(of[key]) if key in of else "" for key in columns.values()]] for name, of in methods.items()]
     table("Held-out answers", ["", *columns], rows)
+    titles, reasons = {key: title for title, key in columns.items()}, {}
+    for of in methods.values():
+        reasons |= {key: reason for key, reason in of.get("not_available", {}).items() if key in titles}
+    for key, reason in reasons.items():
+        say(f"n/a: {titles[key]}: {reason}")
 
 
 def _shown(value: Any) -> str:
     """A number, a list of them, or a mean with its interval."""
     match value:
         case None:
-            return ""
+            return "n/a"
         case {"mean": mean, "low": low, "high": high}:
             return f"{mean:.3f} ({low:.3f} to {high:.3f})"
         case list():
@@ -94,11 +110,28 @@ def main(config: Config, load: Callable[[Any], Task], report: Report) -> None:
     with Run(config.workdir, dataclasses.asdict(config), volatile=config.VOLATILE) as run:
         if run.finished:
             run.say_finished()
+            illustrate(run, config, report, lambda: load(config))
         else:
+            for old in run.workdir.glob("page.html"):  # of a time when it came before the results
+                old.unlink()
             task = load(config)
-            results = evaluate(task, run, report)
-            figures.draw(run, config, results, report.quality, report.diversity)
-            page.write(run, results, task.records("test", config.decode_items), report.columns)
-            run.finish(results)
+            run.finish(evaluate(task, run, report))
+            illustrate(run, config, report, lambda: task)
         show(run.results(), report.columns)
-        rich.print(f"page.html, figures and results.json are in {config.workdir}.")
+        there = "page.html, figures and results.json are" if _page(run).exists() else "results.json is"
+        say(f"{there} in {config.workdir}.")
+
+
+def illustrate(run: Run, config: Config, report: Report, load: Callable[[], Task]) -> None:
+    """Draws the figures and makes the page of a finished run, if they are not there; what fails costs itself alone."""
+    if _page(run).exists():
+        return
+    results = run.results()
+    trained = tuple(dict.fromkeys(name.partition("/")[0] for name in results["methods"]))
+    figures.draw(run, dataclasses.replace(config, methods=trained), results, report.quality, report.diversity)
+    with attempt("page.html"):
+        page.write(run, results, load().records("test"), report.columns)
+
+
+def _page(run: Run) -> Path:
+    return run.workdir / "page.html"

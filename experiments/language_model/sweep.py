@@ -21,11 +21,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
+from experiments.figure_files import save
 from experiments.language_model.config import Config, ObjectiveName
 from experiments.language_model.task import Task, evaluator
 from experiments.language_model.training import summary, train
 from mcl_jax import objectives
-from mcl_jax.console import table
+from mcl_jax.command_line import attempt
+from mcl_jax.console import say, table
 from mcl_jax.run import Run
 
 Kind = Literal["k", "epsilon", "objectives"]
@@ -49,6 +51,8 @@ class Options:
     def __post_init__(self):
         if self.kind == "k" and 1 not in self.hypotheses:
             raise ValueError(f"--hypotheses needs 1, the upper end of the band, got {self.hypotheses}")
+        if min(self.hypotheses, default=1) < 1:
+            raise ValueError(f"--hypotheses must be at least 1 each, got {self.hypotheses}")
 
 
 def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
@@ -63,15 +67,29 @@ def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
             return {name: dict(objective=name, methods=("mcl",)) for name in options.objectives}
 
 
+def configs(config: Config, options: Options) -> list[tuple[str, Config]]:
+    """The name of the variant and the configuration of every training, in order.
+
+    Raises:
+      ValueError: for a value that no training can have, before the first begins.
+    """
+    return [
+        (
+            name,
+            dataclasses.replace(config, workdir=config.workdir / f"{options.kind}-{name}-seed{seed}", seed=seed, **of),
+        )
+        for seed in options.seeds
+        for name, of in variants(config, options).items()
+    ]
+
+
 def sweep(task: Task, options: Options) -> dict[str, list[dict[str, Any]]]:
     """Trains, or reads what was trained: results of every variant, one a seed; draws DIR/KIND.png after each."""
     workdir, found = task.config.workdir, {}
-    for seed in options.seeds:
-        for name, fields in variants(task.config, options).items():
-            folder = workdir / f"{options.kind}-{name}-seed{seed}"
-            config = dataclasses.replace(task.config, workdir=folder, seed=seed, **fields)
-            found.setdefault(name, []).append(trained(dataclasses.replace(task, config=config)))
-            jax.clear_caches()
+    for name, config in configs(task.config, options):
+        found.setdefault(name, []).append(trained(dataclasses.replace(task, config=config)))
+        jax.clear_caches()
+        with attempt(f"{options.kind}.png"):
             draw(workdir / f"{options.kind}.png", options.kind, found)
     return found
 
@@ -125,6 +143,8 @@ def show(found: Mapping[str, list[dict[str, Any]]], kind: Kind) -> None:
         rows.append([name, *cells, len(of)])
     band = ["band [MLE − log K, MLE]"] if kind == "k" else []
     table("Test split, mean over seeds ± standard deviation", [kind, *columns, *band, "seeds"], rows)
+    if any("win_matrix" in seed and "purity" not in seed for of in found.values() for seed in of):
+        say("n/a: purity: all answers are of one mode, and each hypothesis is pure whatever it wins")
 
 
 def draw(path: Path, kind: Kind, found: Mapping[str, list[dict[str, Any]]]) -> None:
@@ -160,8 +180,7 @@ def draw(path: Path, kind: Kind, found: Mapping[str, list[dict[str, Any]]]) -> N
     right.legend(frameon=False) if kind == "objectives" else None
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    save(figure, path)
 
 
 def command_line(
@@ -174,6 +193,7 @@ def command_line(
     )
     default = line(Options(), config(workdir=tyro.MISSING, **preset))
     found = tyro.cli(line, args=args, description=__doc__, default=default)
+    configs(found.config, found.options)  # refuses what cannot be before anything is read
     return found.config, found.options
 
 
@@ -181,4 +201,4 @@ def main(task: Task, options: Options) -> None:
     """The whole sweep."""
     task.config.workdir.mkdir(parents=True, exist_ok=True)
     show(sweep(task, options), options.kind)
-    print(f"The figure is {task.config.workdir / options.kind}.png.")
+    say(f"The figure is {task.config.workdir / options.kind}.png.")

@@ -84,7 +84,8 @@ def make_step(config: Config, method: Method, log_likelihood: Any, loss: objecti
 
 
 def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
-    """Loss, win rates and, of answers whose mode is known, purity, mutual information and win matrix [mode, k]."""
+    """Loss, win rates and, of answers whose mode is known, the win matrix [mode, k] and, of several modes, purity and
+    mutual information."""
     num_hypotheses, known = len(likelihoods.log_p), likelihoods.mode != data.NO_MODE
     modes = [task.corpus.modes[mode] for mode in likelihoods.mode[known]]
     wins = np.bincount(likelihoods.winner, minlength=num_hypotheses)
@@ -92,12 +93,10 @@ def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
     if modes and num_hypotheses > 1:
         winner = likelihoods.winner[known].tolist()
         wins = metrics.win_matrix(winner, modes, num_hypotheses)
-        found |= {
-            "purity": metrics.purity(winner, modes, num_hypotheses).mean,
-            "mutual_information": metrics.normalized_mutual_information(winner, modes).mean,
-            "win_matrix": wins.counts,
-            "modes": wins.modes,
-        }
+        found |= {"win_matrix": wins.counts, "modes": wins.modes}
+        if len(wins.modes) > 1:  # of one mode each hypothesis is pure, whatever it wins
+            found["purity"] = metrics.purity(winner, modes, num_hypotheses).mean
+            found["mutual_information"] = metrics.normalized_mutual_information(winner, modes).mean
     if modes:
         losses, of = likelihoods.losses[known], np.array(modes)
         found["loss_of_mode"] = {name: float(losses[of == name].mean()) for name in sorted(set(modes))}
@@ -108,13 +107,14 @@ def gap(likelihoods: Likelihoods, mcl_likelihoods: Likelihoods) -> dict[str, Any
     """By how much the loss of a method lies above that of LoRA-MCL on the same answers: mean, and its 95 % interval.
 
     `loss_above_mcl` in nats a token, as the losses; `answer_loss_above_mcl` in nats an answer, of which K modes that
-    one model cannot tell apart cost it log K. The interval resamples sources.
+    one model cannot tell apart cost it log K. The interval resamples sources; of a single one there is none.
     """
     above = likelihoods.losses - mcl_likelihoods.losses
     of_token, of_answer = (
         metrics.Bootstrap().mean(likelihoods.of_records(values)) for values in (above, above * likelihoods.tokens)
     )
+    with_ends = lambda score: {"mean": score.mean, "low": score.low, "high": score.high}
     return {
-        name: {"mean": score.mean, "low": score.low, "high": score.high}
+        name: with_ends(score) if np.isfinite(score.low) else score.mean
         for name, score in (("loss_above_mcl", of_token), ("answer_loss_above_mcl", of_answer))
     }

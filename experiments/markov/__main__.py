@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 import jax
-import rich
 import tyro
 
 from experiments.markov import figures, report
@@ -13,7 +12,8 @@ from experiments.markov.config import Config, objective
 from experiments.markov.training import EVALUATION, FINAL, Problem, stream, to_numpy
 from mcl_jax import theory
 from mcl_jax.checkpoint import Checkpoints
-from mcl_jax.console import table
+from mcl_jax.command_line import attempt, errors_in_a_line
+from mcl_jax.console import say, table
 from mcl_jax.run import Run, check_finite
 
 # Fields that change where and how fast a run goes, not what it finds.
@@ -85,17 +85,16 @@ def main(config: Config) -> None:
             bounds = theory.bounds(chains, config.seq_len, num_hypotheses=config.k)
             trained = {method: [train(run, config, seed, method) for seed in config.seed] for method in ("mle", "mcl")}
             results = report.summarise(config, bounds, trained)
-            figures.draw(run, config, results)
             run.finish(results)
+            with attempt("figures"):
+                figures.draw(run, config, run.results())
         results = run.results()
         table(*report.table(results))
         for line in report.verdict(results):
-            rich.print(line)
-        rich.print(f"Figures and results.json are in {config.workdir}.")
+            say(*line)
+        say(f"Figures and results.json are in {config.workdir}.")
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(tyro.cli(Config, description=Config.__doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error

@@ -16,9 +16,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
+from experiments.figure_files import save
 from experiments.markov.config import Config, ObjectiveName, objective
 from experiments.markov.training import FINAL, Problem, stream, to_numpy
 from mcl_jax import theory
+from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import table
 from mcl_jax.run import Run
 
@@ -89,8 +91,9 @@ def main(config: CollapseConfig) -> None:
             runs = [_one(run, config, name, seed) for name in config.objectives for seed in range(config.seeds)]
             by_objective = {name: [r for r in runs if r["objective"] == name] for name in config.objectives}
             summaries = {name: summarise(of_name) for name, of_name in by_objective.items()}
-            draw(run, by_objective)
             run.finish({"objectives": summaries, "runs": runs})
+            with attempt("figures/collapse.png"):
+                draw(run, by_objective)
         summaries = run.results()["objectives"]
         columns = [
             "objective",
@@ -130,12 +133,9 @@ def draw(run: Run, by_objective: dict[str, list[dict[str, Any]]]) -> None:
             bottom += column
         axes.set(title=name, xlabel="seed", ylim=(0, 1), xticks=range(len(runs)))
     np.atleast_1d(grid)[0].set_ylabel("share of wins of each hypothesis")
-    figure.savefig(run.figure_path("collapse.png"), dpi=150)
-    plt.close(figure)
+    save(figure, run.figure_path("collapse.png"))
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(tyro.cli(CollapseConfig, description=CollapseConfig.__doc__))
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error

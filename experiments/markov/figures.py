@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments.figure_files import save
 from experiments.markov.config import Config
 from mcl_jax.run import Run
 
@@ -16,13 +17,8 @@ MLE, MCL, THEORY = "tab:orange", "tab:blue", "0.25"
 
 def draw(run: Run, config: Config, results: dict[str, Any]) -> None:
     """Writes figures/loss.png and figures/transitions.png."""
-    _save(run, "loss.png", losses(run, config, results))
-    _save(run, "transitions.png", transitions(results))
-
-
-def _save(run: Run, name: str, figure: plt.Figure) -> None:
-    figure.savefig(run.figure_path(name), dpi=150)
-    plt.close(figure)
+    save(losses(run, config, results), run.figure_path("loss.png"))
+    save(transitions(results), run.figure_path("transitions.png"))
 
 
 def losses(run: Run, config: Config, results: dict[str, Any]) -> plt.Figure:

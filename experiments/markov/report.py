@@ -4,9 +4,11 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from rich.text import Text
 
 from experiments.markov.config import Config
 from mcl_jax import theory
+from mcl_jax.console import plain
 
 ONE_PERCENT = 0.01
 
@@ -106,8 +108,8 @@ def table(results: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     return "Nats per predicted token", ["", "loss", "against theory", "win rate"], rows
 
 
-def verdict(results: dict[str, Any]) -> list[str]:
-    """The claims of the experiment, and whether each holds here."""
+def verdict(results: dict[str, Any]) -> list[tuple[Text, str]]:
+    """Lines of whether each claim of the experiment holds here, and the claim."""
     bounds, mle, mcl = results["bounds"], results["mle"], results["mcl"]
     nearer = np.all(np.array(mcl["distance_to_nearest_chain"]) < np.array(mcl["distance_to_average"]))
     low, high = bounds["wta_lower"] * (1 - ONE_PERCENT), bounds["wta_upper"] * (1 + ONE_PERCENT)
@@ -120,9 +122,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
         "every hypothesis nearer to a chain than to the average": nearer,
         "every chain covered": mcl["covered"],
     }
-    return [
-        f"[{'green' if holds else 'red'}]{'yes' if holds else 'no '}[/]  {claim}" for claim, holds in claims.items()
-    ]
+    return [(plain("yes", "green") if holds else plain("no ", "red"), f"  {claim}") for claim, holds in claims.items()]
 
 
 def _percent(value: float, reference: float) -> str:

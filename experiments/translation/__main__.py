@@ -4,6 +4,7 @@ from experiments.language_model import study
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores
 from experiments.translation.task import load
+from mcl_jax.command_line import errors_in_a_line
 
 REPORT = study.Report(
     scores=lambda answers, records, split: scores(answers, records),
@@ -23,7 +24,5 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         main(parse())
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error

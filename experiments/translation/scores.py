@@ -9,7 +9,7 @@ from mcl_jax import data, metrics
 
 
 def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]:
-    """Quality and diversity of K answers an item, with 95 % bootstrap intervals under `intervals`.
+    """Quality and diversity of K answers an item, as `metrics.for_results` has them: with 95 % intervals.
 
     `likeliest_bleu` is of the answer of highest likelihood, `mbr_bleu` of that of minimum Bayes risk (chrF);
     `style_rate` and `spanish_rate` [K] are the shares of archaic and of Spanish texts among the k-th answers.
@@ -30,10 +30,8 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
         "pairwise_bleu": metrics.pairwise_bleu(texts),
         "references_covered": metrics.reference_coverage(texts, references),
     }
-    intervals = {name: [score.low, score.high] for name, score in found.items()}
     share = lambda rule: [float(np.mean([rule(text) for text in column])) for column in zip(*texts, strict=True)]
-    return {name: score.mean for name, score in found.items()} | {
-        "intervals": intervals,
+    return metrics.for_results(found) | {
         "style_rate": share(data.is_archaic),
         "spanish_rate": share(lambda text: data.language_of(text) == "es"),
     }

@@ -3,10 +3,9 @@
 from experiments.language_model import sweep
 from experiments.translation.config import Config
 from experiments.translation.task import load
+from mcl_jax.command_line import errors_in_a_line
 
 if __name__ == "__main__":
-    try:
+    with errors_in_a_line():
         config, options = sweep.command_line(Config, {})
         sweep.main(load(config), options)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -1,9 +1,9 @@
 """One-to-many data: from verses, pictures, clips or anyone's files to batches of tokens.
 
-Reading order: `pictures`; `sound_sizes`, `mp3_frames`, `sound_files`, `clips`; `media`, `paths`, `records`; text from
-`debian`, `sword`, `verses`, `features`, `verses_builder`, `jsonl`, `parallel`; captions from `stamps`, `published`,
-`captions_builder`, `captions`; `loading`; then `encoding`, `schedule`, `batches`. `classify` says which kind of answer
-a text is.
+Reading order: `pictures`; `sound_sizes`, `mp3_frames`, `sound_files`, `clips`; `media`, `paths`, `records`, `sources`;
+text from `debian`, `sword`, `verses`, `features`, `verses_builder`, `jsonl`, `parallel`; captions from `stamps`,
+`csv_rows`, `published`, `captions_builder`, `captions`; `loading`; then `encoding`, `schedule`, `batches`. `classify`
+says which kind of answer a text is.
 """
 
 from mcl_jax.data.batches import Batches, eval_batches, train_batches

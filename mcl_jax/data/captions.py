@@ -9,7 +9,9 @@ are one record, and their captions add up; without `id`, the file is the id. `mo
 in `jsonl`.
 """
 
+import dataclasses
 import difflib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,12 +20,19 @@ from mcl_jax.data.jsonl import Layout, merge_lines
 from mcl_jax.data.media import Media, Unreadable, media_in
 from mcl_jax.data.paths import locate
 from mcl_jax.data.records import Corpus, Record, split_of, warn_of_left_out
+from mcl_jax.data.sources import checksum
 
 FILE = "captions.jsonl"
 CAPTIONS = Layout(("file", "caption"), ("id", "mode", "split", "references"), "file", "caption", locate)
 
 
-def read_captions(folder: Path | str, validation: float = 0.05, test: float = 0.05) -> Corpus:
+def read_captions(
+    folder: Path | str,
+    validation: float = 0.05,
+    test: float = 0.05,
+    *,
+    check: Callable[[Corpus], object] | None = None,
+) -> Corpus:
     """The corpus in a folder, see the top of this file.
 
     Every file is read once, so that none fails in the middle of a training.
@@ -31,6 +40,7 @@ def read_captions(folder: Path | str, validation: float = 0.05, test: float = 0.
     Args:
       folder: holds captions.jsonl and the pictures, or the clips.
       validation, test: expected fractions of the ids without a `split`.
+      check: looks at the records before any picture or clip is read, and may refuse them with an error.
     Returns:
       The corpus, named as the folder; broken files are in `left_out`, and warned of.
     Raises:
@@ -38,16 +48,27 @@ def read_captions(folder: Path | str, validation: float = 0.05, test: float = 0.
       ValueError: for a line that does not fit, a file that is not in the folder or is no picture or clip, or pictures
         and clips in one folder; names the line, and the nearest file.
     """
-    path = Path(folder) / FILE
+    corpus = _listed(Path(folder), validation, test)
+    if check is not None:
+        check(corpus)
+    broken = _broken({record.id: record.media for record in corpus.records})
+    records = tuple(record for record in corpus.records if record.id not in broken)
+    corpus = dataclasses.replace(corpus, records=records, left_out=tuple(broken.values()))
+    warn_of_left_out(corpus)
+    return corpus
+
+
+def _listed(folder: Path, validation: float, test: float) -> Corpus:
+    """The records that captions.jsonl names; their files are there, and not read."""
+    path = folder / FILE
     merged = merge_lines(path, CAPTIONS)
     media = {}
     for key, fields in merged.items():
         try:
-            media[key] = _media(Path(folder), fields["subject"])
+            media[key] = _media(folder, fields["subject"])
             _check_kind(media[key], next(iter(media.values())))
         except ValueError as error:
             raise ValueError(f"{path}, line {fields['line']}: {error}") from None
-    broken = _broken(media)
     records = (
         Record(
             id=key,
@@ -58,11 +79,9 @@ def read_captions(folder: Path | str, validation: float = 0.05, test: float = 0.
             media=media[key],
         )
         for key, fields in merged.items()
-        if key not in broken
     )
-    corpus = Corpus(Path(folder).resolve().name, tuple(records), tuple(broken.values()))
-    warn_of_left_out(corpus)
-    return corpus
+    names = [FILE, *(fields["subject"] for fields in merged.values())]
+    return Corpus(folder.resolve().name, tuple(records), made_of=checksum(folder, names))
 
 
 def _media(folder: Path, name: str) -> Media:

@@ -5,17 +5,21 @@
     builder.as_data_source("train")[0]     # {"id": b"animals/birds/owl", "media": {"data": b"\\x89PNG…", …}, …}
 
 Pictures are kept as their files are, clips as FLAC of 16 kHz. Files that are missing or broken are left out: the
-metadata of the data set names them and says why ("left_out").
+metadata of the data set names them and says why ("left_out"), and what it was made of ("sources"). When those files
+change, it is made again.
 """
 
 import abc
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from mcl_jax.console import say
 from mcl_jax.data.features import FILE_FORMAT, as_features, read_corpus, record_features
 from mcl_jax.data.media import Unreadable
 from mcl_jax.data.published import (
@@ -26,21 +30,36 @@ from mcl_jax.data.published import (
     read_clotho,
     read_textcaps,
 )
-from mcl_jax.data.records import SPLITS, Corpus, Record, describe_left_out, warn_of_left_out
+from mcl_jax.data.records import SPLITS, Corpus, Record, describe_left_out, summary_of_left_out, warn_of_left_out
+from mcl_jax.data.sources import made_of, prepare
 from mcl_jax.data.stamps import KINDS, fetch_stamps, read_stamps
 
 AHEAD = 64  # records whose files are read before the first of them is written
 
 
+Check = Callable[[Corpus], object]  # raises an error for records that will not do
+
+
 class _Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What the builders have in common."""
+    """What the builders have in common.
+
+    Attributes:
+      SOURCES: globs of the files that the data set is made of.
+      check: looks at the records before any picture or clip is read.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
+    SOURCES: ClassVar[tuple[str, ...]]
+    check: Check | None = None
 
     @abc.abstractmethod
-    def corpus(self, dl_manager: tfds.download.DownloadManager) -> Corpus:
+    def corpus(self, folder: Path) -> Corpus:
         """The records, whose pictures or clips are still in their files."""
+
+    def source(self, dl_manager: tfds.download.DownloadManager) -> tuple[Path, bool]:
+        """The folder with the files, and whether it was fetched."""
+        return Path(dl_manager.manual_dir), False
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -51,7 +70,11 @@ class _Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        corpus = self.corpus(dl_manager)
+        folder, fetched = self.source(dl_manager)
+        self.info.metadata["sources"] = made_of(folder, self.SOURCES) | {"fetched": fetched}
+        corpus = self.corpus(folder)
+        if self.check is not None:
+            self.check(corpus)
         self.info.metadata["left_out"] = [list(pair) for pair in corpus.left_out]
         return {split: self._generate_examples(corpus.split(split)) for split in SPLITS if corpus.counts()[split]}
 
@@ -86,13 +109,18 @@ class Stamps(_Captions):
     """
 
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=kind, description=kind) for kind in KINDS]
+    SOURCES = tuple(f"**/*.{ending}" for ending in ("txt", "png", "ogg", "wav"))
 
     def __init__(self, *, folder: Path | str | None = None, **options: Any):
         super().__init__(**options)
         self.folder = folder
 
-    def corpus(self, dl_manager: tfds.download.DownloadManager) -> Corpus:
-        folder = fetch_stamps(dl_manager.download_dir / "stamps") if self.folder is None else self.folder
+    def source(self, dl_manager: tfds.download.DownloadManager) -> tuple[Path, bool]:
+        if self.folder is None:
+            return fetch_stamps(dl_manager.download_dir / "stamps"), True
+        return Path(self.folder), False
+
+    def corpus(self, folder: Path) -> Corpus:
         return read_stamps(folder, self.builder_config.name)
 
 
@@ -101,13 +129,14 @@ class TextCaps(_Captions):
 
     name = "textcaps"
     MANUAL_DOWNLOAD_INSTRUCTIONS = TEXTCAPS_LAYOUT
+    SOURCES = ("TextCaps_0.1_*.json", "train_images/*")
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="english", description="as published"),
         tfds.core.BuilderConfig(name="bilingual", description="captions that have a French text are French"),
     ]
 
-    def corpus(self, dl_manager: tfds.download.DownloadManager) -> Corpus:
-        return read_textcaps(dl_manager.manual_dir, self.builder_config.name == "bilingual")
+    def corpus(self, folder: Path) -> Corpus:
+        return read_textcaps(folder, self.builder_config.name == "bilingual")
 
 
 class AudioCaps(_Captions):
@@ -115,18 +144,20 @@ class AudioCaps(_Captions):
 
     name = "audiocaps"
     MANUAL_DOWNLOAD_INSTRUCTIONS = AUDIOCAPS_LAYOUT
+    SOURCES = ("*.csv", "train/*", "val/*", "test/*")
 
-    def corpus(self, dl_manager: tfds.download.DownloadManager) -> Corpus:
-        return read_audiocaps(dl_manager.manual_dir)
+    def corpus(self, folder: Path) -> Corpus:
+        return read_audiocaps(folder)
 
 
 class Clotho(_Captions):
     """Clotho v2.1: clips of 15 to 30 s with 5 captions; see `published`."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = CLOTHO_LAYOUT
+    SOURCES = ("clotho_captions_*.csv", "development/*", "validation/*", "evaluation/*")
 
-    def corpus(self, dl_manager: tfds.download.DownloadManager) -> Corpus:
-        return read_clotho(dl_manager.manual_dir)
+    def corpus(self, folder: Path) -> Corpus:
+        return read_clotho(folder)
 
 
 BUILDERS = {builder.name: builder for builder in (Stamps, TextCaps, AudioCaps, Clotho)}
@@ -137,28 +168,46 @@ CAPTIONS = tuple(  # names of the data sets, as TFDS has them
 )
 
 
-def build_captions(name: str, data_dir: Path | str | None = None, folder: Path | str | None = None) -> Corpus:
-    """Captions from the data set in `data_dir`, which is made if it is not there.
+def build_captions(
+    name: str, data_dir: Path | str | None = None, folder: Path | str | None = None, check: Check | None = None
+) -> Corpus:
+    """Captions from the data set in `data_dir`, which is made if it is not there, or was made of other files.
 
     Args:
       name: one of `CAPTIONS`.
       data_dir: of TFDS; its default if None.
-      folder: what the data set is made of; None to fetch the stamps. Not looked at once it is made.
+      folder: what the data set is made of; None to fetch the stamps, or to take a data set that is there as it is.
+      check: looks at the records before any picture or clip is read, and may refuse them.
     Returns:
-      The corpus; what was left out is warned of once, when the data set is made.
+      The corpus. What is left out is said each time: in a warning when the data set is made, in a line afterwards.
     Raises:
       FileNotFoundError, RuntimeError: if the files cannot be had; says how to get them.
-      ValueError: if they have another layout, or all of a split's are broken.
+      ValueError: if they have another layout, or all of a split's are missing or broken.
     """
     dataset, _, config = name.partition("/")
+    make = functools.partial(_builder, dataset, config, data_dir, folder, check)
+    download = tfds.download.DownloadConfig(manual_dir=folder)
+    builder, made = prepare(make, folder, BUILDERS[dataset].SOURCES, download_config=download)
+    corpus = read_corpus(builder, name)
+    corpus = dataclasses.replace(corpus, made_of=(builder.info.metadata.get("sources") or {}).get("checksum", ""))
+    if made:
+        warn_of_left_out(corpus)
+    elif corpus.left_out:
+        say(summary_of_left_out(corpus))
+    return corpus
+
+
+def _builder(
+    dataset: str, config: str, data_dir: Path | str | None, folder: Path | str | None, check: Check | None
+) -> _Captions:
+    """A builder, whose data set can be made if it is not there."""
     options = {"folder": folder} if dataset == Stamps.name else {}
     builder = BUILDERS[dataset](config=config or None, data_dir=data_dir, file_format=FILE_FORMAT, **options)
-    if builder.info.initialized:  # it was made before
-        return read_corpus(builder, name)
+    builder.check = check
     layout = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-    if layout and (folder is None or not Path(folder).is_dir() or not any(Path(folder).iterdir())):
+    if builder.info.initialized or not layout:
+        return builder
+    if folder is None or not Path(folder).is_dir() or not any(Path(folder).iterdir()):
+        name = f"{dataset}/{config}" if config else dataset
         raise FileNotFoundError(f"{name}: needed a folder with its files, got {folder and str(folder)!r}\n{layout}")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
-    corpus = read_corpus(builder, name)
-    warn_of_left_out(corpus)
-    return corpus
+    return builder

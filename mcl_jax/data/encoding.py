@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from mcl_jax.data.records import Record
+from mcl_jax.json_io import check_unicode
 
 NO_MODE = -1
 
@@ -44,6 +45,7 @@ class Prompt:
     def __post_init__(self):
         if self.template.count("{source}") != 1:
             raise ValueError(f'the prompt template needs "{{source}}" once, got {self.template!r}')
+        check_unicode(self.template, "the prompt template")
 
     def format(self, source: str) -> str:
         """The prompt's text; braces in the source stay as they are."""
@@ -80,6 +82,7 @@ class Instruction(Prompt):
     def __post_init__(self):
         if "{source}" in self.template:
             raise ValueError(f"an instruction holds no source; use Prompt({self.template!r})")
+        check_unicode(self.template, "the instruction")
 
 
 @dataclasses.dataclass(frozen=True)

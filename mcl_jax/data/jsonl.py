@@ -20,7 +20,7 @@ from typing import Any
 
 from mcl_jax.data.paths import Located
 from mcl_jax.data.records import SPLITS, Corpus, Record, Target, describe_unknown, split_of
-from mcl_jax.json_io import write_text
+from mcl_jax.json_io import check_unicode, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _parse(line: str, layout: Layout) -> dict[str, Any]:
     """
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets without end
         raise ValueError(f"needed a JSON object, got {line[:60]!r} ({error})") from None
     if not isinstance(fields, dict):
         raise ValueError(f"needed a JSON object with {', '.join(layout.needed)}, got {line[:60]!r}")
@@ -155,16 +155,17 @@ def _parse(line: str, layout: Layout) -> dict[str, Any]:
     split = fields.get("split")
     if split is not None and split not in SPLITS:
         raise ValueError(f"split {describe_unknown(split, SPLITS)}")
-    references = fields.get("references") or []
+    references = [] if fields.get("references") is None else fields["references"]
     if not isinstance(references, list):
         raise ValueError(f"references must be a list, got {references!r}")
-    answer, key = layout.answer, fields.get("id", fields[layout.subject])
+    answer, subject = layout.answer, _text(fields[layout.subject], layout.subject)
+    key = fields.get("id", subject)
     return {
         "id": _text(str(key) if type(key) is int else key, "id"),
-        "subject": _text(fields[layout.subject], layout.subject),
+        "subject": subject,
         "target": _target(fields, answer, answer),
         "split": split,
-        "references": [_target(r if isinstance(r, dict) else {answer: r}, answer, "references") for r in references],
+        "references": [_reference(reference, answer) for reference in references],
     }
 
 
@@ -180,6 +181,14 @@ def _check_names(fields: dict[str, Any], layout: Layout) -> None:
         raise ValueError(f"unknown fields{hint}")
 
 
+def _reference(value: Any, answer: str) -> Target:
+    """A reference that is a text, or an object with the text and its mode."""
+    if not isinstance(value, dict):
+        return _target({answer: value}, answer, "references")
+    _check_names(value, Layout((answer,), ("mode",), answer, answer))
+    return _target(value, answer, f"{answer} of references")
+
+
 def _target(fields: dict[str, Any], answer: str, name: str) -> Target:
     mode = fields.get("mode")
     return Target(_text(fields.get(answer), name), None if mode is None else _text(mode, "mode"))
@@ -188,7 +197,7 @@ def _target(fields: dict[str, Any], answer: str, name: str) -> Target:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
-    return value
+    return check_unicode(value, name)
 
 
 def _merge(merged: dict[str, dict[str, Any]], fields: dict[str, Any], number: int, layout: Layout) -> None:

@@ -1,7 +1,8 @@
 """What `--data` means: the name of a data set, or files of one's own."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mcl_jax.data.captions import read_captions
@@ -56,6 +57,7 @@ def load_captions(
     *,
     modes: Sequence[str] = (),
     families: bool = True,
+    check: Callable[[Corpus], object] | None = None,
 ) -> Corpus:
     """Pictures or clips with captions, by name or from files.
 
@@ -63,25 +65,33 @@ def load_captions(
       data: "stamps/pictures", "stamps/spoken", "stamps/sounds", "textcaps/english", "textcaps/bilingual", "audiocaps",
         "clotho", or a folder with captions.jsonl (see `captions`).
       data_dir: where TFDS keeps what it makes; its default if None.
-      folder: the files that a named data set is made of, the first time; None to fetch the stamps' Debian package.
+      folder: the files that a named data set is made of; it is made again when they change. None to fetch the stamps'
+        Debian package, or to take a data set that was made before.
       modes: keep only captions of these, such as ("en", "fr"), and records that have all of them; all if empty.
       families: of the stamps, whether to keep those that look and read nearly the same, see `stamps`.
+      check: looks at the records that are asked for before any picture or clip is read, and refuses them by an error;
+        is not called for a named data set that was made before.
     Returns:
       The corpus; its records read their picture or clip when asked to, `record.media.read()`.
     Raises:
       ValueError: for a name or a mode that is not known, and names the nearest; for files with another layout.
       FileNotFoundError, RuntimeError: if files cannot be had; says how to get them.
     """
+    chosen = functools.partial(_chosen, modes=modes, families=families)
+    look = lambda corpus: check(chosen(corpus)) if check is not None else chosen(corpus)
     if str(data) in CAPTIONS:
-        corpus = build_captions(str(data), data_dir, folder)
-        if not families and corpus.name.startswith("stamps/"):
-            corpus = without_families(corpus)
+        corpus = build_captions(str(data), data_dir, folder, look)
     elif Path(data).is_dir():
-        corpus = read_captions(data)
+        corpus = read_captions(data, check=look)
     else:
         raise ValueError(f"data: a folder with captions.jsonl, or it {describe_unknown(str(data), CAPTIONS)}")
-    if not modes:
-        return corpus
-    kept = corpus.with_modes(*modes)
+    kept = chosen(corpus)
     warn_of_left_out(dataclasses.replace(kept, left_out=kept.left_out[len(corpus.left_out) :]))
     return kept
+
+
+def _chosen(corpus: Corpus, modes: Sequence[str], families: bool) -> Corpus:
+    """What is asked for of a corpus."""
+    if not families and corpus.name.startswith("stamps/"):
+        corpus = without_families(corpus)
+    return corpus.with_modes(*modes) if modes else corpus

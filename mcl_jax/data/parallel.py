@@ -6,13 +6,14 @@
     test.en   test.de     test.de.0 …      the first is the target, the others further references, as the ten of the
                                            500 sentences of newstest2014 (Ott et al., arXiv 1803.00047)
 
-A split that is not there is taken out of the training split by a hash of its ids.
+A split that is not there, or holds blank lines alone, is taken out of the training split by a hash of its ids. Lines
+with one source are in one split then.
 """
 
 import importlib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -43,20 +44,26 @@ def read_parallel(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"data {str(folder)!r}: no such folder; needed train.{source} and train.{target} in it")
-    rows = {split: _read_split(folder, split, source, target) for split in SPLITS}
+    files = {split: _files_of(folder, split, source, target) for split in SPLITS}  # all are there before any is read
+    rows = {split: _read_split(*of) for split, of in files.items() if of is not None}
     return _corpus(folder.resolve().name, rows, validation, test)
 
 
-def _read_split(folder: Path, split: str, source: str, target: str) -> list[Row]:
-    """Rows of a split; none if it has no files, unless it is the training split."""
+def _files_of(folder: Path, split: str, source: str, target: str) -> tuple[Path, list[Path]] | None:
+    """The files of a split, of sources and of answers; None if it has none, unless it is the training split."""
     file, answers = folder / f"{STEMS[split]}.{source}", _answer_files(folder, f"{STEMS[split]}.{target}")
     if split != "train" and not file.exists() and not answers:
-        return []
+        return None
     if not file.exists() or not answers:
         missing = f"{STEMS[split]}.{target} or {STEMS[split]}.{target}.0" if file.exists() else file.name
         raise FileNotFoundError(
             f"data {str(folder)!r}: no {missing}; it has {sorted(p.name for p in folder.iterdir())}"
         )
+    return file, answers
+
+
+def _read_split(file: Path, answers: list[Path]) -> list[Row]:
+    """Rows of a split."""
     sources, texts = _lines(file), [_lines(path) for path in answers]
     for path, lines in zip(answers, texts, strict=True):
         if len(lines) != len(sources):
@@ -82,10 +89,10 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _corpus(name: str, rows: dict[str, Iterable[Row]], validation: float, test: float) -> Corpus:
+def _corpus(name: str, rows: dict[str, Sequence[Row]], validation: float, test: float) -> Corpus:
     """Records named after split and line, so that their order is that of the lines."""
-    fractions = [0.0 if rows.get("validation") else validation, 0.0 if rows.get("test") else test]
-    records, pairs, dropped = [], 0, 0
+    fractions = [0.0 if _has_pair(rows.get("validation")) else validation, 0.0 if _has_pair(rows.get("test")) else test]
+    records, pairs, dropped, first_with = [], 0, 0, {}
     for split in SPLITS:
         for number, (source, answers) in enumerate(rows.get(split, ()), 1):
             kept = [answer for answer in answers if source and answer]
@@ -94,11 +101,17 @@ def _corpus(name: str, rows: dict[str, Iterable[Row]], validation: float, test: 
                 continue
             key, targets = f"{split}-{number:09}", tuple(Target(answer) for answer in dict.fromkeys(kept))
             trained = 1 if split == "test" else len(targets)
-            place = split_of(key, *fractions) if split == "train" else split
+            place = split
+            if split == "train" and any(fractions):  # lines with one source go where the first of them goes
+                place = split_of(first_with.setdefault(source, key), *fractions)
             records.append(Record(key, source, targets[:trained], targets[trained:], place))
     if dropped:
         warnings.warn(f"corpus {name!r}: dropped {dropped} of {pairs} pairs, where a line is blank", stacklevel=3)
     return Corpus(name, tuple(records))
+
+
+def _has_pair(rows: Sequence[Row] | None) -> bool:
+    return any(source and any(answers) for source, answers in rows or ())
 
 
 def load_wmt(
@@ -117,9 +130,11 @@ def load_wmt(
       source, target: the direction, in either order.
       most: training pairs, the first of them in TFDS's shuffled order; all (35 million of wmt19 de-en) if None.
     Raises:
-      ValueError: for a name that TFDS does not know, or a language that it does not have; says which there are.
+      ValueError: for a name that TFDS does not know, a language that it does not have, or no training pairs.
       RuntimeError: if it cannot be made here; says how it can elsewhere.
     """
+    if most is not None and most < 1:
+        raise ValueError(f"most must be at least 1 training pair, or None for all; got {most}")
     importlib.import_module("tensorflow_datasets.translate")  # without TensorFlow, TFDS does not import it itself
     names = sorted(found for found in tfds.list_builders(with_community_datasets=False) if found.startswith("wmt"))
     if name.split("/")[0] not in names:

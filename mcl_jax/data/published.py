@@ -11,16 +11,19 @@ Clotho v2 (Drossos et al., arXiv 1910.09387): clips of 15 to 30 s from Freesound
 training, "evaluation" is the test set.
 """
 
-import csv
 import dataclasses
-from collections.abc import Hashable, Iterable, Iterator
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
+from mcl_jax.data.csv_rows import read_rows
 from mcl_jax.data.media import Clip, Media, Picture
 from mcl_jax.data.paths import locate
 from mcl_jax.data.records import Corpus, Record, Target, split_of
-from mcl_jax.json_io import read_json
+from mcl_jax.json_io import check_unicode, read_json
 
+NO_FILE = "no such file"
 TEXTCAPS_LAYOUT = """\
 TextCaps needs these files in one folder (textvqa.org/textcaps/dataset):
   TextCaps_0.1_train.json, TextCaps_0.1_val.json
@@ -43,41 +46,69 @@ Clotho v2.1 needs these files in one folder (zenodo.org/record/4783391):
 
 
 def read_textcaps(folder: Path | str, bilingual: bool = False) -> Corpus:
-    """TextCaps, a record for each picture; see `TEXTCAPS_LAYOUT`.
+    """TextCaps, a record for each picture; see `TEXTCAPS_LAYOUT`. Pictures that are not there are in `left_out`.
 
     Args:
       folder: holds the files.
       bilingual: whether captions with a French text are French, so that "en" and "fr" are the modes.
     Raises:
       FileNotFoundError: for a missing JSON file; says what was needed.
-      ValueError: for a file in another layout; names it.
+      ValueError: for a file in another layout, or a split without pictures; names it.
     """
-    items = []
+    folder, items, left_out = Path(folder), [], []
+    names = [f"TextCaps_0.1_{part}{end}.json" for part in ("train", "val") for end in ("", "_fr")[: 1 + bilingual]]
+    for name in names:  # before any is read
+        _needed(folder / name, TEXTCAPS_LAYOUT)
+    parts = {}
     for published, split in (("train", "train"), ("val", "test")):
-        captions: dict[str, list[Target]] = {}
-        for image_id, target in _textcaps_captions(Path(folder), published, bilingual):
+        path, captions = folder / f"TextCaps_0.1_{published}.json", {}
+        parts[split] = Part(path, folder / "train_images", "IMAGE_ID.jpg")
+        french = _french(path) if bilingual else None
+        for image_id, target in _textcaps_captions(path, french, left_out):
             captions.setdefault(image_id, []).append(target)
         for image_id, targets in captions.items():
             name = f"train_images/{image_id}.jpg"
             held_out = split_of(f"textcaps {image_id}", 0.02, 0.0) if split == "train" else split
-            items.append((image_id, targets, held_out, Picture(name, (Path(folder) / name).read_bytes), name))
-    return _corpus(f"textcaps/{'bilingual' if bilingual else 'english'}", folder, items)
+            items.append((image_id, targets, held_out, Picture(name, (folder / name).read_bytes), name))
+    return _corpus(f"textcaps/{'bilingual' if bilingual else 'english'}", folder, parts, items, left_out)
 
 
-def _textcaps_captions(folder: Path, published: str, bilingual: bool) -> Iterator[tuple[str, Target]]:
-    """Ids of pictures and captions, in the order of the file."""
-    path = _needed(folder / f"TextCaps_0.1_{published}.json", TEXTCAPS_LAYOUT)
-    french: dict[str, str] = {}
-    if bilingual:
-        french = read_json(_needed(path.with_name(f"{path.stem}_fr.json"), TEXTCAPS_LAYOUT))
-    try:
-        for row in read_json(path)["data"]:
-            key, text = str(row["caption_id"]), row["caption_str"]
-            mode = ("fr" if key in french else "en") if bilingual else None
-            yield row["image_id"], Target(french.get(key, text), mode)
-    except (AttributeError, KeyError, TypeError) as error:
+def _textcaps_captions(
+    path: Path, french: dict[str, str] | None, left_out: list[tuple[str, str]]
+) -> Iterator[tuple[str, Target]]:
+    """Ids of pictures and captions, in the order of the file. French texts of no caption are left out."""
+    unused = set(french or ())
+    for number, row in enumerate(_textcaps_rows(path)):
+        where = f"{path}, data[{number}]"
+        image_id, text = (_text(row[name], f"{where}: {name}") for name in ("image_id", "caption_str"))
+        key = row["caption_id"]
+        if type(key) not in (int, str):
+            raise ValueError(f"{where}: caption_id must be a whole number or a text, got {key!r}")
+        unused.discard(str(key))
+        mode = None if french is None else "fr" if str(key) in french else "en"
+        yield image_id, Target(french[str(key)] if mode == "fr" else text, mode)
+    left_out += [(key, f"a French text whose caption is not in {path.name}") for key in sorted(unused)]
+
+
+def _textcaps_rows(path: Path) -> list[dict[str, Any]]:
+    """The captions in a JSON file as published; each has an image_id, a caption_id and a caption_str."""
+    content, columns = read_json(path), ("image_id", "caption_id", "caption_str")
+    rows = content.get("data") if isinstance(content, dict) else None
+    fits = lambda row: isinstance(row, dict) and row.keys() >= set(columns)
+    if not isinstance(rows, list) or not all(map(fits, rows)):
+        problem = "no list" if not isinstance(rows, list) else repr(next(row for row in rows if not fits(row)))[:80]
         needed = '{"data": [{"image_id": …, "caption_id": …, "caption_str": …}, …]}'
-        raise ValueError(f"{path}: needed {needed}, got another layout ({error!r})\n{TEXTCAPS_LAYOUT}") from None
+        raise ValueError(f"{path}: needed {needed}, got another layout ({problem})\n{TEXTCAPS_LAYOUT}")
+    return rows
+
+
+def _french(path: Path) -> dict[str, str]:
+    """French texts by the id of the caption that each stands for."""
+    path = path.with_name(f"{path.stem}_fr.json")
+    texts = read_json(path)
+    if not isinstance(texts, dict):
+        raise ValueError(f'{path}: needed texts by caption_id, such as {{"17": "Une bouteille."}}, got {texts!r:.60}')
+    return {key: _text(text, f"{path}: the text of caption {key}") for key, text in texts.items()}
 
 
 def read_audiocaps(folder: Path | str) -> Corpus:
@@ -85,63 +116,99 @@ def read_audiocaps(folder: Path | str) -> Corpus:
 
     Raises:
       FileNotFoundError: for a missing CSV file; says what was needed.
-      ValueError: for a CSV file with other columns; names it.
+      ValueError: for a CSV file with other columns, or a split without clips; names it.
     """
     folder, items, left_out = Path(folder), [], []
-    for published, split in (("train", "train"), ("val", "validation"), ("test", "test")):
-        columns = ("audiocap_id", "youtube_id", "start_time", "caption")
-        there = sorted((folder / published).glob("*"))
-        files = {path.stem: path for path in there if path.suffix.lower() in Clip.endings}
+    marks = {"audiocap_id": r"\d+", "youtube_id": r"\S+", "start_time": r"\d+(\.\d+)?"}
+    splits = {"train": "train", "val": "validation", "test": "test"}
+    paths, columns = {published: folder / f"{published}.csv" for published in splits}, (*marks, "caption")
+    rows_of = {
+        published: read_rows(_needed(path, AUDIOCAPS_LAYOUT), columns, marks, left_out)
+        for published, path in paths.items()
+    }
+    for published, split in splits.items():
+        files = {Path(name).stem: name for name in _files(folder / published) if name.lower().endswith(Clip.endings)}
         clips: dict[str, list[dict[str, str]]] = {}
-        for row in _csv_rows(folder / f"{published}.csv", columns, AUDIOCAPS_LAYOUT):
+        for row in rows_of[published]:
             clips.setdefault(f"{row['youtube_id']}_{row['start_time']}", []).append(row)
         for key, rows in clips.items():
-            names = [key, rows[0]["youtube_id"], *(row["audiocap_id"] for row in rows)]
-            path = next((files[name] for name in names if name in files), None)
-            if path is None:
+            if (name := _clip_of(key, rows, files)) is None:
                 left_out.append((key, f"no clip in {published}/"))
-            else:
-                clip, name = Clip(path.name, path.read_bytes), f"{published}/{path.name}"
-                items.append((key, [Target(row["caption"]) for row in rows], split, clip, name))
-    return _corpus("audiocaps", folder, items, left_out)
+                continue
+            targets, clip = [Target(row["caption"]) for row in rows], Clip(name, (folder / published / name).read_bytes)
+            items.append((key, targets, split, clip, f"{published}/{name}"))
+    parts = {split: Part(paths[name], folder / name, "YOUTUBEID_START.wav") for name, split in splits.items()}
+    return _corpus("audiocaps", folder, parts, items, left_out)
+
+
+def _clip_of(key: str, rows: list[dict[str, str]], files: dict[str, str]) -> str | None:
+    """The file of a clip, by any of the names that it may have without an ending."""
+    names = [key, rows[0]["youtube_id"], *(row["audiocap_id"] for row in rows)]
+    return next((files[name] for name in names if name in files), None)
 
 
 def read_clotho(folder: Path | str) -> Corpus:
-    """Clotho v2.1, a record for each clip; see `CLOTHO_LAYOUT`.
+    """Clotho v2.1, a record for each clip; see `CLOTHO_LAYOUT`. Clips that are not there are in `left_out`.
 
     Raises:
       FileNotFoundError: for a missing CSV file; says what was needed.
-      ValueError: for a CSV file with other columns; names it.
+      ValueError: for a CSV file with other columns, or a split without clips; names it.
     """
-    folder, items = Path(folder), []
+    folder, items, left_out = Path(folder), [], []
     captions = tuple(f"caption_{number}" for number in range(1, 6))
-    for published, split in (("development", "train"), ("validation", "validation"), ("evaluation", "test")):
-        for row in _csv_rows(folder / f"clotho_captions_{published}.csv", ("file_name", *captions), CLOTHO_LAYOUT):
+    splits = {"development": "train", "validation": "validation", "evaluation": "test"}
+    marks = {"file_name": rf"(?i).+({'|'.join(map(re.escape, Clip.endings))})"}
+    paths, columns = {name: folder / f"clotho_captions_{name}.csv" for name in splits}, ("file_name", *captions)
+    rows_of = {name: read_rows(_needed(path, CLOTHO_LAYOUT), columns, marks, left_out) for name, path in paths.items()}
+    for published, split in splits.items():
+        for row in rows_of[published]:
             name = PurePosixPath(published, row["file_name"]).as_posix()
             targets = [Target(row[caption]) for caption in captions]
             items.append((name, targets, split, Clip(name, (folder / name).read_bytes), name))
-    return _corpus("clotho", folder, items)
+    parts = {split: Part(paths[name], folder / name, "in file_name") for name, split in splits.items()}
+    return _corpus("clotho", folder, parts, items, left_out)
 
 
 Item = tuple[str, list[Target], str, Media, str]  # id, captions, split, the picture or clip, its path in the folder
 
 
-def _corpus(name: str, folder: Path | str, items: Iterable[Item], left_out: Iterable[tuple[str, str]] = ()) -> Corpus:
-    """Records without blank captions and repetitions, and without files of another record or out of the folder."""
+class Part(NamedTuple):
+    """Where a split is published: the file with its captions, the folder of what they caption, names needed there."""
+
+    captions: Path
+    folder: Path
+    names: str
+
+
+def _corpus(
+    name: str, folder: Path, parts: Mapping[str, Part], items: Iterable[Item], left_out: Iterable[tuple[str, str]]
+) -> Corpus:
+    """Records without blank captions and repetitions, of files that are there, in the folder, and of no other record.
+
+    Raises:
+      ValueError: if nothing is left of one of the parts, by split; nothing is read before.
+    """
     records, left_out = [], list(left_out)
     reasons = _not_of_their_own(folder, items)
-    for key, targets, split, media, _ in items:
+    for key, targets, split, media, path in items:
         if key in reasons:
-            left_out.append((key, reasons[key]))
+            left_out.append((path if reasons[key] == NO_FILE else key, reasons[key]))
             continue
         stripped = [dataclasses.replace(target, text=" ".join(target.text.split())) for target in targets]
         left_out += [(key, "a blank caption") for target in stripped if not target.text]
         if kept := tuple(dict.fromkeys(target for target in stripped if target.text)):
             records.append(Record(key, "", kept, split=split, media=media))
+    filled = {record.split for record in records}
+    for part in (parts[split] for split in parts if split not in filled):
+        some = ", ".join(_files(part.folder)[:3]) or "no files"
+        raise ValueError(
+            f"{part.captions}: nothing is left of it, since none of its captions is of a file in {part.folder}, which "
+            f"has {some}; needed files named as {part.names}"
+        )
     return Corpus(name, tuple(records), tuple(left_out))
 
 
-def _not_of_their_own(folder: Path | str, items: Iterable[Item]) -> dict[str, str]:
+def _not_of_their_own(folder: Path, items: Iterable[Item]) -> dict[str, str]:
     """By id, why its file is not its own. Nobody knows whose a file is that two records have: neither gets it."""
     reasons: dict[str, str] = {}
     owner: dict[Hashable, str] = {}
@@ -151,24 +218,25 @@ def _not_of_their_own(folder: Path | str, items: Iterable[Item]) -> dict[str, st
         except ValueError:
             reasons[key] = "a path out of the folder"
             continue
-        if (first := owner.setdefault(file.identity, key)) != key:
+        if not file.is_file:
+            reasons[key] = NO_FILE
+        elif (first := owner.setdefault(file.identity, key)) != key:
             reasons |= {first: f"one file with {key}", key: f"one file with {first}"}
     return reasons
 
 
-def _csv_rows(path: Path, columns: tuple[str, ...], layout: str) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file by column."""
-    with open(_needed(path, layout), encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restval="")
-        try:
-            if not set(columns) <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path}: needed the columns {', '.join(columns)}, got {reader.fieldnames}\n{layout}")
-            yield from reader
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: needed UTF-8, got {error}") from None
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, got {value!r:.80}")
+    return check_unicode(value, name)
 
 
 def _needed(path: Path, layout: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {str(path.parent)!r}\n{layout}")
     return path
+
+
+def _files(folder: Path) -> list[str]:
+    """Sorted names of what is in a folder; none if there is no such folder."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

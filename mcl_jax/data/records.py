@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mcl_jax.data.media import Media
+from mcl_jax.json_io import check_unicode
 
 SPLITS = ("train", "validation", "test")
 
@@ -54,6 +55,11 @@ class Record:
             raise ValueError(f"record {self.id!r}: needs at least one target, got none")
         if any(not target.text.strip() for target in self.references):
             raise ValueError(f"record {self.id!r}: a target or reference is empty")
+        check_unicode(self.id, f"the id {self.id!r} of a record")
+        check_unicode(self.source, f"record {self.id!r}: the source")
+        for target in self.references:
+            check_unicode(target.text, f"record {self.id!r}: a target or reference")
+            check_unicode(target.mode or "", f"record {self.id!r}: a mode")
 
     @property
     def references(self) -> tuple[Target, ...]:
@@ -69,6 +75,7 @@ class Corpus:
       name: what messages call it.
       records: in any order when given, sorted by id afterwards.
       left_out: what the data holds but `records` does not, such as broken files: pairs of a name and the reason.
+      made_of: a checksum of the names, sizes and times of the files that it was read from; "" if it is not known.
     Raises:
       ValueError: for an id that occurs twice, or no records at all.
     """
@@ -76,6 +83,7 @@ class Corpus:
     name: str
     records: tuple[Record, ...] = dataclasses.field(repr=False)
     left_out: tuple[tuple[str, str], ...] = dataclasses.field(default=(), repr=False)
+    made_of: str = dataclasses.field(default="", repr=False, compare=False)
 
     def __post_init__(self):
         records = tuple(sorted(self.records, key=lambda record: record.id))
@@ -85,6 +93,7 @@ class Corpus:
             problem = f"the id {twice[0]!r} occurs twice" if twice else nothing
             raise ValueError(f"corpus {self.name!r}: {problem}")
         object.__setattr__(self, "records", records)
+        object.__setattr__(self, "name", printable(self.name))
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -104,8 +113,32 @@ class Corpus:
             raise ValueError(f"split {describe_unknown(name, SPLITS)}")
         records = tuple(record for record in self.records if record.split == name)
         if not records:
-            raise ValueError(f"corpus {self.name!r} has no records in {name!r}; it has {self.counts()}")
+            hint = "; `corpus.with_validation()` takes some of the training split" if name == "validation" else ""
+            raise ValueError(f"corpus {self.name!r} has no records in {name!r}; it has {self.counts()}{hint}")
         return records
+
+    def with_validation(self, fraction: float = 0.05) -> "Corpus":
+        """The same if it has a validation split; otherwise some of the training split is for validation.
+
+        A hash of a record's source decides (of its id, if it has a picture or clip), so that records with one source
+        stay together, and the same records are chosen on every machine.
+
+        Args:
+          fraction: expected part of the training split; at least one source, and never all of them.
+        Returns:
+          The corpus, unchanged if there is not more than one source to train on.
+        """
+        key_of = lambda record: record.source if record.media is None else record.id
+        keys = {key_of(record) for record in self.records if record.split == "train"}
+        if self.counts()["validation"] or len(keys) < 2:
+            return self
+        places = {key: _place(f"validation {key}") for key in keys}
+        chosen = {key for key, place in places.items() if place < fraction}
+        if not chosen or chosen == keys:
+            chosen = {min(keys, key=places.get)}
+        move = lambda record: record.split == "train" and key_of(record) in chosen
+        records = (dataclasses.replace(r, split="validation") if move(r) else r for r in self.records)
+        return dataclasses.replace(self, records=tuple(records))
 
     def with_modes(self, *modes: str) -> "Corpus":
         """The same with the targets and references of these modes alone; records that lack one of them are left out.
@@ -128,7 +161,7 @@ class Corpus:
                 continue
             further = chosen(record.further_references)
             records.append(dataclasses.replace(record, targets=targets, further_references=further))
-        return Corpus(self.name, tuple(records), tuple(left_out))
+        return dataclasses.replace(self, records=tuple(records), left_out=tuple(left_out))
 
     def counts(self) -> dict[str, int]:
         """Number of records in each split."""
@@ -148,17 +181,27 @@ def split_of(key: str, validation: float = 0.05, test: float = 0.05) -> str:
     """
     if min(validation, test) < 0 or validation + test >= 1:
         raise ValueError(f"need fractions ≥ 0 with a sum below 1, got validation={validation} and test={test}")
-    place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64  # uniform in [0, 1)
+    place = _place(key)
     if place < test:
         return "test"
     return "validation" if place < test + validation else "train"
 
 
+def _place(key: str) -> float:
+    """A pseudo-random number in [0, 1), the same on every machine and in every version."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
 def warn_of_left_out(corpus: Corpus) -> None:
     """A warning that counts and names what a corpus leaves out, if there is any."""
     if corpus.left_out:
-        count, names = len(corpus.left_out), describe_left_out(corpus.left_out)
-        warnings.warn(f"corpus {corpus.name!r}: left out {count}, kept {len(corpus.records)}; {names}", stacklevel=3)
+        warnings.warn(summary_of_left_out(corpus), stacklevel=3)
+
+
+def summary_of_left_out(corpus: Corpus) -> str:
+    """A line that counts and names what a corpus leaves out."""
+    count, names = len(corpus.left_out), describe_left_out(corpus.left_out)
+    return f"corpus {corpus.name!r}: left out {count}, kept {len(corpus.records)}; {names}"
 
 
 def describe_left_out(left_out: Iterable[tuple[str, str]], most: int = 5) -> str:
@@ -168,6 +211,11 @@ def describe_left_out(left_out: Iterable[tuple[str, str]], most: int = 5) -> str
         by_reason.setdefault(reason, []).append(name)
     some = lambda names: ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
     return "; ".join(f"{reason}: {some(names)}" for reason, names in by_reason.items())
+
+
+def printable(name: str) -> str:
+    """A file's name that anything can print: bytes that are not UTF-8 are written as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def describe_unknown(value: Any, known: Iterable[str]) -> str:

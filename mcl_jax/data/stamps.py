@@ -24,6 +24,7 @@ What one has to know of the data:
   * Sounds in symbols/alphabets and symbols/math name the letter or digit; they are no sounds of things, and left out.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from typing import Literal, NamedTuple
 
 from mcl_jax.data.debian import fetch_package
 from mcl_jax.data.media import Clip, Media, Picture
-from mcl_jax.data.records import Corpus, Record, Target, describe_unknown, split_of
+from mcl_jax.data.records import Corpus, Record, Target, describe_unknown, printable, split_of
 
 KINDS = ("pictures", "spoken", "sounds")
 LANGUAGES = ("en", "fr", "es", "de", "it", "pt", "nl", "ca", "gl", "ro", "da", "sv")  # 919 to 952 stamps have each
@@ -98,7 +99,7 @@ def in_family(record: Record) -> bool:
 
 def without_families(corpus: Corpus) -> Corpus:
     """The stamps without those families."""
-    return Corpus(corpus.name, tuple(r for r in corpus.records if not in_family(r)), corpus.left_out)
+    return dataclasses.replace(corpus, records=tuple(r for r in corpus.records if not in_family(r)))
 
 
 def spoken_language(record: Record) -> str:
@@ -109,6 +110,9 @@ def spoken_language(record: Record) -> str:
 def _stamps(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[Stamp]:
     for path in sorted(folder.rglob("*.txt")):
         name = _name(path, folder)
+        if not (folder / f"{name}.txt").exists():
+            left_out.append((name, "a file name that is not UTF-8"))
+            continue
         try:
             first, *others = path.read_text(encoding="utf-8-sig").splitlines() or [""]
         except UnicodeDecodeError:
@@ -123,7 +127,7 @@ def _stamps(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[Stamp]:
 
 
 def _name(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+    return printable(path.relative_to(folder).with_suffix("").as_posix())
 
 
 Found = Iterator[tuple[str, Stamp, Media]]  # a record's id, what captions it, and the picture or clip

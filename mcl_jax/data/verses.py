@@ -10,13 +10,14 @@ by chapter. Chapters that the three number differently, and verses that do not c
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from mcl_jax.console import Progress
 from mcl_jax.data import sword
 from mcl_jax.data.records import Corpus, Record, Target, describe_unknown, split_of
+from mcl_jax.data.sources import made_of
 from mcl_jax.json_io import write_text
 
 MODULES = {  # Debian package and SWORD module of each version
@@ -24,6 +25,7 @@ MODULES = {  # Debian package and SWORD module of each version
     "web": ("sword-text-web", "engWEB2015eb"),
     "spanish": ("sword-text-sparv", "spaRV1909eb"),
 }
+SOURCES = ("mods.d/*", "modules/**/*")  # globs of what is read of a folder
 TASKS = ("languages", "styles")
 FORMAT = 1  # of the cache; raise it when texts or alignment change, and the version of the TFDS builder too
 
@@ -64,7 +66,9 @@ class Aligned:
 def read_verses(
     cache_dir: Path | str, sword_dir: Path | str | None = None, testament: Literal["new", "whole"] = "new"
 ) -> Aligned:
-    """The aligned verses, read once and then kept as JSON lines in the cache.
+    """The aligned verses, read once and then kept as JSON in the cache, apart for each state of a `sword_dir`.
+
+    What is left out is warned of each time.
 
     Args:
       cache_dir: where packages and verses are kept; made if need be.
@@ -77,21 +81,40 @@ def read_verses(
     """
     if testament not in sword.TESTAMENTS:
         raise ValueError(f"testament {describe_unknown(testament, sword.TESTAMENTS)}")
-    path = Path(cache_dir) / f"verses_{testament}_{FORMAT}.json"
-    if not path.exists():
+    path = Path(cache_dir) / f"verses_{testament}_{FORMAT}{_suffix(sword_dir)}.json"
+    if (aligned := _kept(path)) is None:
         aligned = align({name: _read_version(name, cache_dir, sword_dir, testament) for name in MODULES})
-        if aligned.dropped_chapters or aligned.dropped_verses:
-            chapters = ", ".join(aligned.dropped_chapters) or "none"
-            warnings.warn(
-                f"verses: kept {len(aligned.verses)}; left out chapters that the versions number differently "
-                f"({chapters}) and, of the others, verses that do not correspond ({aligned.dropped_verses})",
-                stacklevel=2,
-            )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(dataclasses.asdict(aligned), ensure_ascii=False))
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    verses = tuple(Verse(**verse) for verse in fields["verses"])
-    return Aligned(verses, tuple(fields["dropped_chapters"]), fields["dropped_verses"])
+    if aligned.dropped_chapters or aligned.dropped_verses:
+        warnings.warn(
+            summary_of_dropped(len(aligned.verses), aligned.dropped_chapters, aligned.dropped_verses), stacklevel=2
+        )
+    return aligned
+
+
+def summary_of_dropped(kept: int, chapters: Sequence[str], verses: int) -> str:
+    """A line that names the chapters and counts the verses that were left out."""
+    names = ", ".join(chapters) or "none"
+    return (
+        f"verses: kept {kept}; left out chapters that the versions number differently ({names}) "
+        f"and, of the others, verses that do not correspond ({verses})"
+    )
+
+
+def _suffix(sword_dir: Path | str | None) -> str:
+    """Tells verses from a folder from those of the packages, and from those of other files in it."""
+    return "" if sword_dir is None else f"_{made_of(sword_dir, SOURCES)['checksum']}"
+
+
+def _kept(path: Path) -> Aligned | None:
+    """The verses that are kept in a file; None if there are none, or it does not hold what was written."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        verses = tuple(Verse(**verse) for verse in fields["verses"])
+        return Aligned(verses, tuple(fields["dropped_chapters"]), fields["dropped_verses"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read_version(

@@ -6,15 +6,18 @@ builder.as_data_source("train")[0]     # {"id": b"Matt 5:3", "source": ..., "tar
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from mcl_jax.console import say
 from mcl_jax.data.features import FILE_FORMAT, as_features, read_corpus, record_features
 from mcl_jax.data.records import SPLITS, Corpus, Record
-from mcl_jax.data.verses import TASKS, read_verses, to_corpus
+from mcl_jax.data.sources import made_of, prepare
+from mcl_jax.data.verses import SOURCES, TASKS, read_verses, summary_of_dropped, to_corpus
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -59,11 +62,16 @@ class Verses(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description="Verses in archaic English, modern English and Spanish: one source, two answers.",
             features=record_features(),
+            metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         cache = Path(dl_manager.download_dir) / "verses"
+        fetched = self.sword_dir is None
+        sources = {"folder": str(cache)} if fetched else made_of(self.sword_dir, SOURCES)
         aligned = read_verses(cache, self.sword_dir, self.builder_config.testament)
+        self.info.metadata["sources"] = sources | {"fetched": fetched}
+        self.info.metadata["dropped"] = [list(aligned.dropped_chapters), aligned.dropped_verses]
         corpus = to_corpus(aligned.verses, self.builder_config.task)
         return {split: self._generate_examples(corpus.split(split)) for split in SPLITS}
 
@@ -75,15 +83,20 @@ class Verses(tfds.core.GeneratorBasedBuilder):
 def load_verses(
     config: str = "languages", data_dir: Path | str | None = None, sword_dir: Path | str | None = None
 ) -> Corpus:
-    """The verses, from the data set in `data_dir`, which is made if it is not there.
+    """The verses, from the data set in `data_dir`, which is made if it is not there, or was made of another folder.
 
     Args:
       config: "languages", "styles", "languages_whole" or "styles_whole".
       data_dir: of TFDS; its default if None.
-      sword_dir: a folder with the unpacked SWORD modules; None to fetch the Debian packages.
+      sword_dir: a folder with the unpacked SWORD modules; None to fetch the Debian packages, or to take a data set that
+        is there as it is.
     Raises:
       RuntimeError, FileNotFoundError: if the texts cannot be had; says by which commands.
     """
-    builder = Verses(config=config, data_dir=data_dir, file_format=FILE_FORMAT, sword_dir=sword_dir)
-    builder.download_and_prepare()
-    return read_corpus(builder, config)
+    make = functools.partial(Verses, config=config, data_dir=data_dir, file_format=FILE_FORMAT, sword_dir=sword_dir)
+    builder, made = prepare(make, sword_dir, SOURCES)
+    corpus = read_corpus(builder, config)
+    chapters, verses = (builder.info.metadata or {}).get("dropped", ((), 0))
+    if not made and (chapters or verses):  # it was warned of when the data set was made
+        say(summary_of_dropped(len(corpus.records), chapters, verses))
+    return corpus

@@ -23,8 +23,8 @@ from mcl_jax.metrics.embedding import (
     sentence_similarity,
 )
 from mcl_jax.metrics.items import Item, read_items
-from mcl_jax.metrics.java import JavaMetricError, meteor, spice
-from mcl_jax.metrics.report import NotAvailable, Settings, score_captions, score_items
+from mcl_jax.metrics.java import JavaMetricError, check_spice, meteor, spice
+from mcl_jax.metrics.report import NotAvailable, Settings, for_results, score_captions, score_items
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.selection import minimum_bayes_risk
 from mcl_jax.metrics.specialization import WinMatrix, normalized_mutual_information, purity, win_matrix
@@ -60,6 +60,7 @@ __all__ = [
     "Tokenization",
     "WinMatrix",
     "average",
+    "check_spice",
     "cider_d",
     "coco_bleu",
     "corpus_leave_one_out_bleu",
@@ -68,6 +69,7 @@ __all__ = [
     "corpus_pairwise_bleu",
     "div_n",
     "embedding_diversity",
+    "for_results",
     "leave_one_out_bleu",
     "mbleu_4",
     "mean_bleu",

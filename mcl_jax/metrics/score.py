@@ -15,7 +15,7 @@ class Score:
     Attributes:
         per_item: [N]; NaN where the metric is not defined, such as the diversity of one answer.
         mean: of `per_item` where it is defined, NaN if nowhere. Of a `corpus_` metric: the value of all items pooled.
-        low: lower end of the bootstrap interval of `mean`.
+        low: lower end of the bootstrap interval of `mean`; NaN if fewer than 2 items count.
         high: its upper end.
     """
 
@@ -85,10 +85,13 @@ class Bootstrap:
         num_items = len(statistics)
         if num_items == 0:
             return Score(per_item, np.nan, np.nan, np.nan)
+        mean = float(value(statistics.sum(axis=0), num_items))
+        if num_items == 1:
+            return Score(per_item, mean, np.nan, np.nan)
         resampled = [value(np.tensordot(c, statistics, axes=1), num_items) for c in self.counts(num_items)]
         tail = (1.0 - self.level) / 2.0
         low, high = np.quantile(np.concatenate(resampled), [tail, 1.0 - tail])
-        return Score(per_item, float(value(statistics.sum(axis=0), num_items)), float(low), float(high))
+        return Score(per_item, mean, float(low), float(high))
 
     def counts(self, num_items: int) -> Iterator[np.ndarray]:
         """How often each item is drawn in each resample, in blocks [resamples of the block, N]."""

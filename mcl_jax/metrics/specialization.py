@@ -106,6 +106,20 @@ def normalized_mutual_information(
     return (bootstrap or Bootstrap()).pooled(information / entropy.mean(), sums, ratio)
 
 
+def check_telling(mode: Sequence[Hashable], num_hypotheses: int) -> None:
+    """Checks that purity and mutual information can say something.
+
+    Raises:
+        ValueError: for one mode only, of which each hypothesis is pure whatever it wins, or one hypothesis.
+    """
+    if len(set(mode)) < 2:
+        raise ValueError(
+            f"specialisation needs items of at least 2 modes, got {len(set(mode))}: purity is 1 whoever wins"
+        )
+    if num_hypotheses < 2:
+        raise ValueError("specialisation needs at least 2 hypotheses, got 1: it wins whatever the mode")
+
+
 def _checked(
     winner: Sequence[int], mode: Sequence[Hashable], num_hypotheses: int | None
 ) -> tuple[np.ndarray, tuple[Hashable, ...], np.ndarray]:

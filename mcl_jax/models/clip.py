@@ -25,6 +25,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from mcl_jax.models import decoder
+from mcl_jax.models.hf_config import check_types
 from mcl_jax.models.norms import LayerNorm
 
 MODEL_TYPE = "clip_vision_model"
@@ -72,8 +73,9 @@ class CLIPVisionConfig:
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
+        check_types(self)
         for name in SIZES:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+            if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(

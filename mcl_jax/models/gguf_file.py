@@ -1,15 +1,18 @@
 """GGUF files (llama.cpp's format) of Llama and Qwen2 models: config, tokenizer and dequantised tensors.
 
 Tensors are presented under their Hugging Face names and in Hugging Face's order of rows: llama.cpp interleaves the
-halves of each rotated head of Llama models, which is undone here.
+halves of each rotated head of Llama models, which is undone here. A model may be split into several files.
 """
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mcl_jax.models import gguf_tokenizer
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -27,19 +30,18 @@ NAMES = {
 }
 ARCHITECTURES = ("llama", "qwen2")
 ROPE_FACTORS = "rope_freqs.weight"  # of Llama 3: by what each frequency is divided
-CONTROL_TOKEN = 3  # of tokenizer.ggml.token_type
-# What comes before the bytes, by tokenizer.ggml.pre: digits one by one and GPT-2's rule; GPT-2's rule alone; or a rule
-# as a regular expression.
-DIGITS, PLAIN = ("smollm",), ("default", "gpt-2")
-RULE = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-RULES = {"qwen2": RULE % "", "llama-bpe": RULE % "{1,3}"}
+PART = r"(.+)-(\d{5})-of-(\d{5})\.gguf"
+# Metadata of the architecture that are read, or that change nothing. Any other must have a value that changes nothing.
+READ = {
+    "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "vocab_size", "tensor_data_layout",
+}  # fmt: skip
+NEUTRAL = {"rope.scale_linear": 1.0, "rope.scaling.factor": 1.0, "attention.causal": True}
 
 
 def find(path: Path) -> Path | None:
-    """The GGUF file at `path`, or the one in it; None if there is none.
+    """The GGUF file at `path`, or the one in it, the first part of one that is split; None if there is none.
 
     Raises:
       ValueError: if `path` does not exist, or a folder without config.json holds several.
@@ -51,33 +53,92 @@ def find(path: Path) -> Path | None:
     files = sorted(path.glob("*.gguf"))
     if (path / "config.json").is_file() or not files:
         return None
-    if len(files) > 1:
+    if len({re.sub(PART, r"\1 \3", file.name) for file in files}) > 1:
         raise ValueError(f"{path} holds several GGUF files; name one of {[file.name for file in files]}")
     return files[0]
+
+
+def _open(file: Path) -> tuple[Any, dict[str, Any]]:
+    """(reader, metadata) of a file."""
+    import gguf  # brings a dozen modules: only where it is needed
+
+    if not file.is_file():
+        raise ValueError(f"there is no {file}, a part of a split GGUF file")
+    try:
+        reader = gguf.GGUFReader(file)
+        return reader, {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:
+        raise ValueError(f"{file} is no whole GGUF file: {error}") from error
+
+
+def _open_all(file: Path) -> tuple[list[Any], dict[str, Any]]:
+    """(readers of all parts, metadata of the first) of the model of which `file` is the whole, or any part."""
+    reader, fields = _open(file)
+    count = fields.get("split.count", 0)
+    if count <= 1:
+        return [reader], fields
+    match = re.fullmatch(PART, file.name)
+    if match is None or int(match[3]) != count:
+        raise ValueError(
+            f"{file} is part {fields.get('split.no', 0) + 1} of {count} of a split GGUF file: put the parts into one "
+            f"folder under the names that they had, NAME-00001-of-{count:05}.gguf and so on"
+        )
+    parts = [file.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
+    opened = [_open(part) for part in parts]
+    for i, (part, (_, of_part)) in enumerate(zip(parts, opened, strict=True)):
+        if (of_part.get("split.no"), of_part.get("split.count")) != (i, count):
+            raise ValueError(
+                f"{part} must be part {i + 1} of {count}, but says that it is not: is it of another model?"
+            )
+    readers, first = [reader for reader, _ in opened], opened[0][1]
+    found, needed = sum(len(reader.tensors) for reader in readers), first.get("split.tensors.count")
+    if needed is not None and found != needed:
+        raise ValueError(f"{parts[0]} and its other parts must hold {needed} tensors, got {found}")
+    return readers, first
 
 
 class GGUF:
     """A GGUF file as a source of tensors, with its config and tokenizer.
 
     Raises:
-      ValueError: for a file that is no GGUF file or cut short, or another architecture than those known.
+      ValueError: for a file that is no GGUF file, cut short or without its other parts; for another architecture than
+        those known, settings that are not read, or a quantisation that cannot be undone.
     """
 
     def __init__(self, file: Path):
-        import gguf  # brings a dozen modules: only where it is needed
-
-        self.file, self._dequantize = file, gguf.dequantize
-        try:
-            reader = gguf.GGUFReader(file)
-            self.fields = {name: field.contents() for name, field in reader.fields.items()}
-        except Exception as error:
-            raise ValueError(f"{file} is no whole GGUF file: {error}") from error
+        self.file = file
+        readers, self.fields = _open_all(file)
         self.architecture = self.fields.get("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"{file}: architecture {self.architecture!r} is not one of {ARCHITECTURES}")
-        self.rope_factors = [t.data.astype(float).tolist() for t in reader.tensors if t.name == ROPE_FACTORS]
-        self.tensors = {self._hf_name(t.name): t for t in reader.tensors if t.name != ROPE_FACTORS}
+        self._check_settings()
+        tensors = [tensor for reader in readers for tensor in reader.tensors]
+        self.rope_factors = [t.data.astype(float).tolist() for t in tensors if t.name == ROPE_FACTORS]
+        self.tensors = {self._hf_name(t.name): t for t in tensors if t.name != ROPE_FACTORS}
+        self._check_quantisation()
         self.shapes = {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in self.tensors.items()}
+        self.dtypes = dict.fromkeys(self.shapes, "F32")  # as `read` gives them
+
+    def _check_settings(self) -> None:
+        of = {name.removeprefix(f"{self.architecture}."): value for name, value in self.fields.items()
+              if name.startswith(f"{self.architecture}.")}  # fmt: skip
+        changed = lambda name: of[name] not in ([NEUTRAL[name]] if name in NEUTRAL else (0, "", "none", []))
+        if unread := sorted(name for name in of if name not in READ and changed(name)):
+            said = ", ".join(f"{self.architecture}.{name} = {of[name]}" for name in unread)
+            raise ValueError(f"{self.file} has settings that are not read: {said}")
+
+    def _check_quantisation(self) -> None:
+        import gguf
+
+        for name, tensor in self.tensors.items():
+            _, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+            try:
+                gguf.dequantize(np.zeros((1, size), np.uint8), tensor.tensor_type)
+            except NotImplementedError as error:
+                kind = tensor.tensor_type.name
+                raise ValueError(
+                    f"{self.file}: {name} is stored as {kind}, which the gguf package cannot undo"
+                ) from error
 
     def _hf_name(self, name: str) -> str:
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
@@ -88,30 +149,43 @@ class GGUF:
 
     def read(self, name: str) -> np.ndarray:
         """The tensor in float32, dequantised."""
+        import gguf
+
         tensor = self.tensors[name]
-        values = self._dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
         if heads is None or self.architecture != "llama":
             return values
         pairs = values.reshape(self.hf_config[heads], -1, 2, *values.shape[1:])  # [heads, d/2, 2, in]
         return pairs.swapaxes(1, 2).reshape(values.shape)
 
-    def _of_architecture(self, name: str, default: Any = None) -> Any:
+    def _number(self, name: str, default: Any = None) -> Any:
+        """A number above 0."""
         value = self.fields.get(f"{self.architecture}.{name}", default)
         if value is None:
             raise ValueError(f"{self.file} has no {self.architecture}.{name}")
+        if isinstance(value, (list, str)) or not value > 0:
+            raise ValueError(f"{self.file}: {self.architecture}.{name} must be one number above 0, got {value}")
         return value
 
     @cached_property
-    def hf_config(self) -> dict[str, Any]:
+    def hf_config(self) -> Mapping[str, Any]:
         """What a `config.json` of the same model says.
 
         Raises:
-          ValueError: for a missing field, or rotary scaling.
+          ValueError: for a field that is missing or no number, rotary scaling, or a rotation of part of the head.
         """
         if self.fields.get(f"{self.architecture}.rope.scaling.type", "none") != "none":
             raise ValueError(f"{self.file}: rotary scaling is not read from GGUF files")
-        of = self._of_architecture
+        if "model.embed_tokens.weight" not in self.shapes:
+            raise ValueError(f"{self.file} has no tensor token_embd.weight")
+        of = self._number
+        head_dim = of("attention.key_length", of("embedding_length") // of("attention.head_count"))
+        for name in ("attention.value_length", "rope.dimension_count"):
+            if of(name, head_dim) != head_dim:
+                raise ValueError(
+                    f"{self.file}: {self.architecture}.{name} must be the width of a head, {head_dim}, got {of(name)}"
+                )
         rope = {"rope_type": "default", "rope_theta": of("rope.freq_base", 10000.0)}
         for factors in self.rope_factors:
             rope |= dict(rope_type="longrope", short_factor=factors, long_factor=factors, attention_factor=1.0)
@@ -123,7 +197,7 @@ class GGUF:
             "num_hidden_layers": of("block_count"),
             "num_attention_heads": of("attention.head_count"),
             "num_key_value_heads": of("attention.head_count_kv", of("attention.head_count")),
-            "head_dim": of("attention.key_length", of("embedding_length") // of("attention.head_count")),
+            "head_dim": head_dim,
             "max_position_embeddings": of("context_length"),
             "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
             "rope_parameters": rope,
@@ -131,47 +205,5 @@ class GGUF:
         }
 
     def tokenizer(self) -> Any:
-        """The byte-level BPE tokenizer in the file, as a transformers tokenizer.
-
-        Raises:
-          ValueError: for another kind of tokenizer.
-        """
-        import tokenizers as tk
-        from transformers import PreTrainedTokenizerFast
-
-        of = lambda name: self.fields.get(f"tokenizer.ggml.{name}")
-        if of("model") != "gpt2" or of("pre") not in (*DIGITS, *PLAIN, *RULES):
-            raise ValueError(
-                f"{self.file}: tokenizer {of('model')!r} with pre-tokenizer {of('pre')!r} is not read from GGUF files; "
-                "put it in a folder with the model's Hugging Face tokenizer files and load that"
-            )
-        tokens = of("tokens")
-        bpe = tk.models.BPE(
-            {token: i for i, token in enumerate(tokens)}, [tuple(pair.split(" ", 1)) for pair in of("merges")],
-            ignore_merges=of("pre") == "llama-bpe",
-        )  # fmt: skip
-        tokenizer, rule = tk.Tokenizer(bpe), RULES.get(of("pre"))
-        if of("pre") == "qwen2":
-            tokenizer.normalizer = tk.normalizers.NFC()
-        steps = [tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule is None)]
-        if rule is not None:
-            steps.insert(0, tk.pre_tokenizers.Split(tk.Regex(rule), "isolated"))
-        elif of("pre") in DIGITS:
-            steps.insert(0, tk.pre_tokenizers.Digits(individual_digits=True))
-        tokenizer.pre_tokenizer = tk.pre_tokenizers.Sequence(steps)
-        tokenizer.decoder = tk.decoders.ByteLevel()
-        special = [token for token, kind in zip(tokens, of("token_type"), strict=True) if kind == CONTROL_TOKEN]
-        tokenizer.add_special_tokens(special)
-        named = {
-            name: tokens[of(key)]
-            for name, key in [
-                ("bos_token", "bos_token_id"),
-                ("eos_token", "eos_token_id"),
-                ("unk_token", "unknown_token_id"),
-                ("pad_token", "padding_token_id"),
-            ]
-            if of(key) is not None
-        }
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
-        fast.chat_template = self.fields.get("tokenizer.chat_template")
-        return fast
+        """The tokenizer in the file, see `gguf_tokenizer.build`."""
+        return gguf_tokenizer.build(self.file, self.fields)

@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mcl_jax.models import decoder
+from mcl_jax.models.hf_config import check_types
 from mcl_jax.models.norms import LayerNorm
 
 POSITIVE_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings")
@@ -73,6 +74,7 @@ class GPTConfig:
     scan: bool = False
 
     def __post_init__(self):
+        check_types(self)
         for field in POSITIVE_FIELDS:
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")

@@ -26,6 +26,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from mcl_jax.models import decoder
+from mcl_jax.models.hf_config import check_types
 from mcl_jax.models.rotary import Rope, rotate
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
@@ -34,7 +35,8 @@ SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
 )  # fmt: skip
-# What a text_config inside another config.json may leave out: where it equals the default of Hugging Face's class.
+# Defaults of Hugging Face's classes. A text_config inside another config.json may leave any of them out, a config.json
+# of its own those that are no sizes it must have.
 DEFAULTS = {
     "llama": dict(vocab_size=32000, intermediate_size=11008),
     "mistral": dict(vocab_size=32000, intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072,
@@ -92,6 +94,10 @@ class LlamaConfig:
     remat: bool = False
 
     def __post_init__(self):
+        check_types(self)
+        for name in SIZES:
+            if (size := getattr(self, name)) is not None and size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim is None:
@@ -101,9 +107,6 @@ class LlamaConfig:
                     f"{self.hidden_size} and {self.num_attention_heads}."
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_attention_heads, got {self.num_key_value_heads} and "
@@ -111,6 +114,7 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even to be rotated, got {self.head_dim}.")
+        self.rope.check_head(self.head_dim)
         if self.sliding_windows is not None and len(self.sliding_windows) != self.num_hidden_layers:
             raise ValueError(
                 f"sliding_windows must have one entry for each of {self.num_hidden_layers} layers, got "
@@ -132,6 +136,7 @@ class LlamaConfig:
         family = hf_config.get("model_type")
         if family not in FAMILIES:
             raise ValueError(f"model_type must be one of {FAMILIES}, got {family!r}.")
+        hf_config = {name: of for name, of in DEFAULTS[family].items() if name not in SIZES[:5]} | dict(hf_config)
         if hf_config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act must be 'silu', got {hf_config['hidden_act']!r}.")
         plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings", "mlp_bias")
@@ -175,12 +180,16 @@ def _sliding_windows(hf_config: Mapping[str, Any], num_layers: int) -> tuple[int
     if window is None or hf_config["model_type"] == "llama":
         return None
     if hf_config["model_type"] == "mistral":
+        if hf_config.get("layer_types"):
+            raise ValueError("layer_types must be absent of a mistral: all of its layers have one window.")
         return (window,) * num_layers
     if not hf_config.get("use_sliding_window", False):
         return None
     first = hf_config.get("max_window_layers", num_layers)
     default = ["full_attention" if i < first else "sliding_attention" for i in range(num_layers)]
     kinds = hf_config.get("layer_types") or default
+    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+        raise ValueError(f"layer_types must be 'full_attention' or 'sliding_attention', got {unknown}.")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 

@@ -97,6 +97,7 @@ class LlavaNextConfig:
             raise ValueError(f"vision_feature_select_strategy must be 'default' for a CLIP tower, got {strategy!r}.")
         tied = bool(hf_config.get("tie_word_embeddings", False))
         of_tower = {name: value for name, value in overrides.items() if name in DTYPES}
+        hf_config = {"image_token_index": hf_config.get("image_token_id")} | dict(hf_config)  # a name of transformers 5
         fields = {f.name: hf_config[f.name] for f in dataclasses.fields(cls) if hf_config.get(f.name) is not None}
         layers = fields.get("vision_feature_layer", (-2,))
         fields |= {

@@ -19,18 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
-from safetensors.numpy import save_file
 
 from mcl_jax.lora import LoraConfig
-from mcl_jax.models import gguf_file
+from mcl_jax.models import gguf_file, tokenizer_files
 from mcl_jax.models.audio_processor import AudioProcessor
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
+from mcl_jax.models.hf_config import errors_name, read_config
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
-from mcl_jax.models.tensors import INDEX, SINGLE, Renamed, Safetensors, TensorSource
+from mcl_jax.models.tensors import FLOATS, Renamed, Safetensors, TensorSource, write_weights
 
 Path_ = tuple[str, ...]
 
@@ -43,7 +43,8 @@ class Family:
       module, config: the Linen module and its config class.
       transposed: whether linear layers are stored as [out, in] (torch's Linear), not [in, out] (GPT-2's Conv1D).
       ignored: names of tensors that hold no weights, such as the causal masks of old checkpoints.
-      renames: (regular expression, replacement) for names that other versions of transformers write; the first counts.
+      renames: (regular expression, replacement) for names of other versions of transformers and of models without a
+        head; the first counts.
       in_memory: the same the other way round, for what transformers names otherwise in memory, and so PEFT in files.
       tied: name of a tensor that may be there though it equals another, and that other.
       writes_tied: whether that tensor is always written, for Hugging Face does not tie it.
@@ -63,11 +64,18 @@ class Family:
     targets: tuple[str, ...] = LoraConfig.targets
 
 
+OTHER_HEADS = r"^(score|classifier|qa_outputs|multiple_choice_head)\."  # of models of other tasks on the same base
+TO_GPT = ((r"(?=(wte|wpe|h|ln_f)\.)", "transformer."),)
 LLAMA = Family(
-    Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$", tied=("lm_head.weight", "model.embed_tokens.weight")
-)
+    Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$",
+    renames=((r"(transformer\.)?(?=(embed_tokens|layers|norm)\.)", "model."),),  # "transformer" of question answering
+    tied=("lm_head.weight", "model.embed_tokens.weight"),
+)  # fmt: skip
 # Published files have the names of the module tree; transformers from 4.52 on has others in memory.
-OF_TEXT_MODEL = ((r"model\.language_model\.", "language_model.model."), (r"lm_head\b", "language_model.lm_head"))
+OF_TEXT_MODEL = (
+    (r"(model\.)?language_model\.(?=(embed_tokens|layers|norm)\.)", "language_model.model."),
+    (r"lm_head\b", "language_model.lm_head"),
+)
 IN_MEMORY = ((r"language_model\.model\.", "model.language_model."), (r"language_model\.lm_head\b", "lm_head"))
 TIED_TEXT_MODEL = ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight")
 LLAVA_NEXT = Family(
@@ -90,12 +98,14 @@ FAMILIES = {
         GPT2Config,
         transposed=False,
         ignored=r"\.attn\.(bias|masked_bias)$",
+        renames=TO_GPT,
         targets=("c_attn", "mlp/c_fc", "mlp/c_proj"),
     ),
     "gpt_neo": Family(
         GPTNeo,
         GPTNeoConfig,
         ignored=r"attn\.attention\.(bias|masked_bias)$",
+        renames=TO_GPT,
         targets=("q_proj", "k_proj", "v_proj", "c_fc", "c_proj"),
     ),
     "llama": LLAMA,
@@ -113,7 +123,7 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
       ValueError: names the unknown model_type and the nearest known ones.
     """
     name = hf_config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         near = difflib.get_close_matches(str(name), FAMILIES, n=3, cutoff=0.3) or list(FAMILIES)
         raise ValueError(f"unknown model_type {name!r}; known are {sorted(FAMILIES)} (nearest: {', '.join(near)})")
     return FAMILIES[name]
@@ -185,7 +195,7 @@ def places(abstract: PyTree[jax.ShapeDtypeStruct], family: Family) -> dict[Path_
 def check(wanted: Mapping[Path_, Place], shapes: Mapping[str, tuple[int, ...]], family: Family) -> None:
     """Raises a ValueError that names every tensor that is missing, unexpected or of the wrong shape."""
     needed = {name: place.shape for place in wanted.values() for name in place.all_names}
-    given = {name for name in shapes if not re.search(family.ignored, name)}
+    given = {name for name in shapes if not re.search(f"{family.ignored}|{OTHER_HEADS}", name)}
     extra = given - set(needed) - ({family.tied[0]} if family.tied[0] not in needed else set())
     if (missing := sorted(set(needed) - given)) or extra:
         raise ValueError(
@@ -197,6 +207,13 @@ def check(wanted: Mapping[Path_, Place], shapes: Mapping[str, tuple[int, ...]], 
     ]
     if wrong:
         raise ValueError("; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""))
+
+
+def check_dtypes(wanted: Mapping[Path_, Place], dtypes: Mapping[str, str]) -> None:
+    """Raises a ValueError that names tensors that are stored as something else than floating-point numbers."""
+    names = [name for place in wanted.values() for name in place.all_names]
+    if wrong := [f"{name} is stored as {dtypes[name]}" for name in names if dtypes[name] not in FLOATS]:
+        raise ValueError(f"weights must be stored as one of {FLOATS}, but {_some(wrong)}: are they quantised?")
 
 
 def _some(names: list[str]) -> str:
@@ -212,12 +229,13 @@ def load_params(module: nn.Module, source: TensorSource, family: Family, *, shar
     Args:
       sharding: of all leaves, or a function (path, shape) -> sharding; the default device if None.
     Raises:
-      ValueError: names tensors that are missing, unexpected or of the wrong shape, or an output layer that differs
-        from the embeddings though the config ties them.
+      ValueError: names tensors that are missing, unexpected, of the wrong shape or quantised, a weight that is NaN or
+        infinite, or an output layer that differs from the embeddings though the config ties them.
     """
     abstract, source = abstract_params(module), Renamed(source, family.renames)
     wanted = places(abstract, family)
     check(wanted, source.shapes, family)
+    check_dtypes(wanted, source.dtypes)
     head, embedding = family.tied
     tied_away = head in source.shapes and head not in {name for place in wanted.values() for name in place.all_names}
     if tied_away and not np.array_equal(source.read(head), source.read(embedding)):
@@ -230,8 +248,10 @@ def load_params(module: nn.Module, source: TensorSource, family: Family, *, shar
 
 def _load(source: TensorSource, place: Place, path: Path_, leaf: jax.ShapeDtypeStruct, sharding: Any) -> Array:
     def part(name, index):
-        tensor = source.read(name)
-        return tensor.transpose(place.axes)[index].astype(leaf.dtype)
+        tensor = source.read(name).transpose(place.axes)[index]
+        if not np.isfinite(tensor).all():
+            raise ValueError(f"{name} must hold finite numbers, got NaN or infinity: is the checkpoint damaged?")
+        return tensor.astype(leaf.dtype)
 
     def callback(index):
         if isinstance(place.names, str):
@@ -263,18 +283,25 @@ def from_pretrained(
       The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files. For
       a model that sees or hears, its processor, if there are the files of one.
     Raises:
-      ValueError: an unknown architecture; tensors missing, unexpected or of the wrong shape; files missing or cut
-        short. The message names them.
+      ValueError: an unknown architecture; settings that are not computed here; quantised weights; tensors missing,
+        unexpected, of the wrong shape or not finite; files missing, damaged or cut short. The message names them, and
+        all but the last comes before any weights are read.
     """
     path = Path(path)
     if gguf := gguf_file.find(path):
         file = gguf_file.GGUF(gguf)
-        family, module = build(file.hf_config, **overrides)
-        tokenizer = (_tokenizer(path) if path.is_dir() else None) or file.tokenizer()  # refused before weights are read
+        family, module = _build(gguf, file.hf_config, overrides)
+        tokenizer = (tokenizer_files.read_tokenizer(path) if path.is_dir() else None) or file.tokenizer()
         return module, load_params(module, file, family, sharding=sharding), tokenizer
-    family, module = build(read_config(path), **overrides)
-    params = load_params(module, Safetensors(path), family, sharding=sharding)
-    return module, params, _processor(path, family, module) or _tokenizer(path)
+    family, module = _build(path / "config.json", read_config(path), overrides)
+    tokenizer = _processor(path, family, module) or tokenizer_files.read_tokenizer(path)
+    return module, load_params(module, Safetensors(path), family, sharding=sharding), tokenizer
+
+
+def _build(file: Path, hf_config: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[Family, nn.Module]:
+    with errors_name(file):
+        build(hf_config)  # without the overrides, whose errors are not the file's
+    return build(hf_config, **overrides)
 
 
 def media_of(path: str | Path) -> str | None:
@@ -288,44 +315,17 @@ def media_of(path: str | Path) -> str | None:
     path = Path(path)
     if gguf_file.find(path):
         return None
-    family = family_of(read_config(path))
-    return family.processor.media if _has_processor(path, family) else None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The dict of the folder's `config.json`.
-
-    Raises:
-      ValueError: if there is none, or it is not JSON.
-    """
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} is no Hugging Face folder (no config.json) and holds no GGUF file")
-    try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-
-
-def _has_processor(folder: Path, family: Family) -> bool:
-    files = TOKENIZER_FILES, PROCESSOR_FILES
-    return family.processor is not None and all(any((folder / name).is_file() for name in of) for of in files)
+    config = read_config(path)
+    with errors_name(path / "config.json"):
+        family = family_of(config)
+    has = family.processor is not None and tokenizer_files.has_processor(path)
+    return family.processor.media if has else None
 
 
 def _processor(folder: Path, family: Family, module: nn.Module) -> Any:
-    return family.processor.from_pretrained(folder, module.config) if _has_processor(folder, family) else None
-
-
-def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if family.processor is None or not tokenizer_files.has_processor(folder):
         return None
-    from transformers import AutoTokenizer  # seconds to import: only where it is needed
-
-    return AutoTokenizer.from_pretrained(folder)
+    return tokenizer_files.read(folder, lambda: family.processor.from_pretrained(folder, module.config))
 
 
 # ------------------------------------------------------------------------------------------------------------ Saving
@@ -348,32 +348,13 @@ def state_dict(params: PyTree[Array], family: Family) -> dict[str, np.ndarray]:
 def save_pretrained(folder: str | Path, module: nn.Module, params: PyTree[Array], tokenizer: Any = None) -> None:
     """Writes a Hugging Face folder: config.json, safetensors (in shards above 5 GiB), files of the tokenizer given.
 
-    A processor is given and written in the place of a tokenizer.
+    A processor is given and written in the place of a tokenizer. Weights that the folder holds are replaced, however
+    they were cut, and so is its tokenizer if one is given. The disk needs room for both the old and the new weights.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     hf_config = module.config.to_hf()
-    (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
-    _save_shards(folder, state_dict(params, family_of(hf_config)))
+    tensors = state_dict(params, family_of(hf_config))
+    write_weights(folder, tensors, json.dumps(hf_config, indent=2) + "\n", MAX_SHARD_BYTES)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-
-
-def _save_shards(folder: Path, tensors: dict[str, np.ndarray]) -> None:
-    shards, size = [{}], 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    metadata = {"format": "pt"}
-    if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, metadata)
-        return
-    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    for file, shard in zip(files, shards, strict=True):
-        save_file(shard, folder / file, metadata)
-    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+        tokenizer_files.replace(folder, tokenizer)

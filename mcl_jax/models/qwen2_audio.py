@@ -57,7 +57,7 @@ class Qwen2AudioConfig:
         return cls(
             LlamaConfig.from_text_config({"model_type": "qwen2"} | hf_config.get("text_config", {}), **overrides),
             WhisperConfig.from_hf(hf_config.get("audio_config", {}), **shared),
-            hf_config.get("audio_token_index", cls.audio_token_index),
+            hf_config.get("audio_token_index", hf_config.get("audio_token_id", cls.audio_token_index)),
         )
 
     def to_hf(self) -> dict[str, Any]:

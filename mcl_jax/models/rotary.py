@@ -6,6 +6,7 @@ change ω, and some the length of the rotated vectors. Source: Hugging Face tran
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+from mcl_jax.models.hf_config import check_types
+
+# What Hugging Face must be given for each rope_type. Here a yarn's factor may be absent, and the frequency factors of a
+# llama3 are then those of Llama 3.
+KINDS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+OPTIONAL = ("low_freq_factor", "high_freq_factor")
+PRETRAINED = "original_max_position_embeddings"
+BESIDE = {"type", "finetuned", "partial_rotary_factor", PRETRAINED}  # what else may stand beside the fields of `Rope`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Rope:
       attention_factor: by which rotated queries and keys are multiplied; None: what the scaling says.
 
     Raises:
-      ValueError: for an unknown rope_type.
+      ValueError: for an unknown rope_type, or a number that is none or out of range.
     """
 
     rope_theta: float = 10000.0
@@ -50,7 +65,13 @@ class Rope:
 
     def __post_init__(self):
         if self.rope_type not in KINDS:
-            raise ValueError(f"rope_type must be one of {KINDS}, got {self.rope_type!r}.")
+            raise ValueError(f"rope_type must be one of {tuple(KINDS)}, got {self.rope_type!r}.")
+        check_types(self)
+        for name in ("rope_theta", "factor", "max_positions", "original"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} of rotary embeddings must be above 0, got {getattr(self, name)}.")
+        if self.low_freq_factor == self.high_freq_factor:
+            raise ValueError(f"low_freq_factor and high_freq_factor must differ, got {self.low_freq_factor} for both.")
 
     @property
     def original(self) -> int:
@@ -62,21 +83,39 @@ class Rope:
         """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 
         Raises:
-          ValueError: for a rotation of part of the head, or an unknown rope_type.
+          ValueError: for a rotation of part of the head, an unknown rope_type, or settings that are absent or unknown.
         """
-        given = dict(hf_config.get("rope_scaling") or {}) | dict(hf_config.get("rope_parameters") or {})
+        given = {}
+        for name in ("rope_scaling", "rope_parameters"):
+            if not isinstance(of := hf_config.get(name) or {}, Mapping):
+                raise ValueError(f"{name} must be an object, got {of!r}.")
+            given |= of
         if given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
             raise ValueError("partial_rotary_factor must be 1: all of a head is rotated.")
         max_positions = hf_config.get("max_position_embeddings", 2048)
-        fields = {f.name: given[f.name] for f in dataclasses.fields(cls) if given.get(f.name) is not None}
+        known = {f.name for f in dataclasses.fields(cls)} - {"max_positions", "original_max_positions"}
+        if unknown := sorted(set(given) - known - BESIDE):
+            raise ValueError(f"rotary embeddings have settings that are not read: {unknown}.")
+        fields = {name: given[name] for name in known if given.get(name) is not None}
         fields |= {name: tuple(fields[name]) for name in ("short_factor", "long_factor") if name in fields}
-        original = given.get("original_max_position_embeddings", hf_config.get("original_max_position_embeddings"))
+        original = given.get(PRETRAINED) if hf_config.get(PRETRAINED) is None else hf_config[PRETRAINED]
         kind = given.get("rope_type", given.get("type", "default"))
-        if kind == "longrope" and original and "factor" not in fields:
-            fields["factor"] = max_positions / original
+        if kind in ("longrope", "yarn") and "factor" not in fields:
+            fields["factor"] = max_positions / (original or max_positions)
+        if missing := [name for name in KINDS.get(kind, ()) if name not in fields and name not in OPTIONAL]:
+            raise ValueError(f"rope_type {kind!r} needs {missing}, got only {sorted(given)}.")
+        if kind == "dynamic":
+            original = None  # Hugging Face stretches from max_position_embeddings on, whatever is said
         theta = given.get("rope_theta", hf_config.get("rope_theta") or default_theta)
         fields |= {"rope_type": kind, "rope_theta": float(theta), "max_positions": max_positions}
         return cls(**fields, original_max_positions=original)
+
+    def check_head(self, head_dim: int) -> None:
+        """Raises a ValueError unless the scaling by frequency, where there is one, has a number for each pair."""
+        for name in KINDS[self.rope_type] if self.rope_type == "longrope" else ():
+            factors = getattr(self, name)
+            if len(factors) != head_dim // 2 or not all(isinstance(f, numbers.Real) and f > 0 for f in factors):
+                raise ValueError(f"{name} must be {head_dim // 2} numbers above 0, one a pair, got {factors}.")
 
     def to_hf(self) -> dict[str, Any]:
         """The `rope_parameters` of a Hugging Face `config.json`."""
@@ -85,7 +124,7 @@ class Rope:
             for f in dataclasses.fields(self)
             if f.name not in ("max_positions", "original_max_positions") and getattr(self, f.name) != f.default
         }
-        always = {"rope_type": self.rope_type, "rope_theta": self.rope_theta}
+        always = {name: getattr(self, name) for name in ("rope_type", "rope_theta", *KINDS[self.rope_type])}
         original = self.original_max_positions
         return changed | always | ({} if original is None else {"original_max_position_embeddings": original})
 

@@ -1,10 +1,11 @@
-"""Where weights are read from, one tensor at a time: safetensors files, or arrays already in memory.
+"""Where weights are read from, one tensor at a time: safetensors files, or arrays already in memory; and written to.
 
-A source has `shapes`, the shape of every tensor by its Hugging Face name, and `read(name)`, a NumPy array. Nothing is
-read before it is asked for, and nothing is kept.
+A source has `shapes`, the shape of every tensor by its Hugging Face name, `dtypes`, how each is stored, and
+`read(name)`, a NumPy array. Nothing is read before it is asked for, and nothing is kept.
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,22 @@ from typing import Any, Protocol
 import ml_dtypes  # noqa: F401  (teaches NumPy the name "bfloat16", in which safetensors asks for it)
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mcl_jax.json_io import read_json_object
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+SHARD = "model-{:05}-of-{:05}.safetensors"
+OURS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|config\.json"  # what `write_weights` writes
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights, as safetensors calls them
+PICKLES = "pytorch_model*.bin*"
 
 
 class TensorSource(Protocol):
     """Tensors by name."""
 
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
 
     def read(self, name: str) -> np.ndarray:
         """The tensor, in the dtype in which it is stored."""
@@ -33,6 +42,7 @@ class Arrays:
     def __init__(self, arrays: Mapping[str, Any]):
         self.arrays = arrays
         self.shapes = {name: tuple(np.shape(array)) for name, array in arrays.items()}
+        self.dtypes = dict.fromkeys(arrays, "F32")
 
     def read(self, name: str) -> np.ndarray:
         return np.asarray(self.arrays[name])
@@ -58,6 +68,7 @@ class Renamed:
                 raise ValueError(f"{old} and {self.old_names[new]} are both {new}")
             self.old_names[new] = old
         self.shapes = {new: source.shapes[old] for new, old in self.old_names.items()}
+        self.dtypes = {new: source.dtypes[old] for new, old in self.old_names.items()}
 
     def read(self, name: str) -> np.ndarray:
         return self.source.read(self.old_names[name])
@@ -67,31 +78,56 @@ class Safetensors:
     """The safetensors of a folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 
     Raises:
-      ValueError: names a file that is missing, cut short or no safetensors file, or a tensor that is in none.
+      ValueError: names a file that is missing, cut short or no safetensors file, a tensor that is not where the index
+        says, or the two sets of weights of a folder that holds both.
     """
 
     def __init__(self, folder: Path):
-        self.files = self._files(Path(folder))
-        self.shapes, self.file_of = {}, {}
-        for file in self.files:
+        self.shapes, self.dtypes, self.file_of = {}, {}, {}
+        for file, listed in self._files(Path(folder)).items():
             with _open(file) as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                names = set(tensors.keys())
+                if absent := sorted((listed or names) - names):
+                    raise ValueError(f"{file} has not the tensors {absent[:8]}, which {folder / INDEX} says are in it")
+                for name in sorted(listed or names):
+                    view = tensors.get_slice(name)
+                    self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
                     self.file_of[name] = file
 
     @staticmethod
-    def _files(folder: Path) -> list[Path]:
-        if not (folder / INDEX).is_file():
-            return [folder / SINGLE]
-        try:
-            listed = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise ValueError(f"{folder / INDEX} must be JSON with a weight_map, got {error!r}") from error
-        return [folder / name for name in sorted(set(listed.values()))]
+    def _files(folder: Path) -> dict[Path, set[str] | None]:
+        """Each file and the tensors that the index says are in it, None without an index."""
+        index, single = folder / INDEX, folder / SINGLE
+        if not index.is_file():
+            if not single.is_file() and (found := sorted(file.name for file in folder.glob(PICKLES))):
+                raise ValueError(f"{folder} holds no {SINGLE} but {found[:3]}: convert these to safetensors first")
+            return {single: None}
+        files = listed_shards(index)
+        if single.is_file() and SINGLE not in files:
+            raise ValueError(
+                f"{folder} holds two sets of weights, {SINGLE} and the shards that {INDEX} lists; move one of them away"
+            )
+        return {folder / name: names for name, names in files.items()}
 
     def read(self, name: str) -> np.ndarray:
         with _open(self.file_of[name]) as tensors:
             return tensors.get_tensor(name)
+
+
+def listed_shards(index: Path) -> dict[str, set[str]]:
+    """{file name: names of its tensors} of an index.
+
+    Raises:
+      ValueError: unless it is JSON with a weight_map from tensors to files beside it; names the index.
+    """
+    weight_map, files = read_json_object(index).get("weight_map"), {}
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} must have a weight_map, {{tensor: file}}, got {type(weight_map).__name__}")
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f"{index}: {tensor!r} must be in a file beside the index, got {file!r}")
+        files.setdefault(file, set()).add(tensor)
+    return dict(sorted(files.items()))
 
 
 def _open(file: Path):
@@ -101,3 +137,64 @@ def _open(file: Path):
         return safe_open(str(file), framework="numpy")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is no whole safetensors file (cut short in copying?): {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ Writing
+
+
+def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], config: str, most_bytes: int) -> None:
+    """Writes weights and `config.json`, in the place of any that the folder holds.
+
+    All of the new is written before anything of the old is removed, and the file that a reader starts from comes last:
+    a reader finds all of the old, all of the new, or no weights.
+
+    Args:
+      tensors: by their names in Hugging Face.
+      config: text of `config.json`.
+      most_bytes: of a shard; weights of no more are one `model.safetensors`.
+    """
+    for half_written in folder.glob("*.tmp"):
+        if re.fullmatch(OURS, half_written.stem):
+            half_written.unlink()
+    old = {file for file in folder.iterdir() if re.fullmatch(OURS, file.name)} | _listed(folder)
+    old -= {folder / "config.json"}  # replaced, not removed: a folder without one is no model
+    shards = _shards(tensors, most_bytes)
+    files = [SINGLE] if len(shards) == 1 else [SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        save_file(shard, folder / f"{file}.tmp", {"format": "pt"})
+    texts = {"config.json": config} | ({INDEX: _index(files, shards)} if len(shards) > 1 else {})
+    for file, text in texts.items():
+        (folder / f"{file}.tmp").write_text(text, encoding="utf-8")
+    for file in sorted(old, key=lambda file: file.name != INDEX):  # what a reader starts from goes first
+        file.unlink()
+    for file in ["config.json", *files, *(texts.keys() - {"config.json"})]:
+        os.replace(folder / f"{file}.tmp", folder / file)
+
+
+def _index(files: Sequence[str], shards: Sequence[Mapping[str, np.ndarray]]) -> str:
+    """Text of the index of these files."""
+    weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+
+
+def _listed(folder: Path) -> set[Path]:
+    """Shards that an index in the folder lists, whatever they are called."""
+    if not (folder / INDEX).is_file():
+        return set()
+    try:
+        listed = listed_shards(folder / INDEX)
+    except ValueError:  # broken: it goes, and what it meant to list is not known
+        return set()
+    return {folder / name for name in listed if (folder / name).is_file()}
+
+
+def _shards(tensors: Mapping[str, np.ndarray], most_bytes: int) -> list[dict[str, np.ndarray]]:
+    shards, size = [{}], 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > most_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from mcl_jax.models import decoder
 from mcl_jax.models.gpt import dense, layer_norm
+from mcl_jax.models.hf_config import check_types
 
 MODEL_TYPE = "qwen2_audio_encoder"
 SIZES = (
@@ -67,6 +68,7 @@ class WhisperConfig:
     scan: bool = True
 
     def __post_init__(self):
+        check_types(self)
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

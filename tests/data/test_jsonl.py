@@ -1,5 +1,6 @@
 """Anyone's file, and what every corpus promises."""
 
+import dataclasses
 import json
 
 import pytest
@@ -122,3 +123,33 @@ def test_corpus_is_in_the_order_of_ids_and_refuses_doubles():
         Corpus("c", (a, b)).split("test")
     with pytest.raises(ValueError, match="split must be one of .* did you mean 'train'"):
         Corpus("c", (a, b)).split("trian")
+
+
+def test_a_missing_validation_split_is_taken_from_training():
+    """Which records are taken depends on their sources alone; stored results depend on it."""
+    record = lambda number, split: Record(f"{number:03}", f"source {number // 2}", (Target("t"),), split=split)
+    corpus = Corpus("c", tuple(record(n, "test" if n % 10 > 7 else "train") for n in range(300)))
+    complete = corpus.with_validation()
+    taken = [int(r.id) for r in complete.split("validation")]
+    assert taken == TAKEN and complete.split("test") == corpus.split("test")
+    sources = [{r.source for r in complete.split(name)} for name in ("train", "validation")]
+    assert not sources[0] & sources[1]
+    assert sum(complete.counts().values()) == 300 and complete.with_validation() is complete
+    part = Corpus("p", tuple(r for r in corpus.records if int(r.id) in (*TAKEN[:4], *range(100, 200))))
+    assert set(part.with_validation().split("validation")) <= set(complete.split("validation"))
+
+
+TAKEN = [10, 11, 54, 55, 80, 81, 190, 191, 204, 205, 232, 233, 272, 273]
+
+
+def test_a_missing_validation_split_is_never_empty_nor_all():
+    records = [Record(str(n), f"s{n}", (Target("t"),), split="train") for n in range(7)]
+    for number in range(2, 8):
+        counts = Corpus("c", tuple(records[:number])).with_validation(1e-9).counts()
+        assert counts["validation"] == 1 and counts["train"] == number - 1
+    everything = Corpus("c", tuple(records)).with_validation(0.99999).counts()
+    assert 0 < everything["train"] < 7
+    one_source = Corpus("c", tuple(dataclasses.replace(record, source="s") for record in records))
+    assert one_source.with_validation() is one_source
+    with pytest.raises(ValueError, match=r"no records in 'validation'; .*with_validation\(\)` takes some"):
+        one_source.split("validation")

@@ -77,6 +77,32 @@ def test_splits_without_files_are_drawn_from_the_training_lines(tmp_path):
     assert corpus.counts()["test"] == 1 and corpus.counts()["validation"] > 40
 
 
+def test_lines_with_one_source_are_drawn_into_one_split(tmp_path):
+    lines = [f"{i % 97}" for i in range(300)]
+    corpus = read_parallel(write(tmp_path / "a", train_en=lines, train_de=[f"{i}" for i in range(300)]), test=0.2)
+    splits = {}
+    for record in corpus.records:
+        splits.setdefault(record.source, set()).add(record.split)
+    assert all(len(names) == 1 for names in splits.values()) and min(corpus.counts().values()) > 0
+    assert splits["5"] == {split_of("train-000000006", 0.05, 0.2)}  # of the first of its lines
+
+
+def test_a_split_of_blank_lines_alone_is_no_split(tmp_path):
+    lines = [f"{i}" for i in range(400)]
+    folder = write(
+        tmp_path / "a", train_en=lines, train_de=lines, **SPLITS | dict(valid_en=["v", ""], valid_de=["", "V"])
+    )
+    with pytest.warns(UserWarning, match="dropped 2 of 403 pairs"):
+        counts = read_parallel(folder).counts()
+    assert counts["validation"] > 5 and counts["test"] == 1
+
+
+def test_files_are_all_there_before_any_is_read(tmp_path):
+    folder = write(tmp_path / "a", train_en=b"\xff\n", train_de=["A"], test_en=["t"])
+    with pytest.raises(FileNotFoundError, match=r"no test\.de or test\.de\.0"):
+        read_parallel(folder)
+
+
 def test_byte_order_marks_and_other_separators_do_no_harm(tmp_path):
     text = dict(train_en=b"\xef\xbb\xbfa\r\nb\xe2\x80\xa8c", train_de=b"A\nB\n")
     corpus = read_parallel(write(tmp_path / "a", **text), validation=0.0, test=0.0)
@@ -181,6 +207,9 @@ def test_what_tfds_cannot_give_is_explained(tmp_path, monkeypatch):
         load_wmt("wmt19/de-en", tmp_path)
     with pytest.raises(ValueError, match=r"wmt19_translate/de-en/1.0.0: language must be one of .* got 'fr'"):
         load_wmt("wmt19_translate/de-en", tmp_path, target="fr")
+    for most in (0, -3):
+        with pytest.raises(ValueError, match=f"most must be at least 1 training pair, or None for all; got {most}"):
+            load_wmt("wmt19_translate/de-en", tmp_path, most=most)
     with pytest.raises(ValueError, match="BuilderConfig de-xx not found"):
         load_wmt("wmt19_translate/de-xx", tmp_path)
 

@@ -132,5 +132,5 @@ def test_quick_is_a_preset_that_options_override():
 
 
 def test_bad_arguments_end_with_one_line(capsys):
-    with pytest.raises(SystemExit, match="bench_head: --d-model must be a multiple"):
+    with pytest.raises(SystemExit, match="^error: --d-model must be a multiple"):
         bench.cli(["--d-model", "33"])

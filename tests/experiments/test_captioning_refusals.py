@@ -1,5 +1,8 @@
 """What a newcomer gets wrong about data and base is said in a line, before anything long is done."""
 
+import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ from tiny_media import png, write, write_lines
 
 from experiments.audio_captioning import config as audio
 from experiments.audio_captioning.clips import Clips
+from experiments.captioning import task
 from experiments.captioning.main import run
 from experiments.image_captioning import config as image
 from experiments.image_captioning.pictures import Pictures
@@ -85,7 +89,7 @@ def test_a_folder_smaller_than_a_batch_is_refused(refused, folder):
 )
 def test_a_folder_that_cannot_be_read_is_refused(change, message, refused, folder):
     change(folder)
-    line = refused("--data", folder)
+    line = refused("--data", folder, "--batch-size", 3)
     assert message in line and "object at" not in line
 
 
@@ -115,3 +119,98 @@ def test_a_misspelt_data_set_is_refused(refused):
 def test_after_a_mistake_the_same_workdir_will_do(refused, folder):
     refused("--data", "nowhere")
     assert "fewer than" in refused("--data", folder)
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """No picture or clip may be read."""
+    monkeypatch.setattr("mcl_jax.data.media.Media.read", lambda media: pytest.fail(f"{media.name} was read"))
+
+
+def other_splits(folder, **names):
+    """Rewrites captions.jsonl with other splits."""
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()[:7]]
+    write_lines(folder / "captions.jsonl", *(line | {"split": names[line["split"]]} for line in lines))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (dict(train="train", validation="train", test="validation"), "has no records with the split 'test'"),
+        (
+            dict(train="test", validation="validation", test="test"),
+            "has 0 records to train on, fewer than --batch-size 3",
+        ),
+        (
+            dict(train="validation", validation="train", test="train"),
+            "has 2 records to train on, fewer than --batch-size 3",
+        ),
+    ],
+)
+def test_splits_that_lack_are_refused_before_a_picture_is_read(refused, folder, unread, names, message):
+    other_splits(folder, **names)
+    assert f"--data {folder} {message}" in refused("--data", folder, "--batch-size", 3)
+
+
+def test_what_is_taken_for_validation_is_not_trained_on(refused, folder, unread):
+    other_splits(folder, train="train", validation="train", test="test")
+    line = refused("--data", folder, "--batch-size", 6)
+    assert "has 5 records to train on besides 1 for validation, fewer than --batch-size 6" in line
+
+
+def test_clips_are_no_pictures_and_that_is_known_by_their_names(refused, folder, unread):
+    assert f"--data {folder} has pictures, needed clips" in refused("--data", folder, experiment=audio)
+
+
+def test_a_mode_that_is_misspelt_is_known_from_the_captions(refused, folder, unread):
+    assert "a mode must be one of ['en'], got 'fx'" in refused("--data", folder, "--modes", "fx")
+
+
+@broken_is_left_out
+def test_a_missing_validation_split_is_taken_from_training_for_run_and_small_base(
+    folder, monkeypatch, tmp_path, capsys
+):
+    other_splits(folder, train="train", validation="train", test="test")
+    given = {}
+
+    def small_base(path, settings, modality, corpus):
+        given["corpus"] = corpus
+        raise ValueError("reached")
+
+    monkeypatch.setattr(task, "small_base", small_base)
+    args = ["--workdir", str(tmp_path / "run"), "--cache", str(tmp_path), "--data", str(folder), "--batch-size", "5"]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="reached"):
+            task.load(image.parse(args), Pictures())
+        assert given["corpus"].counts() == {"train": 5, "validation": 1, "test": 1}
+        line = "corpus 'mine' has no validation split: it takes 1 of the 6 training records, the same each time"
+        assert line in capsys.readouterr().out
+    held_out = {given["corpus"].split("validation")[0].id}
+    with pytest.raises(ValueError, match="reached"):  # those of the run, whatever the small base would take
+        task._small(image.parse(args), Pictures(), {"0.png", "5.png"})
+    assert {r.id for r in given["corpus"].split("validation")} == {"0.png", "5.png"} != held_out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--base", LLAVA / "llama", "--targets", "q_prj"), "'q_prj' matches no linear layer"),
+        (("--base", LLAVA / "llama", "--prompt", "What is this?"), "<image>"),
+        (("--base", LLAVA / "llama", "--corenlp", "nowhere"), "SPICE needs stanford-corenlp-3.6.0.jar"),
+        (("--prompt", os.fsdecode(b"<image>\xff")), "--prompt must be Unicode, got half a character"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_the_data_is_read(refused, options, message):
+    assert message in refused(*options, "--data", "nowhere")
+
+
+@broken_is_left_out
+def test_targets_that_cannot_be_are_refused_before_a_small_base_is_trained(refused, folder):
+    assert "'q_prj' matches no linear layer" in refused("--data", folder, "--batch-size", 5, "--targets", "q_prj")
+
+
+def test_a_base_without_its_weights_is_refused_before_the_data_is_read(refused, tmp_path):
+    base = shutil.copytree(LLAVA / "llama", tmp_path / "base")
+    for path in base.glob("*.safetensors"):
+        path.unlink()
+    assert "there is no weight file" in refused("--base", base, "--data", "nowhere")

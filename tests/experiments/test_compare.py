@@ -110,6 +110,16 @@ def test_one_seed_keeps_its_intervals(six):
     assert not {"modes", "samples", "intervals", "not_available"} & set(mcl.values)
 
 
+def test_a_mode_has_reasons_of_its_own(make):
+    found = results(2.0)
+    why = {"oracle_cider_d": "one item of this mode"}
+    found["methods"]["mcl"]["of_mode"]["es"] |= {"oracle_cider_d": None, "not_available": why}
+    mcl, _ = rows_of([make("a", found)])
+    assert mcl.values["oracle_cider_d.es"] == NotAvailable("one item of this mode")
+    assert mcl.values["oracle_spice.es"] == NotAvailable("SPICE needs\n CoreNLP")
+    assert mcl.values["oracle_cider_d.en"] == Number(0.7)
+
+
 def test_a_mean_is_over_all_seeds_of_its_row_or_not_available(make):
     found = [results(2.0) for _ in range(3)]
     del found[1]["methods"]["mcl"]["purity"]
@@ -280,6 +290,45 @@ def test_latex():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("a <b>x</b>", r"a \<b>x\</b>"),
+        ("<!-- x", r"\<!-- x"),
+        ("x &lt; y &amp z", r"x \&lt; y &amp z"),
+        ("[a](http://x) ![b][c]", r"[a\](http://x) ![b\][c]"),
+        ("*a* 2*3", r"\*a\* 2\*3"),
+        ("2*3", "2*3"),
+        ("_a_ test_loss_x __b__", r"\_a\_ test_loss_x \_\_b\_\_"),
+        ("`a` $b$ ~~c~~", r"\`a\` \$b\$ \~\~c\~\~"),
+        ("two\nlines\r\n\n| 3", r"two lines \| 3"),
+        ("half \ud83d", "half ?"),
+    ],
+)
+def test_names_are_no_markdown(name, written):
+    table = tables.lay_out([row("m", name, div_2=Number(0.3)), row("o", "p", div_2=Number(0.7))], ["div_2"])
+    assert tables.markdown(table).splitlines()[2] == f"| {written} | m | 0.300 |"
+    tables.markdown(table).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("[fr] x", "{}[fr] x"), ("*", "{}*"), ("x [fr]", "x [fr]"), ("--preset", "-{}-preset"), ("a\n\nb", "a b")],
+)
+def test_names_are_no_options_of_latex(name, written):
+    table = tables.lay_out([row("m", name, div_2=Number(0.3)), row("o", "p", div_2=Number(0.7))], ["div_2"])
+    assert tables.latex(table).splitlines()[5] == rf"{written} & m & 0.300 \\"
+
+
+@pytest.mark.parametrize("name", ["[/en]", "[bold]x[/bold]", ":smile:"])
+def test_names_are_no_markup_on_the_console(name, capsys):
+    metric = f"loss_of_mode.{name}"
+    rows = [row(name, name, **{metric: Number(0.3), "spice": NotAvailable(name)}), row("o", "p", **{metric: Number(1)})]
+    tables.show(tables.lay_out(rows, [metric, "spice"]), name)
+    printed = capsys.readouterr().out
+    assert printed.count(name) == 7 and "* 0.300" in printed  # title, head, group, method, and three in the note
+
+
 def test_reasons_are_said_once():
     java, coco = NotAvailable("no Java"), NotAvailable("no CoreNLP")
     rows = [row(name, spice=coco, meteor=java, purity=NotAvailable("")) for name in "ab"] + [row("c", spice=coco)]
@@ -351,6 +400,30 @@ def test_unknown_methods_and_decoders_have_colours_and_shapes_of_their_own():
         "new beam", "newer magic", "new magic",
     ]  # fmt: skip
     plt.close(picture)
+
+
+def test_names_are_no_formulas_and_none_is_left_out():
+    """An odd formula would be an error when the figure is saved; labels that begin with "_" have no legend."""
+    names = ["a $\\frac{1}$ b", "_private", r"\$x\$", "half \ud83d"]
+    rows = [row(f"m{i}/$x$", n, oracle_bleu=Number(i), div_2=Number(0.1)) for i, n in enumerate(names)]
+    picture = figure.draw(rows, "oracle_bleu", "div_2")
+    for text in picture.legends[0].get_texts():
+        assert not text._preprocess_math(text.get_text())[1]  # no mathtext
+    shown = [text._preprocess_math(text.get_text())[0] for text in picture.legends[0].get_texts()]
+    assert shown == [*(f"m{i} $x$" for i in range(4)), "Pareto front", *names[:3], "half ?"]
+    picture.canvas.draw()
+    plt.close(picture)
+
+
+def test_a_figure_that_fails_costs_itself_alone(six, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("no font")
+
+    monkeypatch.setattr(figure, "draw", fail)
+    main(Config(workdirs=tuple(six), out=tmp_path / "out", quality="purity"))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"table.csv", "table.md", "table.tex"}
+    printed = capsys.readouterr().out
+    assert "quality_diversity.pdf could not be made: no font" in printed and "* 2.143 ± 0.133 (3)" in printed
 
 
 def test_axes():

@@ -175,3 +175,18 @@ def test_a_page_of_text_alone(tmp_path):
     assert "Curves" not in parsed.texts and "Which hypothesis wins which mode" not in parsed.texts
     assert parsed.tables[METHODS][0] == ["", "test loss", "purity", "win rate"]
     assert len(parsed.tables) == 2 + len(SAMPLES)
+
+
+def test_half_an_emoji_costs_no_page(tmp_path):
+    results = made_up.results()
+    results["methods"]["mcl"]["samples"][0]["references"][0]["text"] = "half \ud83d of it"
+    texts = Parsed(page.write(made_up.run(tmp_path / "run"), results).read_text("utf-8")).texts
+    assert "half \\ud83d of it" in texts
+
+
+def test_metrics_without_interval_and_without_value(tmp_path):
+    results = made_up.results()
+    results["methods"]["mcl"] |= {"intervals": {}, "purity": None, "not_available": {"purity": "one mode, '<fr>'"}}
+    parsed = Parsed(page.write(made_up.run(tmp_path / "run"), results).read_text("utf-8"))
+    assert parsed.tables[METHODS][1][:3] == ["LoRA-MCL", "1.250", "n/a"]
+    assert "purity is not available: one mode, '<fr>'" in parsed.texts

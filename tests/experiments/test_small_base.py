@@ -120,6 +120,8 @@ def test_each_choice_that_a_small_base_depends_on_has_its_own(tmp_path, monkeypa
     assert set(same) == {different[0]}
     assert given[0][1] == small_base.SmallBase(steps=600, max_length=64)
     assert given[-2][3].modes == ("en", "fr")  # all, whatever adapters learn
+    (pictures / "01.png").write_bytes((pictures / "03.png").read_bytes())
+    assert seen() not in different  # what it would learn of that picture is something else
 
 
 @pytest.mark.filterwarnings("ignore:corpus 'stamps/pictures'. left out")

@@ -1,12 +1,13 @@
 """What is said of held-out likelihoods: purity, win matrix, loss of each mode."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.language_model.task import Likelihoods
-from experiments.language_model.training import summary
+from experiments.language_model.training import gap, summary
 from mcl_jax.data import NO_MODE
 
 TASK = SimpleNamespace(corpus=SimpleNamespace(modes=("en", "es", "fr")))
@@ -30,3 +31,17 @@ def test_answers_of_no_mode_are_in_the_loss_and_the_win_rate_alone():
 
 def test_without_modes_there_is_no_purity():
     assert set(summary(likelihoods(np.full(5, NO_MODE)), TASK)) == {"eval_loss", "win_rate"}
+
+
+def test_of_one_mode_there_is_a_win_matrix_and_no_purity():
+    found = summary(likelihoods(np.full(5, 2)), TASK)
+    assert set(found) == {"eval_loss", "win_rate", "win_matrix", "modes", "loss_of_mode"}
+    np.testing.assert_array_equal(found["win_matrix"], [[3, 0, 2]])
+
+
+def test_a_gap_on_a_single_source_has_no_interval():
+    several = likelihoods(MODES)
+    single = dataclasses.replace(several, record=np.zeros(5, int))
+    above = lambda of: gap(SimpleNamespace(losses=of.losses + 0.5, tokens=of.tokens, of_records=of.of_records), of)
+    assert above(several)["loss_above_mcl"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert above(single)["loss_above_mcl"] == 0.5

@@ -50,6 +50,19 @@ def test_the_command_line():
         sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "2", "3"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--kind", "epsilon", "--epsilons", "0.1", "1.5"), "epsilon"),
+        (("--hypotheses", "1", "3", "0"), r"--hypotheses must be at least 1 each, got \(1, 3, 0\)"),
+        (("--kind", "objectives", "--backward", "winner"), "--backward winner is not exact for --objective relaxed"),
+    ],
+)
+def test_a_value_that_no_training_can_have_is_refused_before_the_first(options, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.command_line(Config, STAMPS, ["--workdir", "w", *options])
+
+
 def result(**changes):
     return {
         "eval_loss": 2.0,

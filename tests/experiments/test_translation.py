@@ -157,3 +157,29 @@ def test_prompts_are_padded_on_the_left(config):
 def test_refusals(config, change, message):
     with pytest.raises(ValueError, match=message):
         main(dataclasses.replace(config, **change))
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        (("train", "validation"), r"--data .*text\.jsonl has no records with the split 'test'"),
+        (("validation", "test"), "has 0 records to train on, fewer than --batch-size 4"),
+        ((), "got an empty file"),
+    ],
+)
+def test_data_that_will_not_do_is_refused_before_weights_are_read(config, tmp_path, monkeypatch, keep, message):
+    monkeypatch.setattr("mcl_jax.models.from_pretrained", lambda *of, **options: pytest.fail("weights were read"))
+    lines = [line for line in config.data.read_text().splitlines() if json.loads(line)["split"] in keep]
+    (tmp_path / "text.jsonl").write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(ValueError, match=message):
+        load(dataclasses.replace(config, data=tmp_path / "text.jsonl"))
+
+
+def test_a_missing_validation_split_is_taken_from_training(config, tmp_path, capsys):
+    lines = [line for line in config.data.read_text().splitlines() if json.loads(line)["split"] != "validation"]
+    (tmp_path / "text.jsonl").write_text("".join(line + "\n" for line in lines))
+    corpus = load(dataclasses.replace(config, data=tmp_path / "text.jsonl")).corpus
+    counts = corpus.counts()
+    assert counts["test"] == 8 and counts["validation"] >= 1 and counts["train"] == 24 - counts["validation"]
+    said = f"has no validation split: it takes {counts['validation']} of the 24 training records"
+    assert said in capsys.readouterr().out

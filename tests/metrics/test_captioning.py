@@ -204,9 +204,27 @@ def test_cider_d_counts_documents_in_the_references_of_the_split():
     texts = [["A b C d e"], ["v w"]], [["a b c d e"], ["v w x"]]
     assert metrics.score_captions(*texts, names=["oracle_cider_d"])["oracle_cider_d"].per_item[0] == pytest.approx(10.0)
     alone = [[of[0]] for of in texts]
-    for split, value in ((None, 0.0), (texts[1], 10.0)):
-        found = metrics.score_captions(*alone, names=["oracle_cider_d"], split=split)["oracle_cider_d"]
-        assert found.per_item == pytest.approx([value])
+    found = metrics.score_captions(*alone, names=["oracle_cider_d"], split=texts[1])["oracle_cider_d"]
+    assert found.per_item == pytest.approx([10.0])
+
+
+@pytest.mark.parametrize(
+    ("references", "split"),
+    [
+        ([["a b"]], None),
+        ([["a b", "b"], ["b", "a b"], ["b", "b", "a b"]], None),
+        ([["a"], ["a"]], [["a", "q"], ["a"], ["q", "a"]]),
+    ],
+    ids=["one-item", "all-alike", "split-all-alike"],
+)
+def test_cider_d_that_is_0_whatever_the_answers_are_is_not_available(references, split):
+    """coco-caption says 0: every n-gram is in every item, and weighs log(1)."""
+    answers = [["a b", "c"]] * len(references)
+    assert all((of == 0.0).all() for of in metrics.cider_d(captions(answers, references), split))
+    found = metrics.score_captions(answers, references, names=["oracle_cider_d", "mean_cider_d"], split=split)
+    for score in found.values():
+        assert isinstance(score, NotAvailable) and "at least 2 items whose references differ" in score.reason
+    assert metrics.score_captions([["a b"]] * 2, [["a"], ["a b"]], names=["mean_cider_d"])["mean_cider_d"].mean > 0.0
 
 
 def test_corpus_scores_pool_the_counts(golden_captions):

@@ -1,8 +1,11 @@
 """`python -m mcl_jax.metrics`: end to end, and each error with its line."""
 
+import gzip
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -169,3 +172,120 @@ def test_as_a_program(write, tmp_path):
     assert run.returncode == 1
     assert run.stderr.startswith(f"error: {path} line 1: needs one JSON object")
     assert "Traceback" not in run.stderr
+
+
+# ------------------------------------------------------------------------------ Names, pipes, disks, degenerate numbers
+
+
+@pytest.mark.parametrize("name", ["[/en]", "[fr]", "[bold]x[/]", ":smile:", "a\nb\x1b[2J"])
+def test_names_are_no_markup(write, tmp_path, capsys, name):
+    path = write([{**ITEMS[0], "mode": name, "winner": 0}, {**ITEMS[1], "mode": "x", "winner": 2}], "[i] :cat:.jsonl")
+    cli([str(path), "--json", str(tmp_path / "s.json"), "--metrics", "specialization"])
+    assert json.loads((tmp_path / "s.json").read_text())["win_matrix"]["modes"] == sorted([name, "x"])
+    printed = capsys.readouterr().out
+    assert "[i] :cat:.jsonl: 2 items" in printed
+    assert "a" in printed if "\n" in name else f"│ {name}" in printed
+    assert "\x1b" not in printed
+
+
+def test_the_file_is_written_before_anything_is_printed(write, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no terminal")
+
+    monkeypatch.setattr("mcl_jax.metrics.__main__.table", fail)
+    with pytest.raises(SystemExit, match="^error: no terminal"):
+        cli([str(write(ITEMS)), "--json", str(tmp_path / "s.json"), "--metrics", "diversity"])
+    assert json.loads((tmp_path / "s.json").read_text())["ids"] == ["a", "b", 3, "ü"]
+
+
+def test_a_file_that_cannot_be_written_does_not_cost_the_table(write, tmp_path, monkeypatch, capsys):
+    def full(path, *_):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("mcl_jax.metrics.__main__.write_json", full)
+    with pytest.raises(SystemExit, match=r"^error: .*s\.json: No space left on device; free some space"):
+        cli([str(write(ITEMS)), "--json", str(tmp_path / "s.json"), "--metrics", "diversity"])
+    assert "div_1" in capsys.readouterr().out
+
+
+def test_a_pipe_is_read(write, tmp_path):
+    """As /dev/stdin, or <(zcat answers.jsonl.gz)."""
+    read, written = os.pipe()
+    os.write(written, write(ITEMS).read_bytes())
+    os.close(written)
+    assert [item.id for item in metrics.read_items(f"/dev/fd/{read}")] == ["a", "b", 3, "ü"]
+    os.close(read)
+    os.mkfifo(tmp_path / "fifo")
+    threading.Thread(target=lambda: (tmp_path / "fifo").write_text(json.dumps(ITEMS[0])), daemon=True).start()
+    assert [item.id for item in metrics.read_items(tmp_path / "fifo")] == ["a"]
+
+
+def test_what_is_no_text_is_refused_in_a_line(write, tmp_path):
+    refused = lambda path, message: pytest.raises(SystemExit, match=f"^error: {path}{message}$")
+    with refused(tmp_path, " must be a file of one JSON object a line, found a folder"):
+        cli([str(tmp_path)])
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(json.dumps(ITEMS[0]).encode()))
+    with refused(packed, r" line 1: needs UTF-8 \(.*\)"):
+        cli([str(packed)])
+    with refused(write(["[" * 100_000]), " line 1: needs one JSON object, got brackets in brackets without end"):
+        cli([str(write(["[" * 100_000]))])
+
+
+@pytest.mark.parametrize("key", ["id", "answers", "references", "mode"])
+def test_half_an_emoji_is_refused_with_its_line(write, key):
+    half = json.dumps(ITEMS[0] | {key: "\ud83d" if key in ("id", "mode") else ["a", "b \ud83d"]})
+    with pytest.raises(ValueError, match=rf"line 2: {key} must be Unicode, got half a character, '\\ud83d', in '"):
+        metrics.read_items(write([ITEMS[1], half]))
+
+
+def test_what_one_item_cannot_say_is_not_available(write, tmp_path, capsys):
+    item = {"id": 1, "answers": ["a b", "c d", "a"], "references": ["a b"], "mode": "en", "winner": 2}
+    cli([str(write([item])), "--captions", "--json", str(tmp_path / "s.json")])
+    scores = json.loads((tmp_path / "s.json").read_text())["metrics"]
+    assert scores["oracle_bleu_1"]["mean"] == pytest.approx(1.0)
+    assert scores["oracle_bleu_1"]["low"] is scores["corpus_oracle_bleu_1"]["high"] is None
+    assert {scores[name]["reason"].split()[0] for name in ("oracle_cider_d", "mean_cider_d")} == {"CIDEr-D"}
+    assert all("at least 2 modes, got 1" in scores[name]["reason"] for name in ("purity", "nmi"))
+    printed = capsys.readouterr().out
+    assert "n/a: all intervals: one item tells nothing of others, an interval needs 2" in printed
+    assert "n/a: oracle_cider_d, mean_cider_d: CIDEr-D weighs n-grams" in printed
+
+
+def test_specialisation_needs_modes_and_hypotheses(write):
+    several = [{**item, "mode": m, "winner": 0} for item, m in zip(ITEMS, "xyxy", strict=True)]
+    one_answer = [{**item, "answers": item["answers"][:1]} for item in several]
+    one_mode = [{**item, "mode": "x"} for item in several]
+    reason = lambda items: metrics.score_items(metrics.read_items(write(items)))["purity"].reason
+    assert "at least 2 hypotheses, got 1" in reason(one_answer)
+    assert "at least 2 modes, got 1: purity is 1 whoever wins" in reason(one_mode)
+    assert metrics.score_items(metrics.read_items(write(several)))["purity"].mean == 0.5  # collapse says something
+
+
+def test_pairs_of_words_need_two_words():
+    item = lambda *answers: metrics.Item(1, answers, ("a",))
+    div_2 = lambda *items: metrics.score_items(items, ["diversity"])["div_2"]
+    assert "no answer has two words" in div_2(item("a", "b", ""), item("c", "c", "d")).reason
+    assert div_2(item("a", "b c", ""), item("c", "c", "d")).mean == pytest.approx(1 / 6)
+    assert div_2(item("", " ")).mean == 0.0  # blank answers score 0
+
+
+def test_a_damaged_encoder_is_named(tmp_path):
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"\xff{")
+    settings = metrics.Settings(encoder=tmp_path)
+    score = metrics.score_items([metrics.Item(1, ("a",), ("a",))], settings=settings)["oracle_similarity"]
+    assert str(tmp_path / "config.json") in score.reason
+
+
+def test_what_results_say():
+    scores = metrics.score_captions(
+        [["a b", "c"]] * 2, [["a b"], ["c"]], names=["mean_bleu_1", "vocabulary", "mbleu_4"]
+    )
+    single = metrics.score_items([metrics.Item(1, ("a",), ("a", "b"))], ["translation"])
+    found = metrics.for_results(scores | single | {"spice": metrics.NotAvailable("no Java")})
+    json.dumps(found, allow_nan=False)
+    assert set(found["intervals"]) == {"mean_bleu_1", "mbleu_4"}  # vocabulary has none, nor has a single item
+    assert found["pairwise_bleu"] is None and "two answers" in found["not_available"]["pairwise_bleu"]
+    assert found["spice"] is None and found["not_available"]["spice"] == "no Java"
+    assert found["oracle_bleu"] == pytest.approx(100.0)

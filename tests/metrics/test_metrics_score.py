@@ -49,9 +49,13 @@ def test_items_without_a_value_are_left_out():
     assert np.isnan([nowhere.mean, nowhere.low, nowhere.high]).all()
 
 
-def test_one_item():
-    score = Bootstrap().mean([0.3])
-    assert (score.low, score.mean, score.high) == (0.3, 0.3, 0.3)
+@pytest.mark.parametrize("values", [[0.3], [np.nan, 0.3, np.nan]])
+def test_one_item_has_no_interval(values):
+    score = Bootstrap().mean(values)
+    assert (score.mean, score.num_defined) == (0.3, 1)
+    assert np.isnan([score.low, score.high]).all()
+    pooled = Bootstrap().pooled([0.3], np.array([[3.0, 10.0]]), lambda sums, _: sums[..., 0] / sums[..., 1])
+    assert pooled.mean == 0.3 and np.isnan([pooled.low, pooled.high]).all()
 
 
 def test_oracle_and_average_with_unequal_numbers_of_answers():

@@ -26,10 +26,16 @@ TOKENS = ["<s>", "</s>", "Ġ", "1", "2", *LETTERS, "ca", "cat", "Ġcat", "12"]
 MERGES = ["c a", "ca t", "Ġ cat", "1 2"]
 
 
-def write(file, config, tensors, kind=None, model="gpt2", pre="gpt-2", extra=(), **fields):
-    """Writes Hugging Face's tensors and config as a GGUF file; matrices quantised if `kind` says how."""
+def write(file, config, tensors, kind=None, model="gpt2", pre="gpt-2", extra=(), split=0, said=None, **fields):
+    """Writes Hugging Face's tensors and config as a GGUF file; matrices quantised if `kind` says how.
+
+    With `split`, as files of so many tensors. `said` are further metadata of the architecture, as they are.
+    """
     family = config["model_type"]
-    writer = gguf.GGUFWriter(file, family)
+    writer = gguf.GGUFWriter(file, family, split_max_tensors=split)
+    for name, value in (said or {}).items():
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+        add[type(value)](f"{family}.{name}", value)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, family.upper()), config["num_hidden_layers"])
     sizes = {
         "context_length": config["max_position_embeddings"],
@@ -175,7 +181,8 @@ def test_the_tokenizer_in_the_file_round_trips(llama, tmp_path):
 def test_pre_tokenizers_differ_in_numbers(llama, tmp_path, pre, tokens):
     tokenizer = mcl.models.from_pretrained(write(tmp_path / "m.gguf", *llama[:2], pre=pre))[2]
     assert tokenizer.tokenize("12") == tokens
-    assert tokenizer.decode(tokenizer.encode("cat 12 cat")) == "cat 12 cat"
+    begin = "<s>" if pre == "llama-bpe" else ""  # as llama.cpp does where add_bos_token is absent
+    assert tokenizer.decode(tokenizer.encode("cat 12 cat")) == f"{begin}cat 12 cat"
 
 
 def test_qwen2_splits_as_hugging_faces(llama, tmp_path):
@@ -220,9 +227,19 @@ def test_a_file_cut_short_is_named(llama, tmp_path, kept):
     ("options", "message"),
     [
         (dict(extra=[("blk.0.ssm.weight", np.zeros(3, np.float32))]), "unknown tensor 'blk.0.ssm.weight'"),
-        (dict(model="llama", pre="default"), "tokenizer 'llama' with pre-tokenizer 'default' is not read"),
+        (dict(model="bert", pre="default"), "tokenizer 'bert' with pre-tokenizer 'default' is not read"),
+        (dict(model="llama"), "has no tokenizer.ggml.scores, which its tokenizer 'llama' needs"),
         (dict(pre="tekken"), "tokenizer 'gpt2' with pre-tokenizer 'tekken' is not read"),
         (dict(rope_scaling_type=gguf.RopeScalingType.YARN), "rotary scaling is not read"),
+        (dict(said={"rope.scale_linear": 4.0}), "settings that are not read: llama.rope.scale_linear = 4.0"),
+        (dict(said={"attention.causal": False}), "settings that are not read: llama.attention.causal = False"),
+        (dict(expert_count=8), "settings that are not read: llama.expert_count = 8"),
+        (dict(sliding_window=7), "settings that are not read: llama.attention.sliding_window = 7"),
+        (dict(rope_dimension_count=8), "rope.dimension_count must be the width of a head, 16, got 8"),
+        (dict(value_length=8), "attention.value_length must be the width of a head, 16, got 8"),
+        (dict(head_count=None, said={"attention.head_count": [4, 4]}), "head_count must be one number above 0"),
+        (dict(head_count=0), "head_count must be one number above 0, got 0"),
+        (dict(extra=[("blk.0.attn_q.bias", np.zeros(64, np.int32))]), "q_proj.bias is stored as I32"),
         (dict(block_count=None), r"m\.gguf has no llama\.block_count"),
         (dict(block_count=3), r"Missing: \['model\.layers\.2\."),
         (dict(head_count_kv=4), r"k_proj\.weight must have shape \(64, 64\), got \(32, 64\)"),
@@ -248,4 +265,56 @@ def test_a_folder_holds_one_file(llama, tmp_path):
     assert mcl.models.from_pretrained(tmp_path)[0].config.num_key_value_heads == 2
     write(tmp_path / "b.gguf", *llama[:2])
     with pytest.raises(ValueError, match=r"holds several GGUF files; name one of \['a\.gguf', 'b\.gguf'\]"):
+        mcl.models.from_pretrained(tmp_path)
+
+
+def test_settings_that_change_nothing_are_taken(llama, tmp_path):
+    harmless = {"rope.scale_linear": 1.0, "expert_count": 0, "attention.causal": True, "vocab_size": 64}
+    mcl.models.from_pretrained(write(tmp_path / "m.gguf", *llama[:2], rope_dimension_count=16, said=harmless))
+
+
+def test_weights_that_are_not_finite_are_named(llama, tmp_path):
+    tensors = dict(llama[1])
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = np.where(np.arange(64) == 7, np.nan, tensors[name]).astype(np.float32)
+    with pytest.raises(ValueError, match=f"{name} must hold finite numbers"):
+        mcl.models.from_pretrained(write(tmp_path / "m.gguf", llama[0], tensors))
+
+
+# ------------------------------------------------------------------------------------------------------- Split files
+
+
+@pytest.fixture
+def parts(llama, tmp_path):
+    """The names of a model in files of seven tensors each."""
+    write(tmp_path / "m.gguf", *llama[:2], split=7)
+    return sorted(tmp_path.glob("m-*-of-00003.gguf"))
+
+
+def test_a_split_model_is_read_from_any_of_its_parts_and_from_its_folder(llama, parts):
+    assert len(parts) == 3
+    for path in (*parts, parts[0].parent):
+        _, params, tokenizer = mcl.models.from_pretrained(path)
+        jax.tree.map(np.testing.assert_array_equal, params, llama[3])
+        assert tokenizer.tokenize("cat") == ["cat"]
+
+
+def test_a_part_that_is_missing_broken_or_of_another_model_is_named(llama, parts, tmp_path):
+    content = parts[1].read_bytes()
+    parts[1].write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf is no whole GGUF file"):
+        mcl.models.from_pretrained(parts[0])
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf must be part 2 of 3"):
+        mcl.models.from_pretrained(parts[0])
+    parts[1].unlink()
+    with pytest.raises(ValueError, match=r"there is no .*m-00002-of-00003\.gguf, a part of a split GGUF file"):
+        mcl.models.from_pretrained(parts[2])
+    with pytest.raises(ValueError, match=r"renamed\.gguf is part 1 of 3 of a split GGUF file"):
+        mcl.models.from_pretrained(parts[0].rename(tmp_path / "renamed.gguf"))
+
+
+def test_parts_of_two_models_in_one_folder_are_several_files(llama, parts, tmp_path):
+    write(tmp_path / "n.gguf", *llama[:2])
+    with pytest.raises(ValueError, match="holds several GGUF files"):
         mcl.models.from_pretrained(tmp_path)

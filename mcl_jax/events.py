@@ -1,0 +1,58 @@
+"""TensorBoard events of one training.
+
+Written by the thread that logs: a `SummaryWriter` has a thread of its own, which ends at the first error of the system,
+such as a full disk, and then lets the next lines wait for ever.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from mcl_jax.json_io import naming
+
+FLUSH_SECONDS = 10.0
+
+
+class Events:
+    """An event file.
+
+    Args:
+      folder: where to; made if need be.
+      purge_step: TensorBoard hides what earlier files in the folder have from this step on.
+    Raises:
+      OSError: here and in the methods, if it cannot be written; names the folder.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None):
+        self.folder = folder
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(folder / "events"))
+            if purge_step is not None:
+                start = SessionLog(status=SessionLog.START)
+                self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+            self._flushed = float("-inf")
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each of these curves."""
+        with naming(self.folder):
+            for name, value in values.items():
+                event = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))
+                self._writer.write_event(event)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is not written yet."""
+        with naming(self.folder):
+            self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Writes the rest."""
+        with naming(self.folder):
+            self._writer.close()

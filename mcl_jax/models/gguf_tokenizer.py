@@ -1,0 +1,140 @@
+"""Tokenizers of GGUF files: byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM2) and SentencePiece's (Llama 2, Mistral).
+
+What is written there under `tokenizer.ggml`, and what llama.cpp does with it, follows its `llama-vocab.cpp`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PREFIX = "tokenizer.ggml."
+# What comes before the bytes, by tokenizer.ggml.pre: digits one by one and GPT-2's rule; GPT-2's rule alone; or a rule
+# as a regular expression.
+DIGITS, PLAIN = ("smollm",), ("default", "gpt-2")
+RULE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+RULES = {"qwen2": RULE % "", "llama-bpe": RULE % "{1,3}"}
+WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is one, whatever the merges say; and texts begin with a token
+SPACE = "▁"  # SentencePiece's
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # of tokenizer.ggml.token_type
+NAMED = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+SENTENCEPIECE_IDS = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # where the file does not say
+
+
+def build(file: Path, metadata: Mapping[str, Any]) -> Any:
+    """A transformers tokenizer from the metadata of a GGUF file; None if they hold no vocabulary.
+
+    Raises:
+      ValueError: for another kind of tokenizer, or metadata that are absent or do not fit together; names the file.
+    """
+    from transformers import PreTrainedTokenizerFast  # seconds to import: only where it is needed
+
+    given = {name.removeprefix(PREFIX): value for name, value in metadata.items() if name.startswith(PREFIX)}
+    if not given.get("tokens"):
+        return None
+    sentencepiece, ids = given.get("model") == "llama", {}
+    if sentencepiece:
+        ids = SENTENCEPIECE_IDS
+    elif given.get("model") != "gpt2" or given.get("pre") not in (*DIGITS, *PLAIN, *RULES):
+        raise ValueError(
+            f"{file}: tokenizer {given.get('model')!r} with pre-tokenizer {given.get('pre')!r} is not read from GGUF "
+            "files; put it in a folder with the model's Hugging Face tokenizer files and load that"
+        )
+    _check(file, given, "scores" if sentencepiece else "merges")
+    tokens = given["tokens"]
+    named = {name: tokens[i] for name, key in NAMED.items() if (i := given.get(key, ids.get(key))) is not None}
+    tokenizer = _sentencepiece(given, named) if sentencepiece else _byte_level(given)
+    _add_tokens(tokenizer, tokens, given["token_type"])
+    begins = given.get("add_bos_token", sentencepiece or given.get("pre") in WHOLE_WORDS)
+    _frame(file, tokenizer, named, begins, given.get("add_eos_token", False))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    fast.chat_template = metadata.get("tokenizer.chat_template")
+    return fast
+
+
+def _check(file: Path, given: dict[str, Any], needed: str) -> None:
+    """Fills in token types; raises a ValueError where the metadata do not fit together."""
+    size = len(given["tokens"])
+    if needed not in given:
+        raise ValueError(f"{file} has no {PREFIX}{needed}, which its tokenizer {given['model']!r} needs")
+    given.setdefault("token_type", [NORMAL] * size)
+    for name in ("token_type", "scores"):
+        if name in given and len(given[name]) != size:
+            raise ValueError(f"{file}: {PREFIX}{name} must have {size} entries, one a token, got {len(given[name])}")
+    for key in NAMED.values():
+        if not 0 <= given.get(key, 0) < size:
+            raise ValueError(f"{file}: {PREFIX}{key} must be one of {size} tokens, got {given[key]}")
+    if broken := [pair for pair in given.get("merges", ()) if pair.count(" ") != 1][:3]:
+        raise ValueError(f"{file}: {PREFIX}merges must be pairs of tokens with a space between, got {broken}")
+
+
+def _byte_level(given: Mapping[str, Any]) -> Any:
+    import tokenizers as tk
+
+    pre, merges = given["pre"], [tuple(pair.split(" ")) for pair in given["merges"]]
+    vocabulary = {token: i for i, token in enumerate(given["tokens"])}
+    tokenizer = tk.Tokenizer(tk.models.BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
+    rule = RULES.get(pre)
+    if pre == "qwen2":
+        tokenizer.normalizer = tk.normalizers.NFC()
+    steps = [tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule is None)]
+    if rule is not None:
+        steps.insert(0, tk.pre_tokenizers.Split(tk.Regex(rule), "isolated"))
+    elif pre in DIGITS:
+        steps.insert(0, tk.pre_tokenizers.Digits(individual_digits=True))
+    tokenizer.pre_tokenizer = tk.pre_tokenizers.Sequence(steps)
+    tokenizer.decoder = tk.decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(given: Mapping[str, Any], named: Mapping[str, str]) -> Any:
+    """SentencePiece's BPE: of two neighbours those are joined first whose union has the highest score."""
+    import tokenizers as tk
+
+    vocabulary = {token: i for i, token in enumerate(given["tokens"])}
+    ranked = []
+    for token, score, kind in zip(given["tokens"], given["scores"], given["token_type"], strict=True):
+        if kind == NORMAL:
+            cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+            ranked += [(-score, vocabulary[token], *cut) for cut in cuts if all(part in vocabulary for part in cut)]
+    merges = [(left, right) for _, _, left, right in sorted(ranked)]
+    unknown = named.get("unk_token")
+    tokenizer = tk.Tokenizer(tk.models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    spaced = [tk.normalizers.Prepend(SPACE)] if given.get("add_space_prefix", True) else []
+    tokenizer.normalizer = tk.normalizers.Sequence([*spaced, tk.normalizers.Replace(" ", SPACE)])
+    steps = [tk.decoders.Replace(SPACE, " "), tk.decoders.ByteFallback(), tk.decoders.Fuse()]
+    tokenizer.decoder = tk.decoders.Sequence([*steps, *([tk.decoders.Strip(" ", 1, 0)] if spaced else [])])
+    return tokenizer
+
+
+def _add_tokens(tokenizer: Any, tokens: list[str], kinds: list[int]) -> None:
+    """Makes control tokens and those that users defined whole wherever they stand; the former are special."""
+    import tokenizers as tk
+
+    of = lambda wanted: [token for token, kind in zip(tokens, kinds, strict=True) if kind == wanted]
+    tokenizer.add_special_tokens([tk.AddedToken(token, special=True, normalized=False) for token in of(CONTROL)])
+    tokenizer.add_tokens([tk.AddedToken(token, special=False, normalized=False) for token in of(USER_DEFINED)])
+
+
+def _frame(file: Path, tokenizer: Any, named: Mapping[str, str], begins: bool, ends: bool) -> None:
+    """Makes texts begin and end with tokens, where the file says so."""
+    import tokenizers as tk
+
+    wanted = [name for name, asked in (("bos_token", begins), ("eos_token", ends)) if asked]
+    if missing := [name for name in wanted if name not in named]:
+        raise ValueError(f"{file}: texts are to begin or end with {missing}, but {PREFIX}{NAMED[missing[0]]} is absent")
+    if wanted:
+        around = lambda text: [*wanted[: int(begins)], text, *wanted[int(begins) :]]
+        ids = {name: tokenizer.token_to_id(named[name]) for name in wanted}
+        tokenizer.post_processor = tk.processors.TemplateProcessing(
+            single=around("$A"),
+            pair=around("$A") + around("$B"),
+            special_tokens=[{"id": name, "ids": [ids[name]], "tokens": [named[name]]} for name in wanted],
+        )

@@ -1,0 +1,91 @@
+"""The `config.json` of a Hugging Face folder: read, refused where weights are quantised, its values of the right types.
+
+What a family does with the values is said in its own config class; that each has the type its field wants, here.
+"""
+
+import contextlib
+import dataclasses
+import math
+import numbers
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcl_jax.json_io import read_json_object
+
+QUANTISED = ("quantization_config", "compression_config")
+QUANTISER_FILES = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}  # beside the config, of older tools
+KINDS = {
+    bool: ("true or false", (bool, np.bool_)),
+    int: ("an integer", numbers.Integral),
+    float: ("a finite number", numbers.Real),
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The dict of the folder's `config.json`.
+
+    Raises:
+      ValueError: if there is none, it is no JSON object, or it says that the weights are quantised.
+    """
+    folder = Path(folder)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no Hugging Face folder (no config.json) and holds no GGUF file")
+    config = read_json_object(file)
+    beside = next((f"{kind} ({name})" for name, kind in QUANTISER_FILES.items() if (folder / name).is_file()), None)
+    if method := quantiser(config) or beside:
+        raise ValueError(
+            f"{folder}: the weights are quantised with {method}, which is not read here; get the weights of this model "
+            "in float32, float16 or bfloat16, or as a GGUF file"
+        )
+    return config
+
+
+def quantiser(config: Mapping[str, Any]) -> str | None:
+    """What a `config.json`, or a part of one such as its `text_config`, says the weights are quantised with."""
+    for name in QUANTISED:
+        if given := config.get(name):
+            method = _method(given)
+            return None if method is None else f"{method} ({name} in config.json)"
+    parts = [part for name, part in config.items() if name.endswith("_config") and isinstance(part, Mapping)]
+    return next(filter(None, map(quantiser, parts)), None)
+
+
+def _method(quantization: Any) -> str | None:
+    """None for bitsandbytes that is switched off."""
+    if not isinstance(quantization, Mapping):
+        return str(quantization)
+    off = not (quantization.get("load_in_8bit") or quantization.get("load_in_4bit"))
+    method = quantization.get("quant_method") or quantization.get("format") or ("unknown" if off else "bitsandbytes")
+    return None if method == "bitsandbytes" and off else str(method)
+
+
+@contextlib.contextmanager
+def errors_name(file: Path) -> Iterator[None]:
+    """Makes whatever goes wrong with the values of a file a ValueError that names the file."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        what = str(error) if isinstance(error, ValueError) else f"a value is absent or of another type ({error!r})"
+        raise ValueError(f"{file}: {what}") from error
+
+
+def check_types(config: Any) -> None:
+    """Raises a ValueError that names the first field of a dataclass whose value is not of its annotated type.
+
+    Numbers of NumPy are numbers; fields of other types are not looked at.
+    """
+    for field in dataclasses.fields(config):
+        allowed = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+        kind, value = next((kind for kind in KINDS if kind in allowed), None), getattr(config, field.name)
+        if kind is None or (value is None and types.NoneType in allowed):
+            continue
+        name, accepted = KINDS[kind]
+        fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+        if not fits or (kind is float and not math.isfinite(value)):
+            raise ValueError(f"{field.name} must be {name}, got {value!r}.")
