@@ -9,7 +9,7 @@ from mcl_jax.json_io import HALVES, naming
 
 
 def read(path: Path) -> list[str]:
-    """The lines of a file, objects as JSON, none if there is no file; a last one that a kill tore is cut off, in the file too.
+    """The lines of a file, none if there is no file; a last one that a kill tore is cut off, in the file too.
 
     Raises:
       ValueError: if a line before the last is no JSON object; names it.
