@@ -12,16 +12,18 @@ def read(path: Path) -> list[str]:
     """The lines of a file, none if there is no file; a last one that a kill tore is cut off, in the file too.
 
     Raises:
-      ValueError: if a line before the last is not JSON; names it.
+      ValueError: if a line before the last is no JSON object; names it.
     """
     content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     lines = content[:whole].decode("utf-8", "replace").split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
-            json.loads(line)
+            found = json.loads(line)
         except ValueError as error:
             raise ValueError(f"line {number} of {path} is not JSON ({error}): {line[:80]!r}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"line {number} of {path} must be a JSON object, got {line[:80]!r}")
     if whole < len(content):
         with naming(path):
             os.truncate(path, whole)  # which needs no space on the disk

@@ -47,8 +47,8 @@ TAG = re.compile(r"[\w.=+-]+(/[\w.=+-]+)*|")
 class Run:
     """A run directory, made or opened again. A context manager: it listens to signals, and closes files at its end.
 
-    One process owns DIR from `with` on until the run is finished, of several of one job the first. Where an error comes before anything else is
-    in DIR, config.json goes too: the next command may say it differently.
+    One process owns DIR from `with` on until the run is finished, of several of one job the first. Where an error comes
+    before anything else is in DIR, config.json goes too: the next command may say it differently.
 
     Args:
       workdir: DIR.

@@ -129,6 +129,13 @@ def test_a_torn_line_is_cut_off_without_room(tmp_path, disk_is_full):
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"a": 1}\n'
 
 
+@pytest.mark.parametrize("line", ["null", "[1]", "3"])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"run": "", "step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl must be a JSON object, got"):
+        Run(tmp_path, {}).__enter__()
+
+
 @full_disk
 def test_events_that_find_no_room_are_an_error_of_who_logs(tmp_path):
     events = Events(tmp_path / "tensorboard")

@@ -18,7 +18,8 @@ OWN = """
 import os, sys, time
 from pathlib import Path
 from mcl_jax.lock import DirectoryLock
-DirectoryLock(Path(sys.argv[1])).acquire()
+lock = DirectoryLock(Path(sys.argv[1]))
+lock.acquire()
 {then}
 print("mine", os.getpid(), flush=True)
 time.sleep(60)
@@ -79,15 +80,10 @@ def test_a_forked_child_does_not_hold_the_lock_of_its_dead_parent(tmp_path, owne
     DirectoryLock(tmp_path).acquire()
 
 
-def test_a_forked_child_that_ends_leaves_the_lock_to_its_parent(tmp_path):
-    with Run(tmp_path, {}) as run:
-        if (child := os.fork()) == 0:
-            run._lock.release()
-            os._exit(0)
-        os.waitpid(child, 0)
-        assert (tmp_path / "lock").exists()
-        with pytest.raises(DirectoryInUse):
-            DirectoryLock(tmp_path).acquire()
+def test_a_forked_child_that_ends_leaves_the_lock_to_its_parent(tmp_path, owner):
+    first = owner("child = os.fork()\nif child == 0:\n    lock.release(); os._exit(0)\nos.waitpid(child, 0)")
+    with pytest.raises(DirectoryInUse, match=f"process {first.pid} on"):
+        DirectoryLock(tmp_path).acquire()
 
 
 def test_of_two_in_one_process_the_second_is_refused_until_the_first_ends(tmp_path):

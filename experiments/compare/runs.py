@@ -53,20 +53,30 @@ def read(workdir: Path) -> FinishedRun:
         raise ValueError(f"{workdir} has no results.json: the run is not finished{progress}")
     if not (workdir / "config.json").exists():
         raise ValueError(f"{workdir} has no config.json, which says what was run")
-    results = read_json(path)
-    if not results.get("methods"):
+    results = _object(path)
+    methods = results.get("methods")
+    if not methods or not isinstance(methods, dict) or not all(isinstance(of, dict) for of in methods.values()):
         raise ValueError(
             f"{path} needs `methods`, as translation and captioning leave, and has {', '.join(results) or 'nothing'}; "
             "the other experiments print tables of their own"
         )
-    return FinishedRun(workdir, read_json(workdir / "config.json"), results["methods"])
+    return FinishedRun(workdir, _object(workdir / "config.json"), methods)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, as a run leaves it, got {type(value).__name__}")
+    return value
 
 
 def _progress(metrics: Path) -> str:
     """The last step of each training. The file may be growing: its last line may be torn."""
     text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.exists() else ""
-    lines = map(json.loads, text.split("\n")[:-1])
-    steps = {line["run"]: line["step"] for line in lines}
+    try:
+        steps = {line["run"]: line["step"] for line in map(json.loads, text.split("\n")[:-1])}
+    except (ValueError, LookupError, TypeError) as error:
+        return f" ({metrics} is damaged: {error})"
     return "".join(f", {name or 'it'} is at step {step}" for name, step in steps.items())
 
 

@@ -44,7 +44,7 @@ def write(
     Returns:
       The file.
     """
-    methods = to_json(results, "results")["methods"]
+    methods = to_json(results, "results", non_finite="null")["methods"]
     missing = {key: reason for found in methods.values() for key, reason in found.get("not_available", {}).items()}
     samples = next(found["samples"] for found in methods.values() if "samples" in found)
     media = {record.id: record.media for record in records}
@@ -83,7 +83,7 @@ def _cell(found: Mapping[str, Any], key: str) -> tuple[str, str]:
         case {"mean": mean, "low": low, "high": high}:
             return f"{mean:.3f}", show(low, high)
         case list(values):
-            return " ".join(f"{value:.2f}" for value in values), ""
+            return " ".join("n/a" if value is None else f"{value:.2f}" for value in values), ""
         case value:
             return f"{value:.3f}", show(*found["intervals"][key]) if key in found.get("intervals", {}) else ""
 

@@ -14,6 +14,7 @@ from experiments.language_model.training import gap, summary, train
 from mcl_jax import data
 from mcl_jax.command_line import attempt
 from mcl_jax.console import plain, say, table
+from mcl_jax.json_io import to_json
 from mcl_jax.run import Run
 
 SHOWN = 5
@@ -94,7 +95,7 @@ def _shown(value: Any) -> str:
         case {"mean": mean, "low": low, "high": high}:
             return f"{mean:.3f} ({low:.3f} to {high:.3f})"
         case list():
-            return " ".join(f"{v:.2f}" for v in value)
+            return " ".join("n/a" if v is None else f"{v:.2f}" for v in value)
         case _:
             return f"{value:.3f}"
 
@@ -115,11 +116,20 @@ def main(config: Config, load: Callable[[Any], Task], report: Report) -> None:
             for old in run.workdir.glob("page.html"):  # of a time when it came before the results
                 old.unlink()
             task = load(config)
-            run.finish(evaluate(task, run, report))
+            _finish(run, evaluate(task, run, report))
             illustrate(run, config, report, lambda: task)
         show(run.results(), report.columns)
         there = "page.html, figures and results.json are" if _page(run).exists() else "results.json is"
         say(f"{there} in {config.workdir}.")
+
+
+def _finish(run: Run, results: dict[str, Any]) -> None:
+    """Writes results.json; a number that is not finite is none in it, and does not cost the others."""
+    try:
+        run.finish(results)
+    except ValueError as error:
+        say(f"n/a: {error}")
+        run.finish(to_json(results, "results", non_finite="null"))
 
 
 def illustrate(run: Run, config: Config, report: Report, load: Callable[[], Task]) -> None:

@@ -473,12 +473,22 @@ def without_config(make):
     return [path]
 
 
+def damaged(make):
+    (path,) = unfinished(make)
+    (path / "metrics.jsonl").write_text("{\n[]\n")
+    return [path]
+
+
 @pytest.mark.parametrize(
     ("workdirs", "options", "message"),
     [
         (lambda make: [make("a", results(2.0)).with_name("b")], {}, "--workdirs needs directories .*b is none"),
         (unfinished, {}, "u has no results.json: the run is not finished, mcl is at step 60, mle_r is at step 20$"),
+        (damaged, {}, "u has no results.json: the run is not finished .*metrics.jsonl is damaged: "),
         (without_config, {}, "u has no config.json"),
+        (lambda make: [make("l", [1])], {}, "l.results.json must hold a JSON object, as a run leaves it, got list"),
+        (lambda make: [make("l", {"methods": [1]})], {}, "l.results.json needs `methods`"),
+        (lambda make: [make("l", {"methods": {"mcl": 3}})], {}, "l.results.json needs `methods`"),
         (lambda make: [make("m", {"mcl": {}, "seconds": 3})], {}, "m.results.json needs `methods`.*has mcl, seconds;"),
         (lambda make: [make(n, results(2.0), seed=3) for n in "ab"], {}, "a and .*b both have 'mcl' .*seed, 3: leave"),
         (lambda make: [make("a", results(2.0))], {"columns": ("div2",)}, "did you mean 'div_2'?"),

@@ -82,6 +82,20 @@ def test_results_are_written_first(experiment, monkeypatch, tmp_path):
     assert "methods" in json.loads((tmp_path / "a [/b]" / "results.json").read_text())
 
 
+def test_a_number_that_is_not_finite_does_not_cost_the_others(experiment, monkeypatch, capsys, tmp_path):
+    results = made_up.results()
+    results["methods"]["mcl"] |= {"cider": float("nan"), "win_rate": np.array([np.inf, 0.25, 0.25])}
+    results["methods"]["mcl"]["samples"][0]["log_likelihoods"]["mcl"][1] = -np.inf
+    evaluate = study.evaluate
+    monkeypatch.setattr(study, "evaluate", lambda *of: evaluate(*of) and results)
+    experiment.run()
+    found = json.loads((tmp_path / "a [/b]" / "results.json").read_text())["methods"]["mcl"]
+    assert found["cider"] is None and found["win_rate"] == [None, 0.25, 0.25] and found["test_loss"] == 1.25
+    printed = capsys.readouterr().out
+    assert "n/a: results.methods.mcl.cider must be a finite number, got nan" in printed and "n/a 0.25 0.25" in printed
+    assert "page.html" in experiment.there()
+
+
 def test_texts_are_printed_as_they_are(capsys):
     results = to_json(made_up.results(), "results")
     sample = results["methods"]["mcl"]["samples"][0]
