@@ -23,6 +23,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
+from mcl_jax.models.hf_config import check_types
+
 HF_MODULE = {
     "words": "embeddings.word_embeddings",
     "positions": "embeddings.position_embeddings",
@@ -38,6 +40,13 @@ HF_LAYER_MODULE = {
     "up": "intermediate.dense",
     "down": "output.dense",
     "norm": "output.LayerNorm",
+}
+COMPUTED = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
 }
 HF_LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
@@ -55,6 +64,14 @@ class BertConfig:
     type_vocab_size: int = 2
     layer_norm_eps: float = 1e-12
 
+    def __post_init__(self):
+        check_types(self)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
+                f"{self.num_attention_heads}"
+            )
+
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any]) -> "BertConfig":
         """Reads the dict of a `config.json`.
@@ -62,7 +79,7 @@ class BertConfig:
         Raises:
             ValueError: an entry is absent, or the dict describes something this model does not compute.
         """
-        for name, needed in {"hidden_act": "gelu", "position_embedding_type": "absolute"}.items():
+        for name, needed in COMPUTED.items():
             if hf_config.get(name, needed) != needed:
                 raise ValueError(f"{name} must be {needed!r}, got {hf_config[name]!r}")
         fields = {f.name: hf_config[f.name] for f in dataclasses.fields(cls) if f.name in hf_config}
@@ -115,12 +132,14 @@ def params_from_hf(state_dict: Mapping[str, np.ndarray], config: BertConfig) -> 
     """The `params` collection of `Bert(config)`, in float32, from a Hugging Face state dict of a `BertModel`.
 
     Args:
-        state_dict: arrays by name; what the model does not use (pooler, position ids) is ignored.
+        state_dict: arrays by name, of a `BertModel` or of a model with a head; what the model does not use (pooler,
+            position ids, heads) is ignored.
         config: the model's configuration.
 
     Raises:
-        ValueError: names tensors that are missing or of the wrong shape.
+        ValueError: names tensors that are missing, of the wrong shape, no floating-point numbers or not finite.
     """
+    state_dict = {name.removeprefix("bert."): tensor for name, tensor in state_dict.items()}
     inputs = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), jnp.bool_)
     spec = flatten_dict(jax.eval_shape(Bert(config).init, jax.random.key(0), *inputs)["params"])
     missing = [name for name in map(_hf_name, spec) if name not in state_dict]
@@ -139,7 +158,11 @@ def _hf_name(path: tuple[str, ...]) -> str:
 
 def _from_hf(state_dict: Mapping[str, np.ndarray], path: tuple[str, ...], shape: tuple[int, ...]) -> Array:
     name = _hf_name(path)
+    if not jnp.issubdtype(state_dict[name].dtype, jnp.floating):
+        raise ValueError(f"{name} must hold floating-point numbers, got {state_dict[name].dtype}: is it quantised?")
     tensor = np.asarray(state_dict[name], np.float32)
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"{name} must hold finite numbers, got NaN or infinity: is the file damaged?")
     tensor = tensor.T if path[-1] == "kernel" else tensor  # torch's Linear keeps [out, in]
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {shape} (after transposing a kernel), got {tensor.shape}")

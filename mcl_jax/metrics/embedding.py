@@ -19,6 +19,7 @@ import tokenizers
 from jaxtyping import Array, Bool, Float, Int
 
 from mcl_jax.json_io import read_json
+from mcl_jax.metrics import sentence_folder
 from mcl_jax.metrics.bert import Bert, BertConfig, params_from_hf
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, check_answers, check_pairs, is_blank, written
@@ -58,11 +59,13 @@ class SentenceEncoder:
 
         Raises:
             EncoderNotFoundError: a ValueError; says what to install, or which file is missing.
+            ValueError: for another kind of encoder; names the file and the setting.
         """
         folder = _package_folder() if path is None else Path(path)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise EncoderNotFoundError(f"a sentence encoder needs {missing} in {folder}; for MiniLM: {INSTALL}")
+        sentence_folder.check(folder)
         config = BertConfig.from_hf(read_json(folder / "config.json"))
         weights = _read(safetensors.numpy.load_file, folder / "model.safetensors")
         params = params_from_hf(weights, config)

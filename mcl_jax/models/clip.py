@@ -73,10 +73,10 @@ class CLIPVisionConfig:
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
-        check_types(self)
         for name in SIZES:
-            if getattr(self, name) < 1:
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}.")
+        check_types(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} and {self.hidden_size}."

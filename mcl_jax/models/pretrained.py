@@ -232,11 +232,24 @@ def load_params(module: nn.Module, source: TensorSource, family: Family, *, shar
       ValueError: names tensors that are missing, unexpected, of the wrong shape or quantised, a weight that is NaN or
         infinite, or an output layer that differs from the embeddings though the config ties them.
     """
+    return _load_matched(*_match(module, source, family), family.tied, sharding)
+
+
+def _match(module: nn.Module, source: TensorSource, family: Family) -> tuple[Any, TensorSource, dict[Path_, Place]]:
+    """(shapes of the parameters, the source under their names, where each is found); reads no weights.
+
+    Raises:
+      ValueError: as `load_params`, of what can be known from names, shapes and dtypes.
+    """
     abstract, source = abstract_params(module), Renamed(source, family.renames)
     wanted = places(abstract, family)
     check(wanted, source.shapes, family)
     check_dtypes(wanted, source.dtypes)
-    head, embedding = family.tied
+    return abstract, source, wanted
+
+
+def _load_matched(abstract: Any, source: TensorSource, wanted: Mapping[Path_, Place], tied, sharding: Any) -> Any:
+    head, embedding = tied
     tied_away = head in source.shapes and head not in {name for place in wanted.values() for name in place.all_names}
     if tied_away and not np.array_equal(source.read(head), source.read(embedding)):
         raise ValueError(f"{head} must equal {embedding} (the config ties them), got another matrix")
@@ -289,13 +302,17 @@ def from_pretrained(
     """
     path = Path(path)
     if gguf := gguf_file.find(path):
-        file = gguf_file.GGUF(gguf)
-        family, module = _build(gguf, file.hf_config, overrides)
-        tokenizer = (tokenizer_files.read_tokenizer(path) if path.is_dir() else None) or file.tokenizer()
-        return module, load_params(module, file, family, sharding=sharding), tokenizer
-    family, module = _build(path / "config.json", read_config(path), overrides)
-    tokenizer = _processor(path, family, module) or tokenizer_files.read_tokenizer(path)
-    return module, load_params(module, Safetensors(path), family, sharding=sharding), tokenizer
+        source = gguf_file.GGUF(gguf)
+        family, module = _build(gguf, source.hf_config, overrides)
+        read = lambda: (tokenizer_files.read_tokenizer(path) if path.is_dir() else None) or source.tokenizer()
+    else:
+        family, module = _build(path / "config.json", read_config(path), overrides)
+        source = Safetensors(path)
+        read = lambda: _processor(path, family, module) or tokenizer_files.read_tokenizer(path)
+    with errors_name(path):
+        matched = _match(module, source, family)
+    tokenizer = read()  # refused, if it must be, before any weights are read
+    return module, _load_matched(*matched, family.tied, sharding), tokenizer
 
 
 def _build(file: Path, hf_config: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[Family, nn.Module]:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from pathlib import Path
 
 import gguf
 import pytest
@@ -9,6 +11,9 @@ import sentencepiece
 
 import mcl_jax as mcl
 from mcl_jax.models import gguf_tokenizer, tokenizer_files
+from mcl_jax.models.tensors import Safetensors
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PIECES = ["<s>", "</s>", "<pad>", "Ġ", *LETTERS, "ca", "cat", "Ġcat", "<think>", "<|im|>", "    "]
@@ -166,9 +171,11 @@ def test_tokenizer_files_that_cannot_be_read_are_named(tmp_path, name, content, 
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_is_refused_before_weights_are_looked_at(tmp_path):
-    config = dict(vocab_size=41, hidden_size=12, intermediate_size=10, num_hidden_layers=2, num_attention_heads=2)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    (tmp_path / "tokenizer.json").write_text("{")  # and there are no weights
-    with pytest.raises(ValueError, match="tokenizer.json is not valid JSON"):
+def test_a_tokenizer_is_refused_before_weights_are_read(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(Safetensors, "read", lambda *args: read.append(args))
+    shutil.copytree(GOLDEN / "models" / "llama", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.model").write_bytes(b"1234")
+    with pytest.raises(ValueError, match="its tokenizer or processor files cannot be read"):
         mcl.models.from_pretrained(tmp_path)
+    assert not read
