@@ -17,7 +17,7 @@ that both are read off the kernel for `nn.Dense`, `nn.DenseGeneral` and `nn.Eins
 `nn.scan` adds in front. Source: Hu et al., LoRA (arXiv 2106.09685); rank-stabilised scaling α/√r: arXiv 2312.03732.
 """
 
-from mcl_jax.lora.config import LoraConfig, matches
+from mcl_jax.lora.config import LoraConfig, matches, with_layer_ranks, with_layer_scales
 from mcl_jax.lora.intercept import (
     COLLECTION,
     LINEAR_LAYERS,
@@ -58,4 +58,6 @@ __all__ = [
     "rank_axes",
     "variable",
     "wide",
+    "with_layer_ranks",
+    "with_layer_scales",
 ]

@@ -21,10 +21,11 @@ class LinearSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self):
-        if not self.kernel.startswith(self.batch) or self.contracted not in self.kernel or not self.contracted:
+        in_order = self.kernel.startswith(self.batch) and self.contracted in self.kernel
+        if not in_order or not self.contracted or len(set(self.kernel)) < len(self.kernel):
             raise ValueError(
                 f"cannot factorise {self.equation!r}: the kernel must hold its batch axes first and its contracted "
-                "axes side by side"
+                "axes side by side, each once"
             )
 
     @property
@@ -68,7 +69,7 @@ class LinearSpec:
     @property
     def hidden(self) -> str:
         """Axes of A x: those of x, with r in the place of the contracted ones."""
-        return "".join(c for c in self.x if c not in self.contracted) + self.rank_axis
+        return "".join(c for c in dict.fromkeys(self.x) if c not in self.contracted) + self.rank_axis
 
 
 def linear_spec(layer: nn.Module, inputs: Array, einsum_str: str | None = None) -> LinearSpec:
@@ -107,8 +108,17 @@ def delta(spec: LinearSpec, x: Array, a: Array, b: Array, scale: float) -> Array
     return scale * contract(f"{spec.hidden},{spec.b}->{spec.y}", hidden, b.astype(x.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def contract(equation: str, x: Array, weight: Array) -> Array:
+    """jnp.einsum(equation, x, weight), with gradients written out where each is a contraction of the other two."""
+    x_axes, weight_axes, y_axes = operands = re.split(",|->", equation)
+    once = all(len(set(axes)) == len(axes) for axes in operands)
+    if once and set(x_axes) <= {*weight_axes, *y_axes} and set(weight_axes) <= {*x_axes, *y_axes}:
+        return _contract(equation, x, weight)
+    return jnp.einsum(equation, x, weight)  # an axis is summed over or taken twice in one operand alone
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _contract(equation: str, x: Array, weight: Array) -> Array:
     """jnp.einsum(equation, x, weight).
 
     The gradients are the usual ones. They are written out for the order of their operands: from the order that JAX's
@@ -129,7 +139,7 @@ def _contract_backward(equation, saved, g):
     return d_x, d_weight
 
 
-contract.defvjp(_contract_forward, _contract_backward)
+_contract.defvjp(_contract_forward, _contract_backward)
 
 
 def init_a(key: Key[Array, ""], spec: LinearSpec, rank: int, dtype: Any) -> Float[Array, "*fan_in R"]:
