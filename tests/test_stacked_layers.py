@@ -163,7 +163,10 @@ class TestErrors:
             ({"rank_pattern": {"up": (3, 5)}, "alpha_pattern": {"up": (1.0, 2.0, 3.0)}}, "has 2 ranks .* and 3 alphas"),
             ({"rank_pattern": {"up": (3, 0, 5)}}, r"at least 1, got \(3, 0, 5\) for 'up'"),
             ({"rank_pattern": {"up": ()}}, r"at least 1, got \(\) for 'up'"),
-            ({"alpha_pattern": {"layers_1/up": 9.0}}, "alpha_pattern: 'layers_1/up' matches no .* one value for each"),
+            (
+                {"alpha_pattern": {"layers_1/up": 9.0}},
+                "alpha_pattern: 'layers_1/up' matches no .* one value for each layer",
+            ),
         ],
     )
     def test_of_patterns(self, patterns, message):

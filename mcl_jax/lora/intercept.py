@@ -20,6 +20,8 @@ LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
 LINEAR_CALLS = tuple(inspect.unwrap(layer.__call__) for layer in LINEAR_LAYERS)
 REPARAMETERIZED = (nn.WeightNorm, nn.SpectralNorm)  # they compute a kernel from the parameters of the layer inside
 
+STACKED_HINT = " Layers that nn.scan stacks share one path: give that path a sequence with one value for each layer."
+
 
 @dataclasses.dataclass
 class Adapted:
@@ -67,14 +69,7 @@ class Adapted:
             known = self.linear if field == "targets" else self.targets
             for pattern in patterns:
                 if not any(matches(pattern, path) for path in known):
-                    stacked = (
-                        ""
-                        if field == "targets"
-                        else (
-                            " Layers that nn.scan stacks share one path, and take a sequence with one value for each."
-                        )
-                    )
-                    hint = self._hint(pattern) + stacked
+                    hint = self._hint(pattern) + ("" if field == "targets" else STACKED_HINT)
                     raise ValueError(f"LoraConfig.{field}: {pattern!r} matches no linear layer. {hint}")
 
     def _hint(self, pattern: str) -> str:
@@ -95,7 +90,7 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
     """Context in which each targeted linear layer of any Linen module has `delta_fn` added to its output.
 
     Of a subclass of a linear layer it is the call of the layer itself that is adapted, once, whatever the subclass does
-    before and behind it: W + (α/r) B A stands where W stood.
+    before and after it: W + (α/r) B A stands where W stood.
     """
     adapted = Adapted() if adapted is None else adapted
 
