@@ -1,9 +1,9 @@
 """LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each takes a mode of the data.
 
-Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module), `likelihood`, `objectives`, `training`,
-`parallel`, `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`). Language models: `models`, then
-`generation` and `interop`; `data` feeds them, and `metrics` scores what comes out. `moe` and `augmentation` are
-baselines; `theory` (over `markov_chains` and `markov_types`) stands beside it.
+Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
+`objectives`, `training`, `parallel`, `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`). Language
+models: `models`, then `generation` and `interop`; `data` feeds them, and `metrics` scores what comes out. `moe` and
+`augmentation` are baselines; `theory` (over `markov_chains` and `markov_types`) stands beside it.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.

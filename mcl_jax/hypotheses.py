@@ -8,10 +8,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Int, Key, PyTree
 
-from mcl_jax import lora
+from mcl_jax import independence, lora
 
 Params = Mapping[str, Any]
 Adapters = PyTree[Array]
@@ -52,6 +53,15 @@ class AdaptedModule(abc.ABC):
     module: nn.Module
     config: lora.LoraConfig
 
+    def __post_init__(self):
+        if not isinstance(self.module, nn.Module):
+            kind = self.module if isinstance(self.module, type) else type(self.module)
+            article = "the class" if kind is self.module else "an object of"
+            raise ValueError(
+                f"{type(self).__name__} adapts instances of flax.linen.Module, got {article} "
+                f"{kind.__module__}.{kind.__qualname__}. Modules of flax.nnx and of other libraries cannot be adapted"
+            )
+
     @abc.abstractmethod
     def _delta(self, *, train: bool) -> lora.DeltaFn:
         """What one set of adapters adds to a target layer."""
@@ -62,14 +72,17 @@ class AdaptedModule(abc.ABC):
     ) -> Adapters:  # fmt: skip
         """Adapters with leading axis K: A different for each hypothesis, B zero, so that each equals the base.
 
+        Any array may be given as a `jax.ShapeDtypeStruct`.
+
         Args:
           key: for A.
-          params: of the base.
+          params: of the base; only shapes matter.
           *inputs, **kwargs: an example call of the module (shapes matter, values do not).
           num_hypotheses: K.
           method: of the module; `__call__` by default.
         Raises:
-          ValueError: if K < 1, or a pattern of the config matches no linear layer (lists the nearest paths).
+          ValueError: if K < 1, or a pattern of the config matches no linear layer (lists the nearest paths) or does not
+            fit it.
         """
         if num_hypotheses < 1:
             raise ValueError(f"num_hypotheses must be at least 1, got {num_hypotheses}")
@@ -77,11 +90,14 @@ class AdaptedModule(abc.ABC):
 
         def init_one(key):
             delta, rngs, mutable = self._delta(train=False), {"params": key}, [lora.COLLECTION]
-            _, variables = self._run(delta, params, {}, inputs, kwargs, rngs, method, mutable, adapted)
-            return variables.get(lora.COLLECTION, {})
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), leaf.dtype), params)
+            given, options = jax.tree.map(_filled, (inputs, kwargs))
+            _, variables = self._run(delta, zeros, {}, given, options, rngs, method, mutable, adapted)
+            return lora.with_layer_ranks(self.config, variables.get(lora.COLLECTION, {}))
 
         jax.eval_shape(init_one, key)
         adapted.check(self.config)
+        self._check_stacked(params, adapted)
         # Under vmap over K keys, not with a leading axis in the initialiser: the fan-in of A stays that of the layer.
         # Under jit the forward pass, whose result nobody asks for, is dropped.
         return jax.jit(jax.vmap(init_one))(jax.random.split(key, num_hypotheses))
@@ -110,7 +126,7 @@ class AdaptedModule(abc.ABC):
         num_hypotheses = count(adapters)
         if dropout_rng is None:
             return jax.vmap(lambda adapters_k: self.apply(params, adapters_k, *inputs, **kwargs))(adapters)
-        everyone = lambda k: jnp.full(_batch_size((inputs, kwargs)), k)
+        everyone = lambda k: jnp.full(independence.batch_size((inputs, kwargs)), k)
         return jax.vmap(
             lambda k: self.apply_assigned(params, adapters, everyone(k), *inputs, dropout_rng=dropout_rng, **kwargs)
         )(jnp.arange(num_hypotheses))
@@ -125,28 +141,58 @@ class AdaptedModule(abc.ABC):
         module must treat the examples of a batch independently, since each is run as a batch of one under vmap.
 
         Raises:
-          ValueError: if the batch sizes of k_of_example and the inputs differ.
+          ValueError: if the batch sizes of k_of_example and the inputs differ, or an output has no leading batch axis.
         """
-        batch = _batch_size((inputs, kwargs))
+        batch = independence.batch_size((inputs, kwargs))
         if jnp.shape(k_of_example) != (batch,):
             raise ValueError(f"k_of_example must have shape [B] = ({batch},), got {jnp.shape(k_of_example)}")
-        leaves, treedef = jax.tree.flatten((inputs, kwargs))
-        batched = [i for i, leaf in enumerate(leaves) if _is_batched(leaf)]
+        arrays, rebuild = independence.split((inputs, kwargs))
 
         def one(adapters_b, k, b, arrays):
-            one_leaves = list(leaves)
-            for i, array in zip(batched, arrays, strict=True):
-                one_leaves[i] = array[None]
-            one_inputs, one_kwargs = jax.tree.unflatten(treedef, one_leaves)
+            one_inputs, one_kwargs = rebuild([array[None] for array in arrays])
             key = None if dropout_rng is None else example_key(dropout_rng, k, b)
             out = self.apply(params, adapters_b, *one_inputs, dropout_rng=key, **one_kwargs)
-            return jax.tree.map(lambda leaf: leaf[0], out)
+            return jax.tree_util.tree_map_with_path(independence.only_example, out)
 
-        arrays = [leaves[i] for i in batched]
         return jax.vmap(one)(select(adapters, k_of_example), k_of_example, jnp.arange(batch), arrays)
 
+    def check(self, params: Params, adapters: Adapters, *inputs: Any, **kwargs: Any) -> None:
+        """Raises unless the module treats the examples of a batch independently.
+
+        The first two examples run under the first two hypotheses: `apply_all` and `apply_assigned` must agree, and an
+        example must give the same beside any other. This costs four forward passes of two examples each, two of them
+        compiled. With a `jax.ShapeDtypeStruct` anywhere in the arguments only shapes are compared.
+
+        Args:
+          *inputs, **kwargs: a call of the module with at least two examples that differ.
+        Raises:
+          ValueError: names the output that depends on other examples, or has no leading batch axis.
+        """
+        arrays, rebuild = independence.split((inputs, kwargs))
+        k_of_example = np.array([min(1, count(adapters) - 1), 0])
+
+        def together(operands, pair):
+            (params, adapters), (inputs, kwargs) = operands, rebuild(pair)
+            both = jax.tree.map(lambda leaf: leaf[:2], adapters)
+            return independence.of_pair(self.apply_all(params, both, *inputs, **kwargs), k_of_example)
+
+        def alone(operands, pair):
+            (params, adapters), (inputs, kwargs) = operands, rebuild(pair)
+            return self.apply_assigned(params, adapters, k_of_example, *inputs, **kwargs)
+
+        independence.check(together, alone, (params, adapters), arrays)
+
+    def _check_stacked(self, params: Params, adapted: lora.Adapted) -> None:
+        """Raises a ValueError if the config has values for each of several layers where there is only one."""
+        for path, spec in adapted.targets.items():
+            if self.config.stacked(path) is None:
+                continue
+            kernel = _at(_variables(params)["params"], (*path.split("/"), "kernel"))
+            if jax.tree.leaves(kernel)[0].ndim == len(spec.shape):
+                raise ValueError(f"LoraConfig: {path} is one layer, not a stack, and needs one rank and one alpha")
+
     def _run(self, delta, params, adapters_k, inputs, kwargs, rngs, method=None, mutable=False, adapted=None):
-        variables = {**_variables(params), lora.COLLECTION: adapters_k}
+        variables = {**_variables(params), lora.COLLECTION: lora.with_layer_scales(self.config, adapters_k)}
         rngs = {name: key for name, key in rngs.items() if key is not None}
         with lora.intercept(self.config, delta, adapted):
             return self.module.apply(variables, *inputs, rngs=rngs, method=method, mutable=mutable, **kwargs)
@@ -174,20 +220,39 @@ class Hypotheses(AdaptedModule):
         num_hypotheses = count(adapters)
         if not 0 <= k < num_hypotheses:
             raise ValueError(f"merge: k must be in [0, {num_hypotheses}), got {k}")
-        variables = _variables(params)
-        flat = flatten_dict(variables["params"])
-        for path in {path[:-1] for path in flatten_dict(adapters)}:
-            a, b = (_at(adapters, path)[name][k] for name in ("a", "b"))
-            kernel = (*path, "kernel")
-            if kernel not in flat:
-                raise ValueError(f"merge: the adapters hold {'/'.join(path)}, but the parameters have no such layer")
-            flat[kernel] = lora.merge_kernel(flat[kernel], a, b, self.config.scale_of("/".join(path)))
-        merged = unflatten_dict(flat)
-        return {**variables, "params": merged} if variables is params else merged
+        variables, adapters_k = _variables(params), lora.with_layer_scales(self.config, select(adapters, k))
+        low_rank = {path[:-1]: _at(adapters_k, path[:-1]) for path in flatten_dict(adapters_k)}
+
+        def merged(keys, leaf):
+            *path, name = (getattr(key, "key", None) for key in keys)
+            layer = low_rank.pop(tuple(path), None) if name == "kernel" else None
+            if layer is None:
+                return leaf
+            kernel = nn.meta.unbox(leaf)
+            kernel = lora.merge_kernel(kernel, layer["a"], layer["b"], self.config.scale_of("/".join(path)))
+            return nn.meta.replace_boxed(leaf, kernel)
+
+        boxed = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
+        params_of_k = jax.tree_util.tree_map_with_path(merged, variables["params"], is_leaf=boxed)
+        if low_rank:
+            path = "/".join(min(low_rank))
+            raise ValueError(f"merge: the adapters hold {path}, but the parameters have no such layer")
+        return {**variables, "params": params_of_k} if variables is params else params_of_k
 
 
 def _variables(params: Params) -> Params:
-    return params if "params" in params else {"params": params}
+    """The whole dictionary of variables.
+
+    Raises:
+      ValueError: if the parameters hold "params" themselves.
+    """
+    variables = params if "params" in params else {"params": params}
+    if "params" in variables["params"]:
+        raise ValueError(
+            'the parameters hold "params" below "params": either they were wrapped twice, or a submodule is named '
+            '"params", which Flax cannot apply: rename it'
+        )
+    return variables
 
 
 def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
@@ -196,17 +261,8 @@ def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     return tree
 
 
-def _is_batched(leaf: Any) -> bool:
-    return hasattr(leaf, "ndim") and leaf.ndim > 0
-
-
-def _batch_size(tree: PyTree) -> int:
-    """B, the leading axis that all arrays of `tree` share.
-
-    Raises:
-      ValueError: if there is no array, or their leading axes differ.
-    """
-    sizes = {leaf.shape[0] for leaf in jax.tree.leaves(tree) if _is_batched(leaf)}
-    if len(sizes) != 1:
-        raise ValueError(f"inputs need one leading batch axis shared by all arrays, got sizes {sorted(sizes)}")
-    return sizes.pop()
+def _filled(leaf: Any) -> Any:
+    """Zeros for a `jax.ShapeDtypeStruct`, NumPy arrays as those of JAX; everything else as it is."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jnp.zeros(leaf.shape, leaf.dtype)
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf

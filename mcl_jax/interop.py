@@ -56,24 +56,26 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
     """
     saved, family = [], pretrained.family_of(model.module.config.to_hf())
     for k in range(hypotheses.count(adapters)):
-        tensors, ranks, scales = {}, {}, {}
+        tensors, ranks, alphas = {}, {}, {}
         for path, leaf in flatten_dict(hypotheses.select(adapters, k)).items():
-            for name, index in _layers(path, leaf):
+            place = "/".join(path[:-1])
+            for layer, (name, index) in enumerate(_layers(path, leaf)):
                 name, matrix = rename(name, family.in_memory), np.asarray(leaf[index])
                 if matrix.ndim != 2:
                     raise ValueError(
                         f"PEFT holds adapters of two-axis kernels only; {name} has {path[-1]} {leaf.shape}"
                     )
-                tensors[f"{PREFIX}{name}.lora_{path[-1].upper()}.weight"] = np.ascontiguousarray(matrix.T)
-                place = "/".join(path[:-1])
-                ranks[name], scales[name] = model.config.rank_of(place), _alpha_of(model.config, place)
-        saved.append((_settings_of(model.config, family, ranks, scales, base), tensors))
+                ranks[name], alphas[name] = _rank_and_alpha(model.config, place, layer)
+                unpadded = matrix[:, : ranks[name]] if path[-1] == "a" else matrix[: ranks[name]]
+                tensors[f"{PREFIX}{name}.lora_{path[-1].upper()}.weight"] = np.ascontiguousarray(unpadded.T)
+        saved.append((_settings_of(model.config, family, ranks, alphas, base), tensors))
     return peft_files.save_set(Path(folder), saved)
 
 
-def _alpha_of(config: LoraConfig, place: str) -> float:
-    rank = config.rank_of(place)
-    return config.scale_of(place) * (rank**0.5 if config.rank_stabilized else rank)
+def _rank_and_alpha(config: LoraConfig, place: str, layer: int) -> tuple[int, float]:
+    """r and α of one of the layers at `place`, which the config has for each of them or for all."""
+    of = lambda values: values[layer] if len(values) > 1 else values[0]
+    return of(config.ranks_of(place)), of(config.alphas_of(place))
 
 
 def _settings_of(config: LoraConfig, family: pretrained.Family, ranks, alphas, base) -> dict[str, Any]:
@@ -127,7 +129,21 @@ class _Settings:
     alpha: float
     dropout: float
     rank_stabilized: bool
+    ranks: tuple[tuple[str, int], ...]
     alphas: tuple[tuple[str, float], ...]
+
+    def rank_of(self, name: str) -> int:
+        """r of a layer, by its name in Hugging Face."""
+        return _matching(self.ranks, name, self.rank)
+
+    def alpha_of(self, name: str) -> float:
+        """α of a layer, by its name in Hugging Face."""
+        return _matching(self.alphas, name, self.alpha)
+
+
+def _matching(patterns: tuple[tuple[str, Any], ...], name: str, default: Any) -> Any:
+    """The value of the first pattern that is the end of a layer's name, as PEFT reads it."""
+    return next((value for pattern, value in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)), default)
 
 
 def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]]]]:
@@ -148,9 +164,14 @@ def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]
         raise ValueError(f"{file} holds no adapters")
     peft_files.check_tensors(config, layers, file)
     rank = config["r"]
-    alphas = tuple(sorted(config.get("alpha_pattern", {}).items()))
+    ranks, alphas = (tuple((config.get(name) or {}).items()) for name in ("rank_pattern", "alpha_pattern"))
     settings = _Settings(
-        rank, float(config["lora_alpha"]), config.get("lora_dropout", 0.0), config.get("use_rslora", False), alphas
+        rank,
+        float(config["lora_alpha"]),
+        config.get("lora_dropout", 0.0),
+        config.get("use_rslora", False),
+        ranks,
+        alphas,
     )
     return [(settings, one) for one in _ungroup(layers, rank)]
 
@@ -188,12 +209,15 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
         for name, one in itertools.product(hit, hypotheses_):
             peft_files.check_fit(name, one[name], leaf.shape[-2:])
         place = "/".join(path[:-1])
+        ranks_of, alphas_of = ([of(name) for name in hit] for of in (settings.rank_of, settings.alpha_of))
+        for k, one in enumerate(hypotheses_):
+            _check_ranks(one, hit, ranks_of, k)
+        padded = [[_padded(one[name], max(ranks_of)) for name in hit] for one in hypotheses_]
         for ab in ("a", "b"):
-            stacked = [np.stack([one[name][ab] for name in hit]) for one in hypotheses_]
+            stacked = [np.stack([layer[ab] for layer in one]) for one in padded]
             scanned = layers[0][1] is not ...
             flat[(*path[:-1], ab)] = jnp.asarray(np.stack([s if scanned else s[0] for s in stacked]), jnp.float32)
-        ranks[place] = flat[(*path[:-1], "a")].shape[-1]
-        alphas[place] = next((a for p, a in settings.alphas if re.fullmatch(rf"(.*\.)?({p})", hit[0])), settings.alpha)
+        ranks[place], alphas[place] = _one_or_each(ranks_of), _one_or_each(alphas_of)
     if missing := sorted(names - used):
         raise ValueError(f"adapters of layers that {type(module).__name__} does not have or adapt: {missing[:8]}")
     config = LoraConfig(
@@ -202,6 +226,27 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
         alpha_pattern={p: a for p, a in alphas.items() if a != settings.alpha},
     )  # fmt: skip
     return Hypotheses(module, config), unflatten_dict(flat)
+
+
+def _check_ranks(layers: dict[str, dict[str, np.ndarray]], names: list[str], ranks: list[int], k: int) -> None:
+    for name, rank in zip(names, ranks, strict=True):
+        a, b = layers[name]["a"], layers[name]["b"]
+        if (a.shape[-1], b.shape[0]) != (rank, rank):
+            raise ValueError(
+                f"hypothesis {k}: {peft_files.CONFIG} gives {name} the rank {rank}, but lora_A has shape {a.T.shape} and lora_B "
+                f"{b.T.shape}"
+            )
+
+
+def _padded(layer: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
+    """A and B of one layer with zeros up to this rank, which add nothing to B A."""
+    missing = (0, rank - layer["b"].shape[0])
+    return {"a": np.pad(layer["a"], ((0, 0), missing)), "b": np.pad(layer["b"], (missing, (0, 0)))}
+
+
+def _one_or_each(values: list[Any]) -> Any:
+    """The value that all layers of a place have, or a tuple of those of each."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
 
 
 def save_merged(

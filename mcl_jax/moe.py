@@ -66,6 +66,7 @@ class MixtureOfExperts(hypotheses.AdaptedModule):
     top_k: int | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, got {self.num_experts}")
         if self.top_k is not None and not 1 <= self.top_k <= self.num_experts:

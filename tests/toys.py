@@ -1,5 +1,7 @@
 """Small Linen modules that know nothing about adapters. Sizes are primes, so that a mixed-up axis cannot pass."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,16 @@ class MLP(nn.Module):
         for _ in range(self.calls):
             x = x + nn.tanh(again(x))
         return nn.Dense(self.out, name="down", dtype=self.dtype, use_bias=False)(x)
+
+
+class Named(nn.Module):
+    """One layer named `up`, as `make(name)` makes it."""
+
+    make: Callable[[str], Callable]
+
+    @nn.compact
+    def __call__(self, x):
+        return self.make("up")(x)
 
 
 class Attention(nn.Module):

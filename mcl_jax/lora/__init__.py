@@ -1,0 +1,63 @@
+"""Low-rank adapters for Flax Linen modules that know nothing about them.
+
+A method interceptor adds, at every targeted linear layer,
+
+    y = W x + (α/r) · B A x
+
+and keeps A and B in a variable collection of their own, `"lora"`, under the path of the layer:
+
+    params                               lora (one hypothesis)
+    └── block                            └── block
+        └── q_proj                           └── q_proj
+            ├── kernel [in, out]                 ├── a [in, r]
+            └── bias   [out]                     └── b [r, out]
+
+`a` keeps the contracted axes of the kernel and ends in r; `b` is the kernel with its contracted axes replaced by r, so
+that both are read off the kernel for `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum` alike, with any leading axis that
+`nn.scan` adds in front. Source: Hu et al., LoRA (arXiv 2106.09685); rank-stabilised scaling α/√r: arXiv 2312.03732.
+"""
+
+from mcl_jax.lora.config import LoraConfig, matches, with_layer_ranks, with_layer_scales
+from mcl_jax.lora.intercept import (
+    COLLECTION,
+    LINEAR_LAYERS,
+    Adapted,
+    DeltaFn,
+    adapter_delta,
+    dropout,
+    intercept,
+    variable,
+)
+from mcl_jax.lora.linear import (
+    LinearSpec,
+    contract,
+    delta,
+    init_a,
+    linear_spec,
+    merge_kernel,
+    rank_axes,
+    wide,
+)
+
+__all__ = [
+    "COLLECTION",
+    "LINEAR_LAYERS",
+    "Adapted",
+    "DeltaFn",
+    "LinearSpec",
+    "LoraConfig",
+    "adapter_delta",
+    "contract",
+    "delta",
+    "dropout",
+    "init_a",
+    "intercept",
+    "linear_spec",
+    "matches",
+    "merge_kernel",
+    "rank_axes",
+    "variable",
+    "wide",
+    "with_layer_ranks",
+    "with_layer_scales",
+]

@@ -1,0 +1,211 @@
+"""The interceptor that adds deltas to targeted linear layers, and the variables that it declares in them."""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core.scope import in_filter
+from jaxtyping import Array
+
+from mcl_jax.lora.config import LoraConfig, matches
+from mcl_jax.lora.linear import LinearSpec, delta, init_a, linear_spec, rank_axes
+
+COLLECTION = "lora"
+LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
+LINEAR_CALLS = tuple(inspect.unwrap(layer.__call__) for layer in LINEAR_LAYERS)
+REPARAMETERIZED = (nn.WeightNorm, nn.SpectralNorm)  # they compute a kernel from the parameters of the layer inside
+
+STACKED_HINT = " Layers that nn.scan stacks share one path: give that path a sequence with one value for each layer."
+
+
+@dataclasses.dataclass
+class Adapted:
+    """What an interceptor saw: every module path, which of them are linear layers, and which are targets.
+
+    `entered` holds the modules whose calls have begun and not ended, the innermost last.
+    """
+
+    linear: dict[str, str] = dataclasses.field(default_factory=dict)
+    other: dict[str, str] = dataclasses.field(default_factory=dict)
+    targets: dict[str, LinearSpec] = dataclasses.field(default_factory=dict)
+    entered: list[nn.Module] = dataclasses.field(default_factory=list)
+
+    @contextlib.contextmanager
+    def entering(self, module: nn.Module):
+        """While `module` is called, it is among those entered."""
+        self.entered.append(module)
+        try:
+            yield
+        finally:
+            self.entered.pop()
+
+    def enclosing(self, kinds: type | tuple[type, ...]) -> nn.Module | None:
+        """The innermost module of these kinds whose call has not ended."""
+        return next((module for module in reversed(self.entered) if isinstance(module, kinds)), None)
+
+    def why_absent(self) -> str:
+        """Why the target that is being called may have no adapters."""
+        recurrent = self.enclosing(nn.RNN)
+        if recurrent is not None and not in_filter(recurrent.variable_broadcast, COLLECTION):
+            return f'It is inside nn.RNN, which needs variable_broadcast=("params", "{COLLECTION}").'
+        return (
+            "Were they made with other targets? Inside nn.scan or nn.vmap the collection needs "
+            f'variable_axes={{"params": 0, "{COLLECTION}": 0}}, or, where all steps share one kernel, '
+            f'variable_broadcast=("params", "{COLLECTION}").'
+        )
+
+    def check(self, config: LoraConfig) -> None:
+        """Raises a ValueError that lists the nearest module paths if any pattern of `config` names no linear layer."""
+        for field, patterns in [
+            ("targets", config.patterns),
+            ("rank_pattern", config.rank_pattern),
+            ("alpha_pattern", config.alpha_pattern),
+        ]:
+            known = self.linear if field == "targets" else self.targets
+            for pattern in patterns:
+                if not any(matches(pattern, path) for path in known):
+                    hint = self._hint(pattern) + ("" if field == "targets" else STACKED_HINT)
+                    raise ValueError(f"LoraConfig.{field}: {pattern!r} matches no linear layer. {hint}")
+
+    def _hint(self, pattern: str) -> str:
+        found = [f"{path} is a {kind}" for path, kind in self.other.items() if matches(pattern, path)]
+        by_name = {path.rsplit("/", 1)[-1]: path for path in self.linear}
+        names = difflib.get_close_matches(pattern.rsplit("/", 1)[-1], by_name, n=5, cutoff=0.4)
+        nearest = [by_name[name] for name in names] or list(self.linear)[:20]
+        hint = f"Nearest of {len(self.linear)} linear layers: {', '.join(nearest) or 'none at all'}."
+        adaptable = "nn.Dense, nn.DenseGeneral and nn.Einsum"
+        return (f"{'; '.join(found[:3])}: only {adaptable} can be adapted. " if found else "") + hint
+
+
+# delta_fn(layer, path, spec, x) -> what is added to the output of the target layer
+DeltaFn = Callable[[nn.Module, str, LinearSpec, Array], Array]
+
+
+def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = None):
+    """Context in which each targeted linear layer of any Linen module has `delta_fn` added to its output.
+
+    Of a subclass of a linear layer it is the call of the layer itself that is adapted, once, whatever the subclass does
+    before and after it: W + (α/r) B A stands where W stood.
+    """
+    adapted = Adapted() if adapted is None else adapted
+
+    def add_delta(next_fun, args, kwargs, context):
+        if context.method_name != "__call__":
+            return next_fun(*args, **kwargs)
+        layer, path = context.module, "/".join(context.module.path)
+        if path == "params":
+            raise ValueError('a submodule of the root is named "params", which Flax cannot apply: rename it')
+        refuse_batch_statistics(layer, path, *args, **kwargs)
+        with adapted.entering(layer):
+            y = next_fun(*args, **kwargs)
+        if not isinstance(layer, LINEAR_LAYERS):
+            adapted.other[path] = type(layer).__name__
+            return y
+        adapted.linear[path] = type(layer).__name__
+        if not any(matches(pattern, path) for pattern in config.patterns):
+            return y
+        if inspect.unwrap(context.orig_method.func) not in LINEAR_CALLS:
+            return subclass_output(adapted, layer, path, y)
+        refuse_reparameterized(adapted, path)
+        adapted.targets[path] = spec = linear_spec(layer, *args, **kwargs)
+        x = jnp.asarray(args[0] if args else kwargs["inputs"], config.dtype or y.dtype)
+        try:
+            return y + delta_fn(layer, path, spec, x).astype(y.dtype)
+        except AbsentAdapterError as error:
+            raise ValueError(f"{error}. {adapted.why_absent()}") from error
+
+    return nn.intercept_methods(add_delta)
+
+
+def subclass_output(adapted: Adapted, layer: nn.Module, path: str, y: Array) -> Array:
+    """The output of a subclass's own `__call__`, in which the call of the linear layer itself was adapted.
+
+    Raises:
+      ValueError: if there was no such call.
+    """
+    if path not in adapted.targets:
+        base = next(base.__name__ for base in LINEAR_LAYERS if isinstance(layer, base))
+        raise ValueError(
+            f"{path} is a {type(layer).__name__}, whose __call__ does not call that of nn.{base}, so that what it does "
+            f"with its kernel is not known: use super().__call__ in it, or leave {path} out of the targets"
+        )
+    return y
+
+
+def refuse_reparameterized(adapted: Adapted, path: str) -> None:
+    """Raises a ValueError if the layer at `path` is inside a module that computes its kernel from other parameters."""
+    outside = adapted.enclosing(REPARAMETERIZED)
+    if outside is not None:
+        kind = type(outside).__name__
+        raise ValueError(
+            f"{path} is inside nn.{kind}, which normalizes its kernel, so that B A could not be merged into it: "
+            f"leave {path} out of the targets, or fold the normalization into the kernel first"
+        )
+
+
+def refuse_batch_statistics(layer: nn.Module, path: str, *args, use_running_average: bool | None = None, **_) -> None:
+    """Raises a ValueError if `layer` is a BatchNorm that is about to normalize by the statistics of the batch."""
+    if not isinstance(layer, nn.BatchNorm):
+        return
+    given = args[1] if len(args) > 1 else use_running_average
+    if not (layer.use_running_average if given is None else given):
+        raise ValueError(
+            f"{path} is an nn.BatchNorm in training mode: the examples of a batch would depend on each other, and "
+            "hypotheses need them independent. Give it use_running_average=True"
+        )
+
+
+def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
+    """The delta of one hypothesis, with A and B in the `"lora"` collection of the layer itself (declared if absent)."""
+
+    def delta_fn(layer, path, spec, x):
+        rank = config.rank_of(path)
+        shape_of_a, shape_of_b = (spec.shape_of(axes, rank) for axes in (spec.a, spec.b))
+        if rank_axes(spec.shape, shape_of_a, shape_of_b)[0] != spec.b.index(spec.rank_axis):
+            raise ValueError(
+                f"{path}: at rank {rank} the shapes of A {shape_of_a} and B {shape_of_b} do not tell how they fit the "
+                f"kernel {spec.shape}; choose another rank"
+            )
+        a = variable(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
+        b = variable(layer, path, "b", lambda: jnp.zeros(shape_of_b, config.param_dtype))
+        x = dropout(layer, path, x, config.dropout if train else 0.0)
+        return delta(spec, x, a, b, config.scale_of(path))
+
+    return delta_fn
+
+
+class AbsentAdapterError(LookupError):
+    """A target layer finds no adapter in its `"lora"` collection and cannot declare one."""
+
+
+def variable(layer: nn.Module, path: str, name: str, init: Callable[[], Array]) -> Array:
+    """What the `"lora"` collection of the layer holds under `name`; declared as `init()` if absent.
+
+    Raises:
+      AbsentAdapterError: if it is absent and the collection is not mutable.
+    """
+    scope = layer.scope
+    if not scope.has_variable(COLLECTION, name):
+        if not scope.is_mutable_collection(COLLECTION):
+            raise AbsentAdapterError(f"{path} is a target, but the adapters hold no {path}/{name}")
+        scope.put_variable(COLLECTION, name, init())
+    return scope.get_variable(COLLECTION, name)
+
+
+def dropout(layer: nn.Module, path: str, x: Array, probability: float) -> Array:
+    """x with each feature dropped with this probability, the others scaled up; x itself at 0.
+
+    Raises:
+      ValueError: if the layer has no "dropout" stream of keys.
+    """
+    if probability == 0.0:
+        return x
+    if not layer.has_rng("dropout"):
+        raise ValueError(f'{path}: dropout needs a "dropout" stream; nn.scan needs split_rngs={{"dropout": True}}')
+    keep = jax.random.bernoulli(layer.make_rng("dropout"), 1.0 - probability, x.shape)
+    return jnp.where(keep, x / (1.0 - probability), jnp.zeros_like(x))
