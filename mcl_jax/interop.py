@@ -25,7 +25,7 @@ from jaxtyping import Array, PyTree
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from mcl_jax import hypotheses
+from mcl_jax import hypotheses, options
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models import pretrained
@@ -33,6 +33,7 @@ from mcl_jax.models.tensors import rename
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PEFT_DEFAULT = 8  # of r and of lora_alpha, where a config does not say
 
 
 def _layers(path: tuple[str, ...], leaf: Array) -> list[tuple[str, Any]]:
@@ -145,7 +146,7 @@ class _Settings:
 def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]]]]:
     """Settings and {layer: {"a": [in, r], "b": [r, out]}} of each hypothesis that a folder holds: one, or K grouped."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = options.given(json.loads((folder / CONFIG).read_text()))
         tensors = load_file(folder / WEIGHTS)
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder} is no whole PEFT adapter folder: {error}") from error
@@ -157,10 +158,14 @@ def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]
         layers.setdefault(match[1], {})[match[2].lower()] = tensor
     if halves := sorted(name for name, ab in layers.items() if len(ab) < 2):
         raise ValueError(f"{folder / WEIGHTS} has only one of lora_A and lora_B of {halves[:8]}")
-    rank = config["r"]
-    alphas = tuple(sorted(config.get("alpha_pattern", {}).items()))
+    rank = config.get("r", PEFT_DEFAULT)
+    alphas = tuple(sorted(options.given(config.get("alpha_pattern")).items()))
     settings = _Settings(
-        rank, float(config["lora_alpha"]), config.get("lora_dropout", 0.0), config.get("use_rslora", False), alphas
+        rank,
+        float(config.get("lora_alpha", PEFT_DEFAULT)),
+        config.get("lora_dropout", 0.0),
+        config.get("use_rslora", False),
+        alphas,
     )
     return [(settings, one) for one in _ungroup(layers, rank)]
 

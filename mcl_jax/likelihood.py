@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mcl_jax import token_ids
+
 
 def sequence_log_likelihood(
     logits: Float[Array, "*K B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
@@ -25,10 +27,11 @@ def sequence_log_likelihood(
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
-      ValueError: if the shapes do not fit.
+      ValueError: if the shapes do not fit, or a target is outside of [0, V); where it is traced, its log p is NaN.
     """
     _check_shapes("logits", logits.shape[-3:-1], targets, mask)
-    logits, targets, mask = logits.astype(jnp.float32), jnp.where(mask, targets, 0), mask.astype(bool)
+    targets = _checked_targets(targets, mask, logits.shape[-1])
+    logits, mask = logits.astype(jnp.float32), mask.astype(bool)
     index = jnp.broadcast_to(targets[..., None], (*logits.shape[:-1], 1))
     token = jnp.take_along_axis(logits, index, -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
     masked = jnp.where(jnp.broadcast_to(mask, token.shape), token, 0.0)
@@ -64,7 +67,7 @@ def chunked_sequence_log_likelihood(
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
-      ValueError: if the shapes do not fit, or chunk_size < 1.
+      ValueError: if the shapes do not fit, or chunk_size < 1; of targets as `sequence_log_likelihood`.
     """
     _check_shapes("hidden", hidden.shape[:-1], targets, mask)
     if chunk_size < 1:
@@ -75,14 +78,14 @@ def chunked_sequence_log_likelihood(
         )
     if bias is not None and bias.shape != unembedding.shape[1:]:
         raise ValueError(f"bias must have shape [V] = {unembedding.shape[1:]}, got {bias.shape}")
-    mask = mask.astype(bool)
+    targets, mask = _checked_targets(targets, mask, unembedding.shape[1]), mask.astype(bool)
     bias = jnp.zeros(unembedding.shape[1], jnp.float32) if bias is None else bias
     token = _token_log_likelihood(
         chunk_size,
         hidden.reshape(-1, hidden.shape[-1]),
         unembedding,
         bias,
-        jnp.where(mask, targets, 0).reshape(-1),
+        targets.reshape(-1),
         mask.reshape(-1).astype(jnp.float32),
     )
     return token.reshape(mask.shape).sum(-1), mask.sum(-1, dtype=jnp.int32)
@@ -93,6 +96,13 @@ def _check_shapes(name: str, shape: tuple[int, ...], targets: Array, mask: Array
         raise ValueError(
             f"{name}, targets and mask need the same [B, T], got {tuple(shape)}, {targets.shape}, {mask.shape}"
         )
+
+
+def _checked_targets(targets: Array, mask: Array, vocab_size: int) -> Array:
+    """Targets, 0 where the mask is false; V, which has no logit, for those below 0, which would count from the end."""
+    token_ids.check_mask("mask", mask)
+    token_ids.check_vocabulary("targets", targets, mask, vocab_size)
+    return jnp.where(mask, jnp.where(targets < 0, vocab_size, targets), 0)
 
 
 def _logits(hidden, unembedding, bias):

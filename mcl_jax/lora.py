@@ -31,6 +31,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from mcl_jax import options
+
 COLLECTION = "lora"
 LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
 
@@ -70,6 +72,7 @@ class LoraConfig:
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
+        options.settle(self)
         for name, rank in [("rank", self.rank), *self.rank_pattern.items()]:
             if rank < 1:
                 raise ValueError(f"LoraConfig: a rank must be at least 1, got {rank} for {name!r}")

@@ -66,8 +66,8 @@ class Processor:
             raise ValueError(f"a prompt has {longest} tokens, more than length={length}")
         if side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
-        pad = self.tokenizer.pad_token_id
-        tokens = np.full((len(rows), length), self.tokenizer.eos_token_id if pad is None else pad, np.int32)
+        ids = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0  # a tokenizer may have none of its own
+        tokens = np.full((len(rows), length), next(token for token in ids if token is not None), np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, real, of_row in zip(tokens, mask, rows, strict=True):
             here = slice(length - len(of_row), None) if side == "left" else slice(len(of_row))

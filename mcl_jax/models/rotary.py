@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mcl_jax import options
+
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
@@ -49,6 +51,7 @@ class Rope:
     attention_factor: float | None = None
 
     def __post_init__(self):
+        options.settle(self)
         if self.rope_type not in KINDS:
             raise ValueError(f"rope_type must be one of {KINDS}, got {self.rope_type!r}.")
 
@@ -64,7 +67,8 @@ class Rope:
         Raises:
           ValueError: for a rotation of part of the head, or an unknown rope_type.
         """
-        given = dict(hf_config.get("rope_scaling") or {}) | dict(hf_config.get("rope_parameters") or {})
+        hf_config = options.given(hf_config)
+        given = options.given(hf_config.get("rope_scaling")) | options.given(hf_config.get("rope_parameters"))
         if given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
             raise ValueError("partial_rotary_factor must be 1: all of a head is rotated.")
         max_positions = hf_config.get("max_position_embeddings", 2048)
