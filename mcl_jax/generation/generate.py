@@ -70,7 +70,8 @@ class Limits:
             raise ValueError(f"min_new_tokens must be in [0, {self.max_new_tokens}], got {self.min_new_tokens}")
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be positive and finite, got {self.repetition_penalty}")
-        ends = tuple(self.eos_token_id) if isinstance(self.eos_token_id, Iterable) else (self.eos_token_id,)
+        single = isinstance(self.eos_token_id, (int, str)) or not isinstance(self.eos_token_id, Iterable)
+        ends = (self.eos_token_id,) if single else tuple(self.eos_token_id)
         for token in ends:
             options.check_integers(0, eos_token_id=token)
         pad = (*ends, 0)[0] if self.pad_token_id is None else self.pad_token_id

@@ -29,6 +29,7 @@ from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
+from mcl_jax.models.processor import FILES as PROCESSOR_FILES
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from mcl_jax.models.tensors import INDEX, SINGLE, Renamed, Safetensors, TensorSource
 
@@ -308,7 +309,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def _has_processor(folder: Path, family: Family) -> bool:
