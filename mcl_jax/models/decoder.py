@@ -56,11 +56,17 @@ def merge_features(
 ) -> Float[Array, "B T D"]:
     """Embeddings x of the tokens, with feature i of a row in the place of its i-th placeholder token.
 
-    N is at least the number of placeholders of any row; features behind a row's last one are padding.
+    N is at least the number of placeholders of any row; features behind a row's last one are padding, and placeholders
+    without a feature are NaN.
+
+    Raises:
+      ValueError: for features of another number of rows, or another width.
     """
+    if features.ndim != 3 or (features.shape[0], features.shape[2]) != (x.shape[0], x.shape[2]):
+        raise ValueError(f"features must be [B, N, D] with B and D of {x.shape} (B, T, D), got {features.shape}")
     here = tokens == placeholder
-    index = jnp.clip(jnp.cumsum(here, axis=1) - 1, 0, features.shape[1] - 1)
-    placed = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
+    index = jnp.maximum(jnp.cumsum(here, axis=1) - 1, 0)
+    placed = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1, mode="fill", fill_value=jnp.nan)
     return jnp.where(here[..., None], placed, x)
 
 

@@ -1,5 +1,6 @@
 """Null in a config.json is what Hugging Face takes an entry left out for; NumPy's scalars are numbers."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import mcl_jax as mcl
+from mcl_jax.data import BatchConfig
 from mcl_jax.models import pretrained
 from mcl_jax.models.llava_next import LlavaNextConfig
 from mcl_jax.models.rotary import Rope
@@ -114,9 +116,19 @@ def test_none_as_an_option_is_the_default():
     assert (found.dtype, found.param_dtype, found.scan, found.rope) == (jnp.float32, jnp.float32, True, Rope())
     tower = built(config_of(GOLDEN / "llava" / "llama")).vision_config
     assert LlavaNextConfig(found, tower, 3, image_grid_pinpoints=((24, 12),), vision_feature_layer=None)
+
+
+def test_none_is_the_default_of_adapters_experts_and_batches_too():
     config = mcl.LoraConfig(rank=np.int64(5), alpha=None, dropout=None, targets=None, rank_pattern={"q": np.int32(3)})
     same = mcl.LoraConfig(rank=5, rank_pattern={"q": 3})
     assert config == same and hash(config) == hash(same)
+    batches = BatchConfig(np.int64(4), lengths=(np.int64(3), 5), seed=None, window=np.int8(2))
+    assert json.dumps(dataclasses.asdict(batches)) == json.dumps(dataclasses.asdict(BatchConfig(4, (3, 5), 0, 2)))
+    module = mcl.models.GPT2(built(config_of(GOLDEN / "models" / "gpt2")))
+    experts = mcl.MixtureOfExperts(module, config, num_experts=np.int64(3), top_k=np.int64(2))
+    assert experts == mcl.MixtureOfExperts(module, same, num_experts=3, top_k=2)
+    with pytest.raises(ValueError, match="num_experts of MixtureOfExperts has no default and must be given, got None"):
+        mcl.MixtureOfExperts(module, config, num_experts=None)
 
 
 @pytest.mark.parametrize(
