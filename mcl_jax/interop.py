@@ -23,13 +23,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
 
-from mcl_jax import hypotheses, peft_files
+from mcl_jax import hypotheses, options, peft_files
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models import pretrained
 from mcl_jax.models.tensors import rename
 
 PREFIX = "base_model.model."
+PEFT_DEFAULT = 8  # of r and of lora_alpha, where a config does not say
 
 
 def _layers(path: tuple[str, ...], leaf: Array) -> list[tuple[str, Any]]:
@@ -163,11 +164,11 @@ def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]
     if not layers:
         raise ValueError(f"{file} holds no adapters")
     peft_files.check_tensors(config, layers, file)
-    rank = config["r"]
-    ranks, alphas = (tuple((config.get(name) or {}).items()) for name in ("rank_pattern", "alpha_pattern"))
+    rank = config.get("r", PEFT_DEFAULT)
+    ranks, alphas = (tuple(options.given(config.get(name)).items()) for name in ("rank_pattern", "alpha_pattern"))
     settings = _Settings(
         rank,
-        float(config["lora_alpha"]),
+        float(config.get("lora_alpha", PEFT_DEFAULT)),
         config.get("lora_dropout", 0.0),
         config.get("use_rslora", False),
         ranks,
@@ -233,8 +234,8 @@ def _check_ranks(layers: dict[str, dict[str, np.ndarray]], names: list[str], ran
         a, b = layers[name]["a"], layers[name]["b"]
         if (a.shape[-1], b.shape[0]) != (rank, rank):
             raise ValueError(
-                f"hypothesis {k}: {peft_files.CONFIG} gives {name} the rank {rank}, but lora_A has shape {a.T.shape} and lora_B "
-                f"{b.T.shape}"
+                f"hypothesis {k}: {peft_files.CONFIG} gives {name} the rank {rank}, but lora_A has shape {a.T.shape} "
+                f"and lora_B {b.T.shape}"
             )
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mcl_jax import token_ids
+
 
 def sequence_log_likelihood(
     logits: Float[Array, "*K B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
@@ -26,12 +28,12 @@ def sequence_log_likelihood(
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
-      ValueError: if the shapes do not fit.
+      ValueError: if the shapes do not fit, or a target is outside of [0, V); where it is traced, its log p is NaN.
     """
     _check_shapes("logits", logits.shape[-3:-1], targets, mask)
+    targets = _checked_targets(targets, mask, logits.shape[-1])
     mask = mask.astype(bool)
-    counted = jnp.broadcast_to(mask[..., None], logits.shape)
-    logits, targets = jnp.where(counted, logits, 0.0).astype(jnp.float32), jnp.where(mask, targets, 0)
+    logits = jnp.where(jnp.broadcast_to(mask[..., None], logits.shape), logits, 0.0).astype(jnp.float32)
     index = jnp.broadcast_to(targets[..., None], (*logits.shape[:-1], 1))
     token = jnp.take_along_axis(logits, index, -1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
     masked = jnp.where(jnp.broadcast_to(mask, token.shape), token, 0.0)
@@ -67,7 +69,7 @@ def chunked_sequence_log_likelihood(
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
-      ValueError: if the shapes do not fit, or chunk_size < 1.
+      ValueError: if the shapes do not fit, or chunk_size < 1; of targets as `sequence_log_likelihood`.
     """
     _check_shapes("hidden", hidden.shape[:-1], targets, mask)
     if chunk_size < 1:
@@ -78,7 +80,7 @@ def chunked_sequence_log_likelihood(
         )
     if bias is not None and bias.shape != unembedding.shape[1:]:
         raise ValueError(f"bias must have shape [V] = {unembedding.shape[1:]}, got {bias.shape}")
-    mask = mask.astype(bool)
+    targets, mask = _checked_targets(targets, mask, unembedding.shape[1]), mask.astype(bool)
     hidden = jnp.where(mask[..., None], hidden, 0.0)  # whatever stands there, NaN too, reaches no product
     bias = jnp.zeros(unembedding.shape[1], jnp.float32) if bias is None else bias
     token = _token_log_likelihood(
@@ -86,7 +88,7 @@ def chunked_sequence_log_likelihood(
         hidden.reshape(-1, hidden.shape[-1]),
         unembedding,
         bias,
-        jnp.where(mask, targets, 0).reshape(-1),
+        targets.reshape(-1),
         mask.reshape(-1).astype(jnp.float32),
     )
     return token.reshape(mask.shape).sum(-1), mask.sum(-1, dtype=jnp.int32)
@@ -97,6 +99,13 @@ def _check_shapes(name: str, shape: tuple[int, ...], targets: Array, mask: Array
         raise ValueError(
             f"{name}, targets and mask need the same [B, T], got {tuple(shape)}, {targets.shape}, {mask.shape}"
         )
+
+
+def _checked_targets(targets: Array, mask: Array, vocab_size: int) -> Array:
+    """Targets, 0 where the mask is false; V, which has no logit, for those below 0, which would count from the end."""
+    token_ids.check_mask("mask", mask)
+    token_ids.check_vocabulary("targets", targets, mask, vocab_size)
+    return jnp.where(mask, jnp.where(targets < 0, vocab_size, targets), 0)
 
 
 def _logits(hidden, unembedding, bias):

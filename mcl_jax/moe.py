@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mcl_jax import hypotheses, lora
+from mcl_jax import hypotheses, lora, options
 
 ROUTING = "routing"  # collection in which layers report their balance loss
 
@@ -66,6 +66,7 @@ class MixtureOfExperts(hypotheses.AdaptedModule):
     top_k: int | None = None
 
     def __post_init__(self):
+        options.settle(self)
         super().__post_init__()
         if self.num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, got {self.num_experts}")

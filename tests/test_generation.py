@@ -1,6 +1,7 @@
 """Decoding: token for token what Hugging Face generates (tests/golden/make_generation.py), for every hypothesis."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import mcl_jax as mcl
 from mcl_jax.generation import BeamSearch, DiverseBeamSearch, Greedy, Sampling, decode, filters
+from mcl_jax.generation.generate import Limits
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = np.load(GOLDEN / "generation.npz")
@@ -146,6 +148,134 @@ def test_sampling_repeats_with_its_key_only(base):
     assert not np.array_equal(draw(1), draw(2))
 
 
+SAMPLING = Sampling(num_samples=2, top_p=0.9)
+
+
+def drawn(base, inputs, rng, decoder=SAMPLING, **options):
+    return np.asarray(decode(*base, inputs, decoder, 6, rng=rng, **options).tokens)
+
+
+def test_a_samples_tokens_do_not_depend_on_what_is_around_it(base):
+    """Not on other prompts, padding, hypotheses, samples or devices, nor on being traced; only on the example's key."""
+    model, params, adapters = base
+    keys = jax.random.split(jax.random.key(6), 4)
+    whole = drawn(base, PROMPTS, keys)
+    assert len({row.tobytes() for row in whole.reshape(-1, 6)}) == K * 4 * 2  # each row has draws of its own
+    turned = {name: np.pad(x[[2, 0]], ((0, 0), (3, 0))) for name, x in PROMPTS.items()}
+    np.testing.assert_array_equal(drawn(base, turned, keys[jnp.array([2, 0])]), whole[:, [2, 0]])
+    fewer = model, params, jax.tree.map(lambda x: x[:2], adapters)
+    np.testing.assert_array_equal(drawn(fewer, PROMPTS, keys), whole[:2])
+    more = Sampling(num_samples=5, top_p=0.9)
+    np.testing.assert_array_equal(drawn(base, PROMPTS, keys, more)[:, :, :2], whole)
+    traced = jax.jit(lambda tokens, mask, keys: drawn_traced(base, {"tokens": tokens, "mask": mask}, keys))
+    np.testing.assert_array_equal(traced(PROMPTS["tokens"], PROMPTS["mask"], keys), whole)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    spread = {name: jax.device_put(x, rows) for name, x in PROMPTS.items()}
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    copied = model, *jax.device_put((params, adapters), everywhere)
+    np.testing.assert_array_equal(drawn(copied, spread, jax.device_put(keys, everywhere)), whole)
+
+
+def drawn_traced(base, inputs, rng):
+    return decode(*base, inputs, SAMPLING, 6, rng=rng).tokens
+
+
+def test_one_key_is_that_of_each_example_folded_with_its_number(base):
+    key = jax.random.key(6)
+    whole = drawn(base, PROMPTS, key)
+    keys = jnp.stack([jax.random.fold_in(key, b) for b in range(4)])
+    np.testing.assert_array_equal(drawn(base, PROMPTS, keys), whole)
+    first = {name: x[:2] for name, x in PROMPTS.items()}
+    np.testing.assert_array_equal(drawn(base, first, key), whole[:, :2])
+
+
+# ----------------------------------------------------------------------------------------------- Options, names, values
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        (dict(eos_token_id=None), dict()),
+        (dict(pad_token_id=None, eos_token_id=()), dict(pad_token_id=0)),
+        (dict(pad_token_id=None, eos_token_id=7), dict(pad_token_id=7, eos_token_id=(7,))),
+        (dict(eos_token_id=np.int64(7)), dict(eos_token_id=(7,))),
+        (dict(eos_token_id=[7, np.int32(3)]), dict(eos_token_id=(7, 3))),
+        (dict(eos_token_id=np.array([7, 3])), dict(eos_token_id=(7, 3))),
+        (dict(eos_token_id=jnp.array(7)), dict(eos_token_id=7)),
+        (dict(pad_token_id=np.uint8(4)), dict(pad_token_id=4)),
+        (dict(max_new_tokens=np.int16(5), min_new_tokens=None), dict(max_new_tokens=5)),
+        (dict(max_new_tokens=None, repetition_penalty=None), dict(max_new_tokens=64)),
+        (dict(repetition_penalty=np.float32(1.5)), dict(repetition_penalty=1.5)),
+    ],
+)
+def test_none_is_the_default_and_numpys_scalars_are_numbers(options, same):
+    found, wanted = Limits(**options), Limits(**same)
+    assert found == wanted and hash(found) == hash(wanted)
+    assert repr(found) == repr(wanted)  # Python's numbers, not NumPy's
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        (Sampling(None, None, None, None, None), Sampling()),
+        (Sampling(np.int64(3), np.float32(0.5), np.int32(7)), Sampling(3, 0.5, 7)),
+        (BeamSearch(np.int64(3), None, None, None), BeamSearch(3)),
+        (BeamSearch(3, np.float64(0.5), np.True_), BeamSearch(3, 0.5, True)),
+        (DiverseBeamSearch(np.int8(6), jnp.array(3), None), DiverseBeamSearch(6, 3)),
+    ],
+)
+def test_none_is_the_default_of_decoders_too(found, wanted):
+    assert repr(found) == repr(wanted) and hash(found) == hash(wanted)
+
+
+def test_generate_takes_what_a_tokenizer_without_padding_or_an_end_has(base):
+    found = decode(*base, PROMPTS, None, np.int64(5), eos_token_id=None, pad_token_id=None)
+    np.testing.assert_array_equal(found.tokens, decode(*base, PROMPTS, Greedy(), 5).tokens)
+    assert (found.lengths == 5).all()
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"input_ids": PROMPTS["tokens"], "attention_mask": PROMPTS["mask"].astype(np.int64)},
+        {"tokens": PROMPTS["tokens"], "attention_mask": PROMPTS["mask"].astype(float), "features": None},
+        {"input_ids": PROMPTS["tokens"].tolist(), "mask": PROMPTS["mask"].tolist(), "token_type_ids": [[0]]},
+        {"input_ids": np.where(PROMPTS["mask"], PROMPTS["tokens"], -100), "mask": jnp.asarray(PROMPTS["mask"])},
+        {"tokens": np.where(PROMPTS["mask"], PROMPTS["tokens"], 41), "mask": PROMPTS["mask"]},
+    ],
+    ids=["tokenizer", "mixed", "lists", "ignored", "beyond"],
+)
+def test_prompts_of_a_tokenizer_and_whatever_padding_is(base, inputs):
+    whole = decode(*base, PROMPTS, Greedy(), 5, eos_token_id=EOS)
+    found = decode(*base, inputs, Greedy(), 5, eos_token_id=EOS)
+    np.testing.assert_array_equal(found.tokens, whole.tokens)
+    np.testing.assert_allclose(found.scores, whole.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pad", [-1, 41, 32000])
+def test_the_padding_token_may_be_none_of_the_vocabulary(base, pad):
+    decoder = DiverseBeamSearch(4, 2, num_return=3)
+    inside = decode(*base, PROMPTS, decoder, 8, eos_token_id=EOS, pad_token_id=PAD)
+    found = decode(*base, PROMPTS, decoder, 8, eos_token_id=EOS, pad_token_id=pad)
+    behind = np.arange(8) >= np.asarray(inside.lengths)[..., None]
+    assert behind.any()
+    np.testing.assert_array_equal(found.tokens, np.where(behind, pad, inside.tokens))
+    np.testing.assert_array_equal(found.scores, inside.scores)
+
+
+@pytest.mark.parametrize("decoder", [Greedy(), BeamSearch(3)], ids=["greedy", "beam"])
+def test_scores_that_are_nan_name_their_hypotheses(base, decoder):
+    model, params, adapters = base
+    poisoned = jax.tree.map(lambda x: x.at[1].set(jnp.nan), adapters)
+    with pytest.raises(FloatingPointError, match=r"of hypotheses \[1\] are NaN for prompts \[0, 1, 2, 3\]"):
+        decode(model, params, poisoned, PROMPTS, decoder, 5)
+    traced = jax.jit(lambda adapters: decode(model, params, adapters, PROMPTS, decoder, 5))(poisoned)
+    np.testing.assert_array_equal(np.isnan(traced.scores).all((1, 2)), [False, True, False])
+    whole = decode(model, params, adapters, PROMPTS, decoder, 5)
+    np.testing.assert_array_equal(traced.tokens[::2], whole.tokens[::2])
+
+
 # ------------------------------------------------------------------------------------------------------ Compile, errors
 
 
@@ -167,6 +297,40 @@ def test_a_second_batch_of_the_same_shape_compiles_nothing(base, caplog):
         (lambda b: Sampling(temperature=0.0), "temperature must be positive"),
         (lambda b: Sampling(top_p=0.0), r"top_p must be in \(0, 1\], got 0"),
         (lambda b: decode(*b, PROMPTS["tokens"][0]), r"tokens \[B, P\]"),
+        (lambda b: decode(*b, PROMPTS["tokens"][:0]), r"B of at least 1, got \(0, 7\)"),
+        (lambda b: decode(*b, PROMPTS["tokens"][:, :0]), r"not be empty; rows \[0, 1, 2, 3\]"),
+        (lambda b: decode(*b, [[3, 4], [5]]), "one array .* pad the rows on the left"),
+        (lambda b: decode(*b, PROMPTS["tokens"] + 0.5), "tokens must be integers, got float64"),
+        (lambda b: decode(*b, PROMPTS["tokens"] + 30), r"tokens must be in the vocabulary \[0, 41\)"),
+        (lambda b: decode(*b, np.array([[3, 4], [5, -1]])), r"\[0, 41\).* got \[-1\] in rows \[1\]"),
+        (lambda b: decode(*b, jnp.array([[3, 4], [5, 99]])), r"got \[99\] in rows \[1\]"),
+        (lambda b: decode(*b, np.array([[3, 2**32 + 4]])), r"got \[4294967300\] in rows \[0\]"),
+        (lambda b: decode(*b, PROMPTS | {"mask": np.where(PROMPTS["mask"], 0.0, -np.inf)}), r"0 on padding.* \[-inf\]"),
+        (lambda b: decode(*b, PROMPTS | {"attention_mask": PROMPTS["mask"]}), "'mask' once"),
+        (lambda b: decode(*b, {"input_id": PROMPTS["tokens"]}), "got 'input_id'; did you mean 'input_ids'"),
+        (lambda b: decode(*b, PROMPTS | {"target_mask": PROMPTS["mask"]}), "got 'target_mask'"),
+        (lambda b: decode(*b, PROMPTS | {"token_type_ids": PROMPTS["mask"]}), "got 'token_type_ids'; leave out"),
+        (lambda b: decode(*b, PROMPTS | {"pixel_values": np.zeros((4, 3))}), "got 'pixel_values'; run .* 'encode'"),
+        (lambda b: decode(*b, PROMPTS | {"features": np.zeros((4, 2, 24))}), "Llama neither sees nor hears"),
+        (lambda b: decode(*b, {"mask": PROMPTS["mask"]}), "must have 'tokens'"),
+        (
+            lambda b: decode(*b, PROMPTS, eos_token_id=41),
+            r"eos_token_id must be in the vocabulary \[0, 41\), got \[41\]",
+        ),
+        (lambda b: decode(*b, PROMPTS, eos_token_id=-1), "eos_token_id must be at least 0, got -1"),
+        (lambda b: decode(*b, PROMPTS, eos_token_id="</s>"), "eos_token_id must be an integer .* got '</s>'"),
+        (lambda b: decode(*b, PROMPTS, pad_token_id=1.5), "pad_token_id must be an integer .* got 1.5"),
+        (lambda b: decode(*b, PROMPTS, repetition_penalty=math.inf), "positive and finite, got inf"),
+        (lambda b: decode(*b, PROMPTS, Greedy), "decoder must be one such as"),
+        (lambda b: decode(*b, PROMPTS, "greedy"), "decoder must be one such as .* got 'greedy'"),
+        (lambda b: decode(*b, PROMPTS, SAMPLING, rng=7), "typed key, .* got an array of int32"),
+        (lambda b: decode(*b, PROMPTS, SAMPLING, rng=jax.random.PRNGKey(7)), "typed key, .* got an array of uint32"),
+        (lambda b: decode(*b, PROMPTS, SAMPLING, rng=jax.random.split(jax.random.key(0), 3)), "each of 4 prompts"),
+        (lambda b: BeamSearch(early_stopping=1), "early_stopping must be .* got 1"),
+        (lambda b: BeamSearch(num_beams=2.5), "num_beams must be an integer .* got 2.5"),
+        (lambda b: BeamSearch(length_penalty=math.nan), "length_penalty must be finite, got nan"),
+        (lambda b: DiverseBeamSearch(diversity_penalty=math.inf), "diversity_penalty must be finite"),
+        (lambda b: Sampling(top_k=-1), "top_k must be at least 0, got -1"),
     ],
 )
 def test_refusals(base, call, message):

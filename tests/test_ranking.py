@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mcl_jax as mcl
-from mcl_jax.generation import BeamSearch, Greedy, Sampling, decode, log_likelihoods, mixture_scores
+from mcl_jax.generation import BeamSearch, Generation, Greedy, Sampling, decode, log_likelihoods, mixture_scores
 
 K, T, EOS, PAD = 3, 7, (2, 5), 40
 MASK = np.arange(6)[None] >= np.array([[0], [4], [1], [3], [5]])
@@ -81,6 +81,62 @@ def test_mixture_scores():
     lengths = np.array([[[4]], [[2]]])
     np.testing.assert_allclose(mixture_scores(log_p, lengths).ravel(), np.log([0.3, 0.3]) / [4, 2], rtol=1e-6)
     np.testing.assert_allclose(mixture_scores(log_p, lengths, 0.0).ravel(), np.log([0.3, 0.3]), rtol=1e-6)
+
+
+def test_padding_of_answers_may_be_none_of_the_vocabulary(base):
+    found = decode(*base, PROMPTS, Greedy(), T, eos_token_id=EOS, pad_token_id=PAD)
+    behind = np.arange(T) >= np.asarray(found.lengths)[..., None]
+    assert behind.any()
+    other = dataclasses.replace(found, tokens=np.where(behind, -1, found.tokens))
+    inputs = {"input_ids": np.where(MASK, TOKENS, -100), "attention_mask": MASK.astype(int)}
+    np.testing.assert_allclose(log_likelihoods(*base, inputs, other), log_likelihoods(*base, PROMPTS, found), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(tokens=np.full((K, 5, 1, 2), 41)), r"tokens of the answers must be in the vocabulary \[0, 41\)"),
+        (dict(tokens=np.full((K, 5, 2), 3)), r"answers must be \[K, B, n, T\]"),
+        (dict(lengths=np.ones((K, 5))), r"lengths of the answers must be \[K, B, n\]"),
+        (dict(lengths=np.full((K, 5, 1), 3)), r"lengths must be in \[1, T = 2\], got 3 to 3"),
+        (dict(lengths=np.zeros((K, 5, 1), int)), r"got 0 to 0"),
+    ],
+)
+def test_answers_that_are_none_are_refused(base, change, message):
+    whole = Generation(np.full((K, 5, 1, 2), 3), np.zeros((K, 5, 1)), np.full((K, 5, 1), 2))
+    with pytest.raises(ValueError, match=message):
+        log_likelihoods(*base, PROMPTS, dataclasses.replace(whole, **change))
+
+
+def test_answers_end_where_the_positions_of_the_model_do():
+    """Read from beyond the last position embedding, they would be NaN."""
+    module, params, _ = mcl.models.from_pretrained(Path(__file__).parent / "golden" / "models" / "gpt2")
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=mcl.models.lora_targets(module)))
+    most = module.config.max_position_embeddings
+    answers = Generation(np.full((K, 5, 1, most), 3), np.zeros((K, 5, 1)), np.full((K, 5, 1), most - 5))
+    with pytest.raises(ValueError, match=f"too few for a prompt of 6 tokens and {most - 5} new ones"):
+        log_likelihoods(model, params, None, PROMPTS, answers)
+
+
+@pytest.mark.parametrize(
+    ("log_p", "lengths", "message"),
+    [
+        (np.full((2, K, 5, 1), -1.0), np.zeros((K, 5, 1)), "at least 1 token, got 0"),
+        (np.full((2, K, 5, 1), -1.0), np.ones((K, 5)), "must fit"),
+        (np.full((K, 5, 1), -1.0), np.ones((K, 5, 1)), "must fit"),
+        (np.where(np.arange(4)[:, None, None, None] == 2, np.nan, np.ones((4, K, 5, 1))), np.ones((K, 5, 1)),
+         r"NaN under hypotheses \[2\]"),
+    ],
+)  # fmt: skip
+def test_scores_that_rank_nothing_are_refused(log_p, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        mixture_scores(log_p, lengths)
+
+
+def test_mixture_scores_of_traced_values_are_those_of_others():
+    log_p, lengths = np.log(np.full((2, K, 5, 1), 0.25)), np.full((K, 5, 1), 4)
+    np.testing.assert_allclose(jax.jit(mixture_scores)(log_p, lengths), np.log(0.25) / 4, rtol=1e-6)
+    np.testing.assert_allclose(mixture_scores(log_p, lengths, None), np.log(0.25) / 4, rtol=1e-6)
 
 
 def test_answers_to_other_prompts_are_refused(base):

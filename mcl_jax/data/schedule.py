@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mcl_jax import options
+
 NO_RECORD = -1
 ORDER, DRAW, SHUFFLE = range(3)  # streams of random numbers
 
@@ -37,6 +39,7 @@ class BatchConfig:
     window: int = 32
 
     def __post_init__(self):
+        options.settle(self)
         if self.batch_size < 1 or self.window < 1 or self.seed < 0:
             raise ValueError(f"batch_size and window must be at least 1, seed at least 0, got {self}")
         if not self.lengths or min(self.lengths) < 1 or list(self.lengths) != sorted(set(self.lengths)):

@@ -6,6 +6,7 @@ tokens [N, W] and, where rows are reordered, with the row that each continues.
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import flax.struct
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from mcl_jax import options
 from mcl_jax.generation import filters
 
 FAR = -1e9  # the score of what does not exist yet
@@ -58,12 +60,12 @@ class Step:
 
     Attributes:
       t: number of tokens chosen before this one.
-      rng: for this step.
+      rng: a key for each row at this step.
       eos: tokens that end a row. pad: the token behind the end. limit: T, most tokens of a row.
     """
 
     t: Int[Array, ""]
-    rng: Key[Array, ""]
+    rng: Key[Array, "N W"]
     eos: tuple[int, ...] = flax.struct.field(pytree_node=False)
     pad: int = flax.struct.field(pytree_node=False)
     limit: int = flax.struct.field(pytree_node=False)
@@ -113,7 +115,7 @@ class Greedy(Independent):
 
     width = 1
 
-    def choose(self, scores: Float[Array, "N W V"], rng: Key[Array, ""]) -> Int[Array, "N W"]:
+    def choose(self, scores: Float[Array, "N W V"], rng: Key[Array, "N W"]) -> Int[Array, "N W"]:
         return jnp.argmax(scores, axis=-1)
 
 
@@ -139,8 +141,9 @@ class Sampling(Independent):
     typical_p: float = 1.0
 
     def __post_init__(self):
-        _at_least(1, num_samples=self.num_samples)
-        _at_least(0, top_k=self.top_k)
+        options.settle(self)
+        options.check_integers(1, num_samples=self.num_samples)
+        options.check_integers(0, top_k=self.top_k)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; for 0 use Greedy()")
         for name in ("top_p", "typical_p"):
@@ -160,8 +163,9 @@ class Sampling(Independent):
             scores = filters.top_p(scores, self.top_p)
         return filters.typical(scores, self.typical_p) if self.typical_p < 1 else scores
 
-    def choose(self, scores: Float[Array, "N W V"], rng: Key[Array, ""]) -> Int[Array, "N W"]:
-        return jax.random.categorical(rng, self.filtered(scores), axis=-1)
+    def choose(self, scores: Float[Array, "N W V"], rng: Key[Array, "N W"]) -> Int[Array, "N W"]:
+        draw = jax.vmap(jax.vmap(jax.random.categorical))  # each row by its own key, whatever stands around it
+        return draw(rng, self.filtered(scores))
 
 
 class Search:
@@ -246,7 +250,8 @@ class BeamSearch(Search):
     num_return: int = 1
 
     def __post_init__(self):
-        _at_least(1, num_beams=self.num_beams, num_return=self.num_return)
+        options.settle(self)
+        options.check_integers(1, num_beams=self.num_beams, num_return=self.num_return)
         _check_search(self)
 
     @property
@@ -296,7 +301,10 @@ class DiverseBeamSearch(Search):
     num_return: int = 1
 
     def __post_init__(self):
-        _at_least(1, num_beams=self.num_beams, num_groups=self.num_groups, num_return=self.num_return)
+        options.settle(self)
+        options.check_integers(1, num_beams=self.num_beams, num_groups=self.num_groups, num_return=self.num_return)
+        if not math.isfinite(self.diversity_penalty):
+            raise ValueError(f"diversity_penalty must be finite, got {self.diversity_penalty}")
         _check_search(self)
         if self.num_beams % self.num_groups:
             raise ValueError(f"num_groups={self.num_groups} must divide num_beams={self.num_beams}")
@@ -341,14 +349,10 @@ def _rows(x: Int[Array, "N W T"], index: Int[Array, "N w"]) -> Int[Array, "N w T
     return jnp.take_along_axis(x, index[..., None], axis=1)
 
 
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def _check_search(decoder: BeamSearch | DiverseBeamSearch) -> None:
     if decoder.num_return > decoder.num_beams:
         raise ValueError(f"num_return={decoder.num_return} is more than num_beams={decoder.num_beams}")
-    if decoder.early_stopping not in (True, False, "never"):
+    if not math.isfinite(decoder.length_penalty):
+        raise ValueError(f"length_penalty must be finite, got {decoder.length_penalty}")
+    if not isinstance(decoder.early_stopping, bool) and decoder.early_stopping != "never":
         raise ValueError(f'early_stopping must be True, False or "never", got {decoder.early_stopping!r}')

@@ -6,7 +6,8 @@ samples; only those of the continuations are kept per row, and reordered with th
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.struct
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mcl_jax import hypotheses
+from mcl_jax import hypotheses, objectives, options, token_ids
 from mcl_jax.generation import filters
 from mcl_jax.generation.decoders import Decoder, Greedy, Step
-from mcl_jax.models.decoder import Segment, check_placeholders, positions_of
+from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
+from mcl_jax.models.decoder import Segment, positions_of
 
-Inputs = Int[Array, "B P"] | Mapping[str, Array]
 GREEDY = Greedy()
+MAX_NEW_TOKENS = 64
 
 
 @flax.struct.dataclass
@@ -30,7 +32,8 @@ class Generation:
 
     Attributes:
       tokens: continuations, the padding token behind the end token (which is kept).
-      scores: of each: Σ log p in nats for greedy and sampling, Σ log p / length^α for beams; best first there.
+      scores: of each: Σ log p in nats for greedy and sampling, Σ log p / length^α for beams; best first there. NaN
+        where the model's own log p were, which `decode` refuses unless it is traced.
       lengths: in tokens, the end token included.
     """
 
@@ -41,32 +44,45 @@ class Generation:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What ends and constrains every continuation, whatever the decoder.
+    """What ends and constrains every continuation, whatever the decoder. None is the default of each.
 
     Args:
       max_new_tokens: T.
       min_new_tokens: no end token before this many.
       eos_token_id: one or several tokens that end a continuation; none if ().
-      pad_token_id: put behind the end.
+      pad_token_id: put behind the end, be it in the vocabulary or not; the first end token if None, or 0 without any.
       repetition_penalty: above 1, makes tokens of the prompt and of the continuation less likely.
 
     Raises:
       ValueError: for a value outside its range.
     """
 
-    max_new_tokens: int
+    max_new_tokens: int = MAX_NEW_TOKENS
     min_new_tokens: int = 0
-    eos_token_id: tuple[int, ...] = ()
-    pad_token_id: int = 0
+    eos_token_id: int | Sequence[int] = ()
+    pad_token_id: int | None = None
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        options.settle(self)
+        options.check_integers(1, max_new_tokens=self.max_new_tokens)
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ValueError(f"min_new_tokens must be in [0, {self.max_new_tokens}], got {self.min_new_tokens}")
-        if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty must be positive, got {self.repetition_penalty}")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty must be positive and finite, got {self.repetition_penalty}")
+        single = isinstance(self.eos_token_id, (int, str)) or not isinstance(self.eos_token_id, Iterable)
+        ends = (self.eos_token_id,) if single else tuple(self.eos_token_id)
+        for token in ends:
+            options.check_integers(0, eos_token_id=token)
+        pad = (*ends, 0)[0] if self.pad_token_id is None else self.pad_token_id
+        options.check_integers(-(2**31), pad_token_id=pad)
+        object.__setattr__(self, "eos_token_id", ends)
+        object.__setattr__(self, "pad_token_id", pad)
+
+    def check_vocabulary(self, vocab_size: int | None) -> None:
+        """Raises a ValueError for an end token that the model does not have; nothing would ever end with it."""
+        if vocab_size is not None and (outside := [token for token in self.eos_token_id if token >= vocab_size]):
+            raise ValueError(f"eos_token_id must be in the vocabulary [0, {vocab_size}), got {outside}")
 
 
 def generate(
@@ -75,7 +91,7 @@ def generate(
     adapters: Any,
     inputs: Inputs,
     decoder: Decoder = GREEDY,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     **options: Any,
 ) -> Int[Array, "K B n T"]:
     """The tokens of `decode`, which also returns scores and lengths; same arguments."""
@@ -88,69 +104,66 @@ def decode(
     adapters: Any,
     inputs: Inputs,
     decoder: Decoder = GREEDY,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     *,
-    eos_token_id: int | tuple[int, ...] = (),
-    pad_token_id: int = 0,
+    eos_token_id: int | Sequence[int] | None = (),
+    pad_token_id: int | None = None,
     min_new_tokens: int = 0,
     repetition_penalty: float = 1.0,
-    rng: Key[Array, ""] | None = None,
+    rng: Key[Array, ""] | Key[Array, " B"] | None = None,
 ) -> Generation:
     """Continuations of B prompts under each of K hypotheses.
 
     Args:
       model: `Hypotheses` or a `MixtureOfExperts` of a language model of `mcl_jax.models`.
       params, adapters: of the base, and of the K hypotheses.
-      inputs: prompts, tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left; also
-        "features" [B, N, D] of a picture or clip, as the model's `encode` gave them.
+      inputs: prompts, tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left, or
+        the {"input_ids", "attention_mask"} of a tokenizer; also "features" [B, N, D] of a picture or clip, as the
+        model's `encode` gave them. Values that are traced are not checked.
       decoder: `Greedy()`, `Sampling(...)`, `BeamSearch(...)` or `DiverseBeamSearch(...)`.
       max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty: see `Limits`.
-      rng: for sampling.
+      rng: for sampling: a typed key, of which example b takes `fold_in(rng, b)`, or one key for each example. A sample
+        depends on the example's key, on the numbers of its hypothesis and of the sample, and on nothing else of the
+        batch. None is `jax.random.key(0)`: the same samples in every call.
     Raises:
-      ValueError: a prompt is empty or padded on the right, has more placeholder tokens than there are features, or is
-        too long for a model with position embeddings; or an option is outside its range.
+      ValueError: inputs as in `prompts_of`; a prompt too long for a model with position embeddings; an option outside
+        its range, or an end token outside of the vocabulary.
+      FloatingPointError: the model's scores are NaN; names the hypotheses and the prompts.
     """
-    tokens, mask = prompt_of(inputs)
-    most, longest = getattr(model.module, "max_positions", None), int(mask.sum(1).max())
-    if most is not None and longest + max_new_tokens > most:
-        raise ValueError(
-            f"the model has {most} positions, too few for a prompt of {longest} tokens and {max_new_tokens} new ones"
+    limits = Limits(max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty)
+    decoder = _checked(GREEDY if decoder is None else decoder)
+    prompts = prompts_of(inputs, model.module)
+    check_room(model.module, prompts.longest, limits.max_new_tokens)
+    limits.check_vocabulary(getattr(model.module, "vocab_size", None))
+    keys = _example_keys(rng, len(prompts.tokens))
+    arrays = params, adapters, prompts.tokens, prompts.mask, prompts.features, keys
+    found, broken = _decode(model, decoder, limits, *arrays)
+    _check_scores(broken)
+    return found
+
+
+def _example_keys(rng: Any, batch: int) -> Key[Array, " B"]:
+    rng = jax.random.key(0) if rng is None else jnp.asarray(rng)
+    objectives.check_key(rng)
+    if rng.shape not in ((), (batch,)):
+        raise ValueError(f"rng must be one key, or one for each of {batch} prompts, got {rng.shape}")
+    return objectives.example_keys(rng, batch)
+
+
+def _checked(decoder: Any) -> Decoder:
+    if isinstance(decoder, type) or not hasattr(decoder, "advance"):
+        raise ValueError(f"decoder must be one such as Greedy() or BeamSearch(num_beams=4), got {decoder!r}")
+    return decoder
+
+
+def _check_scores(broken: Bool[Array, "K B"]) -> None:
+    values = token_ids.known(broken)
+    if values is not None and values.any():
+        of_hypotheses, of_prompts = (np.flatnonzero(values.any(axis)).tolist() for axis in (1, 0))
+        raise FloatingPointError(
+            f"the scores of hypotheses {of_hypotheses} are NaN for prompts {of_prompts}: look for NaN or infinity in "
+            "their adapters, in the parameters and in the features, or compute in a wider dtype"
         )
-    features = features_of(inputs, model.module)
-    eos = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id)
-    limits = Limits(max_new_tokens, min_new_tokens, eos, pad_token_id, repetition_penalty)
-    rng = jax.random.key(0) if rng is None else rng
-    return _decode(model, decoder, limits, params, adapters, tokens, mask, features, rng)
-
-
-def prompt_of(inputs: Inputs) -> tuple[Int[Array, "B P"], Bool[Array, "B P"]]:
-    """(tokens, mask) of prompts.
-
-    Raises:
-      ValueError: for another shape, an empty prompt, or padding on the right; names the rows.
-    """
-    tokens, mask = (inputs["tokens"], inputs.get("mask")) if isinstance(inputs, Mapping) else (inputs, None)
-    tokens = jnp.asarray(tokens, jnp.int32)
-    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask, bool)
-    if tokens.ndim != 2 or mask.shape != tokens.shape:
-        raise ValueError(f"prompts must be tokens [B, P] with a mask alike, got {tokens.shape} and {mask.shape}")
-    bad = np.flatnonzero(~mask[:, -1]) if tokens.shape[1] else np.arange(tokens.shape[0])
-    if bad.size or (np.diff(mask.astype(np.int8), axis=1) < 0).any():
-        bad = bad if bad.size else np.flatnonzero((np.diff(mask.astype(np.int8), axis=1) < 0).any(1))
-        raise ValueError(f"prompts must be padded on the left and not be empty; rows {bad.tolist()} are not so")
-    return tokens, jnp.asarray(mask)
-
-
-def features_of(inputs: Inputs, module: Any) -> dict[str, Float[Array, "B N D"]]:
-    """{"features"} of inputs that have them, for the module's methods; else {}.
-
-    Raises:
-      ValueError: if a prompt has more placeholder tokens than there are features; names the rows.
-    """
-    tokens, features = (inputs["tokens"], inputs.get("features")) if isinstance(inputs, Mapping) else (inputs, None)
-    if (placeholder := getattr(module, "placeholder", None)) is not None:
-        check_placeholders(tokens, placeholder, 0 if features is None else features.shape[1])
-    return {} if features is None else {"features": jnp.asarray(features)}
 
 
 @flax.struct.dataclass
@@ -160,19 +173,22 @@ class _Carry:
     seen: Bool[Array, "N W V"] | None
     search: Any
     kept: Segment  # of the continuations, with a leading axis K
+    broken: Bool[Array, " N"]  # whether log p of the item were NaN
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(model, decoder, limits, params, adapters, tokens, mask, features, rng):
+def _decode(model, decoder, limits, params, adapters, tokens, mask, features, keys):
     K, (B, P), W, T = hypotheses.count(adapters), tokens.shape, decoder.width, limits.max_new_tokens
     extend = functools.partial(_extend, model, params, adapters)
     prompts = jnp.broadcast_to(tokens[None], (K, B, P))
     logits, prompt = extend(prompts, mask, positions_of(tokens, mask), (), **features)
     lengths = jnp.repeat(mask.sum(1), W)  # [R], R = B·W rows in the order (B, W)
+    vocab, keys = logits.shape[-1], _row_keys(keys, K, W)
 
     def body(carry):
-        step = Step(carry.t, jax.random.fold_in(rng, carry.t), limits.eos_token_id, limits.pad_token_id, T)
+        step = Step(carry.t, _folded(keys, carry.t), limits.eos_token_id, limits.pad_token_id, T)
         scores, log_p = _constrained(carry, decoder, limits)
+        broken = carry.broken | jnp.isnan(log_p[..., 0]).any(-1)  # one NaN among the scores is in all of log p
         chosen, parents, search = decoder.advance(scores, log_p, carry.search, step)
         seen, kept = carry.seen, carry.kept
         if parents is not None:
@@ -182,18 +198,34 @@ def _decode(model, decoder, limits, params, adapters, tokens, mask, features, rn
             seen = seen | jax.nn.one_hot(chosen, seen.shape[-1], dtype=bool)
         here = (lengths + carry.t)[:, None]
         past = (prompt, kept.replace(mask=kept.mask & (jnp.arange(T) < carry.t)[None, None]))
-        logits, new = extend(chosen.reshape(K, B * W, 1), jnp.ones((B * W, 1), bool), here, past)
+        fed = jnp.clip(chosen, 0, vocab - 1).reshape(K, B * W, 1)  # the padding token may be any
+        logits, new = extend(fed, jnp.ones((B * W, 1), bool), here, past)
         kept = jax.tree.map(lambda all_, one, axis: _write(all_, one, carry.t, axis), kept, new, SLOT_AXES)
-        return _Carry(carry.t + 1, logits[:, :, 0].reshape(K * B, W, -1), seen, search, kept)
+        return _Carry(carry.t + 1, logits[:, :, 0].reshape(K * B, W, -1), seen, search, kept, broken)
 
     going_on = lambda carry: (carry.t < T) & ~decoder.done(carry.search)
     last = logits[:, :, -1].reshape(K * B, 1, -1)
-    seen = _seen(tokens, mask, last.shape[-1], K, W) if limits.repetition_penalty != 1.0 else None
-    first = jnp.broadcast_to(last, (K * B, W, last.shape[-1]))
-    search = decoder.init(K * B, T, limits.pad_token_id)
-    final = jax.lax.while_loop(going_on, body, _Carry(jnp.int32(0), first, seen, search, _empty(prompt, B * W, T)))
+    seen = _seen(tokens, mask, vocab, K, W) if limits.repetition_penalty != 1.0 else None
+    first = jnp.broadcast_to(last, (K * B, W, vocab))
+    search, kept = decoder.init(K * B, T, limits.pad_token_id), _empty(prompt, B * W, T)
+    start = _Carry(jnp.int32(0), first, seen, search, kept, jnp.zeros(K * B, bool))
+    final = jax.lax.while_loop(going_on, body, start)
     found, scores = decoder.result(final.search)
-    return Generation(found.reshape(K, B, -1, T), scores.reshape(K, B, -1), _lengths(found, limits).reshape(K, B, -1))
+    scores = jnp.where(final.broken[:, None], jnp.nan, scores)
+    of_items = Generation(found, scores, _lengths(found, limits))
+    return jax.tree.map(lambda x: x.reshape(K, B, *x.shape[1:]), of_items), final.broken.reshape(K, B)
+
+
+def _row_keys(keys: Key[Array, " B"], K: int, W: int) -> Key[Array, "N W"]:
+    """A key for each row, from that of its example and the numbers of its hypothesis and of its sample."""
+    of_hypothesis = jax.vmap(lambda k: _folded(keys, k))(jnp.arange(K))
+    of_sample = jax.vmap(lambda w: _folded(of_hypothesis, w), out_axes=-1)(jnp.arange(W))
+    return of_sample.reshape(-1, W)
+
+
+def _folded(keys: Key[Array, "*N"], number: Int[Array, ""]) -> Key[Array, "*N"]:
+    flat = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), number)
+    return flat.reshape(keys.shape)
 
 
 def _extend(model, params, adapters, tokens, mask, positions, past, **features):

@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mcl_jax.generation.generate import Generation, Inputs, features_of, prompt_of
+from mcl_jax import token_ids
+from mcl_jax.generation.generate import Generation
+from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
 from mcl_jax.hypotheses import AdaptedModule
 from mcl_jax.likelihood import sequence_log_likelihood
 from mcl_jax.models.decoder import positions_of
@@ -18,17 +21,36 @@ def log_likelihoods(
 ) -> Float[Array, "H K B n"]:
     """log p_h(answer | prompt) in nats, of every answer under every hypothesis h; the end token counts.
 
+    NaN where hypothesis h itself gives NaN.
+
     Args:
       model, params, adapters, inputs: as given to `decode`; the H hypotheses need not be those that answered.
       answers: what `decode` returned for these prompts.
     Raises:
-      ValueError: if the answers are not those of as many prompts.
+      ValueError: inputs as in `decode`; answers that are not those of as many prompts, have no or too many tokens, or
+        tokens outside of the vocabulary.
     """
-    tokens, mask = prompt_of(inputs)
-    if answers.tokens.shape[1] != len(tokens):
-        raise ValueError(f"answers must be [K, B, n, T] of B = {len(tokens)} prompts, got {answers.tokens.shape}")
-    arrays = tokens, mask, answers.tokens, answers.lengths, features_of(inputs, model.module)
+    prompts = prompts_of(inputs, model.module)
+    longest = _check_answers(answers, len(prompts.tokens), getattr(model.module, "vocab_size", None))
+    check_room(model.module, prompts.longest, longest)
+    arrays = prompts.tokens, prompts.mask, jnp.asarray(answers.tokens), jnp.asarray(answers.lengths), prompts.features
     return _log_likelihoods(model, params, adapters, *arrays)
+
+
+def _check_answers(answers: Generation, num_prompts: int, vocab_size: int | None) -> int:
+    """Tokens of the longest answer."""
+    shape = jnp.shape(answers.tokens)
+    if len(shape) != 4 or shape[1] != num_prompts or not all(shape):
+        raise ValueError(f"answers must be [K, B, n, T] of B = {num_prompts} prompts, got {shape}")
+    if jnp.shape(answers.lengths) != shape[:3]:
+        raise ValueError(f"lengths of the answers must be [K, B, n] = {shape[:3]}, got {jnp.shape(answers.lengths)}")
+    if (lengths := token_ids.known(answers.lengths)) is None:
+        return shape[-1]
+    if lengths.min() < 1 or lengths.max() > shape[-1]:
+        raise ValueError(f"lengths must be in [1, T = {shape[-1]}], got {lengths.min()} to {lengths.max()}")
+    real = np.arange(shape[-1]) < lengths[..., None]
+    token_ids.check_vocabulary("tokens of the answers", answers.tokens, real, vocab_size)
+    return int(lengths.max())
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -54,7 +76,7 @@ def _log_likelihoods(model, params, adapters, tokens, mask, answers, lengths, fe
 
 
 def mixture_scores(
-    log_p: Float[Array, "H K B n"], lengths: Int[Array, "K B n"], length_penalty: float = 1.0
+    log_p: Float[Array, "H K B n"], lengths: Int[Array, "K B n"], length_penalty: float | None = 1.0
 ) -> Float[Array, "K B n"]:
     """log (1/H Σ_h p_h(answer)) / length^α: the likelihood of an answer under all hypotheses together.
 
@@ -64,7 +86,20 @@ def mixture_scores(
     Args:
       log_p: of `log_likelihoods`, nats.
       lengths: in tokens.
-      length_penalty: α; 1 for nats a token, 0 for the plain log-likelihood.
+      length_penalty: α; 1 (or None) for nats a token, 0 for the plain log-likelihood.
+    Raises:
+      ValueError: for a NaN, which would put its answer at one end of the ranking (names the hypotheses); shapes that do
+        not fit; or lengths below 1. Values that are traced are not checked.
     """
+    if jnp.ndim(log_p) != 4 or jnp.shape(log_p)[1:] != jnp.shape(lengths):
+        raise ValueError(
+            f"log_p [H, K, B, n] and lengths [K, B, n] must fit, got {jnp.shape(log_p)}, {jnp.shape(lengths)}"
+        )
+    if (values := token_ids.known(log_p)) is not None and np.isnan(values).any():
+        hypotheses = np.flatnonzero(np.isnan(values).any((1, 2, 3))).tolist()
+        raise ValueError(f"log_p must be numbers to rank answers by, got NaN under hypotheses {hypotheses}")
+    if (counts := token_ids.known(lengths)) is not None and (counts < 1).any():
+        raise ValueError(f"lengths must be at least 1 token, got {counts.min()}")
+    length_penalty = 1.0 if length_penalty is None else length_penalty
     mixture = jax.nn.logsumexp(log_p, axis=0) - jnp.log(log_p.shape[0])
     return mixture / lengths.astype(jnp.float32) ** length_penalty

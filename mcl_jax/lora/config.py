@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from mcl_jax import options
+
 
 def matches(pattern: str, path: str) -> bool:
     """True if `pattern` is the last component(s) of the module path `a/b/c`, or a regular expression for all of it."""
@@ -47,6 +49,7 @@ class LoraConfig:
     param_dtype: Any = jnp.float32
 
     def __post_init__(self):
+        options.settle(self)
         for name, ranks in [("rank", self.rank), *self.rank_pattern.items()]:
             if min(_each(ranks), default=0) < 1:
                 raise ValueError(f"LoraConfig: a rank must be at least 1, got {ranks} for {name!r}")

@@ -33,8 +33,8 @@ def minimum_bayes_risk(
     """
     check_answers(answers)
     weights = [np.ones(len(texts)) for texts in answers] if weights is None else [np.asarray(w, float) for w in weights]
-    if [len(w) for w in weights] != [len(texts) for texts in answers] or any((w < 0).any() for w in weights):
-        raise ValueError("weights must be as many as the answers of each item, and at least 0")
+    if [len(w) for w in weights] != [len(texts) for texts in answers] or any(not (w >= 0).all() for w in weights):
+        raise ValueError("weights must be as many as the answers of each item, numbers of at least 0")
     return [_best(texts, w, utility) for texts, w in zip(answers, weights, strict=True)]
 
 

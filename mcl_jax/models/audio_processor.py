@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mcl_jax.models import processor
 from mcl_jax.models.processor import Processor
 from mcl_jax.models.qwen2_audio import Qwen2AudioConfig
 from mcl_jax.models.whisper import check_clips, num_features
@@ -48,7 +49,7 @@ class AudioProcessor(Processor):
         """Reads a folder with the files of a tokenizer and a feature extractor."""
         from transformers import Qwen2AudioProcessor  # seconds to import: only where it is needed
 
-        return cls(config, Qwen2AudioProcessor.from_pretrained(folder))
+        return processor.read(folder, lambda: cls(config, Qwen2AudioProcessor.from_pretrained(folder)))
 
     def num_features(self, clip: Clip) -> int:
         """Audio tokens that a clip takes; raises as `__call__` does for what is none."""

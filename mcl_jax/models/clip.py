@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from mcl_jax import options
 from mcl_jax.models import decoder
 from mcl_jax.models.hf_config import check_types
 from mcl_jax.models.norms import LayerNorm
@@ -73,10 +74,9 @@ class CLIPVisionConfig:
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
-        for name in SIZES:
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}.")
+        options.settle(self)
         check_types(self)
+        options.check_integers(1, **{name: getattr(self, name) for name in SIZES})
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} and {self.hidden_size}."
@@ -98,10 +98,11 @@ class CLIPVisionConfig:
         Raises:
           ValueError: for another kind of tower, or a value that this one does not compute.
         """
+        hf_config = options.given(hf_config)
         kind = hf_config.get("model_type", MODEL_TYPE)
         if kind != MODEL_TYPE:
             raise ValueError(f"model_type of a vision tower must be {MODEL_TYPE!r}, got {kind!r}.")
-        given = {name: hf_config[name] for name in cls._hf_names() if hf_config.get(name) is not None}
+        given = {name: hf_config[name] for name in cls._hf_names() if name in hf_config}
         return cls(**given | overrides)
 
     def to_hf(self) -> dict[str, Any]:

@@ -8,8 +8,9 @@ Every model here is a Linen module with the same four methods:
     module.logits(hidden)                         the output layer alone
 
 and `Module.unembedding(params)`, the output matrix [D, V]. `mask` is True on tokens and False on padding, on either
-side; positions count tokens only. A model never writes a cache: it reads `past`, segments of keys and values, and
-returns the segment of the tokens it was given. What is kept of it, and where, is up to the caller (`generation`).
+side, and what stands there changes nothing; positions count tokens only. A model never writes a cache: it reads
+`past`, segments of keys and values, and returns the segment of the tokens it was given. What is kept of it, and where,
+is up to the caller (`generation`).
 
 A model that sees or hears has a fifth method, `encode`: its frozen tower, from pictures or clips to features [B, N, D],
 run once an example whatever K. The first three then take `features=`, which stand in for placeholder tokens of the
@@ -25,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from mcl_jax import token_ids
 
 NO_WINDOW = jnp.iinfo(jnp.int32).max
 
@@ -53,11 +56,17 @@ def merge_features(
 ) -> Float[Array, "B T D"]:
     """Embeddings x of the tokens, with feature i of a row in the place of its i-th placeholder token.
 
-    N is at least the number of placeholders of any row; features behind a row's last one are padding.
+    N is at least the number of placeholders of any row; features behind a row's last one are padding, and placeholders
+    without a feature are NaN.
+
+    Raises:
+      ValueError: for features of another number of rows, or another width.
     """
+    if features.ndim != 3 or (features.shape[0], features.shape[2]) != (x.shape[0], x.shape[2]):
+        raise ValueError(f"features must be [B, N, D] with B and D of {x.shape} (B, T, D), got {features.shape}")
     here = tokens == placeholder
-    index = jnp.clip(jnp.cumsum(here, axis=1) - 1, 0, features.shape[1] - 1)
-    placed = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1)
+    index = jnp.maximum(jnp.cumsum(here, axis=1) - 1, 0)
+    placed = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1, mode="fill", fill_value=jnp.nan)
     return jnp.where(here[..., None], placed, x)
 
 
@@ -69,6 +78,19 @@ def check_placeholders(tokens: Int[np.ndarray, "B T"], placeholder: int, most: i
             f"rows {rows.tolist()} have {needed[rows].tolist()} placeholder tokens ({placeholder}) for features of a "
             f"picture or clip, got {most} features a row"
         )
+
+
+def embed(table: nn.Embed, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Embeddings; NaN for ids outside of the table, of which `jnp.take` counts the negative ones from its end."""
+    tokens = jnp.asarray(tokens)
+    if jnp.issubdtype(tokens.dtype, jnp.integer):  # `nn.Embed` refuses others
+        tokens = jnp.where(tokens < 0, table.num_embeddings, tokens.astype(jnp.int32))
+    return table(tokens)
+
+
+def blank(x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
+    """x with zeros at padding: an id that is no token has no embedding, and a NaN would go through any weight of 0."""
+    return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 
 
 def positions_of(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None) -> Int[Array, "B T"]:
@@ -178,8 +200,10 @@ def context_of(
     return Context(positions, own, tuple(distances(positions, s.positions, s.mask) for s in past), keep)
 
 
-def check_inputs(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None, max_positions: int | None = None) -> None:
-    """Raises a ValueError for shapes that do not fit, or more tokens than there are positions."""
+def check_inputs(
+    tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None, vocab_size: int, max_positions: int | None = None
+) -> None:
+    """Raises a ValueError for shapes that do not fit, more tokens than positions, or ids outside of the vocabulary."""
     if tokens.ndim != 2:
         raise ValueError(f"tokens must be [B, T], got shape {tokens.shape}.")
     if max_positions is not None and tokens.shape[1] > max_positions:
@@ -188,3 +212,4 @@ def check_inputs(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None, max
         )
     if mask is not None and (mask.shape != tokens.shape or mask.dtype != jnp.bool_):
         raise ValueError(f"mask must be bool{list(tokens.shape)} like tokens, got {mask.dtype}{list(mask.shape)}.")
+    token_ids.check_vocabulary("tokens", tokens, mask, vocab_size)

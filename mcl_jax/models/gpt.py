@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from mcl_jax import options
 from mcl_jax.models import decoder
 from mcl_jax.models.hf_config import check_types
 from mcl_jax.models.norms import LayerNorm
@@ -74,10 +75,9 @@ class GPTConfig:
     scan: bool = False
 
     def __post_init__(self):
+        options.settle(self)
         check_types(self)
-        for field in POSITIVE_FIELDS:
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}.")
+        options.check_integers(1, **{field: getattr(self, field) for field in POSITIVE_FIELDS})
         if self.intermediate_size is not None and self.intermediate_size < 1:
             raise ValueError(f"intermediate_size must be at least 1 (or None for 4 D), got {self.intermediate_size}.")
         if self.hidden_size % self.num_heads:
@@ -98,6 +98,7 @@ class GPTConfig:
 
     @classmethod
     def _from_entries(cls, entries: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
+        entries = options.given(entries)
         if not entries.get("tie_word_embeddings", True):
             raise ValueError("tie_word_embeddings must be true, got false: this model has no separate output layer.")
         names = {field.name for field in dataclasses.fields(cls)} - OWN_FIELDS
@@ -181,6 +182,11 @@ class GPT(nn.Module):
         """Tokens that a prompt and its continuation may have together: there are embeddings of no more positions."""
         return self.config.max_position_embeddings
 
+    @property
+    def vocab_size(self) -> int:
+        """V, number of tokens."""
+        return self.config.vocab_size
+
     def setup(self):
         self.transformer = Transformer(self.config)
 
@@ -201,9 +207,9 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
         """Hidden states [B, T, D] after the last layer norm, in `config.dtype`; arguments as in `__call__`."""
-        decoder.check_inputs(tokens, mask, self.config.max_position_embeddings)
+        decoder.check_inputs(tokens, mask, self.vocab_size, self.config.max_position_embeddings)
         context = decoder.context_of(decoder.positions_of(tokens, mask), mask, (), keep=False)
-        return self.transformer(self.embed(tokens), context, ())[0]
+        return self.transformer(decoder.blank(self.embed(tokens), mask), context, ())[0]
 
     def extend(
         self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
@@ -212,12 +218,12 @@ class GPT(nn.Module):
         """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
         context = decoder.context_of(positions, mask, past, keep=True)
         kv = tuple((s.keys, s.values) for s in past)
-        hidden, (keys, values) = self.transformer(self.embed(tokens), context, kv)
+        hidden, (keys, values) = self.transformer(decoder.blank(self.embed(tokens), mask), context, kv)
         return hidden, decoder.Segment(keys, values, positions, mask)
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings, without those of positions."""
-        return self.transformer.wte(tokens)
+        return decoder.embed(self.transformer.wte, tokens)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """The output layer, in float32."""

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mcl_jax import options
 from mcl_jax.models import decoder
 from mcl_jax.models.gpt import GPT, GPTConfig, dense
 
@@ -51,6 +52,7 @@ class GPT2Config(GPTConfig):
         Raises:
           ValueError: a needed entry is absent, or the dict describes something this model does not compute.
         """
+        hf_config = options.given(hf_config)
         if hf_config.get("activation_function", "gelu_new") != "gelu_new":
             raise ValueError(f"activation_function must be 'gelu_new', got {hf_config['activation_function']!r}.")
         for name, needed in UNSUPPORTED.items():

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from mcl_jax import options
 from mcl_jax.models import decoder
 from mcl_jax.models.gpt import GPT, OWN_FIELDS, GPTConfig, dense
 
@@ -58,10 +59,9 @@ class GPTNeoConfig(GPTConfig):
     attention_layers: tuple[str, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "attention_layers", tuple(self.attention_layers))  # a list would not be hashable
         super().__post_init__()
-        if self.window_size < 1:
-            raise ValueError(f"window_size must be at least 1, got {self.window_size}.")
+        object.__setattr__(self, "attention_layers", tuple(self.attention_layers))  # a list would not be hashable
+        options.check_integers(1, window_size=self.window_size)
         if len(self.attention_layers) != self.num_layers:
             raise ValueError(
                 f"attention_layers must name one kind for each of num_layers={self.num_layers} layers, "
@@ -87,6 +87,7 @@ class GPTNeoConfig(GPTConfig):
         Raises:
           ValueError: a needed entry is absent, or the dict describes something this model does not compute.
         """
+        hf_config = options.given(hf_config)
         if hf_config.get("activation_function", "gelu_new") != "gelu_new":
             raise ValueError(f"activation_function must be 'gelu_new', got {hf_config['activation_function']!r}.")
         return cls._from_entries({**hf_config, "attention_layers": _attention_layers(hf_config)}, overrides)

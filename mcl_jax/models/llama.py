@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from mcl_jax import options
 from mcl_jax.models import decoder
 from mcl_jax.models.hf_config import check_types
 from mcl_jax.models.rotary import Rope, rotate
@@ -35,15 +36,20 @@ SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
 )  # fmt: skip
-# Defaults of Hugging Face's classes. A text_config inside another config.json may leave any of them out, a config.json
-# of its own those that are no sizes it must have.
+# What a config.json may leave out: where it equals the default of Hugging Face's class.
 DEFAULTS = {
+    "llama": dict(),
+    "mistral": dict(num_key_value_heads=8, max_position_embeddings=131072, sliding_window=4096),
+    "qwen2": dict(num_key_value_heads=32, max_position_embeddings=32768, sliding_window=4096, max_window_layers=28),
+}
+# What only a text_config inside another config.json may leave out.
+TEXT_DEFAULTS = {
     "llama": dict(vocab_size=32000, intermediate_size=11008),
-    "mistral": dict(vocab_size=32000, intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072,
-                    sliding_window=4096),
-    "qwen2": dict(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768,
-                  sliding_window=4096, max_window_layers=28),
-}  # fmt: skip
+    "mistral": dict(vocab_size=32000, intermediate_size=14336),
+    "qwen2": dict(vocab_size=151936, intermediate_size=22016),
+}
+# Where null says something else than the default, as in Hugging Face: as many as there are heads, and no window.
+MEANT_NULL = ("num_key_value_heads", "sliding_window")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +100,9 @@ class LlamaConfig:
     remat: bool = False
 
     def __post_init__(self):
+        options.settle(self)
         check_types(self)
-        for name in SIZES:
-            if (size := getattr(self, name)) is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+        options.check_integers(1, **{name: getattr(self, name) for name in SIZES if getattr(self, name) is not None})
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim is None:
@@ -115,6 +120,8 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even to be rotated, got {self.head_dim}.")
         self.rope.check_head(self.head_dim)
+        if self.sliding_windows is not None:
+            object.__setattr__(self, "sliding_windows", tuple(self.sliding_windows))  # a list would not be hashable
         if self.sliding_windows is not None and len(self.sliding_windows) != self.num_hidden_layers:
             raise ValueError(
                 f"sliding_windows must have one entry for each of {self.num_hidden_layers} layers, got "
@@ -136,7 +143,7 @@ class LlamaConfig:
         family = hf_config.get("model_type")
         if family not in FAMILIES:
             raise ValueError(f"model_type must be one of {FAMILIES}, got {family!r}.")
-        hf_config = {name: of for name, of in DEFAULTS[family].items() if name not in SIZES[:5]} | dict(hf_config)
+        hf_config = DEFAULTS[family] | options.given(hf_config, meaning=MEANT_NULL)
         if hf_config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act must be 'silu', got {hf_config['hidden_act']!r}.")
         plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings", "mlp_bias")
@@ -153,9 +160,10 @@ class LlamaConfig:
     @classmethod
     def from_text_config(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlamaConfig":
         """Reads the `text_config` of a model that sees or hears, as `from_hf` does, with Hugging Face's defaults."""
+        hf_config = options.given(hf_config, meaning=MEANT_NULL)
         family = hf_config.get("model_type", "llama")
         sizes = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
-        return cls.from_hf({"model_type": family} | sizes | DEFAULTS.get(family, {}) | hf_config, **overrides)
+        return cls.from_hf({"model_type": family} | sizes | TEXT_DEFAULTS.get(family, {}) | hf_config, **overrides)
 
     def to_hf(self) -> dict[str, Any]:
         """The dict of a Hugging Face `config.json` of this model."""
@@ -185,7 +193,7 @@ def _sliding_windows(hf_config: Mapping[str, Any], num_layers: int) -> tuple[int
         return (window,) * num_layers
     if not hf_config.get("use_sliding_window", False):
         return None
-    first = hf_config.get("max_window_layers", num_layers)
+    first = hf_config["max_window_layers"]
     default = ["full_attention" if i < first else "sliding_attention" for i in range(num_layers)]
     kinds = hf_config.get("layer_types") or default
     if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
@@ -296,6 +304,11 @@ class Llama(nn.Module):
 
     config: LlamaConfig
 
+    @property
+    def vocab_size(self) -> int:
+        """V, number of tokens."""
+        return self.config.vocab_size
+
     def setup(self):
         self.model = Decoder(self.config)
         if not self.config.tie_word_embeddings:
@@ -311,14 +324,14 @@ class Llama(nn.Module):
         Raises:
           ValueError: `mask` is not boolean or not [B, T].
         """
-        decoder.check_inputs(tokens, mask)
+        decoder.check_inputs(tokens, mask, self.vocab_size)
         return self.hidden_embedded(self.embed(tokens), decoder.positions_of(tokens, mask), mask)
 
     def hidden_embedded(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T D"]:
         """`hidden` from embeddings, for inputs that are not all tokens."""
-        return self.model(x, decoder.context_of(positions, mask, (), keep=False), ())[0]
+        return self.model(decoder.blank(x, mask), decoder.context_of(positions, mask, (), keep=False), ())[0]
 
     def extend(
         self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
@@ -329,7 +342,7 @@ class Llama(nn.Module):
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings."""
-        return self.model.embed_tokens(tokens)
+        return decoder.embed(self.model.embed_tokens, tokens)
 
     def extend_embedded(
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
@@ -337,7 +350,8 @@ class Llama(nn.Module):
     ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
         """`extend` from embeddings, for inputs that are not all tokens."""
         context = decoder.context_of(positions, mask, past, keep=True)
-        hidden, (keys, values) = self.model(x, context, tuple((s.keys, s.values) for s in past))
+        past = tuple((s.keys, s.values) for s in past)
+        hidden, (keys, values) = self.model(decoder.blank(x, mask), context, past)
         return hidden, decoder.Segment(keys, values, positions, mask)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

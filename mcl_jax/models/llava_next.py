@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mcl_jax import options
 from mcl_jax.models.clip import ACTIVATIONS, CLIPVisionConfig, VisionTower
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.multimodal import Multimodal
@@ -60,6 +61,8 @@ class LlavaNextConfig:
     multimodal_projector_bias: bool = True
 
     def __post_init__(self):
+        options.settle(self)
+        options.check_integers(0, image_token_index=self.image_token_index)
         states = self.vision_config.num_hidden_layers + 1
         if not self.vision_feature_layer or any(not -states <= i < states for i in self.vision_feature_layer):
             raise ValueError(
@@ -90,6 +93,7 @@ class LlavaNextConfig:
         Raises:
           ValueError: a part is absent, or the dict describes something this model does not compute.
         """
+        hf_config = options.given(hf_config)
         if missing := [name for name in ("text_config", "vision_config") if not hf_config.get(name)]:
             raise ValueError(f"A llava_next config.json must have {missing}, got only {sorted(hf_config)}.")
         strategy = hf_config.get("vision_feature_select_strategy", "default")
@@ -97,9 +101,9 @@ class LlavaNextConfig:
             raise ValueError(f"vision_feature_select_strategy must be 'default' for a CLIP tower, got {strategy!r}.")
         tied = bool(hf_config.get("tie_word_embeddings", False))
         of_tower = {name: value for name, value in overrides.items() if name in DTYPES}
-        hf_config = {"image_token_index": hf_config.get("image_token_id")} | dict(hf_config)  # a name of transformers 5
-        fields = {f.name: hf_config[f.name] for f in dataclasses.fields(cls) if hf_config.get(f.name) is not None}
-        layers = fields.get("vision_feature_layer", (-2,))
+        hf_config = options.given({"image_token_index": hf_config.get("image_token_id")}) | hf_config  # transformers 5
+        fields = {f.name: hf_config[f.name] for f in dataclasses.fields(cls) if f.name in hf_config}
+        layers = options.plain(fields.get("vision_feature_layer", (-2,)))
         fields |= {
             "text_config": LlamaConfig.from_text_config(
                 hf_config["text_config"], tie_word_embeddings=tied, **overrides

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from mcl_jax.models import processor
 from mcl_jax.models.llava_next import LlavaNextConfig
 from mcl_jax.models.processor import Processor
 from mcl_jax.models.tiling import PADDING
@@ -45,7 +46,7 @@ class LlavaNextProcessor(Processor):
         """Reads a folder with the files of a tokenizer and an image processor."""
         from transformers import LlavaNextProcessor as HuggingFaces  # seconds to import: only where it is needed
 
-        return cls(config, HuggingFaces.from_pretrained(folder, backend="pil"))
+        return processor.read(folder, lambda: cls(config, HuggingFaces.from_pretrained(folder, backend="pil")))
 
     def picture(self, picture: Picture) -> tuple[Float[np.ndarray, "P S S 3"], Int[np.ndarray, " N"]]:
         """(normalised tiles, index of its tokens, see `Tiling`) of one picture.

@@ -17,6 +17,11 @@ class Multimodal(nn.Module):
     `placeholder`, the token whose embeddings features stand in for.
     """
 
+    @property
+    def vocab_size(self) -> int:
+        """V, number of tokens."""
+        return self.config.text_config.vocab_size
+
     def __call__(
         self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
         features: Float[Array, "B N D"] | None = None,
@@ -33,7 +38,7 @@ class Multimodal(nn.Module):
         Raises:
           ValueError: `mask` is not boolean or not [B, T].
         """
-        decoder.check_inputs(tokens, mask)
+        decoder.check_inputs(tokens, mask, self.vocab_size)
         if self.is_initializing():  # tokens alone never reach the tower
             self.encode_empty()
         x, positions = self.embed(tokens, features), decoder.positions_of(tokens, mask)

@@ -1,11 +1,44 @@
 """Prompts with placeholders to padded tokens, in NumPy: what processors of pictures and of clips share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
+
+from mcl_jax import json_io
+
+FILES = ("processor_config.json", "preprocessor_config.json")
+NOT_NULL = ("do_rescale", "do_normalize", "dither")  # transformers takes null for no, or notices it with the first clip
+
+
+def read(folder: str | Path, load: Callable[[], "Processor"]) -> "Processor":
+    """What `load` reads from a folder with transformers, to which null in the files of a processor is a value.
+
+    Raises:
+      ValueError: names the entries that are null and must not be, or those of files that cannot be read.
+    """
+    files = [Path(folder) / name for name in FILES if (Path(folder) / name).is_file()]
+    nulls = [f"{file.name}: {name}" for file in files for name in _nulls(json_io.read_json(file))]
+    if wrong := [name for name in nulls if name.split(".")[-1] in NOT_NULL]:
+        raise ValueError(f"{folder}: entries must not be null, got {wrong}; leave them out for their defaults")
+    try:
+        return load()
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        if not nulls:
+            raise
+        raise ValueError(
+            f"{folder}: the processor cannot be read ({error}); entries that are null are better left out: {nulls}"
+        ) from error
+
+
+def _nulls(entries: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from (f"{name}.{inner}" for inner in _nulls(value))
+        elif value is None:
+            yield name
 
 
 class Processor:
@@ -66,8 +99,8 @@ class Processor:
             raise ValueError(f"a prompt has {longest} tokens, more than length={length}")
         if side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
-        pad = self.tokenizer.pad_token_id
-        tokens = np.full((len(rows), length), self.tokenizer.eos_token_id if pad is None else pad, np.int32)
+        ids = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0  # a tokenizer may have none of its own
+        tokens = np.full((len(rows), length), next(token for token in ids if token is not None), np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, real, of_row in zip(tokens, mask, rows, strict=True):
             here = slice(length - len(of_row), None) if side == "left" else slice(len(of_row))

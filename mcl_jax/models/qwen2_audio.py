@@ -17,8 +17,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mcl_jax import options
 from mcl_jax.models.gpt import dense
-from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.llama import MEANT_NULL, Llama, LlamaConfig
 from mcl_jax.models.multimodal import Multimodal
 from mcl_jax.models.whisper import Encoder, WhisperConfig
 
@@ -38,6 +39,8 @@ class Qwen2AudioConfig:
     audio_token_index: int = 151646
 
     def __post_init__(self):
+        options.settle(self)
+        options.check_integers(0, audio_token_index=self.audio_token_index)
         if not 0 <= self.audio_token_index < self.text_config.vocab_size:
             raise ValueError(
                 f"audio_token_index must be a token of the vocabulary of {self.text_config.vocab_size}, got "
@@ -54,8 +57,10 @@ class Qwen2AudioConfig:
           ValueError: for an encoder or a language model that this one does not have.
         """
         shared = {name: overrides[name] for name in ("dtype", "param_dtype", "scan") if name in overrides}
+        hf_config = options.given(hf_config)
+        text_config = options.given(hf_config.get("text_config"), meaning=MEANT_NULL)
         return cls(
-            LlamaConfig.from_text_config({"model_type": "qwen2"} | hf_config.get("text_config", {}), **overrides),
+            LlamaConfig.from_text_config({"model_type": "qwen2"} | text_config, **overrides),
             WhisperConfig.from_hf(hf_config.get("audio_config", {}), **shared),
             hf_config.get("audio_token_index", hf_config.get("audio_token_id", cls.audio_token_index)),
         )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mcl_jax import options
 from mcl_jax.models.hf_config import check_types
 
 # What Hugging Face must be given for each rope_type. Here a yarn's factor may be absent, and the frequency factors of a
@@ -64,6 +65,7 @@ class Rope:
     attention_factor: float | None = None
 
     def __post_init__(self):
+        options.settle(self)
         if self.rope_type not in KINDS:
             raise ValueError(f"rope_type must be one of {tuple(KINDS)}, got {self.rope_type!r}.")
         check_types(self)
@@ -85,11 +87,11 @@ class Rope:
         Raises:
           ValueError: for a rotation of part of the head, an unknown rope_type, or settings that are absent or unknown.
         """
-        given = {}
+        hf_config, given = options.given(hf_config), {}
         for name in ("rope_scaling", "rope_parameters"):
-            if not isinstance(of := hf_config.get(name) or {}, Mapping):
+            if not isinstance(of := hf_config.get(name, {}), Mapping):
                 raise ValueError(f"{name} must be an object, got {of!r}.")
-            given |= of
+            given |= options.given(of)
         if given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
             raise ValueError("partial_rotary_factor must be 1: all of a head is rotated.")
         max_positions = hf_config.get("max_position_embeddings", 2048)

@@ -25,6 +25,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from mcl_jax import options
 from mcl_jax.models import decoder
 from mcl_jax.models.gpt import dense, layer_norm
 from mcl_jax.models.hf_config import check_types
@@ -68,10 +69,9 @@ class WhisperConfig:
     scan: bool = True
 
     def __post_init__(self):
+        options.settle(self)
         check_types(self)
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        options.check_integers(1, **{name: getattr(self, name) for name in SIZES})
         if self.d_model % self.encoder_attention_heads:
             raise ValueError(
                 f"d_model must be a multiple of encoder_attention_heads, got {self.d_model} and "
@@ -90,6 +90,7 @@ class WhisperConfig:
         Raises:
           ValueError: for another model_type, or another activation than "gelu".
         """
+        hf_config = options.given(hf_config)
         for name, needed in [("model_type", MODEL_TYPE), ("activation_function", "gelu")]:
             if (given := hf_config.get(name, needed)) != needed:
                 raise ValueError(f"audio_config: {name} must be {needed!r}, got {given!r}.")

@@ -36,7 +36,7 @@ def test_ties_go_to_the_first_and_blanks_last():
     assert metrics.minimum_bayes_risk([["b", "a", "b"], ["", " ", ""], ["", "a"], ["p", "q"]]) == [0, 0, 1, 0]
 
 
-@pytest.mark.parametrize("weights", [[[1.0]], [[1.0, -1.0]], [[1.0, 1.0], [1.0, 1.0]]])
+@pytest.mark.parametrize("weights", [[[1.0]], [[1.0, -1.0]], [[1.0, float("nan")]], [[1.0, 1.0], [1.0, 1.0]]])
 def test_refusals(weights):
     with pytest.raises(ValueError, match="weights must be as many"):
         metrics.minimum_bayes_risk([["a", "b"]], weights)

@@ -412,6 +412,32 @@ def test_placeholders_without_features_are_refused():
         mcl.generate(model, params, adapters, inputs | {"features": features[:, :50]}, max_new_tokens=2)
 
 
+def test_placeholders_without_a_feature_of_their_own_are_nan():
+    """Where values are traced nothing can be refused; the last feature must not stand for two patches."""
+    module, params, golden, features = load("llama")
+    x = run(module, params, golden["tokens"], features[:, :50], method="embed")
+    placeholders = np.cumsum(golden["tokens"] == module.placeholder, axis=1)
+    np.testing.assert_array_equal(np.isnan(x).all(-1), (placeholders > 50) & (golden["tokens"] == module.placeholder))
+    assert np.isnan(x).any()
+
+
+def test_features_of_one_picture_for_all_prompts_and_pictures_themselves_are_refused():
+    """Both would be taken in silence: one row of features is broadcast, and pictures are names that nobody reads."""
+    module, params, golden, features = load("llama")
+    model, adapters = hypotheses(module, params, golden["tokens"])
+    inputs = {"input_ids": golden["tokens"], "attention_mask": golden["mask"].astype(int)}
+    decode = lambda **more: mcl.generate(model, params, adapters, inputs | more, max_new_tokens=2)
+    for wrong in (features[:1], features[..., :1], features[0]):
+        with pytest.raises(
+            ValueError, match=rf"features must be \[B, N, D\] with B = {len(features)} prompts and D = "
+        ):
+            decode(features=wrong)
+        with pytest.raises(ValueError, match=r"features must be \[B, N, D\]"):
+            run(module, params, golden["tokens"], golden["mask"], wrong, method="hidden")
+    with pytest.raises(ValueError, match="got 'pixel_values'; run the model's method 'encode' on it first"):
+        decode(features=features, pixel_values=pictures_of(module, golden)[0])
+
+
 def test_pictures_of_another_size_are_refused():
     module, params, golden, _ = load("llama")
     pixels, index = pictures_of(module, golden)
