@@ -23,14 +23,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
 
-from mcl_jax import hypotheses, options, peft_files
+from mcl_jax import hypotheses, peft_files
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models import pretrained
 from mcl_jax.models.tensors import rename
 
 PREFIX = "base_model.model."
-PEFT_DEFAULT = 8  # of r and of lora_alpha, where a config does not say
 
 
 def _layers(path: tuple[str, ...], leaf: Array) -> list[tuple[str, Any]]:
@@ -164,11 +163,11 @@ def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]
     if not layers:
         raise ValueError(f"{file} holds no adapters")
     peft_files.check_tensors(config, layers, file)
-    rank = config.get("r", PEFT_DEFAULT)
-    ranks, alphas = (tuple(options.given(config.get(name)).items()) for name in ("rank_pattern", "alpha_pattern"))
+    rank = config["r"]
+    ranks, alphas = (tuple(config.get(name, {}).items()) for name in ("rank_pattern", "alpha_pattern"))
     settings = _Settings(
         rank,
-        float(config.get("lora_alpha", PEFT_DEFAULT)),
+        float(config["lora_alpha"]),
         config.get("lora_dropout", 0.0),
         config.get("use_rslora", False),
         ranks,
@@ -211,8 +210,6 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
             peft_files.check_fit(name, one[name], leaf.shape[-2:])
         place = "/".join(path[:-1])
         ranks_of, alphas_of = ([of(name) for name in hit] for of in (settings.rank_of, settings.alpha_of))
-        for k, one in enumerate(hypotheses_):
-            _check_ranks(one, hit, ranks_of, k)
         padded = [[_padded(one[name], max(ranks_of)) for name in hit] for one in hypotheses_]
         for ab in ("a", "b"):
             stacked = [np.stack([layer[ab] for layer in one]) for one in padded]
@@ -227,16 +224,6 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
         alpha_pattern={p: a for p, a in alphas.items() if a != settings.alpha},
     )  # fmt: skip
     return Hypotheses(module, config), unflatten_dict(flat)
-
-
-def _check_ranks(layers: dict[str, dict[str, np.ndarray]], names: list[str], ranks: list[int], k: int) -> None:
-    for name, rank in zip(names, ranks, strict=True):
-        a, b = layers[name]["a"], layers[name]["b"]
-        if (a.shape[-1], b.shape[0]) != (rank, rank):
-            raise ValueError(
-                f"hypothesis {k}: {peft_files.CONFIG} gives {name} the rank {rank}, but lora_A has shape {a.T.shape} "
-                f"and lora_B {b.T.shape}"
-            )
 
 
 def _padded(layer: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:

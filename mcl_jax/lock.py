@@ -54,9 +54,11 @@ class DirectoryLock:
           DirectoryInUse: names the owner's process and host.
           OSError: if nothing can be written here.
         """
+        end = time.monotonic() + self._patience
         with naming(self.path):
             while not self._try():
-                pass
+                if time.monotonic() > end:
+                    raise DirectoryInUse(self._describe_owner())
             self._pid, self._since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S")
             self._write(beats=0)
         _held.add(self._file)
@@ -75,7 +77,7 @@ class DirectoryLock:
             self._file = None
 
     def _try(self) -> bool:
-        """Whether we own it now; if not, its owner has just left, and the file is another one."""
+        """Whether we own it now; if not, its owner has just left, and another attempt may succeed."""
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             told_apart = _lock(file)
@@ -87,6 +89,9 @@ class DirectoryLock:
                 return False
         except BlockingIOError:
             os.close(file)
+            if _is_dead(self._read()):  # a process that it forked has yet to let its lock go
+                time.sleep(0.05)
+                return False
             raise DirectoryInUse(self._describe_owner()) from None
         self._file = file
         return True
@@ -140,6 +145,19 @@ class DirectoryLock:
             with self._writing, contextlib.suppress(OSError):  # of a disk that is full now
                 if self._file is not None:
                     self._write(beats)
+
+
+def _is_dead(owner: dict[str, Any] | None) -> bool:
+    """Whether an owner was a process of this machine and is gone."""
+    if owner is None or owner["host"] != HOST:
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, and alive
+        return False
+    return False
 
 
 def _lock(file: int) -> bool:

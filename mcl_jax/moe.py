@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mcl_jax import hypotheses, lora, options
+from mcl_jax import dtypes, hypotheses, lora, options
 
 ROUTING = "routing"  # collection in which layers report their balance loss
 
@@ -164,7 +164,7 @@ def experts_delta(model: MixtureOfExperts, *, train: bool, counted: Bool[Array, 
             "router": lambda: draw(rng(), num_experts),
         }
         a, b, router = (lora.variable(layer, path, name, init[name]).astype(x.dtype) for name in init)
-        logits = lora.contract(f"{spec.x},{spec.a}->{spec.hidden}", x, router).astype(lora.wide(x.dtype))
+        logits = lora.contract(f"{spec.x},{spec.a}->{spec.hidden}", x, router).astype(dtypes.at_least_float32(x.dtype))
         if counted is not None:
             _report(layer, path, logits, top_k, counted)
         chosen = None if top_k is None else chosen_experts(logits, top_k)

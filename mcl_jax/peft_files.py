@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from mcl_jax import options
 from mcl_jax.json_io import read_json_object
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -34,6 +35,7 @@ HARMLESS = {
     "megatron_core", "merge_weights", "peft_version", "qalora_group_size", "revision", "runtime_config",
     "target_modules", "task_type",
 }  # fmt: skip
+DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's, for what an adapter_config.json does not say
 INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")  # which leave the base as it is
 KINDS = {
     "lora_dropout": (numbers.Real, "a number"),
@@ -79,7 +81,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
       ValueError: names a file that is missing or broken, or a setting that is not read.
     """
     try:
-        config = read_json_object(folder / CONFIG)
+        config = DEFAULTS | options.given(read_json_object(folder / CONFIG))
         check_settings(config, folder / CONFIG)
         return config, load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -106,9 +108,7 @@ def check_settings(config: Mapping[str, Any], file: Path) -> None:
         given = config.get(name)
         if given is not None and (not isinstance(given, kind) or (kind is not bool and isinstance(given, bool))):
             raise ValueError(f"{file}: {name} must be {called}, got {given!r}")
-    if absent := [name for name in ("r", "lora_alpha") if config.get(name) is None]:
-        raise ValueError(f"{file} must have {absent}, got only {sorted(config)}")
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    ranks, alphas = config.get("rank_pattern", {}), config.get("alpha_pattern", {})
     for name, rank in [("r", config["r"]), *ranks.items()]:
         if not isinstance(rank, numbers.Integral) or rank < 1:
             raise ValueError(f"{file}: a rank must be an integer of at least 1, got {rank!r} for {name!r}")
@@ -146,7 +146,7 @@ def check_tensors(config: Mapping[str, Any], layers: Layers, file: Path) -> None
 
 def rank_of(config: Mapping[str, Any], layer: str) -> int:
     """r of a layer: of the first pattern that its name ends in, or of all."""
-    patterns = (config.get("rank_pattern") or {}).items()
+    patterns = config.get("rank_pattern", {}).items()
     return next((rank for pattern, rank in patterns if re.fullmatch(rf"(.*\.)?({pattern})", layer)), config["r"])
 
 

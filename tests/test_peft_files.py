@@ -94,7 +94,7 @@ def files(folder):
         ({"peft_type": "ADALORA"}, "peft_type must be LORA, got 'ADALORA'"),
         ({"r": "3"}, "a rank must be an integer of at least 1, got '3' for 'r'"),
         ({"r": 0}, "got 0 for 'r'"),
-        ({"r": None}, r"must have \['r'\]"),
+        ({"r": None}, r"with r = 8, which adapter_config.json says"),
         ({"rank_pattern": {"q_proj": -1}}, "got -1 for 'q_proj'"),
         ({"lora_alpha": float("nan")}, "an alpha must be a finite number, got nan for 'lora_alpha'"),
         ({"alpha_pattern": {"(": 2}}, r"'\(' is not a valid regular expression"),

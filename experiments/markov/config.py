@@ -1,7 +1,6 @@
 """What a run of the Markov experiment is made of: the recipe of the paper (section 5), and what may be changed."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +8,7 @@ import numpy as np
 import optax
 
 from mcl_jax import objectives, theory
+from mcl_jax.json_io import read_json
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models import GPTNeoConfig
 
@@ -116,11 +116,9 @@ class Config:
         if self.transitions is None:
             return np.array([[[1 - p, p], [q, 1 - q]] for p, q in SETTINGS[self.setting]])
         try:
-            matrices = json.loads(self.transitions.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"--transitions needs a JSON list of row-stochastic matrices; {self.transitions}: {error}"
-            ) from error
+            matrices = read_json(self.transitions)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--transitions needs a JSON list of row-stochastic matrices; {error}") from error
         return theory.validate_transitions(matrices)
 
     @property

@@ -36,7 +36,6 @@ from mcl_jax.lora.linear import (
     linear_spec,
     merge_kernel,
     rank_axes,
-    wide,
 )
 
 __all__ = [
@@ -57,7 +56,6 @@ __all__ = [
     "merge_kernel",
     "rank_axes",
     "variable",
-    "wide",
     "with_layer_ranks",
     "with_layer_scales",
 ]

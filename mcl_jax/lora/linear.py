@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from mcl_jax.dtypes import at_least_float32
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearSpec:
@@ -148,11 +150,6 @@ def init_a(key: Key[Array, ""], spec: LinearSpec, rank: int, dtype: Any) -> Floa
     return jax.random.uniform(key, spec.shape_of(spec.a, rank), dtype, -bound, bound)
 
 
-def wide(dtype: jnp.dtype) -> jnp.dtype:
-    """float32, or `dtype` itself if it is wider."""
-    return max(dtype, jnp.dtype(jnp.float32), key=lambda dtype: dtype.itemsize)
-
-
 def rank_axes(kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
     """Where r can stand among the axes of B, given the three shapes, most often one place.
 
@@ -183,6 +180,6 @@ def merge_kernel(kernel: Array, a: Array, b: Array, scale: float) -> Array:
     axes = string.ascii_letters[: kernel.ndim]
     inner = axes[fits[0] : fits[0] + contracted]
     a_axes, b_axes = axes[: a.ndim - 1 - contracted] + inner + "Z", axes.replace(inner, "Z")
-    dtype = wide(kernel.dtype)
+    dtype = at_least_float32(kernel.dtype)
     product = jnp.einsum(f"{a_axes},{b_axes}->{axes}", a.astype(dtype), b.astype(dtype))
     return (kernel.astype(dtype) + scale * product).astype(kernel.dtype)

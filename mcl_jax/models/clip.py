@@ -75,8 +75,8 @@ class CLIPVisionConfig:
 
     def __post_init__(self):
         options.settle(self)
-        check_types(self)
         options.check_integers(1, **{name: getattr(self, name) for name in SIZES})
+        check_types(self)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} and {self.hidden_size}."

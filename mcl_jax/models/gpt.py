@@ -76,8 +76,8 @@ class GPTConfig:
 
     def __post_init__(self):
         options.settle(self)
-        check_types(self)
         options.check_integers(1, **{field: getattr(self, field) for field in POSITIVE_FIELDS})
+        check_types(self)
         if self.intermediate_size is not None and self.intermediate_size < 1:
             raise ValueError(f"intermediate_size must be at least 1 (or None for 4 D), got {self.intermediate_size}.")
         if self.hidden_size % self.num_heads:

@@ -101,8 +101,8 @@ class LlamaConfig:
 
     def __post_init__(self):
         options.settle(self)
-        check_types(self)
         options.check_integers(1, **{name: getattr(self, name) for name in SIZES if getattr(self, name) is not None})
+        check_types(self)
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim is None:

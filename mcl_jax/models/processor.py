@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from mcl_jax import json_io
+from mcl_jax.models.tokenizer_files import PROCESSORS
 
-FILES = ("processor_config.json", "preprocessor_config.json")
 NOT_NULL = ("do_rescale", "do_normalize", "dither")  # transformers takes null for no, or notices it with the first clip
 
 
@@ -19,7 +19,7 @@ def read(folder: str | Path, load: Callable[[], "Processor"]) -> "Processor":
     Raises:
       ValueError: names the entries that are null and must not be, or those of files that cannot be read.
     """
-    files = [Path(folder) / name for name in FILES if (Path(folder) / name).is_file()]
+    files = [Path(folder) / name for name in PROCESSORS if (Path(folder) / name).is_file()]
     nulls = [f"{file.name}: {name}" for file in files for name in _nulls(json_io.read_json(file))]
     if wrong := [name for name in nulls if name.split(".")[-1] in NOT_NULL]:
         raise ValueError(f"{folder}: entries must not be null, got {wrong}; leave them out for their defaults")

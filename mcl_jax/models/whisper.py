@@ -70,8 +70,8 @@ class WhisperConfig:
 
     def __post_init__(self):
         options.settle(self)
-        check_types(self)
         options.check_integers(1, **{name: getattr(self, name) for name in SIZES})
+        check_types(self)
         if self.d_model % self.encoder_attention_heads:
             raise ValueError(
                 f"d_model must be a multiple of encoder_attention_heads, got {self.d_model} and "

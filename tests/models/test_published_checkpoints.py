@@ -208,10 +208,10 @@ def test_the_token_of_a_clip_is_read_under_both_of_its_names():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"num_hidden_layers": "3"}, "num_hidden_layers must be an integer, got '3'"),
-        ({"hidden_size": 24.0}, "hidden_size must be an integer, got 24.0"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers must be an integer of at least 1, got '3'"),
+        ({"hidden_size": 24.0}, "hidden_size must be an integer of at least 1, got 24.0"),
         ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
-        ({"num_key_value_heads": True}, "num_key_value_heads must be an integer, got True"),
+        ({"num_key_value_heads": True}, "num_key_value_heads must be an integer of at least 1, got True"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps must be a finite number, got '1e-6'"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a finite number, got nan"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false, got 'no'"),
@@ -258,5 +258,5 @@ def test_json_that_is_none_is_named(file, content, message, tmp_path):
 
 def test_modules_name_the_values_they_do_not_take():
     """Not only what a file says."""
-    with pytest.raises(ValueError, match="num_layers must be an integer, got '2'"):
+    with pytest.raises(ValueError, match="num_layers must be an integer of at least 1, got '2'"):
         mcl.models.GPT2Config(vocab_size=11, hidden_size=6, num_layers="2", num_heads=3, max_position_embeddings=5)
