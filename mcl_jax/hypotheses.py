@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Int, Key, PyTree
 
-from mcl_jax import independence, lora
+from mcl_jax import independence, lora, sharding
 
 Params = Mapping[str, Any]
 Adapters = PyTree[Array]
@@ -24,10 +24,7 @@ def count(adapters: Adapters) -> int:
     Raises:
       ValueError: if there are no leaves, or their leading axes differ.
     """
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(adapters)}
-    if len(sizes) != 1 or () in sizes:
-        raise ValueError(f"adapters need one leading axis K shared by all leaves, got leading axes {sorted(sizes)}")
-    return sizes.pop()[0]
+    return sharding.leading_axis(adapters, "adapters need one leading axis K")
 
 
 def select(adapters: Adapters, k: Int[Array, "..."] | int) -> Adapters:
