@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.captioning import config as shared
-from experiments.language_model import config
+from experiments.common import config
+from experiments.common.captioning import config as shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,5 +49,5 @@ NEEDED = {name: {"base": QWEN} for name in ("audiocaps-qwen2-7b", "clotho-qwen2-
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `language_model.config.parse`."""
+    """The configuration that a command line asks for; see `common.config.parse`."""
     return config.parse(Config, PRESETS, NEEDED, args, default="stamps-spoken")

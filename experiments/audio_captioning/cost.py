@@ -1,9 +1,9 @@
 """`python -m experiments.audio_captioning.cost --workdir DIR`: FLOPs of the tower and of a step against K."""
 
-from experiments.audio_captioning.clips import Clips
+from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import parse
-from experiments.captioning import cost
-from experiments.captioning.task import load
+from experiments.common.captioning import cost
+from experiments.common.captioning.task import load
 from mcl_jax.command_line import errors_in_a_line
 
 if __name__ == "__main__":

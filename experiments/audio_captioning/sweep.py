@@ -1,9 +1,9 @@
-"""`python -m experiments.audio_captioning.sweep --workdir DIR --kind k`: see `language_model.sweep`."""
+"""`python -m experiments.audio_captioning.sweep --workdir DIR --kind k`: see `common.sweep`."""
 
-from experiments.audio_captioning.clips import Clips
+from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import STAMPS, Config
-from experiments.captioning.task import load
-from experiments.language_model import sweep
+from experiments.common import sweep
+from experiments.common.captioning.task import load
 from mcl_jax.command_line import errors_in_a_line
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 import mcl_jax as mcl
-from experiments.language_model.base import smollm2
+from experiments.common.smollm2 import smollm2
 from mcl_jax import interop
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import table

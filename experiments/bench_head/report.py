@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from rich.table import Table
 
 from experiments.bench_head.config import VARIANTS
-from experiments.figure_files import literal, save
+from experiments.common.figure_files import literal, save
 
 COLOURS = dict(zip(VARIANTS, ("C3", "C0", "C9", "C1", "C2", "C5"), strict=True))
 MARKERS = dict(zip(VARIANTS, "osDv^P", strict=True))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import tyro
 
+from experiments.common.figure_files import save
 from experiments.compare import columns, figure, tables
-from experiments.compare.folding import fold
+from experiments.compare.aggregate import fold
 from experiments.compare.runs import group, read
-from experiments.figure_files import save
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import say
 from mcl_jax.json_io import write_text

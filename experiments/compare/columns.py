@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments.compare.folding import Number, Row
+from experiments.compare.aggregate import Number, Row
 from mcl_jax.data.records import describe_unknown
 from mcl_jax.metrics.report import LOWER_IS_BETTER
 

@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.lines import Line2D
 
+from experiments.common.figure_files import literal
+from experiments.common.figures import COLOURS, LABELS, MARKERS
+from experiments.compare.aggregate import Number, Row
 from experiments.compare.columns import higher_is_better
-from experiments.compare.folding import Number, Row
-from experiments.figure_files import literal
-from experiments.language_model.figures import COLOURS, LABELS, MARKERS
 
 OTHER_COLOURS = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 OTHER_MARKER = "P"

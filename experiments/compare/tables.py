@@ -6,8 +6,8 @@ import io
 import re
 from collections.abc import Sequence
 
+from experiments.compare.aggregate import Number, Row, Value
 from experiments.compare.columns import higher_is_better
-from experiments.compare.folding import Number, Row, Value
 from mcl_jax import console
 from mcl_jax.metrics.report import NotAvailable
 

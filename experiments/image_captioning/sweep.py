@@ -1,9 +1,9 @@
-"""`python -m experiments.image_captioning.sweep --workdir DIR --kind k`: see `language_model.sweep`."""
+"""`python -m experiments.image_captioning.sweep --workdir DIR --kind k`: see `common.sweep`."""
 
-from experiments.captioning.task import load
+from experiments.common import sweep
+from experiments.common.captioning.task import load
 from experiments.image_captioning.config import STAMPS, Config
-from experiments.image_captioning.pictures import Pictures
-from experiments.language_model import sweep
+from experiments.image_captioning.images import Pictures
 from mcl_jax.command_line import errors_in_a_line
 
 if __name__ == "__main__":

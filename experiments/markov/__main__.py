@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import tyro
 
-from experiments.markov import figures, report
+from experiments.markov import figures, report, theory
 from experiments.markov.config import Config, objective
 from experiments.markov.training import EVALUATION, FINAL, Problem, stream, to_numpy
-from mcl_jax import theory
 from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import say, table

@@ -16,10 +16,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from experiments.figure_files import save
+from experiments.common.figure_files import save
+from experiments.markov import theory
 from experiments.markov.config import Config, ObjectiveName, objective
 from experiments.markov.training import FINAL, Problem, stream, to_numpy
-from mcl_jax import theory
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import table
 from mcl_jax.run import Run

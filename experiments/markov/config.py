@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import optax
 
-from mcl_jax import objectives, theory
+from experiments.markov import theory
+from mcl_jax import objectives
 from mcl_jax.json_io import read_json
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models import GPTNeoConfig

@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.figure_files import save
+from experiments.common.figure_files import save
 from experiments.markov.config import Config
 from mcl_jax.run import Run
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
+from experiments.markov import theory
 from experiments.markov.config import Config
-from mcl_jax import theory
 from mcl_jax.console import plain
 
 ONE_PERCENT = 0.01

@@ -1,12 +1,12 @@
 """`python -m experiments.translation --workdir DIR`: K hypotheses on text with several right answers."""
 
-from experiments.language_model import study
+from experiments.common import experiment
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores
 from experiments.translation.task import load
 from mcl_jax.command_line import errors_in_a_line
 
-REPORT = study.Report(
+REPORT = experiment.Report(
     scores=lambda answers, records, split: scores(answers, records),
     columns={
         "test loss": "test_loss", "above MCL": "loss_above_mcl", "oracle BLEU": "oracle_bleu",
@@ -20,7 +20,7 @@ REPORT = study.Report(
 
 def main(config: Config) -> None:
     """The whole experiment."""
-    study.main(config, load, REPORT)
+    experiment.main(config, load, REPORT)
 
 
 if __name__ == "__main__":

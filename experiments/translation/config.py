@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from experiments.language_model import config
+from experiments.common import config
 from mcl_jax.data import Prompt
 
 
@@ -77,5 +77,5 @@ NEEDED: dict[str, dict[str, str]] = {  # options that a preset cannot do without
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `language_model.config.parse`."""
+    """The configuration that a command line asks for; see `common.config.parse`."""
     return config.parse(Config, PRESETS, NEEDED, args)

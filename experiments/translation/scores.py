@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.language_model.answers import Answers
+from experiments import datasets
+from experiments.common.decoding import Answers
 from mcl_jax import data, metrics
 
 
@@ -32,6 +33,6 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
     }
     share = lambda rule: [float(np.mean([rule(text) for text in column])) for column in zip(*texts, strict=True)]
     return metrics.for_results(found) | {
-        "style_rate": share(data.is_archaic),
-        "spanish_rate": share(lambda text: data.language_of(text) == "es"),
+        "style_rate": share(datasets.is_archaic),
+        "spanish_rate": share(lambda text: datasets.language_of(text) == "es"),
     }

@@ -1,6 +1,6 @@
-"""`python -m experiments.translation.sweep --workdir DIR --kind objectives`: see `language_model.sweep`."""
+"""`python -m experiments.translation.sweep --workdir DIR --kind objectives`: see `common.sweep`."""
 
-from experiments.language_model import sweep
+from experiments.common import sweep
 from experiments.translation.config import Config
 from experiments.translation.task import load
 from mcl_jax.command_line import errors_in_a_line

@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 
 import mcl_jax as mcl
-from experiments.language_model.base import check_targets, outline, smollm2
-from experiments.language_model.splits import usable, with_validation
-from experiments.language_model.task import Task
+from experiments import datasets
+from experiments.common.smollm2 import check_targets, outline, smollm2
+from experiments.common.splits import usable, with_validation
+from experiments.common.task import Task
 from experiments.translation.config import Config
 from mcl_jax import data
 from mcl_jax.models import gguf_file, pretrained
@@ -22,7 +23,7 @@ def load(config: Config) -> Task:
         raise ValueError(f"--base {path} takes {media} beside text; needed a model of text alone")
     if config.targets or not gguf_file.find(path):  # the header of a GGUF file alone takes seconds
         check_targets(config, outline(path)[1])
-    corpus = data.load_corpus(
+    corpus = datasets.load_corpus(
         config.data or config.task, config.cache, config.sword_dir, source=config.source_language,
         target=config.target_language, most=config.wmt_pairs,
     )  # fmt: skip

@@ -18,9 +18,8 @@ from pathlib import Path
 from mcl_jax.console import Progress
 from mcl_jax.data.jsonl import Layout, merge_lines
 from mcl_jax.data.media import Media, Unreadable, media_in
-from mcl_jax.data.paths import locate
+from mcl_jax.data.paths import checksum, locate
 from mcl_jax.data.records import Corpus, Record, split_of, warn_of_left_out
-from mcl_jax.data.sources import checksum
 
 FILE = "captions.jsonl"
 CAPTIONS = Layout(("file", "caption"), ("id", "mode", "split", "references"), "file", "caption", locate)

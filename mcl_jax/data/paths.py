@@ -3,9 +3,10 @@
 `a.png`, `./a.png`, `sub/../a.png`, an absolute path, a link to it, and `A.PNG` where case does not count are one file.
 """
 
+import hashlib
 import os
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,3 +49,12 @@ def locate(folder: Path | str, name: str) -> Located:
     except (OSError, ValueError):  # none there, or a name that no file can have
         return Located(path, key, key, is_file=False)
     return Located(path, key, (status.st_dev, status.st_ino), stat.S_ISREG(status.st_mode))
+
+
+def checksum(folder: Path, names: Iterable[str]) -> str:
+    """Changes when one of these files in the folder has another name, size or time."""
+    found = hashlib.sha256()
+    for name in sorted(set(names)):
+        status = (folder / name).stat()
+        found.update(os.fsencode(f"{name} {status.st_size} {status.st_mtime_ns}\n"))
+    return found.hexdigest()[:16]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from tiny_media import PIXELS, ogg, png, sound, write, write_lines
 
-from mcl_jax.data import Record, Target, load_captions, read_captions, split_of
+from experiments.datasets import load_captions
+from mcl_jax.data import Record, Target, read_captions, split_of
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from mcl_jax.data import Corpus, Record, Target, load_corpus, read_jsonl, split_of, write_jsonl
+from experiments.datasets import load_corpus
+from mcl_jax.data import Corpus, Record, Target, read_jsonl, split_of, write_jsonl
 
 
 def write(path, *lines):

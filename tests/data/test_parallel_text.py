@@ -5,7 +5,8 @@ import warnings
 import pytest
 import tensorflow_datasets as tfds
 
-from mcl_jax.data import Target, load_corpus, load_wmt, read_parallel, read_wmt, split_of
+from experiments.datasets import load_corpus, load_wmt, read_wmt
+from mcl_jax.data import Target, read_parallel, split_of
 
 
 def write(folder, **files):

@@ -8,8 +8,9 @@ import pytest
 from published_files import textcaps_rows, write_textcaps
 from tiny_media import png, write
 
-from mcl_jax.data import Corpus, Instruction, Prompt, Record, Target, read_captions, read_jsonl, read_stamps
-from mcl_jax.data.published import read_textcaps
+from experiments.datasets import read_stamps
+from experiments.datasets.published import read_textcaps
+from mcl_jax.data import Corpus, Instruction, Prompt, Record, Target, read_captions, read_jsonl
 from mcl_jax.metrics.items import read_items
 
 HALF = "a \ud83d b"

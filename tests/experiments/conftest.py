@@ -5,7 +5,7 @@ from collections import Counter
 import jax
 import pytest
 
-from experiments.language_model.perception import Perception
+from experiments.common.perception import Perception
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def records() -> tuple[Record, ...]:
 
 
 def results() -> dict[str, Any]:
-    """As `study.evaluate` gives them: arrays too."""
+    """As `experiment.evaluate` gives them: arrays too."""
     texts = traps()
     samples = [
         {

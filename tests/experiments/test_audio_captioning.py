@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tiny_captions import LLAVA, QWEN, RECORDS, clips_in, tiny
 
-from experiments.audio_captioning.clips import Clips
+from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config
-from experiments.captioning.main import main
-from experiments.captioning.task import load
+from experiments.common.captioning.main import main
+from experiments.common.captioning.task import load
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "no_packages")
 PROMPT = "hear <|audio_bos|><|AUDIO|><|audio_eos|>:"

@@ -10,11 +10,11 @@ from published_files import write_audiocaps, write_clotho, write_textcaps
 from tiny_captions import LLAVA, QWEN
 
 from experiments.audio_captioning import config as audio
-from experiments.audio_captioning.clips import Clips
-from experiments.captioning.main import main, run
-from experiments.captioning.task import load
+from experiments.audio_captioning.audio import Clips
+from experiments.common.captioning.main import main, run
+from experiments.common.captioning.task import load
 from experiments.image_captioning import config as image
-from experiments.image_captioning.pictures import Pictures
+from experiments.image_captioning.images import Pictures
 from mcl_jax import objectives
 
 GIVEN = ["--workdir", "w", "--base", "b"]

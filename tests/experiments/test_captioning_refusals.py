@@ -9,11 +9,11 @@ import pytest
 from tiny_media import png, write, write_lines
 
 from experiments.audio_captioning import config as audio
-from experiments.audio_captioning.clips import Clips
-from experiments.captioning import task
-from experiments.captioning.main import run
+from experiments.audio_captioning.audio import Clips
+from experiments.common.captioning import task
+from experiments.common.captioning.main import run
 from experiments.image_captioning import config as image
-from experiments.image_captioning.pictures import Pictures
+from experiments.image_captioning.images import Pictures
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LLAMA, LLAVA, QWEN = GOLDEN / "models" / "llama", GOLDEN / "llava", GOLDEN / "qwen2_audio" / "grouped"
@@ -23,7 +23,7 @@ broken_is_left_out = pytest.mark.filterwarnings("ignore:corpus 'mine'. left out 
 @pytest.fixture
 def refused(tmp_path, monkeypatch):
     """refused(options, experiment) -> the line that the command ends with; no weights are read, no base trained."""
-    for name in ("mcl_jax.models.from_pretrained", "experiments.captioning.task.small_base"):
+    for name in ("mcl_jax.models.from_pretrained", "experiments.common.captioning.task.small_base"):
         monkeypatch.setattr(name, lambda *of, name=name, **options: pytest.fail(f"{name} was called"))
 
     def line(*options, experiment=image):

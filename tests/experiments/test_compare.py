@@ -11,7 +11,7 @@ import pytest
 
 from experiments.compare import columns, figure, runs, tables
 from experiments.compare.__main__ import Config, main
-from experiments.compare.folding import Number, Row, fold
+from experiments.compare.aggregate import Number, Row, fold
 from mcl_jax.metrics.report import NotAvailable
 
 LOSSES = {0.05: (2.03, 2.11, 2.29), 0.1: (2.17, 2.39, 2.41)}  # by ε and seed

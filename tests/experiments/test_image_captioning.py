@@ -10,15 +10,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 from tiny_captions import LLAVA, QWEN, clips_in, pictures_in, tiny
 
-from experiments.audio_captioning.clips import Clips
+from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config as AudioConfig
-from experiments.captioning import cost
-from experiments.captioning.main import main
-from experiments.captioning.scores import scores
-from experiments.captioning.task import load, weighted
+from experiments.common.captioning import cost
+from experiments.common.captioning.main import main
+from experiments.common.captioning.scores import scores
+from experiments.common.captioning.task import load, weighted
+from experiments.common.decoding import Answers
 from experiments.image_captioning.config import Config
-from experiments.image_captioning.pictures import Pictures
-from experiments.language_model.answers import Answers
+from experiments.image_captioning.images import Pictures
 from mcl_jax import data, metrics
 from mcl_jax.data.schedule import TrainSchedule
 

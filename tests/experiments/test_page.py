@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from experiments.language_model import page
+from experiments.common import page
 
 VOID = {"meta", "link", "img"}
 URIS = {"src", "href", "srcset", "action", "poster", "data"}

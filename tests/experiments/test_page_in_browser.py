@@ -7,7 +7,7 @@ import chromium
 import made_up_run as made_up
 import pytest
 
-from experiments.language_model import page
+from experiments.common import page
 
 if chromium.PROGRAM is None:
     reason = f"no headless browser: none of {', '.join(chromium.NAMES)} is on PATH; `make test-page` gets one"

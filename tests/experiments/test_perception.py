@@ -8,9 +8,9 @@ import pytest
 from tiny_captions import LLAVA, QWEN, clips_in, pictures_in
 
 import mcl_jax as mcl
-from experiments.audio_captioning.clips import Clips
-from experiments.image_captioning.pictures import Pictures
-from experiments.language_model.perception import MediaPrompt, Perception
+from experiments.audio_captioning.audio import Clips
+from experiments.common.perception import MediaPrompt, Perception
+from experiments.image_captioning.images import Pictures
 from mcl_jax import data
 
 MODALITIES = {"pictures": (Pictures(), LLAVA, pictures_in), "clips": (Clips(1.0), QWEN, clips_in)}

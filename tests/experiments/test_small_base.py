@@ -13,11 +13,11 @@ from transformers import LlavaNextProcessor as HuggingFaces
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 import mcl_jax as mcl
-from experiments.audio_captioning.clips import Clips
+from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config as AudioConfig
-from experiments.captioning import small_base, task
+from experiments.common.captioning import small_base, task
 from experiments.image_captioning.config import Config
-from experiments.image_captioning.pictures import Pictures
+from experiments.image_captioning.images import Pictures
 from mcl_jax import data
 from mcl_jax.models.clip import CLIPVisionConfig
 from mcl_jax.models.llama import LlamaConfig

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments.language_model.task import Likelihoods
-from experiments.language_model.training import gap, summary
+from experiments.common.task import Likelihoods
+from experiments.common.training import gap, summary
 from mcl_jax.data import NO_MODE
 
 TASK = SimpleNamespace(corpus=SimpleNamespace(modes=("en", "es", "fr")))

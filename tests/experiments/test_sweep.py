@@ -8,11 +8,11 @@ import sys
 import pytest
 from tiny_captions import LLAVA, pictures_in, tiny
 
-from experiments.captioning.task import load
+from experiments.common import sweep
+from experiments.common.captioning.task import load
+from experiments.common.sweep import Options, variants
 from experiments.image_captioning.config import STAMPS, Config
-from experiments.image_captioning.pictures import Pictures
-from experiments.language_model import sweep
-from experiments.language_model.sweep import Options, variants
+from experiments.image_captioning.images import Pictures
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 import tokenizers as tk
 from transformers import PreTrainedTokenizerFast
 
-from experiments.language_model.task import evaluator, prompts_of
-from experiments.language_model.training import train
+from experiments.common.task import evaluator, prompts_of
+from experiments.common.training import train
 from experiments.translation.__main__ import main
 from experiments.translation.config import Config
 from experiments.translation.task import load

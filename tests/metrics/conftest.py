@@ -2,7 +2,7 @@
 
 import pytest
 
-from mcl_jax.data.stamps import fetch_stamps
+from experiments.datasets.stamps import fetch_stamps
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcl_jax import data, metrics
+from experiments import datasets
+from mcl_jax import metrics
 from mcl_jax.metrics import Bootstrap, JavaMetricError, NotAvailable, java
 from mcl_jax.metrics.__main__ import cli
 
@@ -119,7 +120,7 @@ def golden_texts(_):
 
 def stamps_texts(request):
     """Captions of all stamps in three languages; to each its Spanish one, its words reversed, and another stamp's."""
-    corpus = data.read_stamps(request.getfixturevalue("stamps_folder"), "pictures").with_modes("en", "fr", "es")
+    corpus = datasets.read_stamps(request.getfixturevalue("stamps_folder"), "pictures").with_modes("en", "fr", "es")
     references = [[target.text for target in record.references] for record in corpus.records]
     assert len(references) > 700
     others = references[1:] + references[:1]

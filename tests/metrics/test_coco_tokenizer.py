@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcl_jax import data
+from experiments import datasets
 from mcl_jax.metrics.coco_tokenizer import tokenize
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "captions.json").read_text(encoding="utf-8"))
@@ -72,8 +72,8 @@ def test_words_are_the_java_programs_live(stamps_folder):
 
 
 def _captions(folder: Path) -> list[str]:
-    """Those in the languages of `data.LANGUAGES`, and Russian ones."""
-    captions, languages = [], (*data.LANGUAGES, "ru")
+    """Those in the languages of `datasets.LANGUAGES`, and Russian ones."""
+    captions, languages = [], (*datasets.LANGUAGES, "ru")
     for path in sorted(folder.rglob("*.txt")):
         first, *others = path.read_text(encoding="utf-8").splitlines()
         captions += [first, *(line.split("=", 1)[1] for line in others if line.split(".")[0] in languages)]

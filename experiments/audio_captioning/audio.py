@@ -1,0 +1,76 @@
+"""Clips on their way to a tower, and a small Qwen2-Audio."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFeatureExtractor
+
+from experiments.common.perception import Inputs
+from mcl_jax import augmentation, data
+from mcl_jax.models.audio_processor import AudioProcessor
+from mcl_jax.models.llama import LlamaConfig
+from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from mcl_jax.models.whisper import WhisperConfig
+
+FRAMES = 100  # mel frames a second
+MEL_BINS = 80  # of the small base
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """See `captioning.modality.Modality`.
+
+    Attributes:
+      seconds: clips are cut to so many, and mel frames computed for as many.
+    """
+
+    seconds: float
+    media = "clips"
+    placeholder = "<|AUDIO|>"
+
+    def read(self, record: data.Record) -> np.ndarray:
+        """float32 [S] at 16 kHz."""
+        return record.media.read()[: round(self.seconds * data.SAMPLE_RATE)]
+
+    def inputs(self, processor: AudioProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
+        """mel and frames."""
+        window = min(math.ceil(self.seconds * FRAMES) + 2, processor.config.audio_config.window)
+        return processor.inputs(media, window=window)
+
+    def augment(self, processor: AudioProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
+        """With bands of frequencies and stretches of time masked (SpecAugment)."""
+        inputs = self.inputs(processor, [media])
+        return inputs | {"mel": np.asarray(_masked(key, inputs["mel"], inputs["frames"]))}
+
+    def vary(self, key: Key[Array, ""], inputs: dict[str, Array]) -> dict[str, Array]:
+        """The same."""
+        return inputs | {"mel": _masked(key, inputs["mel"], inputs["frames"])}
+
+    def small(self, tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, AudioProcessor]:
+        """3 million parameters: an encoder of 4 layers, and a Qwen2 of 4."""
+        window = round(self.seconds * FRAMES)
+        config = Qwen2AudioConfig(
+            text_config=LlamaConfig(
+                vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4,
+                num_attention_heads=6, qkv_bias=True,
+            ),
+            audio_config=WhisperConfig(
+                num_mel_bins=MEL_BINS, d_model=128, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=512,
+                max_source_positions=window // 2,
+            ),
+            audio_token_index=tokenizer.convert_tokens_to_ids(self.placeholder),
+        )  # fmt: skip
+        extractor = WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=round(self.seconds))
+        return Qwen2Audio(config), AudioProcessor(config, Qwen2AudioProcessor(extractor, tokenizer))
+
+
+@jax.jit
+def _masked(key: Key[Array, ""], mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B M T"]:
+    mask = jnp.arange(mel.shape[-1])[None] < frames[:, None]
+    return augmentation.spec_augment(key, mel, mask, frequency_width=mel.shape[1] // 4, time_share=0.2)

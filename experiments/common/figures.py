@@ -1,0 +1,101 @@
+"""Figures: losses, the win matrix, and quality against diversity."""
+
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from experiments.common.config import Config
+from experiments.common.figure_files import literal, save
+from mcl_jax.command_line import attempt
+from mcl_jax.run import Run
+
+LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K", "moe": "LoRA-MoE"}
+COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red", "moe": "tab:green"}
+MARKERS = {
+    "beam": "o", "diverse": "s", "sampling": "^", "ancestral": "v", "top_k": "<", "typical": ">", "tta": "D",
+}  # fmt: skip
+
+
+def draw(
+    run: Run, config: Config, results: dict[str, Any], quality: tuple[str, str], diversity: tuple[str, str]
+) -> None:
+    """Writes figures/loss.png, figures/win_matrix.png (where modes are known) and figures/quality_diversity.png.
+
+    One that cannot be drawn costs itself alone; a line says so.
+
+    Args:
+      quality, diversity: title and key in the results.
+    """
+    figures = {"loss.png": lambda: losses(run, config)}
+    if "win_matrix" in results["methods"].get("mcl", {}):
+        figures["win_matrix.png"] = lambda: win_matrix(results)
+    figures["quality_diversity.png"] = lambda: quality_diversity(results, quality, diversity)
+    for name, figure in figures.items():
+        with attempt(f"figures/{name}"):
+            save(figure(), run.figure_path(name))
+
+
+def losses(run: Run, config: Config) -> plt.Figure:
+    """Held-out loss against steps for each method, and the purity of the hypotheses."""
+    lines = {method: run.lines(method) for method in config.methods}
+    with_purity = "mcl" in lines and "purity" in lines["mcl"][-1]
+    figure, axes = plt.subplots(
+        1, 1 + with_purity, figsize=(6 + 4 * with_purity, 4), layout="constrained", squeeze=False
+    )
+    for method, logged in lines.items():
+        steps = [line["step"] for line in logged]
+        axes[0, 0].plot(steps, [line["eval_loss"] for line in logged], label=LABELS[method], color=COLOURS[method])
+    axes[0, 0].set(xlabel="steps", ylabel="held-out loss, nats a token (hard WTA for K > 1)")
+    axes[0, 0].legend(frameon=False)
+    if with_purity:
+        steps, purity = zip(*[(line["step"], line["purity"]) for line in lines["mcl"]], strict=True)
+        axes[0, 1].plot(steps, purity, color=COLOURS["mcl"])
+        axes[0, 1].set(xlabel="steps", ylabel="purity", ylim=(0.45, 1.02))
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def win_matrix(results: dict[str, Any]) -> plt.Figure:
+    """Share of each mode's answers that each hypothesis wins."""
+    found = results["methods"]["mcl"]
+    counts = np.array(found["win_matrix"], float)
+    share = counts / counts.sum(1, keepdims=True)
+    figure, axes = plt.subplots(figsize=(1.6 + 1.2 * share.shape[1], 1.4 + 0.8 * len(share)), layout="constrained")
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (m, k), value in np.ndenumerate(share):
+        axes.text(k, m, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "black")
+    axes.set(xlabel="hypothesis", xticks=range(share.shape[1]), yticks=range(len(share)))
+    axes.set_yticklabels(map(literal, found["modes"]))
+    axes.set_title("answers won")
+    return figure
+
+
+def quality_diversity(results: dict[str, Any], quality: tuple[str, str], diversity: tuple[str, str]) -> plt.Figure:
+    """Quality against diversity for every method and decoder that has both, with 95 % bootstrap intervals if any.
+
+    Raises:
+      ValueError: if none has both.
+    """
+    keys = diversity[1], quality[1]
+    drawn = {name: of for name, of in results["methods"].items() if all(of.get(key) is not None for key in keys)}
+    if not drawn:
+        raise ValueError(f"no method has both {quality[0]} and {diversity[0]}")
+    figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
+    for name, found in drawn.items():
+        method, _, decoder = name.partition("/")
+        ends = found.get("intervals", {})
+        spread = {key: np.abs(np.array(ends[key]) - found[key])[:, None] for key in keys if key in ends}
+        axes.errorbar(
+            found[diversity[1]], found[quality[1]], xerr=spread.get(diversity[1]), yerr=spread.get(quality[1]),
+            color=COLOURS[method], capsize=2, elinewidth=0.8, marker=MARKERS.get(decoder, "*"),
+            markersize=11 if method == "mcl" else 7, linestyle="none", label=f"{LABELS[method]} {decoder}".strip(),
+        )  # fmt: skip
+    axes.set(xlabel=diversity[0], ylabel=quality[0])
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

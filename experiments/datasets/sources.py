@@ -1,0 +1,95 @@
+"""What a data set was made of: names, sizes and times of files. When they change, it is made again.
+
+TFDS keeps a data set under its name and version, whatever folder it came from; here its metadata says which.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from mcl_jax.console import say
+from mcl_jax.data.paths import checksum
+
+
+def made_of(folder: Path | str, patterns: Sequence[str]) -> dict[str, Any]:
+    """What the files in a folder are like.
+
+    Args:
+      folder: that a data set is made of.
+      patterns: globs of the files that count.
+    Returns:
+      JSON types: the absolute `folder`, the number of `files`, and a `checksum` of their names, sizes and times.
+    """
+    folder = Path(folder).absolute()
+    names = {path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+    names = {name for name in names if (folder / name).is_file()}
+    return {"folder": str(folder), "files": len(names), "checksum": checksum(folder, names)}
+
+
+def prepare(
+    make: Callable[[], tfds.core.DatasetBuilder], folder: Path | str | None, patterns: Sequence[str], **options: Any
+) -> tuple[tfds.core.DatasetBuilder, bool]:
+    """A builder whose data set is there and made of what is in a folder now; it is made, or made again, if need be.
+
+    Args:
+      make: a builder, whose `info.metadata["sources"]` is what `made_of` says of the folder.
+      folder: what it is made of. Where it is None or not there, a data set that is there is taken as it is, and a
+        line says what it was made of.
+      patterns: of `made_of`.
+      **options: of `download_and_prepare`.
+    Returns:
+      The builder, and whether the data set was made now.
+    """
+    builder = make()
+    if builder.info.initialized:
+        sources = (builder.info.metadata or {}).get("sources") or {}
+        if folder is None or not Path(folder).is_dir():
+            _say_what_it_is(builder, folder, patterns, sources)
+            return builder, False
+        if made_of(folder, patterns)["checksum"] == sources.get("checksum"):
+            return builder, False
+        say(f"{builder.info.full_name} was made of {_described(sources)}; making it again of the files in {folder}")
+    with set_aside(Path(builder.data_dir)):
+        builder = make()
+        builder.download_and_prepare(**options)
+    return builder, True
+
+
+def _described(sources: dict[str, Any]) -> str:
+    if not sources:
+        return "files that are not known"
+    count = f"{sources['files']} files in " if "files" in sources else "what was fetched to "
+    return count + sources["folder"]
+
+
+def _say_what_it_is(
+    builder: tfds.core.DatasetBuilder, folder: Path | str | None, patterns: Sequence[str], sources: dict[str, Any]
+) -> None:
+    """A line, where the data set was made of a folder that is not the one asked for."""
+    asked = "no folder is given" if folder is None else f"there is no folder {folder}"
+    if folder is None and sources.get("fetched", True):
+        return
+    changed = "checksum" in sources and Path(sources["folder"]).is_dir()
+    changed = changed and made_of(sources["folder"], patterns)["checksum"] != sources["checksum"]
+    hint = "; those have changed since: give that folder to make it again" if changed else ""
+    say(f"{builder.info.full_name}: {asked}; taking the data set that was made of {_described(sources)}{hint}")
+
+
+@contextlib.contextmanager
+def set_aside(folder: Path) -> Iterator[None]:
+    """Moves a folder away if it is there; brings it back if what is done then fails, and deletes it otherwise."""
+    aside = folder.with_name(folder.name + ".before")
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
+        yield
+    except BaseException:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,158 @@
+"""Tux Paint's stamps: small pictures and sounds with a short caption in many languages.
+
+    pictures   785 PNG stamps
+    spoken     7,405 clips in 14 languages, in which somebody reads a stamp's caption; two more are cut off
+    sounds     111 clips with the sound of what the stamp shows
+
+All three are captioned in the 12 languages of `LANGUAGES`, which are the modes; a clip of a caption read in Russian is
+captioned in English, French and so on as well, so the language that one hears says nothing about the one to answer in.
+
+The Debian package tuxpaint-stamps-default (GPL-2, 161 MB) has them; the layout of its folder:
+
+    animals/birds/owl.txt            UTF-8: the English caption, then lines such as "fr.utf8=Un hibou."
+    animals/birds/owl.png            of 167 stamps there is a drawing (SVG) alone, which is left out
+    animals/birds/owl_desc_fr.ogg    the caption read in French; without a language, in English
+    animals/birds/owl.ogg            the sound of what is shown
+
+What one has to know of the data:
+
+  * Splits are by English caption, since one caption is that of several stamps (952 stamps have 775).
+  * 249 stamps, those in symbols/, are letters, digits, coins, notes and the like in families that look and read nearly
+    the same: `without_families` leaves them out, for a corpus or for the items that one reports.
+  * 14 French and 11 Spanish captions stand for several English ones (un lapin: a rabbit, a bunny), so they may be in
+    two splits. "Six." and "Plus." are English and French.
+  * Sounds in symbols/alphabets and symbols/math name the letter or digit; they are no sounds of things, and left out.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from experiments.datasets.debian import fetch_package
+from mcl_jax.data.media import Clip, Media, Picture
+from mcl_jax.data.records import Corpus, Record, Target, describe_unknown, printable, split_of
+
+KINDS = ("pictures", "spoken", "sounds")
+LANGUAGES = ("en", "fr", "es", "de", "it", "pt", "nl", "ca", "gl", "ro", "da", "sv")  # 919 to 952 stamps have each
+PACKAGE, CONTENTS = "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps"
+VALIDATION, TEST = 0.1, 0.15  # of the captions
+
+TRANSLATION = re.compile(r"(\w+)\.utf8=(.*)")
+SPOKEN = re.compile(r"(?P<stamp>.+)_desc(?:_(?P<language>[a-z]{2,3}(?:_[A-Z]{2})?))?(?:\.ogg)?")
+NAMED_ALOUD = ("symbols/alphabets/", "symbols/math/")
+FAMILIES = "symbols/"
+
+
+class Stamp(NamedTuple):
+    """A stamp: its path in the folder without an ending, and its captions by language."""
+
+    name: str
+    captions: dict[str, str]
+
+    @property
+    def split(self) -> str:
+        """The split of its English caption; capitals and punctuation do not count."""
+        return split_of("stamps " + " ".join(re.findall(r"\w+", self.captions["en"].casefold())), VALIDATION, TEST)
+
+
+def fetch_stamps(cache_dir: Path | str) -> Path:
+    """The folder of stamps in the Debian package, fetched into the cache unless it is there; see `fetch_package`."""
+    return fetch_package(PACKAGE, cache_dir, CONTENTS, "folder")
+
+
+def read_stamps(folder: Path | str, kind: Literal["pictures", "spoken", "sounds"]) -> Corpus:
+    """The stamps in a folder; a record for each picture or clip.
+
+    Args:
+      folder: as in the package, or as Tux Paint has it, see the top of this file.
+      kind: one of `KINDS`.
+    Returns:
+      The corpus "stamps/KIND": ids are paths in the folder without an ending, modes are `LANGUAGES`; files are read
+      when they are needed. `left_out` has stamps without an English caption or a PNG, and clips without a stamp.
+    Raises:
+      ValueError: for another kind.
+      FileNotFoundError: if there are no stamps; says what was needed.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"stamps: a kind {describe_unknown(kind, KINDS)}")
+    folder = Path(folder)
+    left_out: list[tuple[str, str]] = []
+    stamps = {stamp.name: stamp for stamp in _stamps(folder, left_out)}
+    if not stamps:
+        raise FileNotFoundError(
+            f"no stamps in {str(folder)!r}: needed NAME.txt beside NAME.png, as in {CONTENTS} of the package {PACKAGE}"
+        )
+    found = _pictures(folder, stamps, left_out) if kind == "pictures" else _clips(folder, stamps, kind, left_out)
+    records = (
+        Record(name, "", tuple(Target(text, mode) for mode, text in stamp.captions.items()), (), stamp.split, media)
+        for name, stamp, media in found
+    )
+    return Corpus(f"stamps/{kind}", tuple(records), tuple(left_out))
+
+
+def in_family(record: Record) -> bool:
+    """Whether a record is of one of the 249 stamps in families that look and read nearly the same."""
+    return record.id.startswith(FAMILIES)
+
+
+def without_families(corpus: Corpus) -> Corpus:
+    """The stamps without those families."""
+    return dataclasses.replace(corpus, records=tuple(r for r in corpus.records if not in_family(r)))
+
+
+def spoken_language(record: Record) -> str:
+    """The language that is heard in a record of "spoken", such as "ru"."""
+    return record.id.rpartition("_desc_")[2]
+
+
+def _stamps(folder: Path, left_out: list[tuple[str, str]]) -> Iterator[Stamp]:
+    for path in sorted(folder.rglob("*.txt")):
+        name = _name(path, folder)
+        if not (folder / f"{name}.txt").exists():
+            left_out.append((name, "a file name that is not UTF-8"))
+            continue
+        try:
+            first, *others = path.read_text(encoding="utf-8-sig").splitlines() or [""]
+        except UnicodeDecodeError:
+            left_out.append((name, "captions that are not UTF-8"))
+            continue
+        texts = {"en": first} | {m[1]: m[2] for line in others if (m := TRANSLATION.fullmatch(line.strip()))}
+        captions = {language: " ".join(texts.get(language, "").split()) for language in LANGUAGES}
+        if captions["en"]:
+            yield Stamp(name, {language: text for language, text in captions.items() if text})
+        else:
+            left_out.append((name, "no English caption"))
+
+
+def _name(path: Path, folder: Path) -> str:
+    return printable(path.relative_to(folder).with_suffix("").as_posix())
+
+
+Found = Iterator[tuple[str, Stamp, Media]]  # a record's id, what captions it, and the picture or clip
+
+
+def _pictures(folder: Path, stamps: dict[str, Stamp], left_out: list[tuple[str, str]]) -> Found:
+    for name, stamp in stamps.items():
+        path = folder / f"{name}.png"
+        if path.exists():
+            yield name, stamp, Picture(f"{name}.png", path.read_bytes)
+        else:
+            left_out.append((name, "no PNG, a drawing (SVG) alone"))
+
+
+def _clips(folder: Path, stamps: dict[str, Stamp], kind: str, left_out: list[tuple[str, str]]) -> Found:
+    for path in sorted([*folder.rglob("*.ogg"), *folder.rglob("*.wav")]):
+        name = _name(path, folder)
+        spoken = SPOKEN.fullmatch(name)
+        if bool(spoken) != (kind == "spoken"):
+            continue
+        stamp = spoken["stamp"] if spoken else name
+        if not spoken and name.startswith(NAMED_ALOUD):
+            left_out.append((name, "a letter or digit, named aloud"))
+        elif stamp not in stamps:
+            left_out.append((name, "no stamp of this name"))
+        else:
+            key = f"{stamp}_desc_{spoken['language'] or 'en'}" if spoken else name
+            yield key, stamps[stamp], Clip(path.relative_to(folder).as_posix(), path.read_bytes)

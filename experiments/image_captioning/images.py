@@ -1,0 +1,82 @@
+"""Pictures on their way to a tower, and a small LLaVA-NeXT."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+from transformers import LlavaNextProcessor as HuggingFaces
+from transformers import PreTrainedTokenizerFast
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from experiments.common.perception import Inputs
+from mcl_jax import augmentation, data
+from mcl_jax.models.clip import CLIPVisionConfig
+from mcl_jax.models.llama import LlamaConfig
+from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
+from mcl_jax.models.llava_next_processor import LlavaNextProcessor
+
+SIZE, PATCH = 64, 16  # pixels of a tile and of a patch: 16 tokens of the whole and 20 of one tile with newlines
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """See `captioning.modality.Modality`."""
+
+    media = "pictures"
+    placeholder = "<image>"
+
+    def read(self, record: data.Record) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return record.media.read()
+
+    def inputs(self, processor: LlavaNextProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
+        """pixel_values and index."""
+        return processor.inputs(media)
+
+    def augment(self, processor: LlavaNextProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
+        """Of the picture, half the time mirrored, cropped to a half to all of its area and enlarged again."""
+        changed = np.asarray(_changed(key, media[None].astype(np.float32)))[0]
+        return processor.inputs([changed.round().clip(0, 255).astype(np.uint8)])
+
+    def vary(self, key: Key[Array, ""], inputs: dict[str, Array]) -> dict[str, Array]:
+        """The same of each tile, in one way for the tiles of a picture."""
+        pixels = inputs["pixel_values"]  # [B, P, S, S, C]: tiles go along with channels
+        B, P, S, _, C = pixels.shape
+        side_by_side = jnp.moveaxis(pixels, 1, 3).reshape(B, S, S, P * C)
+        changed = _changed(key, side_by_side).reshape(B, S, S, P, C)
+        return inputs | {"pixel_values": jnp.moveaxis(changed, 3, 1)}
+
+    def small(self, tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, LlavaNextProcessor]:
+        """3 million parameters: a tower of 4 layers over 64 × 64 pixels, and a Llama of 4."""
+        config = LlavaNextConfig(
+            text_config=LlamaConfig(
+                vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4,
+                num_attention_heads=6,
+            ),
+            vision_config=CLIPVisionConfig(
+                hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
+                image_size=SIZE, patch_size=PATCH,
+            ),
+            image_token_index=tokenizer.convert_tokens_to_ids(self.placeholder),
+            image_grid_pinpoints=((SIZE, SIZE),),
+            vision_feature_layer=(-1,),
+        )  # fmt: skip
+        square = {"height": SIZE, "width": SIZE}
+        pictures = LlavaNextImageProcessorPil(
+            size={"shortest_edge": SIZE}, crop_size=square, image_grid_pinpoints=[[SIZE, SIZE]]
+        )
+        hf = HuggingFaces(
+            pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
+            image_token=self.placeholder,
+        )  # fmt: skip
+        return LlavaNext(config), LlavaNextProcessor(config, hf)
+
+
+@jax.jit
+def _changed(key: Key[Array, ""], pictures: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    flip, crop = jax.random.split(key)
+    return augmentation.random_resized_crop(crop, augmentation.horizontal_flip(flip, pictures))

@@ -1,0 +1,145 @@
+"""What an experiment leaves when a figure or the page fails, and what it prints of texts and numbers."""
+
+import json
+from types import SimpleNamespace
+
+import made_up_run as made_up
+import numpy as np
+import pytest
+
+from experiments.common import experiment, figures, page
+from experiments.common.config import Config
+from mcl_jax.json_io import to_json
+from mcl_jax.run import Run
+
+REPORT = experiment.Report(
+    scores=None, columns=made_up.COLUMNS, quality=("CIDEr-D", "cider"), diversity=("test loss", "test_loss")
+)
+TASK = SimpleNamespace(records=lambda split, most=None: made_up.records())
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """experiment() runs the command in tmp_path; `.evaluated` and `.loaded` count."""
+    counts = SimpleNamespace(evaluated=0, loaded=0)
+
+    def evaluate(task, run, report):
+        counts.evaluated += 1
+        for method in ("mcl", "mle_rk", "moe"):
+            run.log(3, {"eval_loss": 1.5}, tag=method)
+        return made_up.results()
+
+    def load(config):
+        counts.loaded += 1
+        return TASK
+
+    monkeypatch.setattr(experiment, "evaluate", evaluate)
+    counts.run = lambda: experiment.main(Config(workdir=tmp_path / "a [/b]"), load, REPORT)
+    counts.there = lambda: {path.name for path in (tmp_path / "a [/b]").glob("**/*.*") if path.suffix != ".0"}
+    return counts
+
+
+def fail(*_, **__):
+    raise RuntimeError("no [/font]")
+
+
+def test_a_page_that_fails_costs_itself_alone_and_the_same_command_makes_it(experiment, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "write", fail)
+        experiment.run()
+    printed = capsys.readouterr().out
+    assert "page.html could not be made: no [/font]\n" in printed
+    assert "results.json is in " in printed and printed.rstrip().endswith("/a [/b].")
+    assert {"results.json", "loss.png", "win_matrix.png", "quality_diversity.png"} <= experiment.there()
+    assert "page.html" not in experiment.there()
+
+    experiment.run()
+    assert "page.html, figures and results.json are in" in capsys.readouterr().out
+    assert "page.html" in experiment.there() and (experiment.evaluated, experiment.loaded) == (1, 2)
+    experiment.run()
+    assert (experiment.evaluated, experiment.loaded) == (1, 2)  # nothing is missing
+
+
+@pytest.mark.parametrize("name", ["losses", "win_matrix", "quality_diversity"])
+def test_a_figure_that_fails_costs_itself_alone(experiment, monkeypatch, capsys, name):
+    monkeypatch.setattr(figures, name, fail)
+    experiment.run()
+    lost = {"losses": "loss.png"}.get(name, f"{name}.png")
+    assert f"figures/{lost} could not be made: no [/font]" in capsys.readouterr().out
+    pictures = {"loss.png", "win_matrix.png", "quality_diversity.png"}
+    assert experiment.there() & pictures == pictures - {lost} and {"results.json", "page.html"} <= experiment.there()
+
+
+def test_results_are_written_first(experiment, monkeypatch, tmp_path):
+    """A kill while the page is made leaves them."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run()
+    assert "methods" in json.loads((tmp_path / "a [/b]" / "results.json").read_text())
+
+
+def test_a_number_that_is_not_finite_does_not_cost_the_others(experiment, monkeypatch, capsys, tmp_path):
+    results = made_up.results()
+    results["methods"]["mcl"] |= {"cider": float("nan"), "win_rate": np.array([np.inf, 0.25, 0.25])}
+    results["methods"]["mcl"]["samples"][0]["log_likelihoods"]["mcl"][1] = -np.inf
+    evaluate = experiment.evaluate
+    monkeypatch.setattr(experiment, "evaluate", lambda *of: evaluate(*of) and results)
+    experiment.run()
+    found = json.loads((tmp_path / "a [/b]" / "results.json").read_text())["methods"]["mcl"]
+    assert found["cider"] is None and found["win_rate"] == [None, 0.25, 0.25] and found["test_loss"] == 1.25
+    printed = capsys.readouterr().out
+    assert "n/a: results.methods.mcl.cider must be a finite number, got nan" in printed and "n/a 0.25 0.25" in printed
+    assert "page.html" in experiment.there()
+
+
+def test_texts_are_printed_as_they_are(capsys):
+    results = to_json(made_up.results(), "results")
+    sample = results["methods"]["mcl"]["samples"][0]
+    sample |= {"source": "[/i] [bold]x :smile:\\", "answers": {"mcl": ["[red]a[/red]", ":cat: \\[b]"]}}
+    experiment.show(results, {**made_up.COLUMNS, "[/x]": "test_loss"})
+    printed = capsys.readouterr().out
+    for text in ("\n[/i] [bold]x :smile:\\\n", "  mcl 0  [red]a[/red]\n", "  mcl 1  :cat: \\[b]\n", "[/x]"):
+        assert text in printed
+    assert "n/a: SPICE: no <Java>" in printed
+
+
+def test_the_figure_has_the_methods_that_have_both_numbers():
+    results = {"methods": {
+        "mcl": {"cider": None, "div_2": 0.5, "intervals": {"div_2": [0.4, 0.6]}},
+        "mle_r": {"cider": 1.5, "div_2": 0.25, "intervals": {"div_2": [0.125, 0.375]}},
+        "moe": {"cider": 1.0, "div_2": 0.75},
+    }}  # fmt: skip
+    drawn = figures.quality_diversity(results, ("CIDEr-D", "cider"), ("Div-2", "div_2"))
+    assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["LoRA-MLE, rank r", "LoRA-MoE"]
+    with pytest.raises(ValueError, match="no method has both CIDEr-D and Div-2"):
+        figures.quality_diversity(
+            {"methods": {"mcl": {"cider": None, "div_2": 0.5}}}, ("CIDEr-D", "cider"), ("Div-2", "div_2")
+        )
+
+
+def test_modes_are_no_formulas():
+    found = {"win_matrix": np.array([[3, 0], [0, 5]]), "modes": (r"a $\frac{1}$ b", "$x$")}
+    drawn = figures.win_matrix({"methods": {"mcl": found}})
+    labels = [text._preprocess_math(text.get_text()) for text in drawn.axes[0].get_yticklabels()]
+    assert labels == [(r"a $\frac{1}$ b", False), ("$x$", False)]
+    drawn.canvas.draw()
+
+
+def test_one_mode_is_said():
+    found = {"win_matrix": [[3, 2]], "modes": ("[en]",), "not_available": {"spice": "no Java"}}
+    experiment._say_what_one_mode_hides(found)
+    assert found["purity"] is None and found["mutual_information"] is None
+    assert "one mode, '[en]'" in found["not_available"]["purity"] and found["not_available"]["spice"] == "no Java"
+    several = {"win_matrix": [[3, 2], [1, 1]], "modes": ("en", "fr"), "purity": 0.7}
+    experiment._say_what_one_mode_hides(several)
+    assert several["purity"] == 0.7 and "not_available" not in several
+
+
+def test_a_directory_in_use_is_refused_before_anything_is_loaded(experiment, tmp_path):
+    with Run(tmp_path / "a [/b]", {}), pytest.raises(RuntimeError, match="is in use by process"):
+        experiment.run()
+    assert experiment.loaded == 0
