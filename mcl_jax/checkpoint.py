@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import shutil
+import time
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from mcl_jax.json_io import to_json
 from mcl_jax.training import TrainState
 
 FORMAT = 1
+REMOVALS = 50  # attempts at a directory that something is still being written into
 SPARE = 2**18  # bytes that a checkpoint takes besides its arrays
 NO_SPACE = "No space left on device"  # as the system says it, and TensorStore after it
 
@@ -240,7 +242,7 @@ class Checkpoints:
         """Before the first save: removes half-written steps, and puts steps found broken aside as STEP.broken."""
         if not self._cleared and jax.process_index() == 0:
             for half_written in self.directory.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(half_written)
+                _remove(half_written)
         self._cleared = True
         if not self._broken:
             return
@@ -294,6 +296,16 @@ class _Preserve:
         scored = sorted(self.checkpoints._scored(steps), key=lambda pair: (pair[1], pair[0]), reverse=True)
         kept = {*steps[-self.checkpoints.keep_last :], *(step for step, _ in scored[: self.checkpoints.keep_best])}
         return [info.step in kept for info in infos]
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory. A save that failed may still be writing into it for a moment: then it is removed again."""
+    for _ in range(REMOVALS):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.1)
+    shutil.rmtree(directory)
 
 
 def _record_checksum(record: dict[str, Any]) -> int:

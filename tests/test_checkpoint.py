@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -231,6 +232,26 @@ def test_half_written_steps_do_not_count_and_are_cleared_by_the_next_save(tmp_pa
         assert checkpoints.latest_step() is None
         checkpoints.save(training[1].replace(step=jnp.int32(3)), config={})
     assert not half.exists() and (tmp_path / "3").exists()
+
+
+def test_leftovers_that_are_still_being_written_are_cleared_in_the_end(tmp_path, training, monkeypatch):
+    """A failed save goes on writing in the background for a moment, so that a directory is not empty when removed."""
+    half, real, attempts = tmp_path / "2.orbax-checkpoint-tmp", shutil.rmtree, []
+
+    def busy(path, ignore_errors=False, **options):
+        attempts.append(path)
+        if len(attempts) > 2:
+            return real(path, ignore_errors=ignore_errors, **options)
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    half.mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", busy)
+            checkpoints.save(training[1].replace(step=jnp.int32(3)), config={})
+        checkpoints.wait()
+    assert len(attempts) == 3 and not half.exists() and (tmp_path / "3").exists()
 
 
 def test_not_finite_adapters_are_refused_and_the_last_good_stays(tmp_path, training):

@@ -7,29 +7,17 @@ Prompt and target are encoded apart from each other, so a prompt has the same to
 """
 
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
 from mcl_jax.data.records import Record
 from mcl_jax.json_io import check_unicode
+from mcl_jax.tokenization import Tokenizer, answer_ids, check_tokenizer, pad_id, prompt_ids
 
 NO_MODE = -1
-
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer; Hugging Face's `PreTrainedTokenizerFast` has it.
-
-    `encode` may take `add_special_tokens`: then prompts get what the tokenizer puts before a text, targets nothing.
-    `pad_token_id` is used if there is one.
-    """
-
-    eos_token_id: int
-
-    def encode(self, text: str) -> list[int]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +45,7 @@ class Prompt:
         Raises:
           ValueError: if there are none.
         """
-        ids = _encode(tokenizer, self.format(source))
-        if len(ids) and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
-        if not len(ids):
-            raise ValueError(f"the prompt {self.format(source)!r} has no tokens; needed one before the target")
-        return ids
+        return prompt_ids(tokenizer, self.format(source))
 
     def of(self, tokenizer: Tokenizer, record: Record) -> np.ndarray:
         """`encode` of a record's source. Prompts that depend on more of a record override this."""
@@ -140,17 +123,17 @@ def encode_records(
         for a record that has no picture or clip; names the id.
       TypeError: if the tokenizer has no eos, or gives something else than token ids.
     """
-    _check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer)
     if too_long not in ("error", "drop"):
         raise ValueError(f'too_long must be "error" or "drop", got {too_long!r}')
-    prompt, options, kept, dropped = prompt or Prompt(), _without_special(tokenizer), [], []
+    prompt, kept, dropped = prompt or Prompt(), [], []
     for index, record in enumerate(records):
         if record.media is None and isinstance(prompt, Instruction):
             raise ValueError(
                 f"record {record.id!r} has no picture or clip; an instruction alone would not tell it apart"
             )
         prompt_ids = prompt.of(tokenizer, record)
-        targets = tuple(_encode_target(tokenizer, record.id, target.text, options) for target in record.targets)
+        targets = tuple(answer_ids(tokenizer, target.text, f"record {record.id!r}") for target in record.targets)
         if (length := len(prompt_ids) + max(map(len, targets)) - 1) <= max_length:
             kept.append((prompt_ids, targets, _modes(record, mode_names), index))
         elif too_long == "error":
@@ -165,40 +148,7 @@ def encode_records(
     if dropped:
         warnings.warn(f"dropped {len(dropped)} of {len(records)} records: over {max_length} positions", stacklevel=2)
     prompts, targets, modes, index = zip(*kept, strict=True)
-    pad_id = getattr(tokenizer, "pad_token_id", None)
-    pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
-    return Encoded(prompts, targets, modes, index, tuple(mode_names), tuple(dropped), pad_id)
-
-
-def _encode_target(tokenizer: Tokenizer, record_id: str, text: str, options: dict[str, bool]) -> np.ndarray:
-    """Token ids of a target and eos."""
-    ids = _encode(tokenizer, text, **options)
-    if not len(ids):
-        raise ValueError(f"record {record_id!r}: the target {text!r} is empty, or has no tokens")
-    if tokenizer.eos_token_id in ids:
-        raise ValueError(f"record {record_id!r}: the target holds the end-of-sequence token: {text[:60]!r}")
-    return np.append(ids, np.int32(tokenizer.eos_token_id))
-
-
-def _encode(tokenizer: Any, text: str, **options: bool) -> np.ndarray:
-    ids = tokenizer.encode(text, **options)
-    try:
-        return np.array(ids, np.int32).reshape(len(ids))
-    except (TypeError, ValueError):
-        raise TypeError(f"tokenizer.encode must give a list of token ids, got {type(ids).__name__}") from None
-
-
-def _without_special(tokenizer: Any) -> dict[str, bool]:
-    """What to tell `encode` so that it adds no tokens of its own."""
-    takes = "add_special_tokens" in inspect.signature(tokenizer.encode).parameters
-    return {"add_special_tokens": False} if takes else {}
-
-
-def _check_tokenizer(tokenizer: Any) -> None:
-    eos = getattr(tokenizer, "eos_token_id", None)
-    if not isinstance(eos, (int, np.integer)):
-        name = type(tokenizer).__name__
-        raise TypeError(f"the tokenizer needs eos_token_id, which targets end with; {name} has {eos!r}")
+    return Encoded(prompts, targets, modes, index, tuple(mode_names), tuple(dropped), pad_id(tokenizer))
 
 
 def _modes(record: Record, mode_names: Sequence[str]) -> tuple[int, ...]:

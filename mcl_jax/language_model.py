@@ -1,0 +1,168 @@
+"""A language model under hypotheses: batches of prompts and answers, the likelihood of the answers, and evaluation.
+
+    batch = encode(tokenizer, prompts, answers, max_length=64)
+    step = mcl.make_train_step(log_likelihood_fn(model), mcl.objectives.wta(), optimizer)
+    state, metrics = step(state, batch)
+    log_p, tokens = evaluate(model, state.params, state.adapters, [batch])      # [K, N] in nats, [N]
+
+A batch is a dict of arrays:
+
+    tokens       int32 [B, T]      prompt, answer, end token, padding on the right
+    target_mask  bool  [B, T-1]    true where tokens[:, 1:] is answer or end token
+    features     [B, N, D]         of pictures or clips, as the module's `encode` gives them; only where there are any
+
+Other entries are ignored.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mcl_jax import hypotheses, likelihood, moe, tokenization
+from mcl_jax.models.decoder import Segment
+
+Batch = Mapping[str, Array]
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What a Linen module must offer for `log_likelihood_fn` (`hidden`, `unembedding`) and `generate` (all of it).
+
+    `mask` is True on tokens and False on padding. Models of pictures or clips take `features` [B, N, D] as a keyword in
+    `hidden` and `extend`. A module may also have `vocab_size` and `max_positions` (integers), against which prompts are
+    checked, and `placeholder` (a token id), for which features stand in.
+    """
+
+    def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+        """Hidden states after the last norm; position t predicts token t+1."""
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """The output layer, in float32."""
+
+    def extend(
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
+        past: tuple[Segment, ...] = (),
+    ) -> tuple[Float[Array, "B T D"], Segment]:
+        """Hidden states of tokens at `positions` that also see the segments `past`, and the segment of these tokens."""
+
+    def unembedding(self, params: Any) -> Float[Array, "D V"]:
+        """The output matrix from the parameters (a static method): logits = hidden @ unembedding."""
+
+
+def encode(
+    tokenizer: tokenization.Tokenizer, prompts: Sequence[str], answers: Sequence[str], max_length: int
+) -> dict[str, np.ndarray]:
+    """A batch of prompts with their answers, padded on the right to `max_length` tokens.
+
+    Args:
+      tokenizer: of the model; see `tokenization.Tokenizer`.
+      prompts: B texts. The answer follows its prompt directly, so a separator belongs at the end of the prompt.
+      answers: B texts; the tokenizer's end token is put after each.
+      max_length: T, tokens of prompt, answer and end token together.
+    Returns:
+      {"tokens": int32 [B, T], "target_mask": bool [B, T-1]}, as NumPy arrays.
+    Raises:
+      ValueError: if there are not as many prompts as answers, or none; for a prompt without tokens, an answer that is
+        empty or holds the end token, or an example of more than `max_length` tokens. The message names the example.
+      TypeError: if the tokenizer has no end token.
+    """
+    tokenization.check_tokenizer(tokenizer)
+    if isinstance(prompts, str) or isinstance(answers, str):
+        raise ValueError("prompts and answers must be lists of texts, got one text")
+    if len(prompts) != len(answers) or not len(prompts):
+        raise ValueError(f"encode needs one answer for each prompt, got {len(prompts)} prompts, {len(answers)} answers")
+    tokens = np.full((len(prompts), max_length), tokenization.pad_id(tokenizer), np.int32)
+    mask = np.zeros((len(prompts), max_length - 1), bool)
+    for b, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        before = tokenization.prompt_ids(tokenizer, prompt)
+        after = tokenization.answer_ids(tokenizer, answer, f"example {b}")
+        P, T = len(before), len(before) + len(after)
+        if max_length < T:
+            raise ValueError(f"example {b} has {T} tokens, more than max_length={max_length}: {prompt[:40]!r}")
+        tokens[b, :P], tokens[b, P:T], mask[b, P - 1 : T - 1] = before, after, True
+    return {"tokens": tokens, "target_mask": mask}
+
+
+def log_likelihood_fn(
+    model: hypotheses.AdaptedModule, *, chunk_size: int = 256, balance_weight: float | None = None
+) -> Callable[[Any, Any, Batch, Key[Array, ""] | None], tuple[Float[Array, " B"], Int[Array, " B"]]]:
+    """What `make_train_step` asks for: (params, adapters_k, batch, rng) -> (log p of each answer in nats, its tokens).
+
+    Logits of the whole batch are never held, see `chunked_sequence_log_likelihood`.
+
+    Args:
+      model: `Hypotheses` or a `MixtureOfExperts` of a `LanguageModel`.
+      chunk_size: tokens whose logits are held at a time.
+      balance_weight: of the balance loss of a sparse mixture of experts, see `moe.with_balance`; None leaves it out, as
+        evaluation must.
+    Raises:
+      TypeError: if the module is not a `LanguageModel`; names what it lacks.
+      ValueError: for a balance weight of a model that has no sparse experts.
+    """
+    check_language_model(model.module, ("hidden", "unembedding"))
+    if balance_weight is not None and getattr(model, "top_k", None) is None:
+        raise ValueError(f"balance_weight={balance_weight} needs a MixtureOfExperts with top_k, got {model!r}")
+
+    def log_likelihood(params, adapters_k, batch, rng):
+        tokens, mask = batch["tokens"], batch["target_mask"]
+        options = {name: batch[name] for name in ("features",) if name in batch}
+        options |= {"method": "hidden", "dropout_rng": rng if model.config.dropout > 0.0 else None}
+        if balance_weight is None:
+            hidden, balance = model.apply(params, adapters_k, tokens[:, :-1], **options), None
+        else:
+            counted = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last target: all but padding
+            hidden, balance = model.apply_with_balance(params, adapters_k, tokens[:, :-1], counted=counted, **options)
+        log_p, counts = likelihood.chunked_sequence_log_likelihood(
+            hidden, model.module.unembedding(params), tokens[:, 1:], mask, chunk_size=chunk_size
+        )
+        return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
+
+    return log_likelihood
+
+
+def evaluate(
+    model: hypotheses.AdaptedModule, params: Any, adapters: Any, batches: Iterable[Batch]
+) -> tuple[Float[np.ndarray, "K N"], Int[np.ndarray, " N"]]:
+    """log p of each answer under each hypothesis, without dropout; compiled once for each shape of batch.
+
+    Args:
+      model, params, adapters: as in `log_likelihood_fn`; adapters have a leading axis K.
+      batches: any number of batches, N answers in all.
+    Returns:
+      (log p in nats [K, N], number of target tokens [N]). An answer without targets has log p 0 and 0 tokens.
+    Raises:
+      ValueError: if there are no batches.
+    """
+    log_p, tokens = [], []
+    for batch in batches:
+        needed = {name: batch[name] for name in ("tokens", "target_mask", "features") if name in batch}
+        of_batch, counts = _evaluate(model, params, adapters, needed)
+        log_p.append(np.asarray(of_batch))
+        tokens.append(np.asarray(counts[0]))
+    if not log_p:
+        raise ValueError("evaluate needs at least one batch, got none")
+    return np.concatenate(log_p, axis=1), np.concatenate(tokens)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(model, params, adapters, batch):
+    log_likelihood = log_likelihood_fn(model)
+    return jax.vmap(lambda adapters_k: log_likelihood(params, adapters_k, batch, None))(adapters)
+
+
+def check_language_model(module: Any, methods: Sequence[str] = ("hidden", "logits", "extend", "unembedding")) -> None:
+    """Raises a TypeError that names the methods of a `LanguageModel` that a module lacks."""
+    if missing := [name for name in methods if not callable(getattr(module, name, None))]:
+        raise TypeError(
+            f"{type(module).__name__} must have the methods {', '.join(methods)} of mcl_jax.language_model."
+            f"LanguageModel, it lacks {', '.join(missing)}; for a module that only returns logits, write the "
+            "log-likelihood yourself with mcl_jax.sequence_log_likelihood"
+        )
