@@ -15,7 +15,7 @@ import words
 import mcl_jax as mcl
 from mcl_jax.metrics import minimum_bayes_risk
 
-PROMPTS = [words.prompt(word) for word in ("cat", "house", "water")]
+PROMPTS = [words.prompt(word) for word in ("cat", "house", "door")]
 
 
 def main(argv: list[str] | None = None) -> dict[str, object]:
@@ -47,7 +47,8 @@ def random_adapters(model: mcl.Hypotheses, params, num_hypotheses: int = 3):
 
 def decode_and_rank(model: mcl.Hypotheses, params, adapters, tokenizer) -> dict[str, object]:
     """Answers of every hypothesis, ranked by all hypotheses together."""
-    inputs = tokenizer(PROMPTS, padding=True, return_tensors="np")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # some tokenizers have no padding token
+    inputs = tokenizer(PROMPTS, padding=True, padding_side="left", return_tensors="np")
     decoder = mcl.generation.BeamSearch(num_beams=4, num_return=2)
     found = mcl.generation.decode(
         model, params, adapters, inputs, decoder, max_new_tokens=8, eos_token_id=tokenizer.eos_token_id

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> dict[str, object]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", help="Hugging Face folder of the base model")
     parser.add_argument("--tiny", action="store_true", help="make a tiny random Llama and use it as the base")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--workdir", help="train through mcl.fit in this run directory")
     parser.add_argument("--out", help="save the adapters here as PEFT folders lora0, lora1")
     options = parser.parse_args(argv)
@@ -39,7 +39,7 @@ def fine_tune(folder, options: argparse.Namespace) -> dict[str, object]:
     """From a folder to trained adapters and K answers."""
     module, params, tokenizer = mcl.models.from_pretrained(folder)
     model = mcl.Hypotheses(module, mcl.LoraConfig(rank=8, alpha=8, targets=mcl.models.lora_targets(module)))
-    data = mcl.language_model.encode(tokenizer, words.PROMPTS, words.ANSWERS, max_length=32)
+    data = mcl.language_model.encode(tokenizer, words.PROMPTS, words.ANSWERS, max_length=16)
     adapters = model.init(jax.random.key(0), params, data["tokens"][:1], num_hypotheses=2)
 
     def batch_of(step: int) -> dict[str, np.ndarray]:
@@ -71,7 +71,8 @@ def fine_tune(folder, options: argparse.Namespace) -> dict[str, object]:
     print(f"loss {loss(model, state, data):.3f} nats per token")
 
     # Each hypothesis answers each prompt: tokens [K, B, n, T].
-    prompts = tokenizer(words.PROMPTS[::2][:4], padding=True, return_tensors="np")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # some tokenizers have no padding token
+    prompts = tokenizer(words.PROMPTS[::2][:4], padding=True, padding_side="left", return_tensors="np")
     end = tokenizer.eos_token_id
     answers = mcl.generate(model, params, state.adapters, prompts, max_new_tokens=8, eos_token_id=end)
     texts = [tokenizer.batch_decode(tokens, skip_special_tokens=True) for tokens in np.asarray(answers)[:, :, 0]]

@@ -19,9 +19,7 @@ def word_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     ids = {word: i for i, word in enumerate(["<unk>", "</s>", "<pad>", *words])}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="<pad>", padding_side="left"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
 
 
 def make(folder: str | Path, texts: list[str]) -> Path:
