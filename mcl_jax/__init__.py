@@ -10,7 +10,8 @@ Axes, in this order: K hypotheses · B batch · T time · D model · H heads · 
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
 """
 
-from mcl_jax import augmentation, generation, interop, models, moe, objectives, parallel
+from mcl_jax import augmentation, generation, interop, language_model, models, moe, objectives, parallel
+from mcl_jax.fitting import fit
 from mcl_jax.generation import generate
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_likelihood
@@ -25,9 +26,11 @@ __all__ = [
     "TrainState",
     "augmentation",
     "chunked_sequence_log_likelihood",
+    "fit",
     "generate",
     "generation",
     "interop",
+    "language_model",
     "make_train_step",
     "models",
     "moe",

@@ -250,9 +250,14 @@ class LossGuard:
         self._metrics: list[dict[str, Any]] = []
 
     def add(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Remembers the loss of a step, and log_likelihood [K] if it is there, without waiting for them."""
+        """Remembers the loss of a step, and log_likelihood [K] if it is there, without waiting for them.
+
+        Args:
+          step: number of the step; metrics with a "step" of their own know better.
+          metrics: of the step.
+        """
         self._steps.append(step)
-        self._metrics.append({name: metrics[name] for name in ("loss", "log_likelihood") if name in metrics})
+        self._metrics.append({name: metrics[name] for name in ("loss", "log_likelihood", "step") if name in metrics})
 
     def check(self, last_good: int | None = None) -> None:
         """Raises as `check_finite` does, and forgets."""
@@ -274,9 +279,9 @@ def check_finite(steps: Sequence[int], metrics: Sequence[Mapping[str, Any]], las
         loss = float(np.float64(values["loss"]))
         if not math.isfinite(loss):
             kept = "there is no checkpoint before it" if last_good is None else f"the last good one is step {last_good}"
+            step, why = int(values.get("step", step)), _diverged(values.get("log_likelihood"))
             raise FloatingPointError(
-                f"the loss is {loss} at step {step}{_diverged(values.get('log_likelihood'))}; {kept} "
-                "(lower the learning rate, or clip the gradients?)"
+                f"the loss is {loss} at step {step}{why}; {kept} (lower the learning rate, or clip the gradients?)"
             )
 
 

@@ -89,41 +89,29 @@ class Task:
         return {} if self.perception is None else {"features": self.perception.features(records)}
 
     def log_likelihood_fn(self, method: Method, *, train: bool = False, chunk_size: int = 256):
-        """(params, adapters_k, batch, rng) -> (Σ log p of the answer [B] in nats, its tokens [B]).
+        """(params, adapters_k, batch, rng) -> (log p of the answer [B] in nats, its tokens [B]).
 
-        With `train`, of a sparse mixture of experts less its balance loss; chunk_size is of
-        `chunked_sequence_log_likelihood`.
+        Args:
+          train: subtract the balance loss of a sparse mixture of experts.
+          chunk_size: see `chunked_sequence_log_likelihood`.
         """
-        model, weight = self.model(method), self.config.balance_weight
+        model = self.model(method)
         balanced = train and method == "moe" and model.top_k is not None
+        weight = self.config.balance_weight if balanced else None
+        return mcl.language_model.log_likelihood_fn(model, chunk_size=chunk_size, balance_weight=weight)
 
-        def log_likelihood(params, adapters_k, batch, rng):
-            tokens, mask = batch["tokens"], batch["target_mask"]
-            options = {name: batch[name] for name in ("features",) if name in batch}
-            options |= {"method": "hidden", "dropout_rng": rng if model.config.dropout > 0.0 else None}
-            if balanced:
-                counted = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last target: all but padding
-                hidden, balance = model.apply_with_balance(
-                    params, adapters_k, tokens[:, :-1], counted=counted, **options
-                )
-            else:
-                hidden = model.apply(params, adapters_k, tokens[:, :-1], **options)
-            unembedding = self.module.unembedding(params)
-            log_p, counts = mcl.chunked_sequence_log_likelihood(
-                hidden, unembedding, tokens[:, 1:], mask, chunk_size=chunk_size
-            )
-            return (mcl.moe.with_balance(log_p, counts, balance, weight) if balanced else log_p), counts
-
-        return log_likelihood
-
-    def initial_state(self, method: Method, optimizer: Any) -> mcl.TrainState:
+    def initial_state(self, method: Method, optimizer: Any, objective: objectives.Objective) -> mcl.TrainState:
         """State at step 0."""
         adapters = self.model(method).init(
             stream(self.config.seed, ADAPTERS), self.params, jnp.zeros((1, 2), jnp.int32),
             num_hypotheses=self.config.hypotheses_of(method), method="hidden",
         )  # fmt: skip
         return mcl.TrainState.create(
-            params=self.params, adapters=adapters, optimizer=optimizer, rng=stream(self.config.seed, STEPS)
+            params=self.params,
+            adapters=adapters,
+            optimizer=optimizer,
+            rng=stream(self.config.seed, STEPS),
+            objective=objective,
         )
 
 
@@ -165,22 +153,15 @@ class Likelihoods:
 
 def evaluator(task: Task, method: Method):
     """`evaluate(state, items) -> Likelihoods`, compiled once for each length of batch."""
-    log_likelihood = task.log_likelihood_fn(method)
-
-    @jax.jit
-    def run(params, adapters, batch):
-        return jax.vmap(lambda a: log_likelihood(params, a, batch, None))(adapters)
+    model = task.model(method)
 
     def evaluate(state, items):
-        log_p, tokens, modes, records = [], [], [], []
-        for batch in data.eval_batches(items.encoded, task.config.batches):
-            real = batch["index"] != data.NO_RECORD
-            sums, counts = run(state.params, state.adapters, task.inputs(items, batch))
-            log_p.append(np.asarray(sums)[:, real])
-            tokens.append(np.asarray(counts)[0, real])
-            modes.append(batch["mode"][real])
-            records.append(batch["index"][real])
-        return Likelihoods(np.concatenate(log_p, 1), *map(np.concatenate, (tokens, modes, records)))
+        batches = list(data.eval_batches(items.encoded, task.config.batches))
+        inputs = (task.inputs(items, batch) for batch in batches)
+        log_p, tokens = mcl.language_model.evaluate(model, state.params, state.adapters, inputs)
+        modes, records = (np.concatenate([batch[name] for batch in batches]) for name in ("mode", "index"))
+        real = records != data.NO_RECORD
+        return Likelihoods(log_p[:, real], tokens[real], modes[real], records[real])
 
     return evaluate
 

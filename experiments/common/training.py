@@ -1,6 +1,5 @@
 """One training: a method, from its last checkpoint if it has one."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,7 @@ import mcl_jax as mcl
 from experiments.common.config import Config, Method
 from experiments.common.task import Items, Likelihoods, Task
 from mcl_jax import data, metrics, objectives
-from mcl_jax.checkpoint import Checkpoints
-from mcl_jax.run import LossGuard, Run
-
-CHECKPOINT_SECONDS = 60.0
+from mcl_jax.run import Run
 
 
 def train(
@@ -30,48 +26,19 @@ def train(
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.loss(method), config.optimizer()
     step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)
-    state = task.initial_state(method, optimizer)
     held_out = task.encode(task.records("validation", config.eval_items))
-    spent, started, guard = 0.0, time.monotonic(), LossGuard()
-
-    def log(values: dict[str, Any]) -> None:
-        found = summary(evaluate(state, held_out), task)
-        run.log(int(state.step), found | values, tag=method)
-        shown = {"win_rate": found["win_rate"]} if config.hypotheses_of(method) > 1 else {}
-        progress.update(int(state.step), loss=found["eval_loss"], **shown)
-
-    with Checkpoints(run.checkpoint_dir(method)) as checkpoints:
-
-        def save() -> None:
-            place = {"batches": batches.get_state(), "seconds": spent + time.monotonic() - started}
-            checkpoints.save(state, data=place, config=run.config)
-
-        if checkpoints.latest_step() is not None:
-            state, place, _ = checkpoints.restore(state)
-            batches.set_state(place["batches"])
-            spent = place["seconds"]
-        run.rewind(method, int(state.step) if int(state.step) else None)
-        saved = time.monotonic()
-        with run.progress(config.steps, int(state.step), method) as progress:
-            if int(state.step) == 0:
-                log({})
-            while (number := int(state.step)) < config.steps:
-                state, found = step(state, task.inputs(items, next(batches)))
-                guard.add(number, found)
-                last = number + 1 == config.steps
-                if (number + 1) % config.eval_every == 0 or last:
-                    guard.check(checkpoints.latest_step())
-                    log({f"train_{name}": found[name] for name in ("loss", "win_rate", "weight_entropy")})
-                else:
-                    progress.update(number + 1, loss=found["loss"], win_rate=found["win_rate"])
-                if run.stop_requested:
-                    save()
-                    checkpoints.wait()
-                    run.stop()
-                if last or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save()
-                    saved = time.monotonic()
-    return state, spent + time.monotonic() - started
+    fitted = mcl.fit(
+        step,
+        task.initial_state(method, optimizer, loss),
+        batches,
+        steps=config.steps,
+        run=run,
+        tag=method,
+        inputs=lambda batch: task.inputs(items, batch),
+        evaluate=lambda state: summary(evaluate(state, held_out), task),
+        eval_every=config.eval_every,
+    )
+    return fitted.state, fitted.seconds
 
 
 def make_step(config: Config, method: Method, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:

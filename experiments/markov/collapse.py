@@ -56,7 +56,7 @@ def final_state_of(config: Config) -> dict[str, Any]:
     """Trains one seed and evaluates it: win rate [K], total variation of each chain [N], loss."""
     seed, loss, optimizer = config.seed[0], objective(config, config.objective_name), config.optimizer()
     problem = Problem(config, seed)
-    state = problem.initial_state(config.k, optimizer)
+    state = problem.initial_state(config.k, optimizer, loss)
     chunk = problem.train_chunk(loss, optimizer, "winner" if loss.is_hard(config.k) else "all")
     state, _ = chunk(state, config.steps)
     final = to_numpy(problem.evaluate(state.params, state.adapters, stream(seed, FINAL), 4000))

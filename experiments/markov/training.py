@@ -68,20 +68,25 @@ class Problem:
         logits = self.hypotheses.apply(params, adapters_k, tokens)[:, :-1]
         return mcl.sequence_log_likelihood(logits, tokens[:, 1:], jnp.ones_like(tokens[:, 1:], bool))
 
-    def initial_state(self, num_hypotheses: int, optimizer: optax.GradientTransformation) -> mcl.TrainState:
+    def initial_state(
+        self, num_hypotheses: int, optimizer: optax.GradientTransformation, objective: objectives.Objective
+    ) -> mcl.TrainState:
         tokens = jnp.zeros((1, 2), jnp.int32)
         params = jax.jit(self.module.init)(stream(self.seed, BASE), tokens)["params"]
         key = stream(self.seed, ADAPTERS)
         adapters = self.hypotheses.init(key, params, tokens, num_hypotheses=num_hypotheses)
         return mcl.TrainState.create(
-            params=params, adapters=adapters, optimizer=optimizer, rng=stream(self.seed, STEPS)
+            params=params,
+            adapters=adapters,
+            optimizer=optimizer,
+            rng=stream(self.seed, STEPS),
+            objective=objective,
         )
 
     def train_chunk(self, objective: objectives.Objective, optimizer: Any, backward: str) -> Callable[..., Any]:
         """`chunk(state, stop) -> (state, metrics)`: the steps up to step number `stop`, in one compiled loop.
 
-        Metrics are those of the last step, and `first_bad_step`, the first whose loss is not finite (or −1), with its
-        metrics `first_bad`.
+        Metrics are those of the last step, or of the first whose loss is not finite, with its number as "step".
         """
         devices = self.config.devices
         update = Update(self.log_likelihood, objective, optimizer, backward)
@@ -89,23 +94,19 @@ class Problem:
 
         def steps(params, state, data_key, stop, device):
             def one(carry):
-                state, _, bad, bad_metrics = carry
+                state, metrics = carry
                 key = jax.random.fold_in(data_key, state.step)
                 tokens, _ = sample_mixture(key, self.transitions, self.config.batch_size, self.config.seq_len)
                 local = self.config.batch_size // devices
                 tokens = jax.lax.dynamic_slice_in_dim(tokens, device * local, local)
-                number = state.step
-                state, metrics = update(params, state, tokens, axis_name=axis_name)
-                first = (bad < 0) & ~jnp.isfinite(metrics["loss"])
-                bad_metrics = jax.tree.map(partial(jnp.where, first), metrics, bad_metrics)
-                return state, metrics, jnp.where(first, number, bad), bad_metrics
+                number, sound = state.step, jnp.isfinite(metrics["loss"])
+                state, new = update(params, state, tokens, axis_name=axis_name)
+                return state, jax.tree.map(partial(jnp.where, sound), new | {"step": number}, metrics)
 
             tokens = jax.ShapeDtypeStruct((self.config.batch_size // devices, self.config.seq_len), jnp.int32)
             _, shapes = jax.eval_shape(lambda t: update(params, state, t, axis_name=axis_name), tokens)
-            none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            carry = (state, none, jnp.full((), -1, jnp.int32), none)
-            state, metrics, bad, bad_metrics = jax.lax.while_loop(lambda carry: carry[0].step < stop, one, carry)
-            return state, metrics | {"first_bad_step": bad, "first_bad": bad_metrics}
+            none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes | {"step": state.step})
+            return jax.lax.while_loop(lambda carry: carry[0].step < stop, one, (state, none))
 
         if devices == 1:
             compiled = jax.jit(partial(steps, device=0), donate_argnums=1)
@@ -116,8 +117,6 @@ class Problem:
             compiled = lambda *arguments: pmapped(*arguments, jnp.arange(devices))
 
         def chunk(state, stop):
-            if state.objective_state is None:
-                state = state.replace(objective_state=objective.init(mcl.hypotheses.count(state.adapters)))
             data_key = stream(self.seed, DATA)  # an argument, so that all seeds share what is compiled
             rest, metrics = compiled(state.params, state.replace(params=None), data_key, jnp.int32(stop))
             return rest.replace(params=state.params), metrics

@@ -86,7 +86,9 @@ def drawn(adapters):
 
 
 def shapes(task, method):
-    return jax.eval_shape(lambda: task.initial_state(method, task.config.optimizer()).adapters)
+    return jax.eval_shape(
+        lambda: task.initial_state(method, task.config.optimizer(), task.config.loss(method)).adapters
+    )
 
 
 def test_the_likelihood_is_that_of_the_answer_behind_the_picture(config):

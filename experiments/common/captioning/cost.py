@@ -33,7 +33,7 @@ def costs(task: Task, ks: Sequence[int] = KS) -> dict[int, tuple[float, float]]:
         backward = config.backward_of(loss, K)
         log_likelihood = of_k.log_likelihood_fn(method, chunk_size=tokens)  # a chunk a hypothesis: one of K is counted
         step = mcl.make_train_step(log_likelihood, loss, optimizer, backward)
-        compiled = step.lower(of_k.initial_state(method, optimizer), inputs).compile()
+        compiled = step.lower(of_k.initial_state(method, optimizer, loss), inputs).compile()
         passes = 2 if backward == "all" else 1  # through the output layer, of a hypothesis that is not counted
         found[K] = flops(tower), flops(compiled) + (K - 1) * passes * head
     return found

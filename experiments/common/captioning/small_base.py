@@ -23,8 +23,7 @@ from experiments.common.captioning.modality import Modality
 from experiments.common.perception import MediaPrompt, Perception, stacked
 from experiments.common.task import spread
 from mcl_jax import data, objectives
-from mcl_jax.checkpoint import Checkpoints
-from mcl_jax.run import LossGuard, Run
+from mcl_jax.run import Run
 
 EOS = "<|endoftext|>"
 VOCABULARY = 2048
@@ -148,6 +147,10 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
         log_p, tokens = log_likelihood({}, jax.tree.map(lambda x: x[0], params), batch, None, vary=False)
         return -log_p.sum(), tokens.sum()
 
+    def evaluate(state):
+        nats, tokens = map(sum, zip(*(losses(state.adapters, batch) for batch in held_out), strict=True))
+        return {"eval_loss": float(nats / tokens)}
+
     batches = data.train_batches(encoded["train"], shapes)
     held_out = [inputs("validation", batch) for batch in data.eval_batches(encoded["validation"], shapes)]
     peak = settings.learning_rate
@@ -159,27 +162,15 @@ def _train(run: Run, settings: SmallBase, modality: Modality, module, processor,
     state = mcl.TrainState.create(
         params={}, adapters=jax.tree.map(lambda x: x[None], params), optimizer=optimizer, rng=key
     )
-    guard = LossGuard()
-    with Checkpoints(run.checkpoint_dir(), keep_last=1) as checkpoints:
-        if checkpoints.latest_step() is not None:
-            state, place, _ = checkpoints.restore(state)
-            batches.set_state(place)
-        run.rewind("", int(state.step) or None)
-        with run.progress(settings.steps, int(state.step), "small base") as progress:
-            while (number := int(state.step)) < settings.steps:
-                state, found = step(state, inputs("train", next(batches)))
-                guard.add(number, found)
-                progress.update(number + 1, loss=found["loss"])
-                if (number + 1) % settings.eval_every == 0 or number + 1 == settings.steps:
-                    guard.check(checkpoints.latest_step())
-                    nats, tokens = map(sum, zip(*(losses(state.adapters, batch) for batch in held_out), strict=True))
-                    logged = {"train_loss": float(found["loss"]), "eval_loss": float(nats / tokens)}
-                    run.log(number + 1, logged)
-                    checkpoints.save(state, metrics=logged, data=batches.get_state(), config=run.config)
-                if run.stop_requested:
-                    guard.check(checkpoints.latest_step())
-                    checkpoints.save(state, data=batches.get_state(), config=run.config)
-                    checkpoints.wait()
-                    run.stop()
-        state, _, best = checkpoints.restore(state, "best")
-    return jax.tree.map(lambda x: x[0], state.adapters), best["metrics"]["eval_loss"]
+    fitted = mcl.fit(
+        step,
+        state,
+        batches,
+        steps=settings.steps,
+        run=run,
+        inputs=lambda batch: inputs("train", batch),
+        evaluate=evaluate,
+        eval_every=settings.eval_every,
+        keep_best=True,
+    )
+    return jax.tree.map(lambda x: x[0], fitted.state.adapters), fitted.evaluation["eval_loss"]

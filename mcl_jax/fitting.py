@@ -1,0 +1,207 @@
+"""The training loop: a run directory, checkpoints, resume, a guard against NaN losses, progress, and signals.
+
+    fitted = mcl.fit(step, state, batches, steps=1000, workdir="runs/mine", evaluate=evaluate, eval_every=50)
+    fitted.state.adapters
+
+The same call again goes on from the last checkpoint, with the numbers of a run that never stopped; a finished one is
+read back. SIGTERM and Ctrl-C save a checkpoint and exit with status 143. A NaN loss stops the training, names the step
+and the hypothesis, and leaves the last good checkpoint.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mcl_jax.checkpoint import Checkpoints
+from mcl_jax.json_io import to_json
+from mcl_jax.run import LossGuard, Run
+from mcl_jax.training import TrainState
+
+Batch = Any
+TRAIN_METRICS = ("loss", "win_rate", "weight_entropy")  # which go into metrics.jsonl as train_loss, ...
+
+
+class Fitted(NamedTuple):
+    """What `fit` returns.
+
+    Attributes:
+      state: after the last step, or at the best evaluation with `keep_best`.
+      seconds: that training took over all of its parts, evaluation and compilation included.
+      evaluation: what `evaluate` said of that state; {} without `evaluate`.
+    """
+
+    state: TrainState
+    seconds: float
+    evaluation: dict[str, Any]
+
+
+def fit(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]],
+    state: TrainState,
+    batches: Iterable[Batch] | Callable[[int], Batch],
+    *,
+    steps: int,
+    workdir: Path | str | None = None,
+    run: Run | None = None,
+    tag: str = "",
+    config: Mapping[str, Any] | None = None,
+    inputs: Callable[[Batch], Batch] | None = None,
+    evaluate: Callable[[TrainState], Mapping[str, Any]] | None = None,
+    eval_every: int = 100,
+    stride: int = 1,
+    checkpoint_seconds: float = 60.0,
+    keep_best: bool = False,
+) -> Fitted:
+    """Trains for `steps` steps, from the last checkpoint if there is one.
+
+    Args:
+      step: of `make_train_step`, or any function (state, batch) -> (state, metrics with a "loss").
+      state: at step 0.
+      batches: an iterable that does not end before the training, or a function of the number of steps taken so far. An
+        iterator with `get_state` and `set_state`, such as `data.train_batches`, resumes at its place; another one must
+        give the same batches again, and is advanced past those that were used.
+      steps: in all, those before a resume included.
+      workdir: directory of a run that is this training alone; it ends with results.json.
+      run: instead of workdir, an open `Run` that may hold several trainings.
+      tag: name of the training within the run.
+      config: what decides the result, for config.json of workdir: a resumed run must agree with it.
+      inputs: makes of a batch what `step` takes, such as its features.
+      evaluate: state -> numbers by name, "eval_loss" (nats) among them.
+      eval_every: steps between evaluations and log lines; there is one at step 0 and one at the end too.
+      stride: steps that one call of `step` takes, up to the next multiple of it, for compiled loops of steps.
+      checkpoint_seconds: time between checkpoints; there is one at the end too.
+      keep_best: also save at each evaluation, and return the state with the lowest eval_loss.
+    Returns:
+      The state, the seconds and the last (or best) evaluation.
+    Raises:
+      ValueError: unless exactly one of workdir and run is given; if batches end too early; for a directory of a run
+        with another config, or a checkpoint of another shape.
+      FloatingPointError: for a loss that is not finite; names the step, the hypotheses and the last good checkpoint.
+      SystemExit: after SIGTERM or SIGINT, when everything is saved.
+    """
+    if (workdir is None) == (run is None):
+        raise ValueError(f"fit needs either a workdir or a run, got workdir={workdir!r} and run={run!r}")
+    if steps < 1 or eval_every < 1 or stride < 1:
+        raise ValueError(f"steps, eval_every and stride must be at least 1, got {steps}, {eval_every} and {stride}")
+    if keep_best and evaluate is None:
+        raise ValueError("keep_best needs an evaluate that gives eval_loss")
+    options = (step, state, batches, steps, tag, inputs, evaluate, eval_every, stride, checkpoint_seconds, keep_best)
+    if run is not None:
+        return _Training(run, *options).go()
+    with Run(workdir, {"steps": steps, **(config or {})}) as own:
+        fitted = _Training(own, *options).go()
+        if own.finished:
+            own.say_finished()
+        else:
+            own.finish({"steps": steps, "seconds": fitted.seconds, **fitted.evaluation})
+        return fitted
+
+
+class _Training:
+    """One call of `fit`."""
+
+    def __init__(
+        self, run, step, state, batches, steps, tag, inputs, evaluate, eval_every, stride, checkpoint_seconds, keep_best
+    ):
+        self.run, self.step, self.state, self.steps, self.tag = run, step, state, steps, tag
+        self.batches = batches if callable(batches) else iter(batches)
+        self.inputs, self.evaluate, self.eval_every, self.stride = inputs, evaluate, eval_every, stride
+        self.checkpoint_seconds, self.keep_best = checkpoint_seconds, keep_best
+        self.number, self.evaluation, self.guard = 0, {}, LossGuard()
+        self.spent, self.started = 0.0, time.monotonic()
+
+    def go(self) -> Fitted:
+        with Checkpoints(self.run.checkpoint_dir(self.tag), keep_last=1 if self.keep_best else 2) as self.checkpoints:
+            self._resume()
+            with self.run.progress(self.steps, self.number, self.tag or "train") as self.progress:
+                self._train()
+            if self.keep_best:
+                self.state, _, best = self.checkpoints.restore(self.state, "best")
+                self.evaluation = best["metrics"]
+        return Fitted(self.state, self._seconds(), self.evaluation)
+
+    def _train(self) -> None:
+        if self.number == 0:
+            self._log({})
+        saved = time.monotonic()
+        while self.number < self.steps:
+            metrics = self._advance()
+            evaluated = self.number % self.eval_every == 0 or self.number == self.steps
+            if evaluated:
+                self.guard.check(self.checkpoints.latest_step())
+                self._log({f"train_{name}": metrics[name] for name in TRAIN_METRICS if name in metrics})
+            if self.run.stop_requested:
+                self._save()
+                self.checkpoints.wait()
+                self.run.stop()
+            overdue = time.monotonic() - saved > self.checkpoint_seconds
+            if overdue or self.number == self.steps or (evaluated and self.keep_best):
+                self._save(evaluated)
+                saved = time.monotonic()
+
+    def _advance(self) -> Mapping[str, Any]:
+        """One call of the step."""
+        before = self.number
+        batch = self.batches(before) if callable(self.batches) else self._next()
+        self.state, metrics = self.step(self.state, batch if self.inputs is None else self.inputs(batch))
+        self.number = min((before // self.stride + 1) * self.stride, self.steps)
+        self.guard.add(before, metrics)
+        self._show(metrics)
+        return metrics
+
+    def _next(self) -> Batch:
+        try:
+            return next(self.batches)
+        except StopIteration:
+            raise ValueError(
+                f"batches ended after {self.number} of {self.steps} steps: give an iterator that goes on"
+            ) from None
+
+    def _show(self, metrics: Mapping[str, Any]) -> None:
+        """Progress with the metrics of the step before, so that the device is never waited for while it has work."""
+        shown = getattr(self, "_previous", {})
+        self._previous = {name: metrics[name] for name in ("loss", "win_rate") if name in metrics}
+        self.progress.update(self.number, **shown)
+
+    def _log(self, values: dict[str, Any]) -> None:
+        """Evaluates, and writes a line."""
+        if self.evaluate is not None:
+            self.evaluation = dict(self.evaluate(self.state))
+        if line := self.evaluation | values:
+            self.run.log(self.number, line, tag=self.tag)
+        shown = {name: self.evaluation.get(key) for name, key in (("loss", "eval_loss"), ("win_rate", "win_rate"))}
+        if np.size(shown["win_rate"]) < 2:  # one hypothesis wins everything
+            del shown["win_rate"]
+        self.progress.update(self.number, **shown)
+
+    def _save(self, evaluated: bool = False) -> None:
+        self.guard.check(self.checkpoints.latest_step())
+        evaluation = to_json(self.evaluation, "evaluation", non_finite="null")
+        place = {"seconds": self._seconds(), "evaluation": evaluation}
+        if hasattr(self.batches, "get_state"):
+            place["batches"] = self.batches.get_state()
+        metrics = self.evaluation if evaluated and self.keep_best else None
+        self.checkpoints.save(self.state, metrics=metrics, data=place, config=self.run.config)
+
+    def _resume(self) -> None:
+        if self.checkpoints.latest_step() is not None:
+            self.state, place, _ = self.checkpoints.restore(self.state)
+            self.number, self.spent = int(self.state.step), place["seconds"]
+            self.evaluation = place.get("evaluation") or {}
+            self._place_batches(place)
+        self.run.rewind(self.tag, self.number or None)
+
+    def _place_batches(self, place: Mapping[str, Any]) -> None:
+        if callable(self.batches) or self.number == self.steps:
+            return
+        if hasattr(self.batches, "set_state"):
+            self.batches.set_state(place["batches"])
+            return
+        for _ in range(-(-self.number // self.stride)):  # of an iterator that has no place: past what was used
+            self._next()
+
+    def _seconds(self) -> float:
+        return self.spent + time.monotonic() - self.started
