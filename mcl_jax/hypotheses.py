@@ -179,6 +179,16 @@ class AdaptedModule(abc.ABC):
 
         independence.check(together, alone, (params, adapters), arrays)
 
+    def reached(
+        self, params: Params, *inputs: Any, method: str | Callable | None = None, **kwargs: Any
+    ) -> frozenset[str]:
+        """Paths of the target layers that a call of the module passes through. Nothing is computed."""
+        adapted, nothing = lora.Adapted(), lambda layer, path, spec, x: jnp.zeros((), x.dtype)
+        rngs = {"dropout": None}
+        run = lambda params, arrays: self._run(nothing, params, {}, *arrays, rngs, method, adapted=adapted)
+        jax.eval_shape(run, params, (inputs, kwargs))
+        return frozenset(adapted.targets)
+
     def _check_stacked(self, params: Params, adapted: lora.Adapted) -> None:
         """Raises a ValueError if the config has values for each of several layers where there is only one."""
         for path, spec in adapted.targets.items():

@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mcl_jax import hypotheses, likelihood, moe, tokenization
@@ -105,7 +106,8 @@ def log_likelihood_fn(
         evaluation must.
     Raises:
       TypeError: if the module is not a `LanguageModel`; names what it lacks.
-      ValueError: for a balance weight of a model that has no sparse experts.
+      ValueError: for a balance weight of a model that has no sparse experts; when called, for adapters of the output
+        layer, which stays frozen here.
     """
     check_language_model(model.module, ("hidden", "unembedding"))
     if balance_weight is not None and getattr(model, "top_k", None) is None:
@@ -114,6 +116,7 @@ def log_likelihood_fn(
     def log_likelihood(params, adapters_k, batch, rng):
         tokens, mask = batch["tokens"], batch["target_mask"]
         options = {name: batch[name] for name in ("features",) if name in batch}
+        _check_reached(model, params, adapters_k, tokens[:, :-1], options)
         options |= {"method": "hidden", "dropout_rng": rng if model.config.dropout > 0.0 else None}
         if balance_weight is None:
             hidden, balance = model.apply(params, adapters_k, tokens[:, :-1], **options), None
@@ -126,6 +129,16 @@ def log_likelihood_fn(
         return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
 
     return log_likelihood
+
+
+def _check_reached(model, params, adapters_k, tokens, features):
+    """Raises a ValueError if adapters have no part in the hidden states: they would be left out, silently."""
+    layers = {"/".join(path[:-1]) for path in flatten_dict(adapters_k)}
+    if idle := sorted(layers - model.reached(params, tokens, method="hidden", **features)):
+        raise ValueError(
+            f"adapters of {idle[:3]} have no part in the hidden states, and the output layer is frozen in this "
+            "likelihood: leave them out of the targets, or use mcl_jax.sequence_log_likelihood on the logits"
+        )
 
 
 def evaluate(

@@ -15,7 +15,6 @@ import numpy as np
 import optax
 
 import mcl_jax as mcl
-from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.run import Run
 
 WIDTH = 257  # a base much larger than what a checkpoint holds
@@ -72,32 +71,29 @@ def main():
     say = lambda *words: print(*words, flush=True)
     config = vars(arguments) | {"workdir": None}
     train_step, state, draw = build()
-    with Run(arguments.workdir, config, volatile=("pause",)) as run, Checkpoints(run.checkpoint_dir()) as checkpoints:
+
+    def step(state, batch):
+        before = int(state.step)
+        if before and not taken:
+            say("resumed", before)
+        state, metrics = train_step(state, batch)
+        taken.append(before)
+        say("step", before + 1)
+        time.sleep(arguments.pause)
+        return state, metrics
+
+    def evaluate(state):
+        """A score that the last checkpoint wins; with `keep_best` each evaluation is followed by a checkpoint."""
+        say("saving", int(state.step))
+        return {"eval_loss": -float(state.step)}
+
+    taken = []
+    with Run(arguments.workdir, config, volatile=("pause",)) as run:
         if run.finished:
             run.say_finished()
             return
-        if checkpoints.latest_step() is not None:
-            state, data, _ = checkpoints.restore(state)
-            assert data == {"next": int(state.step)}
-            say("resumed", int(state.step))
-            run.rewind("", int(state.step))
-        else:
-            run.rewind("")
-        save = lambda state: checkpoints.save(state, data={"next": int(state.step)}, config=run.config)
-        while int(state.step) < arguments.steps:
-            state, metrics = train_step(state, draw(int(state.step)))
-            done = int(state.step)
-            run.log(done, metrics)
-            if done % arguments.save_every == 0:
-                say("saving", done)
-                save(state)
-            say("step", done)
-            if run.stop_requested:
-                save(state)
-                checkpoints.wait()
-                run.stop()
-            time.sleep(arguments.pause)
-        checkpoints.wait()
+        options = dict(evaluate=evaluate, eval_every=arguments.save_every, keep_best=True)
+        state = mcl.fit(step, state, draw, steps=arguments.steps, run=run, **options).state
         run.finish({"adapters": digest(state.adapters), "opt_state": digest(state.opt_state)})
         say("finished")
 

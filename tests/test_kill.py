@@ -78,7 +78,7 @@ def test_kill_9_at_any_moment_changes_nothing(tmp_path, straight, cache):
         assert not (tmp_path / "results.json").exists()
     child = Child(tmp_path, cache)
     assert child.end() == 0
-    assert child.said[0].startswith("resumed") and child.said[-1] == "finished"
+    assert any(line.startswith("resumed") for line in child.said) and child.said[-1] == "finished"
     assert outcome(tmp_path) == straight
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
 
@@ -87,9 +87,9 @@ def test_sigterm_saves_the_current_step_and_the_same_command_goes_on(tmp_path, s
     child = Child(tmp_path, cache)
     child.wait_for("step 10")
     assert child.end(signal.SIGTERM) == 143
-    stopped_at = int(child.said[-1].removeprefix("step "))
+    stopped_at = max(int(line.split()[1]) for line in child.said if line.startswith("step "))
     assert 10 <= stopped_at < 30
     child = Child(tmp_path, cache)
     assert child.end() == 0
-    assert child.said[0] == f"resumed {stopped_at}"
+    assert f"resumed {stopped_at}" in child.said
     assert outcome(tmp_path) == straight

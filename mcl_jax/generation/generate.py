@@ -20,6 +20,7 @@ from mcl_jax import hypotheses, objectives, options, token_ids
 from mcl_jax.generation import filters
 from mcl_jax.generation.decoders import Decoder, Greedy, Step
 from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
+from mcl_jax.language_model import check_language_model
 from mcl_jax.models.decoder import Segment, positions_of
 
 GREEDY = Greedy()
@@ -132,6 +133,7 @@ def decode(
     """
     limits = Limits(max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty)
     decoder = _checked(GREEDY if decoder is None else decoder)
+    check_language_model(model.module)
     prompts = prompts_of(inputs, model.module)
     check_room(model.module, prompts.longest, limits.max_new_tokens)
     limits.check_vocabulary(getattr(model.module, "vocab_size", None))

@@ -12,6 +12,7 @@ from mcl_jax import token_ids
 from mcl_jax.generation.generate import Generation
 from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
 from mcl_jax.hypotheses import AdaptedModule
+from mcl_jax.language_model import check_language_model
 from mcl_jax.likelihood import sequence_log_likelihood
 from mcl_jax.models.decoder import positions_of
 
@@ -30,6 +31,7 @@ def log_likelihoods(
       ValueError: inputs as in `decode`; answers that are not those of as many prompts, have no or too many tokens, or
         tokens outside of the vocabulary.
     """
+    check_language_model(model.module)
     prompts = prompts_of(inputs, model.module)
     longest = _check_answers(answers, len(prompts.tokens), getattr(model.module, "vocab_size", None))
     check_room(model.module, prompts.longest, longest)
