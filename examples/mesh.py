@@ -37,9 +37,13 @@ def main() -> dict[str, object]:
     params = jax.tree_util.tree_map_with_path(lambda path, x: jax.device_put(x, cut(path, x.shape)), params)
     on_mesh = losses(module, params, tokens, mesh=mesh)
 
+    kernel = params["model"]["layers"]["mlp"]["up_proj"]["kernel"]  # of all layers
+    print(
+        f"a matrix {kernel.shape} of the base, of which each device holds {kernel.sharding.shard_shape(kernel.shape)}"
+    )
     print(f"one device  {np.round(one_device, 5).tolist()}")
     print(f"mesh 4 x 2  {np.round(on_mesh, 5).tolist()}")
-    return {"one_device": one_device, "mesh": on_mesh, "devices": mesh.size}
+    return {"one_device": one_device, "mesh": on_mesh}
 
 
 def losses(module, params, tokens, mesh) -> list[float]:

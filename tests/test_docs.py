@@ -56,3 +56,10 @@ def test_included_files_exist(page):
     for name in re.findall(r'--8<-- "([^"]+)"', PAGES[page]):
         file, _, section = name.partition(":")
         assert f"[start:{section}]" in (ROOT / file).read_text(encoding="utf-8") or not section
+
+
+@pytest.mark.parametrize("readme", ["README.md", "experiments/README.md", "examples/README.md", "CONTRIBUTING.md"])
+def test_files_that_readmes_link_exist(readme):
+    folder, text = (ROOT / readme).parent, (ROOT / readme).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([\w./-]+)", text):
+        assert link.startswith("http") or (folder / link).exists(), link

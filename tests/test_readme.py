@@ -42,8 +42,3 @@ def test_readme_is_short():
     lines = README.read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     assert max(len(line) for line in lines if line.startswith("|")) <= 100
-
-
-@pytest.mark.parametrize("name", re.findall(r"\]\(([\w./-]+)\)", README.read_text(encoding="utf-8")))
-def test_files_that_it_links_exist(name):
-    assert (README.parent / name).exists()

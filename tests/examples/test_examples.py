@@ -71,7 +71,9 @@ def test_mesh_gives_the_losses_of_one_device():
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(EXAMPLES.parent)}
     done = subprocess.run([sys.executable, EXAMPLES / "mesh.py"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one_device, mesh = (json.loads(line[line.index("[") :]) for line in done.stdout.splitlines())
+    placed, *losses = done.stdout.splitlines()
+    assert placed.endswith("(2, 32, 64) of the base, of which each device holds (2, 32, 32)")
+    one_device, mesh = (json.loads(line[line.index("[") :]) for line in losses)
     assert mesh == pytest.approx(one_device, rel=1e-5)
     assert mesh[2] < mesh[0]
 
