@@ -47,7 +47,8 @@ def fine_tune(folder, options: argparse.Namespace) -> dict[str, object]:
         return {name: values[rows] for name, values in data.items()}
 
     objective = mcl.objectives.balanced_wta()  # evens out the win rates, so that no hypothesis wins everything
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(5e-3))
+    learning_rate = 5e-3 if options.tiny else 1e-3  # a random base needs larger steps than a trained one
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(learning_rate))
     log_likelihood = mcl.language_model.log_likelihood_fn(model)
     step = mcl.make_train_step(log_likelihood, objective, optimizer, backward="winner")
     state = mcl.TrainState.create(
