@@ -36,7 +36,7 @@ import numpy as np
 from mcl_jax import json_lines
 from mcl_jax.console import Progress, say
 from mcl_jax.events import Events
-from mcl_jax.json_io import read_json, to_json, write_json, write_text
+from mcl_jax.json_io import read_json, read_json_object, to_json, write_json, write_text
 from mcl_jax.lock import DirectoryLock
 
 STOPPED = 143  # what a shell sees of a process that SIGTERM ended
@@ -77,11 +77,10 @@ class Run:
         try:
             self._own()
             self._settle_config()
-            lines = json_lines.read(self._metrics_path)
+            self._last_step = _last_steps(self._metrics_path)
         except BaseException:
             self._lock.release()
             raise
-        self._last_step = {line["run"]: line["step"] for line in map(json.loads, lines)}
         if threading.current_thread() is threading.main_thread():
             self._old_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
@@ -170,10 +169,11 @@ class Run:
 
         Raises:
           FileNotFoundError: if the run is not finished.
+          ValueError: if the file holds something else than a JSON object now; names it.
         """
         if not self.finished:
             raise FileNotFoundError(f"{self.workdir} has no results.json: the run is not finished")
-        return read_json(self.workdir / "results.json")
+        return read_json_object(self.workdir / "results.json")
 
     def say_finished(self) -> None:
         """Tells the person who ran the same command again."""
@@ -293,6 +293,21 @@ def _diverged(log_likelihood: Any) -> str:
         return ""
     which = f"hypothesis {broken[0]}" if len(broken) == 1 else f"hypotheses {', '.join(map(str, broken))}"
     return f" because the log-likelihood of {which} (of K={values.size}) is {values[broken[0]]}"
+
+
+def _last_steps(path: Path) -> dict[str, int]:
+    """The last step of each tag in metrics.jsonl.
+
+    Raises:
+      ValueError: names a line that does not say which run and step it is of.
+    """
+    steps = {}
+    for number, line in enumerate(map(json.loads, json_lines.read(path)), 1):
+        run, step = line.get("run"), line.get("step")
+        if not isinstance(run, str) or type(step) is not int:
+            raise ValueError(f'line {number} of {path} must have "run" (a text) and "step" (an integer), got {line}')
+        steps[run] = step
+    return steps
 
 
 def _checked(tag: str) -> str:

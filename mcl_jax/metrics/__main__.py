@@ -80,6 +80,8 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
     settings = Settings(tokenization, bootstrap, config.encoder, config.corenlp)
     if config.json is not None and not config.json.parent.is_dir():
         raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
+    if config.json is not None and config.json.is_dir():
+        raise ValueError(f"--json needs a file, got the folder {config.json}")
     items = read_items(config.file)
     scores = score_items(items, config.metrics or None, settings, CAPTION_GROUPS if config.captions else GROUPS)
     matrix = _win_matrix(items) if "purity" in scores else None
