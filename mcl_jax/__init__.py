@@ -8,7 +8,13 @@ models: `models`, then `generation` and `interop`; `data` feeds them, and `metri
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
+
+A core install is enough for all that is imported here. `checkpoint`, `data`, `metrics` and `run` are loaded when they
+are first used; what needs a further library says which command installs it, see `extras`.
 """
+
+import importlib
+from typing import TYPE_CHECKING
 
 from mcl_jax import augmentation, generation, interop, models, moe, objectives, parallel
 from mcl_jax.generation import generate
@@ -18,20 +24,39 @@ from mcl_jax.lora import LoraConfig
 from mcl_jax.moe import MixtureOfExperts
 from mcl_jax.training import TrainState, make_train_step
 
+if TYPE_CHECKING:
+    from mcl_jax import checkpoint, data, metrics, run
+
+LOADED_WHEN_USED = ("checkpoint", "data", "metrics", "run")
+
 __all__ = [
     "Hypotheses",
     "LoraConfig",
     "MixtureOfExperts",
     "TrainState",
     "augmentation",
+    "checkpoint",
     "chunked_sequence_log_likelihood",
+    "data",
     "generate",
     "generation",
     "interop",
     "make_train_step",
+    "metrics",
     "models",
     "moe",
     "objectives",
     "parallel",
+    "run",
     "sequence_log_likelihood",
 ]
+
+
+def __getattr__(name: str):
+    if name in LOADED_WHEN_USED:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LOADED_WHEN_USED})
