@@ -59,4 +59,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *LOADED_WHEN_USED})
+    return sorted(__all__)

@@ -51,7 +51,7 @@ def bleu_scores(
 def _bleu_scores(
     answers: tuple[str, ...], references: tuple[str, ...], tokenization: Tokenization, smooth_method: str
 ) -> BleuScores:
-    with needed_for("BLEU", "metrics"):
+    with needed_for("scoring texts", "metrics"):
         from sacrebleu.metrics import BLEU
     scorer = BLEU(
         tokenize=tokenization.tokenize,
@@ -71,7 +71,7 @@ def pooled_bleu(totals: np.ndarray, smooth_method: str = "exp") -> float:
     It is `sacrebleu.corpus_bleu`, but where no answer at all has four words it takes the orders there are: sacrebleu's
     0 would call a corpus of equal short answers a diverse one.
     """
-    with needed_for("BLEU", "metrics"):
+    with needed_for("scoring texts", "metrics"):
         from sacrebleu.metrics import BLEU
     sys_len, ref_len, *counts = np.rint(totals).astype(int).tolist()
     return BLEU.compute_bleu(

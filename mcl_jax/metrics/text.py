@@ -29,7 +29,7 @@ class Tokenization:
     lowercase: bool = False
 
     def __post_init__(self):
-        with needed_for("splitting text into words", "metrics"):
+        with needed_for("scoring texts", "metrics"):
             from sacrebleu.metrics import BLEU
         if self.tokenize not in BLEU.TOKENIZERS:
             raise ValueError(f"tokenize must be one of {sorted(BLEU.TOKENIZERS)}, got {self.tokenize!r}")

@@ -59,7 +59,7 @@ def sentence_chrf(answers: Texts, references: Texts, tokenization: Tokenization 
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str], lowercase: bool) -> np.ndarray:
-    with needed_for("chrF", "metrics"):
+    with needed_for("scoring texts", "metrics"):
         from sacrebleu.metrics import CHRF
     scorer = CHRF(lowercase=lowercase, references=[[reference] for reference in references])
     return np.array([scorer.corpus_score([answer], None).score for answer in answers])
