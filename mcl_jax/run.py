@@ -2,7 +2,7 @@
 
     DIR/config.json     resolved configuration, written first
     DIR/metrics.jsonl   one line a log step: {"run": tag, "step": step, ...}
-    DIR/tensorboard/    the same as TensorBoard events, a folder for each tag
+    DIR/tensorboard/    the same as TensorBoard events, a folder for each tag; only if tensorboardX is installed
     DIR/checkpoints/    see `mcl_jax.checkpoint`
     DIR/figures/
     DIR/results.json    final numbers: there if and only if the run is finished; figures are drawn from it
@@ -36,6 +36,7 @@ import numpy as np
 from mcl_jax import json_lines
 from mcl_jax.console import Progress, say
 from mcl_jax.events import Events
+from mcl_jax.extras import MissingExtra
 from mcl_jax.json_io import read_json, read_json_object, to_json, write_json, write_text
 from mcl_jax.lock import DirectoryLock
 
@@ -65,6 +66,7 @@ class Run:
         self.config = to_json(config, "config")
         self._volatile = tuple(volatile)
         self._writers: dict[str, Events] = {}
+        self._writes_events = True
         self._purge: dict[str, int] = {}
         self._old_handlers: dict[int, Any] = {}
         self._signal: int | None = None
@@ -113,7 +115,7 @@ class Run:
     # ---- metrics ----
 
     def log(self, step: int, values: Mapping[str, Any], *, tag: str = "", prefix: str = "") -> None:
-        """Adds a line to metrics.jsonl, and TensorBoard events.
+        """Adds a line to metrics.jsonl, and TensorBoard events if tensorboardX is installed.
 
         Args:
           step: steps done; may not go back, see `rewind`.
@@ -136,7 +138,7 @@ class Run:
         for name, value in line.items():
             numbers = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
             curves |= {curve: number for curve, number in numbers.items() if isinstance(number, (int, float))}
-        self._writer(tag).add(int(step), {curve: number for curve, number in curves.items() if curve != "step"})
+        self._add_events(tag, int(step), {curve: number for curve, number in curves.items() if curve != "step"})
 
     def rewind(self, tag: str = "", step: int | None = None) -> None:
         """Forgets the lines of a tag after `step`, the step of the checkpoint that was restored; None: all of them."""
@@ -218,10 +220,18 @@ class Run:
         if first and not self.finished:
             self._lock.acquire()
 
-    def _writer(self, tag: str) -> Events:
-        if tag not in self._writers:
-            self._writers[tag] = Events(self.workdir / "tensorboard" / tag, self._purge.pop(tag, None))
-        return self._writers[tag]
+    def _add_events(self, tag: str, step: int, curves: Mapping[str, float]) -> None:
+        """Says once if there can be none."""
+        if not self._writes_events:
+            return
+        try:
+            if tag not in self._writers:
+                self._writers[tag] = Events(self.workdir / "tensorboard" / tag, self._purge.pop(tag, None))
+        except MissingExtra as missing:
+            self._writes_events = False
+            say(f"{missing}. The run goes on and writes everything else.")
+        else:
+            self._writers[tag].add(step, curves)
 
     def _settle_config(self) -> None:
         path = self._config_path

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.extras import needed_for
+
 PREFIX = "tokenizer.ggml."
 # What comes before the bytes, by tokenizer.ggml.pre: digits one by one and GPT-2's rule; GPT-2's rule alone; or a rule
 # as a regular expression.
@@ -35,8 +37,8 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
     Raises:
       ValueError: for another kind of tokenizer, or metadata that are absent or do not fit together; names the file.
     """
-    from transformers import PreTrainedTokenizerFast  # seconds to import: only where it is needed
-
+    with needed_for("reading the tokenizer of a GGUF file", "text"):
+        from transformers import PreTrainedTokenizerFast  # takes seconds to import
     given = {name.removeprefix(PREFIX): value for name, value in metadata.items() if name.startswith(PREFIX)}
     if not given.get("tokens"):
         return None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.extras import MissingExtra, needed_for
 from mcl_jax.json_io import read_json
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -32,12 +33,16 @@ def read_tokenizer(folder: Path) -> Any:
     were trained.
 
     Raises:
-      ValueError: as `read`.
+      ValueError, MissingExtra: as `read`.
     """
     if not has_vocabulary(folder):
         return None
-    from transformers import AutoTokenizer  # seconds to import: only where it is needed
+    with needed_for("reading a tokenizer", "text"):
+        from transformers import AutoTokenizer  # takes seconds to import
 
+        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+            import google.protobuf  # noqa: F401  (transformers reads SentencePiece models with these two)
+            import sentencepiece  # noqa: F401
     alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     return read(folder, lambda: AutoTokenizer.from_pretrained(folder, **({"add_bos_token": True} if alone else {})))
 
@@ -48,6 +53,7 @@ def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
     Raises:
       ValueError: for a file that is no JSON or no text, a vocabulary without its merges, or whatever transformers and
         the tokenizers themselves do not take; in one sentence that names the file or the folder.
+      MissingExtra: if a library that reads them is not installed.
     """
     for name in JSON:
         if (folder / name).is_file():
@@ -60,6 +66,8 @@ def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
         raise ValueError(f"{folder} holds vocab.json without merges.txt: a tokenizer needs both, or a tokenizer.json")
     try:
         return with_transformers()
+    except MissingExtra:
+        raise
     except Exception as error:  # tokenizers raises plain Exceptions, transformers nearly every kind
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise ValueError(f"{folder}: its tokenizer or processor files cannot be read: {reason}") from error
