@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo markov test test-slow test-page lint format bench clean
+.PHONY: help demo markov test test-slow test-page docs lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,14 @@ test-page: $(VENV)/installed ## the page of a run in a headless browser; gets De
 	|| { apt-get update -qq && apt-get install --quiet --yes --no-install-recommends chromium-headless-shell; }
 	$(RUN) -m pytest tests/experiments/test_page_in_browser.py
 
+$(VENV)/docs: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs ## the documentation, into site/; fails at broken links
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
 lint: $(VENV)/installed ## ruff
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -57,5 +65,5 @@ format: $(VENV)/installed ## let ruff rewrite what it can
 bench: $(VENV)/installed ## time and memory of a step against K; keep the machine idle
 	$(RUN) -m experiments.bench_head --json runs/bench_head.json --figure runs/bench_head.png
 
-clean: ## remove the environment and the runs
-	rm -rf $(VENV) runs *.egg-info
+clean: ## remove the environment, the runs and the built documentation
+	rm -rf $(VENV) runs site *.egg-info
