@@ -2,9 +2,9 @@
 
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
 `objectives`, `sharding`, `training`, `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and
-`json_io`) and `fitting`, which has `fit`. Language models: `tokenization`, `models`, `language_model`, then `generation`
-and `interop`; `data` feeds them, and `metrics` scores what comes out. `moe` and `augmentation` are baselines. `options`
-and `token_ids` check what people and files give.
+`json_io`) and `fitting`, which has `fit`. Language models: `tokenization`, `models`, `language_model`, then
+`generation` and `interop`; `data` feeds them, and `metrics` scores what comes out. `moe` and `augmentation` are
+baselines. `options` and `token_ids` check what people and files give.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
