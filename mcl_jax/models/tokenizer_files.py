@@ -42,7 +42,9 @@ def read_tokenizer(folder: Path) -> Any:
 
         if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
             import google.protobuf  # noqa: F401  (transformers reads SentencePiece models with these two)
-            import sentencepiece  # noqa: F401
+            import sentencepiece
+
+            _check_sentencepiece(folder / "tokenizer.model", sentencepiece.SentencePieceProcessor)
     alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     return read(folder, lambda: AutoTokenizer.from_pretrained(folder, **({"add_bos_token": True} if alone else {})))
 
@@ -78,6 +80,19 @@ def replace(folder: Path, tokenizer: Any) -> None:
     for name in {*VOCABULARIES, *JSON, *TEXT}:
         (folder / name).unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)
+
+
+def _check_sentencepiece(file: Path, processor: Callable[..., Any]) -> None:
+    """Raises a ValueError for a file that transformers would take for another kind of vocabulary."""
+    model = file.read_bytes()
+    try:
+        size = processor(model_proto=model).get_piece_size() if model else 0
+        if not size:
+            raise RuntimeError("no pieces")
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file} is not a SentencePiece model: it was cut short, or is of another kind, which is not read here"
+        ) from error
 
 
 def _check_text(file: Path) -> None:
