@@ -1,17 +1,22 @@
 """LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each takes a mode of the data.
 
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
-`objectives`, `training`, `parallel`, `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`). Language
-models: `models`, then `generation` and `interop`; `data` feeds them, and `metrics` scores what comes out. `moe` and
-`augmentation` are baselines; `theory` (over `markov_chains` and `markov_types`) stands beside it. `options` and
-`token_ids` check what people and files give.
+`objectives`, `sharding`, `training`, `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and
+`json_io`) and `fitting`, which has `fit`. Language models: `tokenization`, `models`, `language_model`, then
+`generation` and `interop`; `data` feeds them, and `metrics` scores what comes out. `moe` and `augmentation` are
+baselines. `options` and `token_ids` check what people and files give.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
+
+A core install is enough for all that is imported here. `checkpoint`, `data`, `fit`, `metrics` and `run` are loaded when
+they are first used; what needs a further library says which command installs it, see `extras`.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from mcl_jax import augmentation, generation, interop, language_model, models, moe, objectives, parallel
-from mcl_jax.fitting import fit
 from mcl_jax.generation import generate
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_likelihood
@@ -19,22 +24,44 @@ from mcl_jax.lora import LoraConfig
 from mcl_jax.moe import MixtureOfExperts
 from mcl_jax.training import TrainState, make_train_step
 
+if TYPE_CHECKING:
+    from mcl_jax import checkpoint, data, metrics, run
+    from mcl_jax.fitting import fit
+
+LOADED_WHEN_USED = ("checkpoint", "data", "metrics", "run")
+
 __all__ = [
     "Hypotheses",
     "LoraConfig",
     "MixtureOfExperts",
     "TrainState",
     "augmentation",
+    "checkpoint",
     "chunked_sequence_log_likelihood",
+    "data",
     "fit",
     "generate",
     "generation",
     "interop",
     "language_model",
     "make_train_step",
+    "metrics",
     "models",
     "moe",
     "objectives",
     "parallel",
+    "run",
     "sequence_log_likelihood",
 ]
+
+
+def __getattr__(name: str):
+    if name in LOADED_WHEN_USED:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "fit":
+        return importlib.import_module(f"{__name__}.fitting").fit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,10 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-
+from mcl_jax.extras import needed_for
 from mcl_jax.json_io import naming
 
 FLUSH_SECONDS = 10.0
@@ -25,9 +22,13 @@ class Events:
       purge_step: TensorBoard hides what earlier files in the folder have from this step on.
     Raises:
       OSError: here and in the methods, if it cannot be written; names the folder.
+      MissingExtra: if tensorboardX is not installed.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None):
+        with needed_for("writing TensorBoard events", "tensorboard"):
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
         self.folder = folder
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -39,6 +40,9 @@ class Events:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Adds a point to each of these curves."""
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
         with naming(self.folder):
             for name, value in values.items():
                 event = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))

@@ -165,7 +165,7 @@ class Objective(abc.ABC):
 
     def example_loss(self, log_likelihood: LogLikelihood, weights: Weights) -> Float[Array, " B"]:
         """−Σ_k q_kb log p(x_b | θ_k): each example's part of the loss."""
-        return -jnp.where(weights > 0.0, weights * log_likelihood, 0.0).sum(0)
+        return -jnp.where(weights == 0.0, 0.0, weights * log_likelihood).sum(0)  # a NaN among the weights must show
 
     def totals(
         self,
@@ -370,9 +370,9 @@ class BalancedWTA(Objective):
     def __post_init__(self):
         super().__post_init__()
         _check_epsilon("balanced_wta", self.epsilon)
-        if self.rate < 0.0:
-            raise ValueError(f"balanced_wta: rate must be at least 0, got {self.rate}")
-        if self.share is not None and (min(self.share) < 0.0 or abs(sum(self.share) - 1.0) > 1e-6):
+        if not 0.0 <= self.rate < math.inf:
+            raise ValueError(f"balanced_wta: rate must be at least 0, and finite, got {self.rate}")
+        if self.share is not None and not (min(self.share) >= 0.0 and abs(sum(self.share) - 1.0) <= 1e-6):
             raise ValueError(f"balanced_wta: share must be K non-negative numbers that sum to 1, got {self.share}")
 
     def is_hard(self, num_hypotheses):
@@ -433,7 +433,11 @@ def annealed(
     Args:
       temperature: τ as an optax schedule, such as `optax.exponential_decay(1.0, 1, 0.999)`; a number is constant.
       floor: τ at or below which winners take all.
+    Raises:
+      ValueError: for a number that is negative or not finite.
     """
+    if not callable(temperature) and not 0.0 <= temperature < math.inf:
+        raise ValueError(f"annealed: temperature must be a schedule or a finite number ≥ 0, got {temperature}")
     schedule = temperature if callable(temperature) else lambda step: temperature
     return Annealed(schedule, floor, normalization=normalization)
 

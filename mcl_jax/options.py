@@ -55,3 +55,10 @@ def check_integers(least: int, **values: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_numbers(**values: Any) -> None:
+    """Raises a ValueError that names the first value that is no number; NaN and infinities are numbers."""
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a number, got {value!r}")

@@ -110,10 +110,10 @@ def check_settings(config: Mapping[str, Any], file: Path) -> None:
             raise ValueError(f"{file}: {name} must be {called}, got {given!r}")
     ranks, alphas = config.get("rank_pattern", {}), config.get("alpha_pattern", {})
     for name, rank in [("r", config["r"]), *ranks.items()]:
-        if not isinstance(rank, numbers.Integral) or rank < 1:
+        if not isinstance(rank, numbers.Integral) or isinstance(rank, bool) or rank < 1:
             raise ValueError(f"{file}: a rank must be an integer of at least 1, got {rank!r} for {name!r}")
     for name, alpha in [("lora_alpha", config["lora_alpha"]), *alphas.items()]:
-        if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha):
+        if not isinstance(alpha, numbers.Real) or isinstance(alpha, bool) or not math.isfinite(alpha):
             raise ValueError(f"{file}: an alpha must be a finite number, got {alpha!r} for {name!r}")
     for pattern in (*ranks, *alphas):
         try:

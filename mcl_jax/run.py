@@ -2,7 +2,7 @@
 
     DIR/config.json     resolved configuration, written first
     DIR/metrics.jsonl   one line a log step: {"run": tag, "step": step, ...}
-    DIR/tensorboard/    the same as TensorBoard events, a folder for each tag
+    DIR/tensorboard/    the same as TensorBoard events, a folder for each tag; only if tensorboardX is installed
     DIR/checkpoints/    see `mcl_jax.checkpoint`
     DIR/figures/
     DIR/results.json    final numbers: there if and only if the run is finished; figures are drawn from it
@@ -36,7 +36,8 @@ import numpy as np
 from mcl_jax import json_lines
 from mcl_jax.console import Progress, say
 from mcl_jax.events import Events
-from mcl_jax.json_io import read_json, to_json, write_json, write_text
+from mcl_jax.extras import MissingExtra
+from mcl_jax.json_io import read_json, read_json_object, to_json, write_json, write_text
 from mcl_jax.lock import DirectoryLock
 
 STOPPED = 143  # what a shell sees of a process that SIGTERM ended
@@ -65,6 +66,7 @@ class Run:
         self.config = to_json(config, "config")
         self._volatile = tuple(volatile)
         self._writers: dict[str, Events] = {}
+        self._writes_events = True
         self._purge: dict[str, int] = {}
         self._old_handlers: dict[int, Any] = {}
         self._signal: int | None = None
@@ -77,11 +79,10 @@ class Run:
         try:
             self._own()
             self._settle_config()
-            lines = json_lines.read(self._metrics_path)
+            self._last_step = _last_steps(self._metrics_path)
         except BaseException:
             self._lock.release()
             raise
-        self._last_step = {line["run"]: line["step"] for line in map(json.loads, lines)}
         if threading.current_thread() is threading.main_thread():
             self._old_handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
@@ -114,7 +115,7 @@ class Run:
     # ---- metrics ----
 
     def log(self, step: int, values: Mapping[str, Any], *, tag: str = "", prefix: str = "") -> None:
-        """Adds a line to metrics.jsonl, and TensorBoard events.
+        """Adds a line to metrics.jsonl, and TensorBoard events if tensorboardX is installed.
 
         Args:
           step: steps done; may not go back, see `rewind`.
@@ -137,7 +138,7 @@ class Run:
         for name, value in line.items():
             numbers = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
             curves |= {curve: number for curve, number in numbers.items() if isinstance(number, (int, float))}
-        self._writer(tag).add(int(step), {curve: number for curve, number in curves.items() if curve != "step"})
+        self._add_events(tag, int(step), {curve: number for curve, number in curves.items() if curve != "step"})
 
     def rewind(self, tag: str = "", step: int | None = None) -> None:
         """Forgets the lines of a tag after `step`, the step of the checkpoint that was restored; None: all of them."""
@@ -170,10 +171,11 @@ class Run:
 
         Raises:
           FileNotFoundError: if the run is not finished.
+          ValueError: if the file holds something else than a JSON object now; names it.
         """
         if not self.finished:
             raise FileNotFoundError(f"{self.workdir} has no results.json: the run is not finished")
-        return read_json(self.workdir / "results.json")
+        return read_json_object(self.workdir / "results.json")
 
     def say_finished(self) -> None:
         """Tells the person who ran the same command again."""
@@ -218,10 +220,18 @@ class Run:
         if first and not self.finished:
             self._lock.acquire()
 
-    def _writer(self, tag: str) -> Events:
-        if tag not in self._writers:
-            self._writers[tag] = Events(self.workdir / "tensorboard" / tag, self._purge.pop(tag, None))
-        return self._writers[tag]
+    def _add_events(self, tag: str, step: int, curves: Mapping[str, float]) -> None:
+        """Says once if there can be none."""
+        if not self._writes_events:
+            return
+        try:
+            if tag not in self._writers:
+                self._writers[tag] = Events(self.workdir / "tensorboard" / tag, self._purge.pop(tag, None))
+        except MissingExtra as missing:
+            self._writes_events = False
+            say(f"{missing}. The run goes on and writes everything else.")
+        else:
+            self._writers[tag].add(step, curves)
 
     def _settle_config(self) -> None:
         path = self._config_path
@@ -293,6 +303,21 @@ def _diverged(log_likelihood: Any) -> str:
         return ""
     which = f"hypothesis {broken[0]}" if len(broken) == 1 else f"hypotheses {', '.join(map(str, broken))}"
     return f" because the log-likelihood of {which} (of K={values.size}) is {values[broken[0]]}"
+
+
+def _last_steps(path: Path) -> dict[str, int]:
+    """The last step of each tag in metrics.jsonl.
+
+    Raises:
+      ValueError: names a line that does not say which run and step it is of.
+    """
+    steps = {}
+    for number, line in enumerate(map(json.loads, json_lines.read(path)), 1):
+        run, step = line.get("run"), line.get("step")
+        if not isinstance(run, str) or type(step) is not int:
+            raise ValueError(f'line {number} of {path} must have "run" (a text) and "step" (an integer), got {line}')
+        steps[run] = step
+    return steps
 
 
 def _checked(tag: str) -> str:

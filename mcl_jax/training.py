@@ -12,6 +12,7 @@ the hypothesis and the index of the example in the global batch. So dropout mask
 backward is chosen, however the batch is cut into micro-batches, and on however many devices it is spread.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -170,7 +171,7 @@ class Update:
                 f'and goes with backward="all", not {backward!r}'
             )
         self.log_likelihood_fn, self.objective = log_likelihood_fn, objective
-        self.optimizer = optax.with_extra_args_support(optimizer)  # some want the loss, as `value`
+        self.optimizer = _extended(optimizer)
         self.backward, self.accumulate, self.hypothesis_chunk = backward, accumulate, hypothesis_chunk
 
     def check(self, num_hypotheses: int, size: int) -> None:
@@ -233,39 +234,48 @@ class Update:
         example_rngs = jax.vmap(jax.random.fold_in, (None, 0))(choose_rng, index)
         tie_rngs, draw_rngs = jax.vmap(jax.random.split, out_axes=1)(example_rngs)
         num_hypotheses = hypotheses.count(state.adapters)
+        counts = self._token_counts(params, state, batch, index)
+        weight = jnp.ones(index.size, jnp.float32) if counts is None else (counts > 0).astype(jnp.float32)
+        if counts is not None:
+            batch = _without_empty(batch, weight)
         adapters = jax.tree.map(dtypes.widened, state.adapters)  # so that gradients of examples are added in float32
 
         def normalized(adapters, k_of_example, gathered):
             narrowed = jax.tree.map(_as, adapters, state.adapters)
-            log_p, tokens = example_log_likelihoods(
+            log_p, lengths = example_log_likelihoods(
                 self.log_likelihood_fn, params, narrowed, batch, k_of_example, index, model_rng, gathered=gathered
             )
-            return self.objective.normalize(log_p, tokens), tokens
+            return self.objective.normalize(log_p, lengths)
 
         def every(adapters, ks):
             return jax.vmap(lambda a, k: normalized(a, jnp.full_like(index, k), False))(adapters, ks)
 
-        def assess(log_p, tokens):
-            weight = jnp.ones(index.size, jnp.float32) if tokens is None else (tokens[0] > 0).astype(jnp.float32)
+        def assess(log_p):
             totals, q, _ = self.objective.totals(log_p, weight, state.step, state.objective_state, tie_rngs)
-            return totals, q, weight
+            return totals, q
 
         ks = jnp.arange(num_hypotheses)
         one_pass = self.backward == "all" and self.hypothesis_chunk is None
         if one_pass or num_hypotheses == 1:  # of one hypothesis there is no winner to be found first
 
             def loss(adapters):
-                log_p, tokens = every(adapters, ks)
-                totals, _, _ = assess(log_p, tokens)
-                return totals.loss, (totals, tokens)
+                totals, _ = assess(every(adapters, ks))
+                return totals.loss, totals
 
-            gradient, (totals, tokens) = jax.grad(loss, has_aux=True)(adapters)
+            gradient, totals = jax.grad(loss, has_aux=True)(adapters)
         else:
-            log_p, tokens = every(adapters, ks)
-            totals, q, weight = assess(log_p, tokens)
+            totals, q = assess(every(adapters, ks))
             gradient = self._second_pass(adapters, q, weight, normalized, every, draw_rngs)
-        count = jnp.zeros((), jnp.float32) if tokens is None else tokens[0].sum().astype(jnp.float32)
-        return Sums(gradient, totals, count)
+        return Sums(
+            gradient, totals, jnp.zeros((), jnp.float32) if counts is None else counts.sum().astype(jnp.float32)
+        )
+
+    def _token_counts(self, params: Any, state: TrainState, batch: Batch, index: Int[Array, " B"]) -> Any:
+        """Target tokens of each example, None if they are not told. The compiler drops all else of this pass."""
+        first, k_of_example = hypotheses.select(state.adapters, 0), jnp.zeros_like(index)
+        return example_log_likelihoods(
+            self.log_likelihood_fn, params, first, batch, k_of_example, index, state.rng, gathered=False
+        )[1]
 
     def _second_pass(self, adapters, q, weight, normalized, every, draw_rngs):
         """Gradient of −Σ_b w_b Σ_k q_kb log p(x_b | θ_k), with q known from a first pass that kept nothing."""
@@ -275,7 +285,7 @@ class Update:
             def chunk_gradient(chunk):
                 adapters, q, ks = chunk
                 counted = (weight[None] > 0.0) & (q > 0.0)
-                loss = lambda a: -jnp.where(counted, q * every(a, ks)[0], 0.0).sum()
+                loss = lambda a: -jnp.where(counted, q * every(a, ks), 0.0).sum()
                 return jax.grad(loss)(adapters)
 
             chunks = lambda x: x.reshape(-1, self.hypothesis_chunk, *x.shape[1:])
@@ -288,7 +298,7 @@ class Update:
             chosen = jax.vmap(jax.random.categorical)(draw_rngs, jnp.log(q).T)
 
         def loss(adapters):
-            log_p, _ = normalized(hypotheses.select(adapters, chosen), chosen, True)
+            log_p = normalized(hypotheses.select(adapters, chosen), chosen, True)
             return -jnp.where(weight > 0.0, log_p, 0.0).sum()
 
         return jax.grad(loss)(adapters)
@@ -302,6 +312,33 @@ def _settled(leaf: Any) -> Array:
 def _as(leaf: Array, like: Array) -> Array:
     """The leaf in the dtype of another, so that a state keeps its types from step to step; keys stay what they are."""
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, like.dtype)
+
+
+def _without_empty(batch: Batch, weight: Float[Array, " B"]) -> Batch:
+    """The batch with another example in the place of each that has no weight, and so no part in anything.
+
+    What stands in such a row, NaN features say, would make its gradient NaN, though the loss is multiplied by nothing.
+    """
+    counted = weight > 0.0
+    row = jnp.where(counted, jnp.arange(weight.size), jnp.argmax(counted))
+    return jax.tree.map(lambda x: jnp.asarray(x)[row], batch)
+
+
+def _extended(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The optimizer as one that may be given the loss as `value`, which it ignores if it does not ask for it.
+
+    Raises:
+      ValueError: for one that must be given what a train step of K hypotheses does not have, such as `grad_fn`.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    arguments = inspect.signature(optimizer.update).parameters.values()
+    needed = [a.name for a in arguments if a.name.endswith("_fn") and a.default is a.empty]
+    if needed:
+        raise ValueError(f"the optimizer asks for {', '.join(needed)}, which a train step cannot give it")
+    if any(a.name == "value" or a.kind is a.VAR_KEYWORD for a in arguments):
+        return optimizer
+    update = lambda updates, state, params=None, **ignored: optimizer.update(updates, state, params)
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def _not_hard(objective: objectives.Objective, detail: str = "") -> str:

@@ -14,6 +14,7 @@ from mcl_jax import command_line, console, json_io, json_lines
 from mcl_jax.checkpoint import BrokenCheckpoint
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.events import Events
+from mcl_jax.extras import MissingExtra
 from mcl_jax.run import Run
 
 MARKUP = ("[/en]", "[fr]", "[bold]b[/bold]", ":smile:", r"a\[b]\\", "[link=x]y", "[@click=quit]z[/]")
@@ -29,6 +30,7 @@ full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /d
         (ValueError("--steps must be 1"), "--steps must be 1"),
         (FloatingPointError("the loss is nan at step 3"), "the loss is nan at step 3"),
         (BrokenCheckpoint("checkpoint 3 is broken"), "checkpoint 3 is broken"),
+        (MissingExtra("that needs PIL"), "that needs PIL"),
         (FileNotFoundError("no checkpoint in x"), "no checkpoint in x"),
         (MemoryError(), "MemoryError: "),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied; change its permissions, "),

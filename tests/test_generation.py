@@ -331,6 +331,13 @@ def test_a_second_batch_of_the_same_shape_compiles_nothing(base, caplog):
         (lambda b: BeamSearch(length_penalty=math.nan), "length_penalty must be finite, got nan"),
         (lambda b: DiverseBeamSearch(diversity_penalty=math.inf), "diversity_penalty must be finite"),
         (lambda b: Sampling(top_k=-1), "top_k must be at least 0, got -1"),
+        (lambda b: decode(*b, PROMPTS, Greedy(), 3, min_new_tokens=1.5), r"min_new_tokens must be in .* got 1.5"),
+        (lambda b: decode(*b, PROMPTS, repetition_penalty="1.2"), "repetition_penalty must be a number, got '1.2'"),
+        (lambda b: Sampling(temperature="1"), "temperature must be a number, got '1'"),
+        (lambda b: Sampling(typical_p=True), "typical_p must be a number, got True"),
+        (lambda b: BeamSearch(length_penalty="0"), "length_penalty must be a number, got '0'"),
+        (lambda b: DiverseBeamSearch(diversity_penalty=[1]), r"diversity_penalty must be a number, got \[1\]"),
+        (lambda b: decode(*b, PROMPTS | {3: PROMPTS["tokens"]}), "got 3; leave out"),
     ],
 )
 def test_refusals(base, call, message):

@@ -329,8 +329,14 @@ class TestRefused:
             objectives.balanced_wta(share=(0.5, 0.5))(LOG_P)
 
     def test_rate_and_normalization(self):
-        with pytest.raises(ValueError, match="rate must be at least 0, got -1"):
-            objectives.balanced_wta(rate=-1)
+        for rate in (-1, np.nan, np.inf):
+            with pytest.raises(ValueError, match=f"rate must be at least 0, and finite, got {rate}"):
+                objectives.balanced_wta(rate=rate)
+        with pytest.raises(ValueError, match="share must be K non-negative numbers"):
+            objectives.balanced_wta(share=(0.5, np.nan, 0.5))
+        for temperature in (-1.0, np.nan, np.inf):
+            with pytest.raises(ValueError, match=f"finite number ≥ 0, got {temperature}"):
+                objectives.annealed(temperature)
         with pytest.raises(ValueError, match='"token" or "sum", got \'tokens\''):
             objectives.wta(normalization="tokens")
 
@@ -415,6 +421,13 @@ class TestDivergedHypotheses:
         assert loss == np.inf
         close(aux.weights.sum(0), np.ones(2))
         assert np.isfinite(jax.grad(lambda x: objective(x)[0])(log_p)).all()
+
+
+@either
+def test_weights_that_are_nan_show(compiled):
+    """A schedule that gives NaN made all weights NaN, and the loss 0."""
+    run = lambda log_p: objectives.annealed(lambda step: jnp.nan)(log_p)[0]
+    assert np.isnan((jax.jit(run) if compiled else run)(LOG_P))
 
 
 class TestExamplesWithoutTargets:

@@ -94,6 +94,8 @@ def files(folder):
         ({"peft_type": "ADALORA"}, "peft_type must be LORA, got 'ADALORA'"),
         ({"r": "3"}, "a rank must be an integer of at least 1, got '3' for 'r'"),
         ({"r": 0}, "got 0 for 'r'"),
+        ({"rank_pattern": {"q_proj": True}}, "a rank must be an integer of at least 1, got True for 'q_proj'"),
+        ({"lora_alpha": True}, "an alpha must be a finite number, got True for 'lora_alpha'"),
         ({"r": None}, r"with r = 8, which adapter_config.json says"),
         ({"rank_pattern": {"q_proj": -1}}, "got -1 for 'q_proj'"),
         ({"lora_alpha": float("nan")}, "an alpha must be a finite number, got nan for 'lora_alpha'"),

@@ -136,6 +136,22 @@ def test_damage_elsewhere_is_reported(tmp_path):
         Run(tmp_path, {}).__enter__()
 
 
+@pytest.mark.parametrize("line", ['{"step": 2}', '{"run": "a"}', '{"run": 3, "step": 2}', '{"run": "a", "step": "2"}'])
+def test_a_line_that_does_not_say_what_it_is_of_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"run": "a", "step": 1}\n' + line + "\n")
+    for _ in range(2):  # the first leaves no lock behind
+        with pytest.raises(ValueError, match=r'line 2 of .*metrics\.jsonl must have "run" .* and "step"'):
+            Run(tmp_path, {}).__enter__()
+
+
+def test_results_that_are_no_object_are_named(tmp_path):
+    with Run(tmp_path, {}) as run:
+        run.finish({"a": 1})
+        (tmp_path / "results.json").write_text("[1]")
+        with pytest.raises(ValueError, match=r"results\.json must hold a JSON object, got list"):
+            run.results()
+
+
 def test_finish(tmp_path):
     with Run(tmp_path, {}) as run:
         assert not run.finished

@@ -442,22 +442,39 @@ class TestDivergedHypothesis:
         if objective == objectives.balanced_wta():
             close(state.objective_state, 0.05 * (1 / K - np.asarray(metrics["win_rate"])))
 
-    def test_examples_without_targets_may_be_anything(self):
-        params, adapters = tokens_setup()
+    @pytest.mark.parametrize("num_hypotheses", [1, K])
+    @pytest.mark.parametrize(
+        ("objective", "backward", "options"),
+        [
+            (objectives.wta(), "winner", {}),
+            (objectives.wta(), "winner", {"accumulate": 3}),
+            (objectives.mixture(), "sampled", {}),
+            (objectives.wta(), "all", {}),
+            (objectives.wta(), "all", {"hypothesis_chunk": 1}),
+        ],
+    )
+    def test_examples_without_targets_may_be_anything(self, objective, backward, options, num_hypotheses):
+        """NaN features of an example that has no targets: neither the loss nor the gradient knows of them."""
+        params, adapters = tokens_setup(num_hypotheses)
         plain = token_log_likelihood(MODEL, dropout=False)
 
-        def spoiled(params, adapters_k, batch, rng):
+        def with_features(params, adapters_k, batch, rng):
             log_p, tokens = plain(params, adapters_k, batch, rng)
-            return jnp.where(tokens > 0, log_p, jnp.nan), tokens
+            scale = batch["features"] * jnp.mean(adapters_k["up"]["a"])  # a gradient that is NaN where features are
+            return log_p * (1.0 + scale), tokens
 
         results = []
-        for log_p in (plain, spoiled):
+        for bad in (0.0, np.nan):
+            features = np.where(BATCH["mask"].any(1), 0.5, bad).astype(np.float32)
             state = mcl.TrainState.create(
                 params=params, adapters=adapters, optimizer=keep_gradient(), rng=jax.random.key(7)
             )
-            state, metrics = mcl.make_train_step(log_p, objectives.wta(), keep_gradient(), "winner")(state, BATCH)
+            step = mcl.make_train_step(with_features, objective, keep_gradient(), backward, **options)
+            state, metrics = step(state, BATCH | {"features": features})
             results.append((state.opt_state, metrics))
+        assert np.isfinite(results[1][1]["gradient_norm"])
         close(results[1], results[0])
+        assert results[1][1]["tokens"] == int(BATCH["mask"].sum())
 
 
 class TestOptimizers:
@@ -492,6 +509,21 @@ class TestOptimizers:
         assert np.isfinite(metrics["loss"])
         assert jax.tree.map(lambda leaf: leaf.dtype, state.opt_state) == first
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.opt_state))
+
+    def test_an_optimizer_that_does_not_want_the_loss_is_not_given_it(self):
+        """`sam` takes arguments by name, and `value` is none of them."""
+        params, adapters = tokens_setup()
+        optimizer = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05), opaque_mode=False)
+        state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optimizer, rng=jax.random.key(7))
+        step = mcl.make_train_step(token_log_likelihood(MODEL), objectives.wta(), optimizer)
+        with jax.numpy_dtype_promotion("standard"):
+            _, metrics = step(state, BATCH)
+        assert np.isfinite(metrics["loss"])
+
+    def test_an_optimizer_that_wants_more_is_refused(self):
+        optimizer = optax.scale_by_backtracking_linesearch(5)
+        with pytest.raises(ValueError, match="the optimizer asks for value_fn, which a train step cannot give"):
+            mcl.make_train_step(token_log_likelihood(MODEL), objectives.wta(), optimizer)
 
     def test_value_is_the_loss(self):
         """Of the batch before the update: a plateau is seen, and the rate falls."""

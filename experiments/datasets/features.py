@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.datasets.sources import first_line
 from mcl_jax.data.media import KINDS, Media
 from mcl_jax.data.records import SPLITS, Corpus, Record, Target
 
@@ -67,15 +68,27 @@ def read_corpus(builder: tfds.core.DatasetBuilder, name: str) -> Corpus:
     Args:
       builder: its metadata may have "left_out", see `Corpus`.
       name: of the corpus.
+    Raises:
+      ValueError: if a file of the data set is damaged; names its folder.
     """
+    try:
+        records = _records(builder)
+    except Exception as error:  # array_record and TFDS raise nearly every kind
+        raise ValueError(
+            f"the data set in {builder.data_dir} is damaged ({first_line(error)}): move that folder away, and it is "
+            "made again"
+        ) from error
+    left_out = (builder.info.metadata or {}).get("left_out", ())
+    return Corpus(name, records, tuple((name, reason) for name, reason in left_out))
+
+
+def _records(builder: tfds.core.DatasetBuilder) -> tuple[Record, ...]:
     sources = [builder.as_data_source(split) for split in SPLITS if split in builder.info.splits]
-    records = (
+    return tuple(
         from_features(example, _stored_media(source, row, example))
         for source in sources
         for row, example in enumerate(source)
     )
-    left_out = (builder.info.metadata or {}).get("left_out", ())
-    return Corpus(name, tuple(records), tuple((name, reason) for name, reason in left_out))
 
 
 def _stored_media(source: Sequence[Any], row: int, example: dict[str, Any]) -> Media | None:

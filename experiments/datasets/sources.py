@@ -4,15 +4,19 @@ TFDS keeps a data set under its name and version, whatever folder it came from; 
 """
 
 import contextlib
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
 
 from mcl_jax.console import say
 from mcl_jax.data.paths import checksum
+
+DAMAGED = (UnicodeDecodeError, json.JSONDecodeError, ParseError, AssertionError, KeyError)  # of TFDS, for its own files
 
 
 def made_of(folder: Path | str, patterns: Sequence[str]) -> dict[str, Any]:
@@ -43,10 +47,18 @@ def prepare(
       **options: of `download_and_prepare`.
     Returns:
       The builder, and whether the data set was made now.
+    Raises:
+      ValueError: if the files in which TFDS describes the data set are damaged.
     """
-    builder = make()
-    if builder.info.initialized:
+    try:
+        builder = make()
         sources = (builder.info.metadata or {}).get("sources") or {}
+    except DAMAGED as error:
+        raise ValueError(
+            f"the description of the data set that was made of {folder or 'what was fetched'} cannot be read "
+            f"({first_line(error)}): move dataset_info.json and all that is beside it away, and it is made again"
+        ) from error
+    if builder.info.initialized:
         if folder is None or not Path(folder).is_dir():
             _say_what_it_is(builder, folder, patterns, sources)
             return builder, False
@@ -57,6 +69,11 @@ def prepare(
         builder = make()
         builder.download_and_prepare(**options)
     return builder, True
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what a library adds below."""
+    return next(iter(str(error).strip().splitlines()), repr(error))
 
 
 def _described(sources: dict[str, Any]) -> str:

@@ -19,13 +19,16 @@ Each batch is a dict of numpy arrays, B being this process's share of the rows:
 import dataclasses
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
 from mcl_jax.data.encoding import NO_MODE, Encoded
 from mcl_jax.data.schedule import NO_RECORD, BatchConfig, EvalSchedule, Rows, TrainSchedule
+from mcl_jax.extras import needed_for
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 PREFETCH = 4  # batches made ahead, by one thread: the work is Python's
@@ -37,7 +40,7 @@ class Batches(Iterator[Batch]):
     Its place is a number of batches of all processes together, so a run may resume with another number of processes.
     """
 
-    def __init__(self, dataset: grain.IterDataset, batches_per_epoch: int, made_of: dict[str, Any]):
+    def __init__(self, dataset: "grain.IterDataset", batches_per_epoch: int, made_of: dict[str, Any]):
         self.batches_per_epoch = batches_per_epoch
         self._iterator = iter(dataset)
         self._made_of = made_of
@@ -91,6 +94,7 @@ def train_batches(
       The iterator; all processes have batches of the same T at the same time.
     Raises:
       ValueError: if a batch cannot be filled or shared.
+      MissingExtra: if grain is not installed.
     """
     schedule = TrainSchedule(encoded.lengths(), config, epochs)
     return _batches(encoded, schedule, "train", process_index, process_count)
@@ -107,6 +111,8 @@ def eval_batches(encoded: Encoded, config: BatchConfig, *, process_index: int = 
 def _batches(
     encoded: Encoded, schedule: TrainSchedule | EvalSchedule, kind: str, process_index: int, process_count: int
 ) -> Batches:
+    with needed_for("making batches", "data"):
+        import grain
     rows = _rows_of_process(schedule.config.batch_size, process_index, process_count)
     gather = lambda batch: gather_tokens(encoded, Rows(batch.record[rows], batch.target[rows], batch.length))
     dataset = grain.MapDataset.source(schedule).map(gather)

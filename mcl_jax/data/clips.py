@@ -9,11 +9,9 @@ import io
 import math
 
 import numpy as np
-import soundfile
 from jaxtyping import Float32
-from scipy.signal import firwin, resample_poly
 
-from mcl_jax.data.sound_files import read_sound
+from mcl_jax.extras import needed_for
 
 SAMPLE_RATE = 16_000  # Hz
 SHORTEST = 0.025  # s: one window of a spectrogram
@@ -29,6 +27,8 @@ def decode_clip(encoded: bytes) -> Float32[np.ndarray, "T"]:
       ValueError: if it is none, cut off as far as its format lets one know (see `sound_files`), shorter than
         `SHORTEST`, or with samples that are not finite; says which.
     """
+    from mcl_jax.data.sound_files import read_sound  # needs a library that a core install lacks
+
     samples, rate = read_sound(encoded)
     if not len(samples) or not np.isfinite(samples).all():
         raise ValueError("a clip with samples that are not finite" if len(samples) else "a clip without samples")
@@ -40,6 +40,8 @@ def decode_clip(encoded: bytes) -> Float32[np.ndarray, "T"]:
 
 def resample(samples: Float32[np.ndarray, "T"], rate: int) -> Float32[np.ndarray, "T2"]:
     """From `rate` to 16 kHz, by a polyphase filter: T2 = ⌈T · 16000 / rate⌉."""
+    from scipy.signal import resample_poly  # takes a second to import
+
     common = math.gcd(rate, SAMPLE_RATE)
     up, down = SAMPLE_RATE // common, rate // common
     return samples if up == down else resample_poly(samples, up, down, window=_low_pass(max(up, down)))
@@ -48,6 +50,8 @@ def resample(samples: Float32[np.ndarray, "T"], rate: int) -> Float32[np.ndarray
 @functools.lru_cache
 def _low_pass(factor: int) -> Float32[np.ndarray, "N"]:
     """The filter that `resample_poly` designs by default, which takes longer than to apply it to a short clip."""
+    from scipy.signal import firwin
+
     return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
 
 
@@ -77,6 +81,8 @@ def fit_length(samples: Float32[np.ndarray, "T"], seconds: float) -> tuple[Float
 
 def encode_flac(samples: Float32[np.ndarray, "T"]) -> bytes:
     """A FLAC file of 16 kHz and 16 bits, which browsers play too."""
+    with needed_for("writing a clip", "media"):
+        import soundfile
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from mcl_jax.data.clips import decode_clip, encode_flac
-from mcl_jax.data.pictures import decode_picture, encode_jpeg
 
 ON_A_PAGE = 480  # pixels of the longer side
 
@@ -49,6 +48,7 @@ class Media(abc.ABC):
 
         Raises:
           Unreadable: if the file is missing or broken; says which file and how.
+          MissingExtra: if the library that reads it is not installed.
         """
         try:
             return self._decode(self.load())
@@ -76,6 +76,8 @@ class Picture(Media):
     endings = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 
     def _decode(self, encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+        from mcl_jax.data.pictures import decode_picture  # needs a library that a core install lacks
+
         return decode_picture(encoded)
 
     def pack(self) -> bytes:
@@ -85,6 +87,8 @@ class Picture(Media):
 
     def data_uri(self) -> str:
         """A JPEG picture of at most 480 pixels a side."""
+        from mcl_jax.data.pictures import encode_jpeg
+
         return _data_uri("image/jpeg", encode_jpeg(self.read(), ON_A_PAGE))
 
 

@@ -20,11 +20,14 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
-import soundfile
 from jaxtyping import Float32
 
 from mcl_jax.data import mp3_frames
 from mcl_jax.data.sound_sizes import with_true_size
+from mcl_jax.extras import needed_for
+
+with needed_for("reading a clip", "media"):
+    import soundfile
 
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 BLOCK = 1 << 16  # samples

@@ -144,6 +144,7 @@ class Sampling(Independent):
         options.settle(self)
         options.check_integers(1, num_samples=self.num_samples)
         options.check_integers(0, top_k=self.top_k)
+        options.check_numbers(temperature=self.temperature, top_p=self.top_p, typical_p=self.typical_p)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; for 0 use Greedy()")
         for name in ("top_p", "typical_p"):
@@ -303,6 +304,7 @@ class DiverseBeamSearch(Search):
     def __post_init__(self):
         options.settle(self)
         options.check_integers(1, num_beams=self.num_beams, num_groups=self.num_groups, num_return=self.num_return)
+        options.check_numbers(diversity_penalty=self.diversity_penalty)
         if not math.isfinite(self.diversity_penalty):
             raise ValueError(f"diversity_penalty must be finite, got {self.diversity_penalty}")
         _check_search(self)
@@ -352,6 +354,7 @@ def _rows(x: Int[Array, "N W T"], index: Int[Array, "N w"]) -> Int[Array, "N w T
 def _check_search(decoder: BeamSearch | DiverseBeamSearch) -> None:
     if decoder.num_return > decoder.num_beams:
         raise ValueError(f"num_return={decoder.num_return} is more than num_beams={decoder.num_beams}")
+    options.check_numbers(length_penalty=decoder.length_penalty)
     if not math.isfinite(decoder.length_penalty):
         raise ValueError(f"length_penalty must be finite, got {decoder.length_penalty}")
     if not isinstance(decoder.early_stopping, bool) and decoder.early_stopping != "never":

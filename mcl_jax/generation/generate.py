@@ -67,7 +67,8 @@ class Limits:
     def __post_init__(self):
         options.settle(self)
         options.check_integers(1, max_new_tokens=self.max_new_tokens)
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+        options.check_numbers(min_new_tokens=self.min_new_tokens, repetition_penalty=self.repetition_penalty)
+        if not isinstance(self.min_new_tokens, int) or not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise ValueError(f"min_new_tokens must be in [0, {self.max_new_tokens}], got {self.min_new_tokens}")
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be positive and finite, got {self.repetition_penalty}")

@@ -1,6 +1,7 @@
 """Which layers are adapted, and with which rank and scale."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,7 +36,8 @@ class LoraConfig:
       param_dtype: in which adapters are stored, float32 whatever the base is.
 
     Raises:
-      ValueError: for a rank < 1, a dropout outside [0, 1), or no targets.
+      ValueError: for a rank that is no integer of at least 1, an alpha that is no finite number, a dropout outside
+        [0, 1), or no targets.
     """
 
     rank: int = 8
@@ -51,8 +53,10 @@ class LoraConfig:
     def __post_init__(self):
         options.settle(self)
         for name, ranks in [("rank", self.rank), *self.rank_pattern.items()]:
-            if min(_each(ranks), default=0) < 1:
-                raise ValueError(f"LoraConfig: a rank must be at least 1, got {ranks} for {name!r}")
+            _check_ranks(name, ranks)
+        for name, alphas in [("alpha", self.alpha), *self.alpha_pattern.items()]:
+            _check_alphas(name, alphas)
+        options.check_numbers(**{"LoraConfig: dropout": self.dropout})
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoraConfig: dropout must be in [0, 1), got {self.dropout}")
         if not self.patterns:
@@ -115,6 +119,18 @@ class LoraConfig:
 
 def _each(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def _check_ranks(name: str, ranks: Any) -> None:
+    whole = all(isinstance(rank, int) and not isinstance(rank, bool) for rank in _each(ranks))
+    if not whole or min(_each(ranks), default=0) < 1:
+        raise ValueError(f"LoraConfig: a rank must be an integer of at least 1, got {ranks!r} for {name!r}")
+
+
+def _check_alphas(name: str, alphas: Any) -> None:
+    numbers = [isinstance(alpha, (int, float)) and not isinstance(alpha, bool) for alpha in _each(alphas)]
+    if not numbers or not all(numbers) or not all(map(math.isfinite, _each(alphas))):
+        raise ValueError(f"LoraConfig: an alpha must be a finite number, got {alphas!r} for {name!r}")
 
 
 def with_layer_scales(config: LoraConfig, adapters: PyTree[Array]) -> PyTree[Array]:

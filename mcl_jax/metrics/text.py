@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sacrebleu.metrics import BLEU
+from mcl_jax.extras import needed_for
 
 Texts = Sequence[Sequence[str]]  # N items, each of K answers or R references
 
@@ -22,17 +22,22 @@ class Tokenization:
 
     Raises:
         ValueError: for a tokenizer that sacrebleu does not have.
+        MissingExtra: if sacrebleu is not installed.
     """
 
     tokenize: str = "13a"
     lowercase: bool = False
 
     def __post_init__(self):
+        with needed_for("scoring texts", "metrics"):
+            from sacrebleu.metrics import BLEU
         if self.tokenize not in BLEU.TOKENIZERS:
             raise ValueError(f"tokenize must be one of {sorted(BLEU.TOKENIZERS)}, got {self.tokenize!r}")
 
     def words(self, texts: Sequence[str]) -> list[list[str]]:
         """The words of each text, punctuation included."""
+        from sacrebleu.metrics import BLEU
+
         split = BLEU(tokenize=self.tokenize).tokenizer
         return [split((text.lower() if self.lowercase else text).strip()).split() for text in texts]
 

@@ -11,8 +11,8 @@ pool n-gram counts over all items first, as published tables do.
 from collections.abc import Sequence
 
 import numpy as np
-from sacrebleu.metrics import CHRF
 
+from mcl_jax.extras import needed_for
 from mcl_jax.metrics.bleu import BleuScores, bleu_scores, corpus_score
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import (
@@ -59,6 +59,8 @@ def sentence_chrf(answers: Texts, references: Texts, tokenization: Tokenization 
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str], lowercase: bool) -> np.ndarray:
+    with needed_for("scoring texts", "metrics"):
+        from sacrebleu.metrics import CHRF
     scorer = CHRF(lowercase=lowercase, references=[[reference] for reference in references])
     return np.array([scorer.corpus_score([answer], None).score for answer in answers])
 

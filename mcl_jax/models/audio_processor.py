@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mcl_jax.extras import needed_for
 from mcl_jax.models import processor
 from mcl_jax.models.processor import Processor
 from mcl_jax.models.qwen2_audio import Qwen2AudioConfig
@@ -47,8 +48,8 @@ class AudioProcessor(Processor):
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: Qwen2AudioConfig) -> "AudioProcessor":
         """Reads a folder with the files of a tokenizer and a feature extractor."""
-        from transformers import Qwen2AudioProcessor  # seconds to import: only where it is needed
-
+        with needed_for("the processor of Qwen2-Audio", "text"):
+            from transformers import Qwen2AudioProcessor  # takes seconds to import
         return processor.read(folder, lambda: cls(config, Qwen2AudioProcessor.from_pretrained(folder)))
 
     def num_features(self, clip: Clip) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mcl_jax.extras import needed_for
 from mcl_jax.models import gguf_tokenizer
 
 NAMES = {
@@ -60,8 +61,8 @@ def find(path: Path) -> Path | None:
 
 def _open(file: Path) -> tuple[Any, dict[str, Any]]:
     """(reader, metadata) of a file."""
-    import gguf  # brings a dozen modules: only where it is needed
-
+    with needed_for("reading a GGUF file", "text"):
+        import gguf  # brings a dozen modules
     if not file.is_file():
         raise ValueError(f"there is no {file}, a part of a split GGUF file")
     try:

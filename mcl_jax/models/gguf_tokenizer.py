@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.extras import needed_for
+
 PREFIX = "tokenizer.ggml."
 # What comes before the bytes, by tokenizer.ggml.pre: digits one by one and GPT-2's rule; GPT-2's rule alone; or a rule
 # as a regular expression.
@@ -25,6 +27,7 @@ NAMED = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
+KINDS = {"tokens": "texts", "merges": "texts", "token_type": "integers", "scores": "numbers"}
 SENTENCEPIECE_IDS = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # where the file does not say
 
 
@@ -34,8 +37,8 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
     Raises:
       ValueError: for another kind of tokenizer, or metadata that are absent or do not fit together; names the file.
     """
-    from transformers import PreTrainedTokenizerFast  # seconds to import: only where it is needed
-
+    with needed_for("reading the tokenizer of a GGUF file", "text"):
+        from transformers import PreTrainedTokenizerFast  # takes seconds to import
     given = {name.removeprefix(PREFIX): value for name, value in metadata.items() if name.startswith(PREFIX)}
     if not given.get("tokens"):
         return None
@@ -50,7 +53,10 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
     _check(file, given, "scores" if sentencepiece else "merges")
     tokens = given["tokens"]
     named = {name: tokens[i] for name, key in NAMED.items() if (i := given.get(key, ids.get(key))) is not None}
-    tokenizer = _sentencepiece(given, named) if sentencepiece else _byte_level(given)
+    try:
+        tokenizer = _sentencepiece(given, named) if sentencepiece else _byte_level(given)
+    except Exception as error:  # tokenizers raises plain Exceptions, such as for a merge of what is no token
+        raise ValueError(f"{file}: its tokenizer cannot be read: {error}") from error
     _add_tokens(tokenizer, tokens, given["token_type"])
     begins = given.get("add_bos_token", sentencepiece or given.get("pre") in WHOLE_WORDS)
     _frame(file, tokenizer, named, begins, given.get("add_eos_token", False))
@@ -68,8 +74,11 @@ def _check(file: Path, given: dict[str, Any], needed: str) -> None:
     for name in ("token_type", "scores"):
         if name in given and len(given[name]) != size:
             raise ValueError(f"{file}: {PREFIX}{name} must have {size} entries, one a token, got {len(given[name])}")
+    for name, kind in (("tokens", str), ("merges", str), ("token_type", int), ("scores", (int, float))):
+        if odd := [entry for entry in given.get(name, ()) if not isinstance(entry, kind)][:3]:
+            raise ValueError(f"{file}: {PREFIX}{name} must hold {KINDS[name]}, got {odd}")
     for key in NAMED.values():
-        if not 0 <= given.get(key, 0) < size:
+        if not isinstance(given.get(key, 0), int) or not 0 <= given.get(key, 0) < size:
             raise ValueError(f"{file}: {PREFIX}{key} must be one of {size} tokens, got {given[key]}")
     if broken := [pair for pair in given.get("merges", ()) if pair.count(" ") != 1][:3]:
         raise ValueError(f"{file}: {PREFIX}merges must be pairs of tokens with a space between, got {broken}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from mcl_jax.extras import needed_for
 from mcl_jax.models import processor
 from mcl_jax.models.llava_next import LlavaNextConfig
 from mcl_jax.models.processor import Processor
@@ -44,8 +45,9 @@ class LlavaNextProcessor(Processor):
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: LlavaNextConfig) -> "LlavaNextProcessor":
         """Reads a folder with the files of a tokenizer and an image processor."""
-        from transformers import LlavaNextProcessor as HuggingFaces  # seconds to import: only where it is needed
-
+        with needed_for("the processor of LLaVA-NeXT", "text", "media"):
+            import PIL  # noqa: F401  (transformers prepares pictures with it)
+            from transformers import LlavaNextProcessor as HuggingFaces  # takes seconds to import
         return processor.read(folder, lambda: cls(config, HuggingFaces.from_pretrained(folder, backend="pil")))
 
     def picture(self, picture: Picture) -> tuple[Float[np.ndarray, "P S S 3"], Int[np.ndarray, " N"]]:

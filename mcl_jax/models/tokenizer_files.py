@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mcl_jax.extras import MissingExtra, needed_for
 from mcl_jax.json_io import read_json
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -32,12 +33,18 @@ def read_tokenizer(folder: Path) -> Any:
     were trained.
 
     Raises:
-      ValueError: as `read`.
+      ValueError, MissingExtra: as `read`.
     """
     if not has_vocabulary(folder):
         return None
-    from transformers import AutoTokenizer  # seconds to import: only where it is needed
+    with needed_for("reading a tokenizer", "text"):
+        from transformers import AutoTokenizer  # takes seconds to import
 
+        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+            import google.protobuf  # noqa: F401  (transformers reads SentencePiece models with these two)
+            import sentencepiece
+
+            _check_sentencepiece(folder / "tokenizer.model", sentencepiece.SentencePieceProcessor)
     alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     return read(folder, lambda: AutoTokenizer.from_pretrained(folder, **({"add_bos_token": True} if alone else {})))
 
@@ -48,6 +55,7 @@ def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
     Raises:
       ValueError: for a file that is no JSON or no text, a vocabulary without its merges, or whatever transformers and
         the tokenizers themselves do not take; in one sentence that names the file or the folder.
+      MissingExtra: if a library that reads them is not installed.
     """
     for name in JSON:
         if (folder / name).is_file():
@@ -60,6 +68,8 @@ def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
         raise ValueError(f"{folder} holds vocab.json without merges.txt: a tokenizer needs both, or a tokenizer.json")
     try:
         return with_transformers()
+    except MissingExtra:
+        raise
     except Exception as error:  # tokenizers raises plain Exceptions, transformers nearly every kind
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise ValueError(f"{folder}: its tokenizer or processor files cannot be read: {reason}") from error
@@ -70,6 +80,19 @@ def replace(folder: Path, tokenizer: Any) -> None:
     for name in {*VOCABULARIES, *JSON, *TEXT}:
         (folder / name).unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)
+
+
+def _check_sentencepiece(file: Path, processor: Callable[..., Any]) -> None:
+    """Raises a ValueError for a file that transformers would take for another kind of vocabulary."""
+    model = file.read_bytes()
+    try:
+        size = processor(model_proto=model).get_piece_size() if model else 0
+        if not size:
+            raise RuntimeError("no pieces")
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file} is not a SentencePiece model: it was cut short, or is of another kind, which is not read here"
+        ) from error
 
 
 def _check_text(file: Path) -> None:

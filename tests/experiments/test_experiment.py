@@ -19,8 +19,8 @@ TASK = SimpleNamespace(records=lambda split, most=None: made_up.records())
 
 
 @pytest.fixture
-def experiment(tmp_path, monkeypatch):
-    """experiment() runs the command in tmp_path; `.evaluated` and `.loaded` count."""
+def trial(tmp_path, monkeypatch):
+    """trial.run() runs the command in tmp_path; `.evaluated` and `.loaded` count."""
     counts = SimpleNamespace(evaluated=0, loaded=0)
 
     def evaluate(task, run, report):
@@ -43,34 +43,34 @@ def fail(*_, **__):
     raise RuntimeError("no [/font]")
 
 
-def test_a_page_that_fails_costs_itself_alone_and_the_same_command_makes_it(experiment, monkeypatch, capsys):
+def test_a_page_that_fails_costs_itself_alone_and_the_same_command_makes_it(trial, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(page, "write", fail)
-        experiment.run()
+        trial.run()
     printed = capsys.readouterr().out
     assert "page.html could not be made: no [/font]\n" in printed
     assert "results.json is in " in printed and printed.rstrip().endswith("/a [/b].")
-    assert {"results.json", "loss.png", "win_matrix.png", "quality_diversity.png"} <= experiment.there()
-    assert "page.html" not in experiment.there()
+    assert {"results.json", "loss.png", "win_matrix.png", "quality_diversity.png"} <= trial.there()
+    assert "page.html" not in trial.there()
 
-    experiment.run()
+    trial.run()
     assert "page.html, figures and results.json are in" in capsys.readouterr().out
-    assert "page.html" in experiment.there() and (experiment.evaluated, experiment.loaded) == (1, 2)
-    experiment.run()
-    assert (experiment.evaluated, experiment.loaded) == (1, 2)  # nothing is missing
+    assert "page.html" in trial.there() and (trial.evaluated, trial.loaded) == (1, 2)
+    trial.run()
+    assert (trial.evaluated, trial.loaded) == (1, 2)  # nothing is missing
 
 
 @pytest.mark.parametrize("name", ["losses", "win_matrix", "quality_diversity"])
-def test_a_figure_that_fails_costs_itself_alone(experiment, monkeypatch, capsys, name):
+def test_a_figure_that_fails_costs_itself_alone(trial, monkeypatch, capsys, name):
     monkeypatch.setattr(figures, name, fail)
-    experiment.run()
+    trial.run()
     lost = {"losses": "loss.png"}.get(name, f"{name}.png")
     assert f"figures/{lost} could not be made: no [/font]" in capsys.readouterr().out
     pictures = {"loss.png", "win_matrix.png", "quality_diversity.png"}
-    assert experiment.there() & pictures == pictures - {lost} and {"results.json", "page.html"} <= experiment.there()
+    assert trial.there() & pictures == pictures - {lost} and {"results.json", "page.html"} <= trial.there()
 
 
-def test_results_are_written_first(experiment, monkeypatch, tmp_path):
+def test_results_are_written_first(trial, monkeypatch, tmp_path):
     """A kill while the page is made leaves them."""
 
     def killed(*_):
@@ -78,22 +78,22 @@ def test_results_are_written_first(experiment, monkeypatch, tmp_path):
 
     monkeypatch.setattr(page, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        experiment.run()
+        trial.run()
     assert "methods" in json.loads((tmp_path / "a [/b]" / "results.json").read_text())
 
 
-def test_a_number_that_is_not_finite_does_not_cost_the_others(experiment, monkeypatch, capsys, tmp_path):
+def test_a_number_that_is_not_finite_does_not_cost_the_others(trial, monkeypatch, capsys, tmp_path):
     results = made_up.results()
     results["methods"]["mcl"] |= {"cider": float("nan"), "win_rate": np.array([np.inf, 0.25, 0.25])}
     results["methods"]["mcl"]["samples"][0]["log_likelihoods"]["mcl"][1] = -np.inf
     evaluate = experiment.evaluate
     monkeypatch.setattr(experiment, "evaluate", lambda *of: evaluate(*of) and results)
-    experiment.run()
+    trial.run()
     found = json.loads((tmp_path / "a [/b]" / "results.json").read_text())["methods"]["mcl"]
     assert found["cider"] is None and found["win_rate"] == [None, 0.25, 0.25] and found["test_loss"] == 1.25
     printed = capsys.readouterr().out
     assert "n/a: results.methods.mcl.cider must be a finite number, got nan" in printed and "n/a 0.25 0.25" in printed
-    assert "page.html" in experiment.there()
+    assert "page.html" in trial.there()
 
 
 def test_texts_are_printed_as_they_are(capsys):
@@ -139,7 +139,7 @@ def test_one_mode_is_said():
     assert several["purity"] == 0.7 and "not_available" not in several
 
 
-def test_a_directory_in_use_is_refused_before_anything_is_loaded(experiment, tmp_path):
+def test_a_directory_in_use_is_refused_before_anything_is_loaded(trial, tmp_path):
     with Run(tmp_path / "a [/b]", {}), pytest.raises(RuntimeError, match="is in use by process"):
-        experiment.run()
-    assert experiment.loaded == 0
+        trial.run()
+    assert trial.loaded == 0

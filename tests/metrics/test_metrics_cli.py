@@ -146,6 +146,7 @@ def test_broken_lines_are_named(write, line, message):
         (["--metrics", "specialization"], "no metric of 'specialization' is available: .*mode and winner, item 'a'"),
         (["--metrics", "embedding"], "no metric of 'embedding' is available: .*pip install --no-deps"),
         (["--json", "no/such/folder/s.json"], "--json needs a file in an existing folder"),
+        (["--json", "."], "--json needs a file, got the folder [.]"),
         (["--level", "2"], "level must lie between 0 and 1"),
     ],
 )

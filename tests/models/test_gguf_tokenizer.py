@@ -106,6 +106,14 @@ def test_tokens_that_users_defined_are_whole_and_are_not_skipped():
     assert len(tokenizer) == len(PIECES)
 
 
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.6, 0.97])
+def test_a_sentencepiece_model_that_is_cut_short_is_called_so(model, tmp_path, part):
+    """transformers took it for a vocabulary of tiktoken, and asked for that library."""
+    (tmp_path / "tokenizer.model").write_bytes(model[: int(part * len(model))])
+    with pytest.raises(ValueError, match=r"tokenizer.model is not a SentencePiece model: it was cut short"):
+        tokenizer_files.read_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("begins", [None, False, True])
 @pytest.mark.parametrize("ends", [None, False, True])
 def test_texts_begin_and_end_as_the_file_says(begins, ends, tmp_path):
@@ -136,6 +144,12 @@ def test_a_file_may_do_without_token_types_or_a_vocabulary():
         (dict(eos_token_id=36), "eos_token_id must be one of 36 tokens, got 36"),
         (dict(merges=None), "has no tokenizer.ggml.merges, which its tokenizer 'gpt2' needs"),
         (dict(merges=["cat"]), r"merges must be pairs .* got \['cat'\]"),
+        (dict(merges=["c zz"]), "its tokenizer cannot be read: .*`zz` out of vocabulary"),
+        (dict(merges=[1]), r"merges must hold texts, got \[1\]"),
+        (dict(tokens=[*range(36)]), r"tokens must hold texts, got \[0, 1, 2\]"),
+        (dict(token_type=["1"] * 36), "token_type must hold integers, got"),
+        (dict(bos_token_id=1.5), "bos_token_id must be one of 36 tokens, got 1.5"),
+        (dict(bos_token_id="0"), "bos_token_id must be one of 36 tokens, got 0"),
         (dict(model="llama"), "has no tokenizer.ggml.scores"),
         (dict(add_bos_token=True, bos_token_id=None), "begin or end with .'bos_token'.*bos_token_id is absent"),
     ],
@@ -156,7 +170,7 @@ def test_metadata_that_do_not_fit_are_named(changed, message):
         ("tokenizer.json", b"{}", "its tokenizer or processor files cannot be read"),
         ("tokenizer_config.json", b"[" * 100000, "tokenizer_config.json is not valid JSON"),
         ("special_tokens_map.json", b"\x80", "special_tokens_map.json is not text in UTF-8"),
-        ("tokenizer.model", b"1234", "its tokenizer or processor files cannot be read"),
+        ("tokenizer.model", b"1234", "tokenizer.model is not a SentencePiece model: it was cut short"),
         ("vocab.json", b'{"a": 0}', "vocab.json without merges.txt"),
     ],
 )
@@ -176,6 +190,6 @@ def test_a_tokenizer_is_refused_before_weights_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Safetensors, "read", lambda *args: read.append(args))
     shutil.copytree(GOLDEN / "models" / "llama", tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.model").write_bytes(b"1234")
-    with pytest.raises(ValueError, match="its tokenizer or processor files cannot be read"):
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
         mcl.models.from_pretrained(tmp_path)
     assert not read

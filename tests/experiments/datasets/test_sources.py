@@ -38,6 +38,27 @@ def test_wrong_names_put_right_make_the_data_set_again(tmp_path, capsys):
     assert "making" not in line and "corpus 'audiocaps': left out 6, kept 9; no clip in train/: traingh_90; " in line
 
 
+@pytest.mark.parametrize(
+    ("pattern", "content", "message"),
+    [
+        ("dataset_info.json", b"\xff", "description .* made of .*files cannot be read .*: move dataset_info.json"),
+        ("dataset_info.json", b"{}", "description .* cannot be read"),
+        ("dataset_info.json", b"{", "description .* cannot be read"),
+        ("metadata.json", b"{", "description .* cannot be read"),
+        ("*train.array_record*", b"", r"data set in .*clotho.* is damaged .*: move that folder away"),
+        ("*test.array_record*", None, "data set in .* is damaged"),
+    ],
+)
+def test_a_data_set_that_is_damaged_is_named(tmp_path, pattern, content, message):
+    write_clotho(tmp_path / "files")
+    load_captions("clotho", tmp_path, tmp_path / "files")
+    (file,) = tmp_path.glob(f"clotho/**/{pattern}")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content is None else content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_captions("clotho", tmp_path, tmp_path / "files")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("change", ["size", "time", "more", "caption"])
 def test_names_sizes_and_times_count(tmp_path, change):
     files = tmp_path / "files"

@@ -1,0 +1,61 @@
+"""Libraries that only parts of this one need. They are extras of the package (`[options.extras_require]` in setup.cfg).
+
+A core install goes without them, so they are imported where they are used:
+
+    with needed_for("reading a picture", "media"):
+        from PIL import Image
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+class MissingExtra(ImportError):
+    """A library of an extra that is not installed; the message names the command that installs it."""
+
+
+@contextlib.contextmanager
+def needed_for(what: str, *extras: str) -> Iterator[None]:
+    """Around imports of libraries that belong to extras.
+
+    Args:
+      what: needs them, such as "reading a picture".
+      *extras: the extras that hold them.
+    Raises:
+      MissingExtra: if one is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise _missing(error, what, extras) from error
+
+
+def tell_without_traceback(what: str, *extras: str) -> None:
+    """From now on, the process ends with one sentence on standard error if it lacks a library; arguments as above.
+
+    This serves commands that import libraries at the top of their modules. Other errors are shown as before.
+    """
+    previous = sys.excepthook
+
+    def hook(kind, error, traceback):
+        if isinstance(error, ModuleNotFoundError) and not _is_ours(error.name):
+            error = _missing(error, what, extras)
+        if isinstance(error, MissingExtra):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
+def _missing(error: ModuleNotFoundError, what: str, extras: tuple[str, ...]) -> MissingExtra:
+    return MissingExtra(
+        f"{what} needs the Python module {error.name}, which is not installed; run: "
+        f"pip install 'mcl_jax[{','.join(extras)}]'",
+        name=error.name,
+    )
+
+
+def _is_ours(module: str | None) -> bool:
+    return module is not None and module.split(".")[0] in ("mcl_jax", "experiments")
