@@ -1,8 +1,59 @@
 """`python -m experiments.audio_captioning --workdir DIR`: K captions of a clip."""
 
 from experiments.audio_captioning.audio import Clips
-from experiments.audio_captioning.config import parse
-from experiments.common.captioning.main import run
+from experiments.audio_captioning.config import Config, parse
+from experiments.common.captioning.scores import COLUMNS, scores
+from experiments.common.captioning.task import load_base, load_data
+from experiments.common.decoding import answer, samples
+from experiments.common.experiment import draw, finish, on_test, page_of, show, write_page
+from experiments.common.task import evaluator
+from experiments.common.training import train
+from mcl_jax.command_line import attempt, errors_in_a_line
+from mcl_jax.run import Run
+
+
+def main(config: Config) -> None:
+    """The whole experiment, from top to bottom."""
+    with Run(config.workdir, config, volatile=config.volatile) as run:
+        media, corpus = Clips(config.data.seconds), None
+        if run.finished:
+            run.say_finished()
+        else:
+            page_of(run).unlink(missing_ok=True)
+
+            # Data and base.
+            corpus = load_data(config, media)
+            task = load_base(config, media, corpus)
+            split = task.records("test")
+            test = task.encode(task.records("test", config.evaluation.test_items))
+            asked = task.records("test", config.evaluation.decode_items)
+
+            results, likelihoods, answers = {}, {}, {}
+            for method in config.methods:
+                # Train, and evaluate on the test split.
+                evaluate = evaluator(task, method)
+                state, seconds = train(run, task, method, evaluate)
+                likelihoods[method] = evaluate(state, test)
+                held_out = on_test(likelihoods[method], task)
+
+                # Decode, and score the answers.
+                for name, decoder in config.decoders(method).items():
+                    answers[name] = answer(task, run, name, state, asked, decoder)
+                    scored = scores(answers[name], asked, split, config.evaluation.corenlp)
+                    times = {"seconds": seconds, "decode_seconds": answers[name].seconds}
+                    results[name] = held_out | scored | times
+
+            finish(run, results, likelihoods, samples(asked, answers))
+
+        # Report: figures and page where they are missing, and the table.
+        if not page_of(run).exists():
+            draw(run, config, COLUMNS)
+            with attempt("page.html"):
+                corpus = corpus or load_data(config, media)
+                write_page(run, corpus.split("test"), COLUMNS)
+        show(run, COLUMNS)
+
 
 if __name__ == "__main__":
-    run(parse, lambda config: Clips(config.seconds))
+    with errors_in_a_line():
+        main(parse())

@@ -1,11 +1,24 @@
-"""What a run on clips is made of, and how a command line says it."""
+"""Configuration of the experiment on clips, and its presets."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.common import config
+from experiments.common import options
 from experiments.common.captioning import config as shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(shared.Data):
+    """Captions, and the clips that they describe."""
+
+    seconds: float = 3.0
+    """Longest clip in seconds; longer ones are cropped."""
+
+    def check(self) -> None:
+        super().check()
+        if not self.seconds > 0:
+            raise ValueError(f"--seconds must be above 0, got {self.seconds}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,15 +29,12 @@ class Config(shared.Config):
     laptop. --preset audiocaps-qwen2-7b and clotho-qwen2-7b: the paper's recipes, need --base and --folder.
     """
 
-    seconds: float = 3.0
-    """Clips are cut to so many."""
+    data: Data = Data()
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.seconds > 0:
-            raise ValueError(f"--seconds must be above 0, got {self.seconds}")
-        if self.base is None and self.seconds % 1:
-            raise ValueError(f"--seconds must be 1, 2, … for the small base, got {self.seconds}")
+    def check(self) -> None:
+        super().check()
+        if self.base.path is None and self.data.seconds % 1:
+            raise ValueError(f"--seconds must be 1, 2, … for the small base, got {self.data.seconds}")
 
 
 # Minutes on two cores, but for the small base: some forty on one.
@@ -49,5 +59,5 @@ NEEDED = {name: {"base": QWEN} for name in ("audiocaps-qwen2-7b", "clotho-qwen2-
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `common.config.parse`."""
-    return config.parse(Config, PRESETS, NEEDED, args, default="stamps-spoken")
+    """The configuration that a command line asks for; see `options.parse`."""
+    return options.parse(Config, args, presets=PRESETS, needed=NEEDED, default="stamps-spoken")

@@ -9,4 +9,4 @@ from mcl_jax.command_line import errors_in_a_line
 if __name__ == "__main__":
     with errors_in_a_line():
         config, options = sweep.command_line(Config, STAMPS)
-        sweep.main(load(config, Clips(config.seconds)), options)
+        sweep.main(load(config, Clips(config.data.seconds)), options)

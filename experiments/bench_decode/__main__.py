@@ -10,15 +10,16 @@ import statistics
 import subprocess
 import tempfile
 import time
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import mcl_jax as mcl
+from experiments.common.options import COUNT, Options, parse
 from experiments.common.smollm2 import smollm2
 from mcl_jax import interop
 from mcl_jax.command_line import attempt, errors_in_a_line
@@ -31,32 +32,37 @@ SCRIPT = Path(__file__).with_name("hugging_face.py")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Options):
     """Seconds and tokens per second of decoding, K hypotheses at once."""
 
     torch: Path | None = None
-    """Python interpreter with torch, transformers and peft, to run Hugging Face beside; None: not at all."""
+    """Python interpreter with torch, transformers and peft, to run Hugging Face in turn with this library. By default
+    Hugging Face is not run."""
     base: Path | None = None
     """Hugging Face folder or GGUF file; SmolLM2-135M by default."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 8)
-    """K, at `new_tokens` tokens."""
+    """Numbers K of hypotheses to measure, with --new-tokens tokens."""
     lengths: tuple[int, ...] = (16, 32, 64, 128)
-    """New tokens, at `num_hypotheses`."""
-    num_hypotheses: int = 5
-    new_tokens: int = 32
-    num_beams: int = 1
+    """Numbers of new tokens to measure, with --num-hypotheses hypotheses."""
+    num_hypotheses: int = field(default=5, metadata=COUNT)
+    """Hypotheses of the rows for --lengths, and of the comparison with Hugging Face."""
+    new_tokens: int = field(default=32, metadata=COUNT)
+    """New tokens of the rows for --ks, and of the comparison with Hugging Face."""
+    num_beams: int = field(default=1, metadata=COUNT)
     """Beams of each hypothesis; 1 is greedy."""
-    batch: int = 4
-    prompt: int = 32
-    """Longest prompt in tokens; the others are up to half as long."""
-    rank: int = 8
-    repeats: int = 5
+    batch: int = field(default=4, metadata=COUNT)
+    """Prompts that are answered at once."""
+    prompt: int = field(default=32, metadata=COUNT)
+    """Longest prompt in tokens; the shortest is half as long."""
+    rank: int = field(default=8, metadata=COUNT)
+    """Rank of the adapters."""
+    repeats: int = field(default=5, metadata=COUNT)
+    """Times that each row is measured, after a warm-up."""
     json: Path | None = None
+    """File for the rows."""
 
     def __post_init__(self):
-        for name in ("num_hypotheses", "new_tokens", "num_beams", "batch", "prompt", "rank", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        self.check()
 
     @property
     def decoder(self) -> Decoder:
@@ -204,4 +210,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     with errors_in_a_line():
-        main(tyro.cli(Config, description=Config.__doc__))
+        main(parse(Config))

@@ -1,5 +1,5 @@
 """What the experiments that adapt a language model share.
 
-Reading order: `config`, `task`, `perception`, `training`, `decoding`, `figures`, `page`, `experiment`; `captioning` has
-what pictures and clips have in common.
+Reading order: `options`, `groups`, `config`; `task`, `perception`, `training`, `decoding`; `experiment`, `figures`,
+`page`. `captioning` has what pictures and clips have in common.
 """

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 import mcl_jax as mcl
-from experiments.common.config import Method, TestTimeAugmentation
+from experiments.common.config import Method
+from experiments.common.groups import TestTimeAugmentation
 from experiments.common.task import DECODING, Task, prompts_of, spread, stream
 from mcl_jax import data, generation
 from mcl_jax.generation import Decoder
@@ -71,8 +72,8 @@ def _decode(task: Task, model, state, of_batch, prompts, decoder, rng) -> list[g
     eos = task.tokenizer.eos_token_id
     return [
         generation.decode(
-            model, state.params, state.adapters, inputs, decoder, task.config.max_new_tokens, eos_token_id=eos,
-            pad_token_id=eos, repetition_penalty=task.config.repetition_penalty, rng=rng,
+            model, state.params, state.adapters, inputs, decoder, task.config.decoding.max_new_tokens, eos_token_id=eos,
+            pad_token_id=eos, repetition_penalty=task.config.decoding.repetition_penalty, rng=rng,
         )
         for inputs in asked
     ]  # fmt: skip

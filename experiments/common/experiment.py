@@ -1,17 +1,15 @@
-"""A whole experiment: every method trained, scored on held-out items, shown and drawn."""
+"""Steps at the end of an experiment: results.json, the table, the figures and the page."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common import decoding, figures, page
+from experiments.common import figures, page
 from experiments.common.config import Config
-from experiments.common.decoding import Answers
-from experiments.common.task import Task, evaluator
-from experiments.common.training import gap, summary, train
+from experiments.common.task import Likelihoods, Task
+from experiments.common.training import gap, summary
 from mcl_jax import data
-from mcl_jax.command_line import attempt
 from mcl_jax.console import plain, say, table
 from mcl_jax.json_io import to_json
 from mcl_jax.run import Run
@@ -21,44 +19,49 @@ SPECIALISATION = ("purity", "mutual_information")
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """How the answers of an experiment are scored and shown.
+class Columns:
+    """What is shown of the results.
 
     Attributes:
-      scores: (answers, their records, all records of the test split) -> numbers by name, with 95 % intervals under
-        `intervals`.
-      columns: of the table: title and key of the results.
+      table: title and key of each column.
       quality, diversity: title and key of the two axes of the figure.
     """
 
-    scores: Callable[[Answers, tuple[data.Record, ...], tuple[data.Record, ...]], dict[str, Any]]
-    columns: Mapping[str, str]
+    table: Mapping[str, str]
     quality: tuple[str, str]
     diversity: tuple[str, str]
 
 
-def evaluate(task: Task, run: Run, report: Report) -> dict[str, Any]:
-    """Trains and scores every method: the `methods` of results.json. Samples are in the first, mcl if it is there."""
-    config = task.config
-    test, asked = task.encode(task.records("test", config.test_items)), task.records("test", config.decode_items)
-    found, answers, likelihoods = {}, {}, {}
-    for method in config.methods:
-        likelihoods_of = evaluator(task, method)
-        state, seconds = train(run, task, method, likelihoods_of)
-        likelihoods[method] = likelihoods_of(state, test)
-        held_out = summary(likelihoods[method], task)
-        held_out["test_loss"] = held_out.pop("eval_loss")
-        for name, decoder in config.decoders(method).items():
-            answers[name] = decoding.answer(task, run, name, state, asked, decoder)
-            found[name] = held_out | report.scores(answers[name], asked, task.records("test"))
-            found[name] |= {"seconds": seconds, "decode_seconds": answers[name].seconds}
-    for name in found if "mcl" in likelihoods else ():
-        if (method := name.partition("/")[0]) != "mcl":
-            found[name] |= gap(likelihoods[method], likelihoods["mcl"])
-    for of in found.values():
-        _say_what_one_mode_hides(of)
-    found["mcl" if "mcl" in found else next(iter(found))]["samples"] = decoding.samples(asked, answers)
-    return {"methods": found}
+def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
+    """The `summary` of a method on the test split, its loss as `test_loss`."""
+    found = summary(likelihoods, task)
+    found["test_loss"] = found.pop("eval_loss")
+    return found
+
+
+def finish(
+    run: Run,
+    methods: dict[str, dict[str, Any]],
+    likelihoods: Mapping[str, Likelihoods],
+    samples: Sequence[Mapping[str, Any]],
+) -> None:
+    """Writes results.json: every method, with its distance to LoRA-MCL; a number that is not finite is none.
+
+    Args:
+      methods: results by the name of the method and decoder. Samples go to the first of them, mcl if it is there.
+      likelihoods: on the test split, by method.
+    """
+    for name, found in methods.items():
+        if (method := name.partition("/")[0]) != "mcl" and "mcl" in likelihoods:
+            found |= gap(likelihoods[method], likelihoods["mcl"])
+        _say_what_one_mode_hides(found)
+    methods["mcl" if "mcl" in methods else next(iter(methods))]["samples"] = samples
+    results = {"methods": methods}
+    try:
+        run.finish(results)
+    except ValueError as error:  # one number does not cost the others
+        say(f"n/a: {error}")
+        run.finish(to_json(results, "results", non_finite="null"))
 
 
 def _say_what_one_mode_hides(found: dict[str, Any]) -> None:
@@ -69,7 +72,14 @@ def _say_what_one_mode_hides(found: dict[str, Any]) -> None:
         found["not_available"] = found.get("not_available", {}) | dict.fromkeys(SPECIALISATION, why)
 
 
-def show(results: dict[str, Any], columns: Mapping[str, str]) -> None:
+def show(run: Run, columns: Columns) -> None:
+    """Prints a few sources with the answers of every method, the table, and where everything is."""
+    show_results(run.results(), columns.table)
+    there = "page.html, figures and results.json are" if page_of(run).exists() else "results.json is"
+    say(f"{there} in {run.workdir}.")
+
+
+def show_results(results: dict[str, Any], columns: Mapping[str, str]) -> None:
     """Prints a few sources with the answers of every method, and the table."""
     for sample in next(of["samples"] for of in results["methods"].values() if "samples" in of)[:SHOWN]:
         say("\n", plain(sample["source"] or sample["id"], "bold"))
@@ -99,48 +109,18 @@ def _shown(value: Any) -> str:
             return f"{value:.3f}"
 
 
-def main(config: Config, load: Callable[[Any], Task], report: Report) -> None:
-    """The whole experiment.
-
-    Args:
-      config: of the experiment.
-      load: from it, the base model and the data.
-      report: how its answers are scored and shown.
-    """
-    with Run(config.workdir, dataclasses.asdict(config), volatile=config.VOLATILE) as run:
-        if run.finished:
-            run.say_finished()
-            illustrate(run, config, report, lambda: load(config))
-        else:
-            for old in run.workdir.glob("page.html"):  # of a time when it came before the results
-                old.unlink()
-            task = load(config)
-            _finish(run, evaluate(task, run, report))
-            illustrate(run, config, report, lambda: task)
-        show(run.results(), report.columns)
-        there = "page.html, figures and results.json are" if _page(run).exists() else "results.json is"
-        say(f"{there} in {config.workdir}.")
+def page_of(run: Run) -> Path:
+    """The page of a run, which is made last."""
+    return run.workdir / "page.html"
 
 
-def _finish(run: Run, results: dict[str, Any]) -> None:
-    """Writes results.json; a number that is not finite is none in it, and does not cost the others."""
-    try:
-        run.finish(results)
-    except ValueError as error:
-        say(f"n/a: {error}")
-        run.finish(to_json(results, "results", non_finite="null"))
-
-
-def illustrate(run: Run, config: Config, report: Report, load: Callable[[], Task]) -> None:
-    """Draws the figures and makes the page of a finished run, if they are not there; what fails costs itself alone."""
-    if _page(run).exists():
-        return
+def draw(run: Run, config: Config, columns: Columns) -> None:
+    """The figures of a finished run; what fails costs itself alone."""
     results = run.results()
     trained = tuple(dict.fromkeys(name.partition("/")[0] for name in results["methods"]))
-    figures.draw(run, dataclasses.replace(config, methods=trained), results, report.quality, report.diversity)
-    with attempt("page.html"):
-        page.write(run, results, load().records("test"), report.columns)
+    figures.draw(run, config.replace(methods=trained), results, columns.quality, columns.diversity)
 
 
-def _page(run: Run) -> Path:
-    return run.workdir / "page.html"
+def write_page(run: Run, records: Sequence[data.Record], columns: Columns) -> None:
+    """The page of a finished run, with the pictures and clips of the records."""
+    page.write(run, run.results(), records, columns.table)

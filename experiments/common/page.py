@@ -14,6 +14,7 @@ import jinja2
 
 from experiments.common.decoding import SAMPLES
 from experiments.common.figures import LABELS
+from experiments.common.options import flat
 from mcl_jax import data
 from mcl_jax.json_io import to_json, write_text
 from mcl_jax.run import Run
@@ -50,7 +51,7 @@ def write(
     media = {record.id: record.media for record in records}
     page = TEMPLATES.get_template("page.html").render(
         title=run.workdir.name,
-        settings={name: _setting(value) for name, value in run.config.items()},
+        settings={name: _setting(value) for name, value in flat(run.config).items()},
         columns=list(columns),
         not_available={title: missing[key] for title, key in columns.items() if key in missing},
         rows=[(_label(name), [_cell(found, key) for key in columns.values()]) for name, found in methods.items()],

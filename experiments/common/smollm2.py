@@ -47,7 +47,7 @@ def outline(path: Path) -> tuple[pretrained.Family, nn.Module]:
 
 def check_targets(config: Config, module: nn.Module) -> None:
     """Raises ValueError for --targets that match no linear layer; nothing is computed."""
-    if config.targets:
-        model, tokens = mcl.Hypotheses(module, config.lora("mcl")), jnp.zeros((1, 2), jnp.int32)
+    if config.lora.targets:
+        model, tokens = mcl.Hypotheses(module, config.lora_of("mcl")), jnp.zeros((1, 2), jnp.int32)
         init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=1, method="hidden")
         jax.eval_shape(init, pretrained.abstract_params(module))

@@ -21,8 +21,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 
-from experiments.common.config import Config, ObjectiveName
+from experiments.common.config import Config
 from experiments.common.figure_files import save
+from experiments.common.groups import ObjectiveName
+from experiments.common.options import parse_line, print_and_exit
 from experiments.common.task import Task, evaluator
 from experiments.common.training import summary, train
 from mcl_jax import objectives
@@ -39,14 +41,15 @@ class Options:
     """What is varied."""
 
     kind: Kind = "k"
-    """k: the number of hypotheses. epsilon: of the relaxed objective. objectives: one against the other."""
+    """What is varied. k: the number of hypotheses. epsilon: ε of the relaxed objective. objectives: the objective."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trainings of each value."""
     hypotheses: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
-    """Of --kind k; 1 is LoRA-MLE."""
+    """Numbers of hypotheses for --kind k; 1 is LoRA-MLE."""
     epsilons: tuple[float, ...] = (0.0, 0.01, 0.05, 0.1, 0.3)
-    """Of --kind epsilon."""
+    """Values of ε for --kind epsilon."""
     objectives: tuple[ObjectiveName, ...] = ("wta", "relaxed", "annealed", "balanced")
-    """Of --kind objectives."""
+    """Objectives for --kind objectives."""
 
     def __post_init__(self):
         if self.kind == "k" and 1 not in self.hypotheses:
@@ -56,7 +59,7 @@ class Options:
 
 
 def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
-    """Fields of the configuration by the name of the variant; K = 1 is the method mle_r."""
+    """Options of the configuration by the name of the variant; K = 1 is the method mle_r."""
     match options.kind:
         case "k":
             of = lambda K: dict(num_hypotheses=K, num_beams=None, methods=("mcl",))
@@ -74,10 +77,7 @@ def configs(config: Config, options: Options) -> list[tuple[str, Config]]:
       ValueError: for a value that no training can have, before the first begins.
     """
     return [
-        (
-            name,
-            dataclasses.replace(config, workdir=config.workdir / f"{options.kind}-{name}-seed{seed}", seed=seed, **of),
-        )
+        (name, config.replace(workdir=config.workdir / f"{options.kind}-{name}-seed{seed}", seed=seed, **of))
         for seed in options.seeds
         for name, of in variants(config, options).items()
     ]
@@ -102,11 +102,11 @@ def trained(task: Task) -> dict[str, Any]:
     `dead` is the share of hypotheses that win less than 1 %.
     """
     config, method = task.config, task.config.methods[0]
-    with Run(config.workdir, dataclasses.asdict(config), volatile=config.VOLATILE) as run:
+    with Run(config.workdir, config, volatile=config.volatile) as run:
         if not run.finished:
             evaluate = evaluator(task, method)
             state, seconds = train(run, task, method, evaluate)
-            likelihoods = evaluate(state, task.encode(task.records("test", config.test_items)))
+            likelihoods = evaluate(state, task.encode(task.records("test", config.evaluation.test_items)))
             log_p, mixture = likelihoods.log_p, objectives.mixture()
             lines = [line for line in run.lines(method) if "purity" in line]
             found = summary(likelihoods, task) | {
@@ -187,12 +187,11 @@ def command_line(
     config: type[Config], preset: Mapping[str, Any], args: Sequence[str] | None = None
 ) -> tuple[Any, Options]:
     """(configuration of each training, what is varied) of a command line; the preset's values are the defaults."""
-    given = Annotated[config, tyro.conf.arg(name="")]
-    line = dataclasses.make_dataclass(
-        "Sweep", [("options", Annotated[Options, tyro.conf.arg(name="")]), ("config", given)], frozen=True
-    )
-    default = line(Options(), config(workdir=tyro.MISSING, **preset))
-    found = tyro.cli(line, args=args, description=__doc__, default=default)
+    varied = [("options", Annotated[Options, tyro.conf.arg(name="")], Options())]
+    start = config.of(workdir=tyro.MISSING, **preset)
+    found, printed = parse_line(config, args, start, varied, __doc__)
+    if printed:
+        print_and_exit(found.config)
     configs(found.config, found.options)  # refuses what cannot be before anything is read
     return found.config, found.options
 

@@ -62,9 +62,10 @@ class Task:
 
     def model(self, method: Method) -> mcl.Hypotheses | mcl.MixtureOfExperts:
         """Hypotheses of a method, or its experts."""
-        config = self.config.lora(method, mcl.models.lora_targets(self.module))
+        config = self.config.lora_of(method, mcl.models.lora_targets(self.module))
         if method == "moe":
-            return mcl.MixtureOfExperts(self.module, config, self.config.num_hypotheses, self.config.experts_per_token)
+            experts = self.config.experts.experts_per_token
+            return mcl.MixtureOfExperts(self.module, config, self.config.num_hypotheses, experts)
         return mcl.Hypotheses(self.module, config)
 
     def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
@@ -74,7 +75,7 @@ class Task:
     def encode(self, records: tuple[data.Record, ...]) -> Items:
         """Their tokens; over-long ones are left out, with a warning that counts them."""
         encoded = data.encode_records(
-            records, self.tokenizer, self.prompt, max_length=self.config.max_length, too_long="drop",
+            records, self.tokenizer, self.prompt, max_length=self.config.training.max_length, too_long="drop",
             mode_names=self.corpus.modes,
         )  # fmt: skip
         return Items(records, encoded)
@@ -97,7 +98,7 @@ class Task:
         """
         model = self.model(method)
         balanced = train and method == "moe" and model.top_k is not None
-        weight = self.config.balance_weight if balanced else None
+        weight = self.config.experts.balance_weight if balanced else None
         return mcl.language_model.log_likelihood_fn(model, chunk_size=chunk_size, balance_weight=weight)
 
     def initial_state(self, method: Method, optimizer: Any, objective: objectives.Objective) -> mcl.TrainState:

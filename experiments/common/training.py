@@ -24,30 +24,31 @@ def train(
     items = task.encode(task.records("train"))
     batches = data.train_batches(items.encoded, task.config.batches)
     config = task.config.for_epochs_of(batches.batches_per_epoch)
-    loss, optimizer = config.loss(method), config.optimizer()
+    loss, optimizer = config.objective_of(method), config.optimizer.make(config.training.steps)
     step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)
-    held_out = task.encode(task.records("validation", config.eval_items))
+    held_out = task.encode(task.records("validation", config.evaluation.eval_items))
     fitted = mcl.fit(
         step,
         task.initial_state(method, optimizer, loss),
         batches,
-        steps=config.steps,
+        steps=config.training.steps,
         run=run,
         tag=method,
         inputs=lambda batch: task.inputs(items, batch),
         evaluate=lambda state: summary(evaluate(state, held_out), task),
-        eval_every=config.eval_every,
+        eval_every=config.evaluation.eval_every,
     )
     return fitted.state, fitted.seconds
 
 
 def make_step(config: Config, method: Method, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
-    """The train step on `config.devices` devices."""
-    arguments = log_likelihood, loss, optimizer, config.backward_of(loss, config.hypotheses_of(method))
-    if config.devices == 1:
-        return mcl.make_train_step(*arguments, accumulate=config.accumulate)
-    devices = jax.local_devices()[: config.devices]
-    return mcl.parallel.pmap_step(*arguments, accumulate=config.accumulate, devices=devices)
+    """The train step on --devices devices."""
+    backward, training = config.objective.backward_of(loss, config.hypotheses_of(method)), config.training
+    arguments = log_likelihood, loss, optimizer, backward
+    if training.devices == 1:
+        return mcl.make_train_step(*arguments, accumulate=training.accumulate)
+    devices = jax.local_devices()[: training.devices]
+    return mcl.parallel.pmap_step(*arguments, accumulate=training.accumulate, devices=devices)
 
 
 def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:

@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.audio_captioning import config as audio_captioning
+from experiments.common.options import NO_INFLUENCE, flat, options_with
+from experiments.image_captioning import config as image_captioning
+from experiments.translation import config as translation
 from mcl_jax.json_io import read_json
 
-# Options that say where things are, how fast they go or what else a run does: no number of a method depends on them.
-# Not all of `Config.VOLATILE`: it also lets a run go on with other beams or more sources, and these change its numbers.
-NO_INFLUENCE = (
-    "workdir", "cache", "folder", "cache_features", "devices", "accumulate", "remat", "eval_every", "eval_items",
-    "methods", "mle_decoders",
-)  # fmt: skip
+# Not all VOLATILE options: a run may also be resumed with other beams or more sources, and these change its numbers.
+IGNORED = {"seed"} | options_with(NO_INFLUENCE, translation.Config, image_captioning.Config, audio_captioning.Config)
 ABSENT = object()  # the value of an option that a run does not know
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """What `config.json` and `results.json` hold."""
+    """What `config.json` and `results.json` hold; the configuration by option."""
 
     workdir: Path
     config: Mapping[str, Any]
@@ -28,7 +28,7 @@ class FinishedRun:
     @property
     def options(self) -> dict[str, Any]:
         """All that its numbers depend on, but the seed."""
-        return {name: value for name, value in self.config.items() if name not in ("seed", *NO_INFLUENCE)}
+        return {name: value for name, value in self.config.items() if name not in IGNORED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read(workdir: Path) -> FinishedRun:
             f"{path} needs `methods`, as translation and captioning leave, and has {', '.join(results) or 'nothing'}; "
             "the other experiments print tables of their own"
         )
-    return FinishedRun(workdir, _object(workdir / "config.json"), methods)
+    return FinishedRun(workdir, flat(_object(workdir / "config.json")), methods)
 
 
 def _object(path: Path) -> dict[str, Any]:

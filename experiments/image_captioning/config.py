@@ -1,10 +1,10 @@
-"""What a run on pictures is made of, and how a command line says it."""
+"""Configuration of the experiment on pictures, and its presets."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.common import config
+from experiments.common import options
 from experiments.common.captioning import config as shared
 
 
@@ -39,5 +39,5 @@ NEEDED = {name: {"base": LLAVA} for name in ("textcaps-llava-7b", "textcaps-bili
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `common.config.parse`."""
-    return config.parse(Config, PRESETS, NEEDED, args, default="stamps-bilingual")
+    """The configuration that a command line asks for; see `options.parse`."""
+    return options.parse(Config, args, presets=PRESETS, needed=NEEDED, default="stamps-bilingual")

@@ -4,49 +4,49 @@ import dataclasses
 from typing import Any
 
 import jax
-import tyro
 
 import mcl_jax as mcl
+from experiments.common.options import parse
 from experiments.markov import figures, report, theory
-from experiments.markov.config import Config, objective
+from experiments.markov.config import Config
 from experiments.markov.training import EVALUATION, FINAL, Problem, stream, to_numpy
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import say, table
 from mcl_jax.run import Run
 
-# Fields that change where and how fast a run goes, not what it finds.
-VOLATILE = ("workdir", "devices")
 CHECKPOINT_SECONDS = 5.0
 
 
 def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
     """One training, from its last checkpoint if it has one: final evaluation, matrices and seconds."""
-    name, num_hypotheses = ("mle", 1) if method == "mle" else (config.objective_name, config.k)
-    problem, loss, optimizer = Problem(config, seed), objective(config, name), config.optimizer()
-    exact = "winner" if loss.is_hard(num_hypotheses) else "all"
-    backward = config.backward if config.backward and method == "mcl" else exact
+    name, num_hypotheses = ("mle", 1) if method == "mle" else (config.objective.name, config.k)
+    problem, loss, optimizer = Problem(config, seed), config.objective.make(name), config.training.optimizer()
+    objective = config.objective if method == "mcl" else dataclasses.replace(config.objective, backward=None)
+    backward = objective.backward_of(loss, num_hypotheses, soft="all")
 
     def on_fresh_sequences(state: mcl.TrainState, key: jax.Array, number: int) -> dict[str, Any]:
         return to_numpy(problem.evaluate(state.params, state.adapters, key, number))
 
     def evaluate(state: mcl.TrainState) -> dict[str, Any]:
         key = jax.random.fold_in(stream(seed, EVALUATION), state.step)
-        evaluation = on_fresh_sequences(state, key, config.eval_sequences)
+        evaluation = on_fresh_sequences(state, key, config.evaluation.eval_sequences)
         return {"eval_loss": evaluation["eval_loss"], "win_rate": evaluation["win_matrix"].sum(0)}
 
+    every, steps = config.evaluation.eval_every, config.training.steps
     fitted = mcl.fit(
         problem.train_chunk(loss, optimizer, backward),
         problem.initial_state(num_hypotheses, optimizer, loss),
-        lambda step: min(step - step % config.eval_every + config.eval_every, config.steps),  # where the chunk stops
-        steps=config.steps,
+        lambda step: min(step - step % every + every, steps),  # where the chunk stops
+        steps=steps,
         run=run,
         tag=f"seed{seed}/{method}",
         evaluate=evaluate,
-        eval_every=config.eval_every,
-        stride=config.eval_every,
+        eval_every=every,
+        stride=every,
         checkpoint_seconds=CHECKPOINT_SECONDS,
     )
-    final = on_fresh_sequences(fitted.state, jax.random.fold_in(stream(seed, FINAL), 0), config.final_sequences)
+    key = jax.random.fold_in(stream(seed, FINAL), 0)
+    final = on_fresh_sequences(fitted.state, key, config.evaluation.final_sequences)
     matrices = to_numpy(problem.transition_matrices(fitted.state.params, fitted.state.adapters))
     return final | {"transition_matrices": matrices, "seconds": fitted.seconds}
 
@@ -54,13 +54,13 @@ def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
 def main(config: Config) -> None:
     """The whole experiment."""
     chains = config.chains
-    objective(config, config.objective_name).check(config.k)
-    settings = dataclasses.asdict(config) | {"chains": chains, "k": config.k, "objective": config.objective_name}
-    with Run(config.workdir, settings, volatile=VOLATILE) as run:
+    config.objective.make().check(config.k)
+    settings = dataclasses.asdict(config) | {"chains": chains, "k": config.k}
+    with Run(config.workdir, settings, volatile=config.volatile) as run:
         if run.finished:
             run.say_finished()
         else:
-            bounds = theory.bounds(chains, config.seq_len, num_hypotheses=config.k)
+            bounds = theory.bounds(chains, config.data.seq_len, num_hypotheses=config.k)
             trained = {method: [train(run, config, seed, method) for seed in config.seed] for method in ("mle", "mcl")}
             results = report.summarise(config, bounds, trained)
             run.finish(results)
@@ -75,4 +75,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     with errors_in_a_line():
-        main(tyro.cli(Config, description=Config.__doc__))
+        main(parse(Config))

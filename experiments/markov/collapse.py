@@ -5,6 +5,7 @@ Three chains over three symbols, K=3, several seeds, for each objective: the sha
 """
 
 import dataclasses
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 from experiments.common.figure_files import save
+from experiments.common.options import COUNT, VOLATILE, Options, parse
 from experiments.markov import theory
-from experiments.markov.config import Config, ObjectiveName, objective
+from experiments.markov.config import Config, ObjectiveName
 from experiments.markov.training import FINAL, Problem, stream, to_numpy
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import table
@@ -29,42 +30,53 @@ DEAD = 0.01  # a hypothesis that wins less than this share of the final evaluati
 
 
 @dataclasses.dataclass(frozen=True)
-class CollapseConfig:
+class CollapseConfig(Options):
     """Share of seeds with a dead hypothesis, for each objective."""
 
-    workdir: Path
+    workdir: Path = field(metadata=VOLATILE)
+    """Run directory. The same command again resumes."""
     objectives: tuple[ObjectiveName, ...] = ("wta", "relaxed", "annealed", "balanced")
-    seeds: int = 5
+    """Objectives that are compared."""
+    seeds: int = field(default=5, metadata=COUNT)
+    """Number of seeds, from 0."""
     transitions: Path = THREE_CHAINS
-    steps: int = 301
-    batch_size: int = 32
+    """JSON file with a list of row-stochastic matrices."""
+    steps: int = field(default=301, metadata=COUNT)
+    """Training steps."""
+    batch_size: int = field(default=32, metadata=COUNT)
+    """Sequences per step."""
     epsilon: float = 0.05
+    """Share of the gradient that the losing hypotheses get together under the relaxed objective."""
     temperature: float = 1.0
+    """Temperature τ(0) at which the annealed objective starts."""
     temperature_decay: float = 0.97
+    """Factor ρ per step of the annealed temperature."""
     learning_rate: float = 1e-3
+    """Highest learning rate."""
+
+    def __post_init__(self):
+        self.check()
 
     def of_seed(self, seed: int, name: ObjectiveName) -> Config:
         """The run of the Markov experiment with this objective and seed."""
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in OWN_FIELDS}
-        return Config(seed=(seed,), objective=name, **shared)
-
-
-OWN_FIELDS = ("objectives", "seeds")
+        own = ("objectives", "seeds")  # the other options are the experiment's too
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
+        return Config.of(seed=(seed,), objective=name, **shared)
 
 
 def final_state_of(config: Config) -> dict[str, Any]:
     """Trains one seed and evaluates it: win rate [K], total variation of each chain [N], loss."""
-    seed, loss, optimizer = config.seed[0], objective(config, config.objective_name), config.optimizer()
+    seed, loss, optimizer = config.seed[0], config.objective.make(), config.training.optimizer()
     problem = Problem(config, seed)
     state = problem.initial_state(config.k, optimizer, loss)
-    chunk = problem.train_chunk(loss, optimizer, "winner" if loss.is_hard(config.k) else "all")
-    state, _ = chunk(state, config.steps)
+    chunk = problem.train_chunk(loss, optimizer, config.objective.backward_of(loss, config.k, soft="all"))
+    state, _ = chunk(state, config.training.steps)
     final = to_numpy(problem.evaluate(state.params, state.adapters, stream(seed, FINAL), 4000))
     learned = to_numpy(problem.transition_matrices(state.params, state.adapters))
     win_matrix = final["win_matrix"]
     return {
         "seed": seed,
-        "objective": config.objective_name,
+        "objective": config.objective.name,
         "eval_loss": final["eval_loss"],
         "win_rate": win_matrix.sum(0),
         "win_matrix": win_matrix,
@@ -84,7 +96,7 @@ def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: CollapseConfig) -> None:
     """The whole study. Finished runs are kept in metrics.jsonl, so that it resumes between them."""
-    with Run(config.workdir, config, volatile=("workdir",)) as run:
+    with Run(config.workdir, config, volatile=config.volatile) as run:
         if run.finished:
             run.say_finished()
         else:
@@ -138,4 +150,4 @@ def draw(run: Run, by_objective: dict[str, list[dict[str, Any]]]) -> None:
 
 if __name__ == "__main__":
     with errors_in_a_line():
-        main(tyro.cli(CollapseConfig, description=CollapseConfig.__doc__))
+        main(parse(CollapseConfig))

@@ -36,7 +36,7 @@ def losses(run: Run, config: Config, results: dict[str, Any]) -> plt.Figure:
         axes.plot(steps, values.mean(0), color=colour, label=label)
         if len(values) > 1:
             axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.3, linewidth=0)
-    axes.set(xlabel="step", ylabel="validation loss (nats per predicted token)", xlim=(0, config.steps))
+    axes.set(xlabel="step", ylabel="validation loss (nats per predicted token)", xlim=(0, config.training.steps))
     uniform = np.log(len(results["targets"]["average"]))
     axes.set_ylim(bounds["wta_lower"] - 0.02, 1.05 * uniform)  # the first steps start far above
     seeds = f"{len(config.seed)} seeds" if len(config.seed) > 1 else f"seed {config.seed[0]}"

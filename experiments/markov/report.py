@@ -31,7 +31,7 @@ def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[
         "seeds": [
             {"seed": seed, "mle": one, "mcl": several} for seed, one, several in zip(config.seed, mle, mcl, strict=True)
         ],
-        "objective": config.objective_name,
+        "objective": config.objective.name,
         "standard_error": max(run["standard_error"] for runs in trained.values() for run in runs),
     }
 
@@ -39,10 +39,10 @@ def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[
 def _limited_memory(config: Config) -> float | None:
     """The best of one model that sees no further back than this one's windows; None where that is too much to sum."""
     try:
-        entropy = theory.limited_memory_entropy(config.chains, config.seq_len, config.memory)
+        entropy = theory.limited_memory_entropy(config.chains, config.data.seq_len, config.memory)
     except ValueError:
         return None
-    return entropy / (config.seq_len - 1)
+    return entropy / (config.data.seq_len - 1)
 
 
 def _distance(p: np.ndarray, q: np.ndarray) -> float:

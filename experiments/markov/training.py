@@ -88,7 +88,8 @@ class Problem:
 
         Metrics are those of the last step, or of the first whose loss is not finite, with its number as "step".
         """
-        devices = self.config.devices
+        devices, batch_size = self.config.training.devices, self.config.training.batch_size
+        length = self.config.data.seq_len
         update = Update(self.log_likelihood, objective, optimizer, backward)
         axis_name = None if devices == 1 else DATA_AXIS
 
@@ -96,14 +97,14 @@ class Problem:
             def one(carry):
                 state, metrics = carry
                 key = jax.random.fold_in(data_key, state.step)
-                tokens, _ = sample_mixture(key, self.transitions, self.config.batch_size, self.config.seq_len)
-                local = self.config.batch_size // devices
+                tokens, _ = sample_mixture(key, self.transitions, batch_size, length)
+                local = batch_size // devices
                 tokens = jax.lax.dynamic_slice_in_dim(tokens, device * local, local)
                 number, sound = state.step, jnp.isfinite(metrics["loss"])
                 state, new = update(params, state, tokens, axis_name=axis_name)
                 return state, jax.tree.map(partial(jnp.where, sound), new | {"step": number}, metrics)
 
-            tokens = jax.ShapeDtypeStruct((self.config.batch_size // devices, self.config.seq_len), jnp.int32)
+            tokens = jax.ShapeDtypeStruct((batch_size // devices, length), jnp.int32)
             _, shapes = jax.eval_shape(lambda t: update(params, state, t, axis_name=axis_name), tokens)
             none = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes | {"step": state.step})
             return jax.lax.while_loop(lambda carry: carry[0].step < stop, one, (state, none))
@@ -135,10 +136,10 @@ class Problem:
 
         def some(key):
             sample_key, tie_key = jax.random.split(key)
-            tokens, z = sample_mixture(sample_key, self.transitions, num_sequences // chunks, self.config.seq_len)
+            tokens, z = sample_mixture(sample_key, self.transitions, num_sequences // chunks, self.config.data.seq_len)
             log_p = jax.vmap(lambda a: self.log_likelihood(params, a, tokens)[0])(adapters)
             winner = objectives.winners(log_p, tie_key)
-            return -log_p.max(0) / (self.config.seq_len - 1), z, winner
+            return -log_p.max(0) / (self.config.data.seq_len - 1), z, winner
 
         losses, z, winner = jax.tree.map(jnp.ravel, jax.lax.map(some, jax.random.split(key, chunks)))
         chain = jax.nn.one_hot(z, self.transitions.shape[0])

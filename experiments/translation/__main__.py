@@ -1,14 +1,17 @@
 """`python -m experiments.translation --workdir DIR`: K hypotheses on text with several right answers."""
 
-from experiments.common import experiment
+from experiments.common.decoding import answer, samples
+from experiments.common.experiment import Columns, draw, finish, on_test, page_of, show, write_page
+from experiments.common.task import evaluator
+from experiments.common.training import train
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores
-from experiments.translation.task import load
-from mcl_jax.command_line import errors_in_a_line
+from experiments.translation.task import load_base, load_data
+from mcl_jax.command_line import attempt, errors_in_a_line
+from mcl_jax.run import Run
 
-REPORT = experiment.Report(
-    scores=lambda answers, records, split: scores(answers, records),
-    columns={
+COLUMNS = Columns(
+    table={
         "test loss": "test_loss", "above MCL": "loss_above_mcl", "oracle BLEU": "oracle_bleu",
         "per reference": "oracle_bleu_per_reference", "mean BLEU": "mean_bleu", "chrF": "chrf", "Div-2": "div_2",
         "pairwise BLEU": "pairwise_bleu", "purity": "purity", "win rate": "win_rate",
@@ -19,8 +22,44 @@ REPORT = experiment.Report(
 
 
 def main(config: Config) -> None:
-    """The whole experiment."""
-    experiment.main(config, load, REPORT)
+    """The whole experiment, from top to bottom."""
+    with Run(config.workdir, config, volatile=config.volatile) as run:
+        corpus = None
+        if run.finished:
+            run.say_finished()
+        else:
+            page_of(run).unlink(missing_ok=True)
+
+            # Data and base.
+            corpus = load_data(config)
+            task = load_base(config, corpus)
+            test = task.encode(task.records("test", config.evaluation.test_items))
+            asked = task.records("test", config.evaluation.decode_items)
+
+            results, likelihoods, answers = {}, {}, {}
+            for method in config.methods:
+                # Train, and evaluate on the test split.
+                evaluate = evaluator(task, method)
+                state, seconds = train(run, task, method, evaluate)
+                likelihoods[method] = evaluate(state, test)
+                held_out = on_test(likelihoods[method], task)
+
+                # Decode, and score the answers.
+                for name, decoder in config.decoders(method).items():
+                    answers[name] = answer(task, run, name, state, asked, decoder)
+                    scored = scores(answers[name], asked)
+                    times = {"seconds": seconds, "decode_seconds": answers[name].seconds}
+                    results[name] = held_out | scored | times
+
+            finish(run, results, likelihoods, samples(asked, answers))
+
+        # Report: figures and page where they are missing, and the table.
+        if not page_of(run).exists():
+            draw(run, config, COLUMNS)
+            with attempt("page.html"):
+                corpus = corpus or load_data(config)
+                write_page(run, corpus.split("test"), COLUMNS)
+        show(run, COLUMNS)
 
 
 if __name__ == "__main__":

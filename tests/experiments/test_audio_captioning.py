@@ -1,15 +1,14 @@
 """The experiment on clips end to end, on the tiny Qwen2-Audio and tones."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 from tiny_captions import LLAVA, QWEN, RECORDS, clips_in, tiny
 
+from experiments.audio_captioning.__main__ import main
 from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config
-from experiments.common.captioning.main import main
 from experiments.common.captioning.task import load
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "no_packages")
@@ -22,7 +21,7 @@ def config(tmp_path):
 
 
 def test_a_run_leaves_its_results_and_figures(config, encoded):
-    main(config, Clips(config.seconds))
+    main(config)
     (mcl,) = json.loads((config.workdir / "results.json").read_text())["methods"].values()
     assert mcl["modes"] == ["en", "fr"] and np.shape(mcl["win_matrix"]) == (2, 3) and np.sum(mcl["win_matrix"]) == 2 * 7
     assert {"purity", "win_rate", "oracle_cider_d", "of_mode", "language_rate", "intervals"} <= set(mcl)
@@ -41,7 +40,7 @@ def test_a_run_leaves_its_results_and_figures(config, encoded):
 def test_clips_are_cut_to_the_seconds(config):
     lengths = []
     for seconds in (0.4, 1.0):
-        task = load(dataclasses.replace(config, seconds=seconds), Clips(seconds))
+        task = load(config.replace(seconds=seconds), Clips(seconds))
         prompts = task.encode(task.records("train", 3)).encoded.prompts
         lengths.append([int((prompt == task.module.placeholder).sum()) for prompt in prompts])
         assert task.tokenizer.decode(prompts[0]).startswith("hear <|audio_bos|><|AUDIO|>")
@@ -58,4 +57,4 @@ def test_clips_are_cut_to_the_seconds(config):
 )
 def test_refusals(config, change, message):
     with pytest.raises(ValueError, match=message):
-        load(dataclasses.replace(config, **change), Clips(0.4))
+        load(config.replace(**change), Clips(0.4))

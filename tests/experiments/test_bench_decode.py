@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 from experiments.bench_decode import __main__ as bench
+from experiments.common.options import parse
 
 LLAMA = Path(__file__).parents[1] / "golden" / "models" / "llama"
 STAND_IN = """
@@ -24,7 +24,7 @@ for line in sys.stdin:
 
 def config_of(*more):
     sizes = "--ks 1 2 --lengths 3 --num-hypotheses 3 --new-tokens 2 --batch 2 --prompt 5 --rank 2 --repeats 2"
-    return tyro.cli(bench.Config, args=["--base", str(LLAMA), *sizes.split(), *more])
+    return parse(bench.Config, ["--base", str(LLAMA), *sizes.split(), *more])
 
 
 def test_rows_of_every_k_and_length(tmp_path, capsys):

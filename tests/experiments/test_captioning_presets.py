@@ -1,6 +1,5 @@
 """`--preset` of the experiments on pictures and on clips: the paper's recipes, and that they run on tiny bases."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,13 +8,15 @@ import pytest
 from published_files import write_audiocaps, write_clotho, write_textcaps
 from tiny_captions import LLAVA, QWEN
 
+from experiments.audio_captioning import __main__ as audio_captioning
 from experiments.audio_captioning import config as audio
 from experiments.audio_captioning.audio import Clips
-from experiments.common.captioning.main import main, run
 from experiments.common.captioning.task import load
+from experiments.image_captioning import __main__ as image_captioning
 from experiments.image_captioning import config as image
 from experiments.image_captioning.images import Pictures
 from mcl_jax import objectives
+from mcl_jax.command_line import errors_in_a_line
 
 GIVEN = ["--workdir", "w", "--base", "b"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
@@ -32,18 +33,23 @@ def parsed(parse, preset, *args):
 )
 def test_textcaps_is_the_papers_recipe(preset, data, K):
     config = parsed(image.parse, preset)
-    assert (config.data, config.num_hypotheses, config.kept_modes) == (data, K, ())
-    assert config.loss("mcl") == objectives.relaxed_wta(0.1)
-    lora = config.lora("mcl")
+    assert (config.data.name, config.num_hypotheses, config.data.kept_modes) == (data, K, ())
+    assert config.objective_of("mcl") == objectives.relaxed_wta(0.1)
+    lora = config.lora_of("mcl")
     assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (8, 32.0, 0.0, TARGETS)
-    assert (config.lora("mle_rk").rank, config.lora("mle_rk").alpha) == (8 * K, 32.0 * K)
-    assert (config.epochs, config.steps, config.schedule, config.warmup) == (1, None, "cosine", 0.03)
-    rates = config.for_epochs_of(1000).learning_rates()
+    assert (config.lora_of("mle_rk").rank, config.lora_of("mle_rk").alpha) == (8 * K, 32.0 * K)
+    assert (config.training.epochs, config.training.steps, config.optimizer.schedule, config.optimizer.warmup) == (
+        1,
+        None,
+        "cosine",
+        0.03,
+    )
+    rates = config.optimizer.learning_rates(config.for_epochs_of(1000).training.steps)
     np.testing.assert_allclose([rates(0), rates(15), rates(30)], [0, 1e-4, 2e-4], rtol=1e-5)
-    assert config.prompt.count("<image>") == 1 and ASKED in config.prompt
-    assert (config.dtype, config.repetition_penalty) == ("bfloat16", 1.0)
+    assert config.data.prompt.count("<image>") == 1 and ASKED in config.data.prompt
+    assert (config.base.dtype, config.decoding.repetition_penalty) == ("bfloat16", 1.0)
     assert config.decoders("mcl")["mcl"].num_beams == 1 and config.decoders("mle_r")["mle_r/beam"].num_beams == K
-    assert list(dataclasses.replace(config, mle_decoders=("beam",)).decoders("mle_r")) == ["mle_r"]
+    assert list(config.replace(mle_decoders=("beam",)).decoders("mle_r")) == ["mle_r"]
 
 
 @pytest.mark.parametrize(
@@ -52,16 +58,21 @@ def test_textcaps_is_the_papers_recipe(preset, data, K):
 )
 def test_audiocaps_and_clotho_are_the_papers_recipes(preset, data, seconds, epochs):
     config = parsed(audio.parse, preset)
-    assert (config.data, config.seconds, config.epochs, config.steps) == (data, seconds, epochs, None)
-    assert (config.num_hypotheses, config.loss("mcl")) == (5, objectives.relaxed_wta(0.05))
-    lora = config.lora("mcl")
+    assert (config.data.name, config.data.seconds, config.training.epochs, config.training.steps) == (
+        data,
+        seconds,
+        epochs,
+        None,
+    )
+    assert (config.num_hypotheses, config.objective_of("mcl")) == (5, objectives.relaxed_wta(0.05))
+    lora = config.lora_of("mcl")
     assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (8, 8.0, 0.1, TARGETS)
-    rates = config.for_epochs_of(1000).learning_rates()
+    rates = config.optimizer.learning_rates(config.for_epochs_of(1000).training.steps)
     of_step = lambda share: rates(int(share * epochs * 1000))
     np.testing.assert_allclose([of_step(0), of_step(0.05), of_step(0.1), of_step(1)], [0, 5e-6, 1e-5, 1e-6], rtol=1e-4)
-    assert (config.weight_decay, config.adam_epsilon, config.batch_size) == (0.05, 1e-6, 2)
-    assert (config.dtype, config.repetition_penalty) == ("bfloat16", 1.1)
-    assert config.max_length >= seconds * 25 + 100 and config.prompt.count("<|AUDIO|>") == 1
+    assert (config.optimizer.weight_decay, config.optimizer.adam_epsilon, config.training.batch_size) == (0.05, 1e-6, 2)
+    assert (config.base.dtype, config.decoding.repetition_penalty) == ("bfloat16", 1.1)
+    assert config.training.max_length >= seconds * 25 + 100 and config.data.prompt.count("<|AUDIO|>") == 1
     assert config.decoders("mcl")["mcl"].num_beams == 1 and config.decoders("moe")["moe/beam"].num_beams == 5
 
 
@@ -82,18 +93,28 @@ def test_without_a_base_one_is_told_which(parse, preset, needed):
 
 def test_the_default_is_the_preset_of_the_stamps():
     config = image.parse(GIVEN[:2])
-    assert (config.data, config.kept_modes, config.steps, config.base) == ("stamps/pictures", ("en", "fr"), 150, None)
+    assert (config.data.name, config.data.kept_modes, config.training.steps, config.base.path) == (
+        "stamps/pictures",
+        ("en", "fr"),
+        150,
+        None,
+    )
     config = audio.parse([*GIVEN[:2], "--seed", "3"])
-    assert (config.data, config.kept_modes, config.seconds, config.seed) == ("stamps/spoken", ("en", "fr"), 3.0, 3)
-    assert image.parse([*GIVEN[:2], "--modes", "en", "fr", "es"]).kept_modes == ("en", "fr", "es")
-    assert image.parse([*GIVEN[:2], "--modes"]).kept_modes == ()
-    assert image.parse([*GIVEN[:2], "--mode-weights", "9", "1"]).mode_weights == (9, 1)
+    assert (config.data.name, config.data.kept_modes, config.data.seconds, config.seed) == (
+        "stamps/spoken",
+        ("en", "fr"),
+        3.0,
+        3,
+    )
+    assert image.parse([*GIVEN[:2], "--modes", "en", "fr", "es"]).data.kept_modes == ("en", "fr", "es")
+    assert image.parse([*GIVEN[:2], "--modes"]).data.kept_modes == ()
+    assert image.parse([*GIVEN[:2], "--mode-weights", "9", "1"]).data.mode_weights == (9, 1)
 
 
 @pytest.mark.parametrize("parse", [image.parse, audio.parse])
 def test_a_folder_has_the_modes_that_it_has(parse):
     config = parse([*GIVEN[:2], "--data", "mine"])
-    assert (config.data, config.kept_modes, config.steps) == ("mine", (), 150)
+    assert (config.data.name, config.data.kept_modes, config.training.steps) == ("mine", (), 150)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +147,12 @@ def test_refusals(args, message):
 
 
 def test_mcl_alone_needs_no_decoders_of_mle():
-    assert image.parse([*GIVEN[:2], "--method", "mcl", "--mle-decoders"]).mle_decoders == ()
+    assert image.parse([*GIVEN[:2], "--method", "mcl", "--mle-decoders"]).decoding.mle_decoders == ()
 
 
 def test_errors_are_a_line():
-    parse = lambda: image.parse([*GIVEN[:2], "--num-hypotheses", "1"])
-    with pytest.raises(SystemExit, match="^error: --num-hypotheses must be at least 2, got 1"):
-        run(parse, lambda config: Pictures())
+    with pytest.raises(SystemExit, match="^error: --num-hypotheses must be at least 2, got 1"), errors_in_a_line():
+        image.parse([*GIVEN[:2], "--num-hypotheses", "1"])
 
 
 # --------------------------------------------------------------------------------------------------------------- Runs
@@ -160,8 +180,8 @@ def test_the_preset_runs(preset, tmp_path):
     small = {"steps": 2, "rank": 2, "method": "mcl", "eval-items": 2, "decode-items": 2, "max-new-tokens": 4}
     args += [word for name, value in small.items() for word in (f"--{name}", str(value))]
     config = parse(["--preset", preset, "--base", str(base), *args])
-    modality = Pictures() if parse is image.parse else Clips(config.seconds)
-    main(config, modality)
+    experiment = image_captioning if parse is image.parse else audio_captioning
+    experiment.main(config)
     found = json.loads((config.workdir / "results.json").read_text())["methods"]["mcl"]
     assert np.isfinite(found["test_loss"]) and len(found["win_rate"]) == config.num_hypotheses
     assert found.get("modes") == modes and ("purity" in found) == (modes is not None)
@@ -169,7 +189,8 @@ def test_the_preset_runs(preset, tmp_path):
     assert [len(sample["references"]) > 1 for sample in found["samples"]] == [True] * 2
     steps = [json.loads(line)["step"] for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
     assert steps == [0, 1 if preset.startswith("audiocaps") else 2]  # its one epoch is 3 clips, a batch of 2
-    assert json.loads((config.workdir / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((config.workdir / "config.json").read_text())["base"]["dtype"] == "bfloat16"
+    modality = Pictures() if parse is image.parse else Clips(config.data.seconds)
     task = load(config, modality)  # from the data set that was made, without its files
     assert {leaf.dtype.name for leaf in task.params["language_model"]["model"]["norm"].values()} == {"bfloat16"}
-    assert Path(config.cache).is_dir()
+    assert Path(config.data.cache).is_dir()

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from tiny_media import png, write, write_lines
 
+from experiments.audio_captioning import __main__ as audio_captioning
 from experiments.audio_captioning import config as audio
-from experiments.audio_captioning.audio import Clips
 from experiments.common.captioning import task
-from experiments.common.captioning.main import run
+from experiments.image_captioning import __main__ as image_captioning
 from experiments.image_captioning import config as image
 from experiments.image_captioning.images import Pictures
+from mcl_jax.command_line import errors_in_a_line
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LLAMA, LLAVA, QWEN = GOLDEN / "models" / "llama", GOLDEN / "llava", GOLDEN / "qwen2_audio" / "grouped"
@@ -27,10 +28,10 @@ def refused(tmp_path, monkeypatch):
         monkeypatch.setattr(name, lambda *of, name=name, **options: pytest.fail(f"{name} was called"))
 
     def line(*options, experiment=image):
-        modality = {image: Pictures(), audio: Clips(3.0)}[experiment]
+        main = {image: image_captioning.main, audio: audio_captioning.main}[experiment]
         args = ["--workdir", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), *map(str, options)]
-        with pytest.raises(SystemExit, match=r"^error: [^\n]*$") as error:
-            run(lambda: experiment.parse(args), lambda config: modality)
+        with pytest.raises(SystemExit, match=r"^error: [^\n]*$") as error, errors_in_a_line():
+            main(experiment.parse(args))
         return str(error.value)
 
     return line

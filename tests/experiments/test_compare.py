@@ -12,6 +12,8 @@ import pytest
 from experiments.compare import columns, figure, runs, tables
 from experiments.compare.__main__ import Config, main
 from experiments.compare.aggregate import Number, Row, fold
+from experiments.translation import config as translation
+from mcl_jax.json_io import to_json
 from mcl_jax.metrics.report import NotAvailable
 
 LOSSES = {0.05: (2.03, 2.11, 2.29), 0.1: (2.17, 2.39, 2.41)}  # by ε and seed
@@ -71,6 +73,39 @@ def six(make):
 
 def rows_of(workdirs, names=()):
     return [row for group in runs.group([runs.read(path) for path in workdirs], names) for row in fold(group)]
+
+
+# ----------------------------------------------------------------------------------------------- Nested configurations
+
+
+def nested(make, name, loss, **values):
+    """A run whose config.json is that of the translation experiment."""
+    folder = make(name, results(loss))
+    config = translation.Config.of(**{"workdir": folder, "objective": "relaxed", **values})
+    (folder / "config.json").write_text(json.dumps(to_json(config)))
+    return folder
+
+
+def test_runs_are_told_apart_by_their_options_whatever_group_these_are_in(make):
+    made = [
+        nested(make, "a", 2.03, epsilon=0.1, seed=0, devices=2, cache="c", eval_every=3),
+        nested(make, "b", 2.11, epsilon=0.1, seed=1, accumulate=4, remat=True, methods=("mcl",)),
+        nested(make, "c", 2.29, epsilon=0.3, seed=0, objective="wta", mle_decoders=("beam",), eval_items=3),
+        nested(make, "d", 2.31, epsilon=0.3, seed=0, objective="wta", num_beams=8, base="x"),
+    ]
+    names = [(group.name, len(group.runs)) for group in runs.group([runs.read(folder) for folder in made])]
+    assert names == [
+        ("objective=relaxed, epsilon=0.1, num_beams=null, base=null", 2),
+        ("objective=wta, epsilon=0.3, num_beams=null, base=null", 1),
+        ("objective=wta, epsilon=0.3, num_beams=8, base=x", 1),
+    ]
+
+
+def test_options_without_influence_are_those_that_say_where_and_how_fast():
+    assert {
+        "seed", "workdir", "cache", "folder", "cache_features", "devices", "accumulate", "remat", "eval_every",
+        "eval_items", "methods", "mle_decoders",
+    } == runs.IGNORED  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ Folding

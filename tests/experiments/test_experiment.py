@@ -9,32 +9,45 @@ import pytest
 
 from experiments.common import experiment, figures, page
 from experiments.common.config import Config
+from experiments.common.decoding import Answers
+from experiments.translation import __main__ as translation
 from mcl_jax.json_io import to_json
 from mcl_jax.run import Run
 
-REPORT = experiment.Report(
-    scores=None, columns=made_up.COLUMNS, quality=("CIDEr-D", "cider"), diversity=("test loss", "test_loss")
-)
-TASK = SimpleNamespace(records=lambda split, most=None: made_up.records())
+COLUMNS = experiment.Columns(table=made_up.COLUMNS, quality=("CIDEr-D", "cider"), diversity=("test loss", "test_loss"))
+TASK = SimpleNamespace(records=lambda split, most=None: made_up.records(), encode=lambda records: None)
+CORPUS = SimpleNamespace(split=lambda name: made_up.records())
 
 
 @pytest.fixture
-def trial(tmp_path, monkeypatch):
-    """trial.run() runs the command in tmp_path; `.evaluated` and `.loaded` count."""
-    counts = SimpleNamespace(evaluated=0, loaded=0)
+def command(tmp_path, monkeypatch):
+    """command.run() is the translation experiment in tmp_path, with made-up results; `.evaluated`, `.loaded` count."""
+    counts = SimpleNamespace(evaluated=0, loaded=0, results=made_up.results)
+    finish = experiment.finish
 
-    def evaluate(task, run, report):
-        counts.evaluated += 1
-        for method in ("mcl", "mle_rk", "moe"):
-            run.log(3, {"eval_loss": 1.5}, tag=method)
-        return made_up.results()
-
-    def load(config):
+    def load_data(config):
         counts.loaded += 1
-        return TASK
+        return CORPUS
 
-    monkeypatch.setattr(experiment, "evaluate", evaluate)
-    counts.run = lambda: experiment.main(Config(workdir=tmp_path / "a [/b]"), load, REPORT)
+    def train(run, task, method, evaluate):
+        run.log(3, {"eval_loss": 1.5}, tag=method)
+        return None, 1.0
+
+    def finish_with_made_up_results(run, *of):
+        counts.evaluated += 1
+        methods = counts.results()["methods"]
+        finish(run, methods, {}, methods["mcl"]["samples"])
+
+    steps = {
+        "load_data": load_data, "load_base": lambda config, corpus: TASK, "train": train,
+        "evaluator": lambda task, method: lambda state, items: None, "on_test": lambda likelihoods, task: {},
+        "answer": lambda *of: Answers([], [], 0.0), "scores": lambda *of: {}, "samples": lambda *of: [],
+        "finish": finish_with_made_up_results, "COLUMNS": COLUMNS,
+    }  # fmt: skip
+    for name, step in steps.items():
+        monkeypatch.setattr(translation, name, step)
+    config = Config.of(workdir=tmp_path / "a [/b]", methods=("mcl", "mle_rk", "moe"))
+    counts.run = lambda: translation.main(config)
     counts.there = lambda: {path.name for path in (tmp_path / "a [/b]").glob("**/*.*") if path.suffix != ".0"}
     return counts
 
@@ -43,34 +56,34 @@ def fail(*_, **__):
     raise RuntimeError("no [/font]")
 
 
-def test_a_page_that_fails_costs_itself_alone_and_the_same_command_makes_it(trial, monkeypatch, capsys):
+def test_a_page_that_fails_costs_itself_alone_and_the_same_command_makes_it(command, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(page, "write", fail)
-        trial.run()
+        command.run()
     printed = capsys.readouterr().out
     assert "page.html could not be made: no [/font]\n" in printed
     assert "results.json is in " in printed and printed.rstrip().endswith("/a [/b].")
-    assert {"results.json", "loss.png", "win_matrix.png", "quality_diversity.png"} <= trial.there()
-    assert "page.html" not in trial.there()
+    assert {"results.json", "loss.png", "win_matrix.png", "quality_diversity.png"} <= command.there()
+    assert "page.html" not in command.there()
 
-    trial.run()
+    command.run()
     assert "page.html, figures and results.json are in" in capsys.readouterr().out
-    assert "page.html" in trial.there() and (trial.evaluated, trial.loaded) == (1, 2)
-    trial.run()
-    assert (trial.evaluated, trial.loaded) == (1, 2)  # nothing is missing
+    assert "page.html" in command.there() and (command.evaluated, command.loaded) == (1, 2)
+    command.run()
+    assert (command.evaluated, command.loaded) == (1, 2)  # nothing is missing
 
 
 @pytest.mark.parametrize("name", ["losses", "win_matrix", "quality_diversity"])
-def test_a_figure_that_fails_costs_itself_alone(trial, monkeypatch, capsys, name):
+def test_a_figure_that_fails_costs_itself_alone(command, monkeypatch, capsys, name):
     monkeypatch.setattr(figures, name, fail)
-    trial.run()
+    command.run()
     lost = {"losses": "loss.png"}.get(name, f"{name}.png")
     assert f"figures/{lost} could not be made: no [/font]" in capsys.readouterr().out
     pictures = {"loss.png", "win_matrix.png", "quality_diversity.png"}
-    assert trial.there() & pictures == pictures - {lost} and {"results.json", "page.html"} <= trial.there()
+    assert command.there() & pictures == pictures - {lost} and {"results.json", "page.html"} <= command.there()
 
 
-def test_results_are_written_first(trial, monkeypatch, tmp_path):
+def test_results_are_written_first(command, monkeypatch, tmp_path):
     """A kill while the page is made leaves them."""
 
     def killed(*_):
@@ -78,29 +91,28 @@ def test_results_are_written_first(trial, monkeypatch, tmp_path):
 
     monkeypatch.setattr(page, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-        trial.run()
+        command.run()
     assert "methods" in json.loads((tmp_path / "a [/b]" / "results.json").read_text())
 
 
-def test_a_number_that_is_not_finite_does_not_cost_the_others(trial, monkeypatch, capsys, tmp_path):
+def test_a_number_that_is_not_finite_does_not_cost_the_others(command, capsys, tmp_path):
     results = made_up.results()
     results["methods"]["mcl"] |= {"cider": float("nan"), "win_rate": np.array([np.inf, 0.25, 0.25])}
     results["methods"]["mcl"]["samples"][0]["log_likelihoods"]["mcl"][1] = -np.inf
-    evaluate = experiment.evaluate
-    monkeypatch.setattr(experiment, "evaluate", lambda *of: evaluate(*of) and results)
-    trial.run()
+    command.results = lambda: results
+    command.run()
     found = json.loads((tmp_path / "a [/b]" / "results.json").read_text())["methods"]["mcl"]
     assert found["cider"] is None and found["win_rate"] == [None, 0.25, 0.25] and found["test_loss"] == 1.25
     printed = capsys.readouterr().out
     assert "n/a: results.methods.mcl.cider must be a finite number, got nan" in printed and "n/a 0.25 0.25" in printed
-    assert "page.html" in trial.there()
+    assert "page.html" in command.there()
 
 
 def test_texts_are_printed_as_they_are(capsys):
     results = to_json(made_up.results(), "results")
     sample = results["methods"]["mcl"]["samples"][0]
     sample |= {"source": "[/i] [bold]x :smile:\\", "answers": {"mcl": ["[red]a[/red]", ":cat: \\[b]"]}}
-    experiment.show(results, {**made_up.COLUMNS, "[/x]": "test_loss"})
+    experiment.show_results(results, {**made_up.COLUMNS, "[/x]": "test_loss"})
     printed = capsys.readouterr().out
     for text in ("\n[/i] [bold]x :smile:\\\n", "  mcl 0  [red]a[/red]\n", "  mcl 1  :cat: \\[b]\n", "[/x]"):
         assert text in printed
@@ -139,7 +151,7 @@ def test_one_mode_is_said():
     assert several["purity"] == 0.7 and "not_available" not in several
 
 
-def test_a_directory_in_use_is_refused_before_anything_is_loaded(trial, tmp_path):
+def test_a_directory_in_use_is_refused_before_anything_is_loaded(command, tmp_path):
     with Run(tmp_path / "a [/b]", {}), pytest.raises(RuntimeError, match="is in use by process"):
-        trial.run()
-    assert trial.loaded == 0
+        command.run()
+    assert command.loaded == 0

@@ -1,6 +1,5 @@
 """The experiment on pictures end to end, on the tiny LLaVA and pictures of noise; its likelihood and its scores."""
 
-import dataclasses
 import json
 
 import jax
@@ -13,10 +12,10 @@ from tiny_captions import LLAVA, QWEN, clips_in, pictures_in, tiny
 from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config as AudioConfig
 from experiments.common.captioning import cost
-from experiments.common.captioning.main import main
 from experiments.common.captioning.scores import scores
 from experiments.common.captioning.task import load, weighted
 from experiments.common.decoding import Answers
+from experiments.image_captioning.__main__ import main
 from experiments.image_captioning.config import Config
 from experiments.image_captioning.images import Pictures
 from mcl_jax import data, metrics
@@ -40,8 +39,8 @@ def contents(folder):
     [(("moe",), ("tta",)), pytest.param(("mle_rk", "moe"), ("beam", "tta"), marks=pytest.mark.slow)],
 )
 def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders):
-    config = dataclasses.replace(config, methods=("mcl", *others), experts_per_token=2, mle_decoders=decoders)
-    main(config, Pictures())
+    config = config.replace(methods=("mcl", *others), experts_per_token=2, mle_decoders=decoders)
+    main(config)
     found = json.loads((config.workdir / "results.json").read_text())["methods"]
     mcl = found["mcl"]
     name_of = lambda method, decoder: f"{method}/{decoder}" if len(decoders) > 1 else method
@@ -72,7 +71,7 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     assert {name for name in encoded if int(name[:2]) % 6 < 3} == {f"{i:02}.png" for i in range(24) if i % 6 < 3}
     assert len(encoded) == 12 + 3 + 7
     before = contents(config.workdir)
-    main(config, Pictures())  # says that it is finished
+    main(config)  # says that it is finished
     assert contents(config.workdir) == before
 
 
@@ -87,7 +86,11 @@ def drawn(adapters):
 
 def shapes(task, method):
     return jax.eval_shape(
-        lambda: task.initial_state(method, task.config.optimizer(), task.config.loss(method)).adapters
+        lambda: (
+            task.initial_state(
+                method, task.config.optimizer.make(task.config.training.steps), task.config.objective_of(method)
+            ).adapters
+        )
     )
 
 
@@ -118,7 +121,7 @@ def test_the_likelihood_is_that_of_the_answer_behind_the_picture(config):
 
 
 def test_a_sparse_mixture_trains_with_the_balance_of_what_it_reads(config):
-    config = dataclasses.replace(config, methods=("moe",), experts_per_token=2, batch_size=2)
+    config = config.replace(methods=("moe",), experts_per_token=2, batch_size=2)
     task = load(config, Pictures())
     items = task.encode(task.records("test", 1))
     batch = task.inputs(items, next(data.eval_batches(items.encoded, config.batches)))
@@ -129,7 +132,7 @@ def test_a_sparse_mixture_trains_with_the_balance_of_what_it_reads(config):
     for padded in (batch, longer):
         log_p, counts = evaluated(task.params, adapters, padded, None)
         less, _ = trained(task.params, adapters, padded, None)
-        balance.append(np.asarray((log_p - less) / counts / config.balance_weight))
+        balance.append(np.asarray((log_p - less) / counts / config.experts.balance_weight))
     assert (balance[0] > 0.5).all() and (balance[0] <= 1.5 + 1e-3).all()  # E/k = 3/2 if all tokens choose the same
     np.testing.assert_allclose(balance[0], balance[1], rtol=1e-3)  # padding does not count
 
@@ -150,11 +153,11 @@ def test_adapters_are_of_the_language_model_alone(tmp_path, method, media):
 
 @pytest.mark.slow
 def test_the_cost_of_the_tower_does_not_depend_on_k(config):
-    task = load(dataclasses.replace(config, objective="wta"), Pictures(), scan=False)
+    task = load(config.replace(objective="wta"), Pictures(), scan=False)
     (tower, one), (same_tower, three) = cost.costs(task, (1, 3)).values()
     assert tower == same_tower > 0
     assert 1.3 * one < three < 3 * one  # in matrix products K + 2 passes against 3
-    head = 2 * task.module.unembedding(task.params).size * config.batch_size * 64  # of one pass
+    head = 2 * task.module.unembedding(task.params).size * config.training.batch_size * 64  # of one pass
     assert one > 2 * head
 
 
@@ -254,7 +257,7 @@ def test_modes_are_drawn_as_often_as_they_weigh(tmp_path):
         data.Record(f"{n:02}", "", captions(n), split="train" if n < 40 else "test", media=picture) for n in range(43)
     )
     corpus = data.Corpus("mine", records, (("44", "broken"),))
-    config = lambda **of: Config(workdir=tmp_path, data="mine", **of)
+    config = lambda **of: Config.of(workdir=tmp_path, data="mine", **of)
     assert weighted(corpus, config()) is corpus
     found = weighted(corpus, config(modes=("fr", "en"), mode_weights=(1, 9)))
     assert found.split("test") == corpus.split("test") and found.left_out == corpus.left_out
@@ -284,7 +287,7 @@ def test_modes_are_drawn_as_often_as_they_weigh(tmp_path):
 )
 def test_refusals(config, change, message):
     with pytest.raises(ValueError, match=message):
-        task = load(dataclasses.replace(config, **change), Pictures())
+        task = load(config.replace(**change), Pictures())
         task.encode(task.records("test"))
 
 
@@ -292,4 +295,4 @@ def test_clips_are_refused_before_anything_is_trained(tmp_path):
     config = tiny(Config, clips_in(tmp_path / "mine"), None)
     with pytest.raises(ValueError, match=r"--data .*mine has clips, needed pictures"):
         load(config, Pictures())
-    assert not config.cache.exists()
+    assert not config.data.cache.exists()

@@ -23,7 +23,7 @@ def tiny(workdir, tmp_path, **changes):
     chains = tmp_path / "chains.json"
     chains.write_text(json.dumps(THREE))
     sizes = dict(steps=5, batch_size=6, seq_len=7, eval_every=3, eval_sequences=11, final_sequences=11)
-    return Config(workdir=tmp_path / workdir, transitions=chains, num_hypotheses=3, **(sizes | changes))
+    return Config.of(workdir=tmp_path / workdir, transitions=chains, num_hypotheses=3, **(sizes | changes))
 
 
 def test_run_leaves_what_the_contract_names(tmp_path, capsys):

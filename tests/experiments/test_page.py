@@ -11,6 +11,7 @@ import soundfile
 from PIL import Image
 
 from experiments.common import page
+from mcl_jax.run import Run
 
 VOID = {"meta", "link", "img"}
 URIS = {"src", "href", "srcset", "action", "poster", "data"}
@@ -91,6 +92,17 @@ def test_nothing_is_fetched(parsed, html):
     assert not re.search(r"https?://", html)
     policy = parsed.all("meta")[1]["content"]
     assert policy.startswith("default-src 'none';") and "script-src" not in policy and "http" not in policy
+
+
+def test_settings_are_shown_by_option_and_name_no_folder_of_the_machine(tmp_path):
+    config = {
+        "base": {"path": "/somewhere/else/llava-7b", "dtype": "float32"},
+        "objective": {"name": "wta", "rate": 0.3},
+    }
+    html = page.write(Run(tmp_path, config), made_up.results()).read_text()
+    settings = Parsed(html).tables[0]
+    assert settings == [["base", "llava-7b"], ["dtype", "float32"], ["objective", "wta"], ["rate", "0.3"]]
+    assert "/somewhere" not in html
 
 
 def test_methods_and_settings(parsed, run):

@@ -129,7 +129,7 @@ def test_a_small_base_learns_the_stamps_that_adapters_do(tmp_path, monkeypatch):
     fake_stamps.install(monkeypatch)
     monkeypatch.setattr(task, "small_base", lambda folder, settings, modality, corpus: (folder, len(corpus.records)))
     config = tiny(Config, pictures_in(tmp_path / "mine"), None, data="stamps/pictures")
-    of = lambda **changes: task._small(dataclasses.replace(config, **changes), Pictures())
+    of = lambda **changes: task._small(config.replace(**changes), Pictures())
     (some, kept), (every, number) = of(), of(families=True)
     assert (kept, number) == (40, 92) and some != every
 
@@ -137,7 +137,7 @@ def test_a_small_base_learns_the_stamps_that_adapters_do(tmp_path, monkeypatch):
 def test_a_small_base_is_asked_by_mode_and_adapters_for_the_first_of_theirs(tmp_path, monkeypatch):
     config = tiny(Config, pictures_in(tmp_path / "mine"), None)
     monkeypatch.setattr(task, "small_base", lambda *of: LLAVA)
-    asked = lambda **of: task.load(dataclasses.replace(config, **of), Pictures()).prompt.template
+    asked = lambda **of: task.load(config.replace(**of), Pictures()).prompt.template
     assert [asked(), asked(modes=("fr", "en")), asked(prompt="<image>a")] == ["<image>en:", "<image>fr:", "<image>a"]
     *_, processor = mcl.models.from_pretrained(LLAVA)
     (record,) = (record for record in data.read_captions(tmp_path / "mine").records if record.id == "07.png")

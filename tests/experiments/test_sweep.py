@@ -1,6 +1,5 @@
 """Sweeps over K, ε and objectives: what is trained, the figure, the table, and going on after a stop."""
 
-import dataclasses
 import json
 import math
 import sys
@@ -22,20 +21,20 @@ def config(tmp_path):
 
 def test_variants(config):
     of = lambda **options: {
-        name: dataclasses.replace(config, **fields) for name, fields in variants(config, Options(**options)).items()
+        name: config.replace(**fields) for name, fields in variants(config, Options(**options)).items()
     }
     by_k = of(kind="k", hypotheses=(1, 2, 5))
     assert {name: (c.methods, c.num_hypotheses) for name, c in by_k.items() if name != "1"} == {
         "2": (("mcl",), 2), "5": (("mcl",), 5),
     }  # fmt: skip
-    assert by_k["1"].methods == ("mle_r",) and by_k["5"].beams == 10
-    assert {c.lora(c.methods[0]).rank for c in by_k.values()} == {config.rank}
+    assert by_k["1"].methods == ("mle_r",) and by_k["5"].decoding.beams(5) == 10
+    assert {c.lora_of(c.methods[0]).rank for c in by_k.values()} == {config.lora.rank}
     by_epsilon = of(kind="epsilon", epsilons=(0.0, 0.05))
-    assert {name: (c.objective, c.epsilon) for name, c in by_epsilon.items()} == {
+    assert {name: (c.objective.name, c.objective.epsilon) for name, c in by_epsilon.items()} == {
         "0": ("relaxed", 0.0), "0.05": ("relaxed", 0.05),
     }  # fmt: skip
     for chosen in (("wta", "relaxed", "annealed", "balanced"), ("mixture", "wta")):
-        assert {name: c.objective for name, c in of(kind="objectives", objectives=chosen).items()} == {
+        assert {name: c.objective.name for name, c in of(kind="objectives", objectives=chosen).items()} == {
             name: name for name in chosen
         }
 
@@ -43,8 +42,12 @@ def test_variants(config):
 def test_the_command_line():
     config, options = sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "1", "4", "--steps", "7"])
     assert (options.kind, options.hypotheses, options.seeds) == ("k", (1, 4), (0, 1, 2))
-    assert (config.steps, config.kept_modes, config.eval_items) == (7, ("en", "fr"), STAMPS["eval_items"])
-    assert sweep.command_line(Config, STAMPS, ["--workdir", "w", "--data", "mine"])[0].kept_modes == ()
+    assert (config.training.steps, config.data.kept_modes, config.evaluation.eval_items) == (
+        7,
+        ("en", "fr"),
+        STAMPS["eval_items"],
+    )
+    assert sweep.command_line(Config, STAMPS, ["--workdir", "w", "--data", "mine"])[0].data.kept_modes == ()
     Options(kind="epsilon", hypotheses=(2,))
     with pytest.raises(ValueError, match=r"--hypotheses needs 1, the upper end of the band, got \(2, 3\)"):
         sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "2", "3"])
@@ -125,6 +128,6 @@ def test_data_without_modes_have_no_purity(config, tmp_path):
     folder = tmp_path / "mine"
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     (folder / "captions.jsonl").write_text("".join(json.dumps(line | {"mode": None}) + "\n" for line in lines))
-    task = load(dataclasses.replace(config, objective="wta"), Pictures())
+    task = load(config.replace(objective="wta"), Pictures())
     found = sweep.trained(task)
     assert "purity" not in found and found["curve"] == [] and len(found["win_rate"]) == 3

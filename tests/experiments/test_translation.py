@@ -1,6 +1,5 @@
 """The translation experiment end to end, on the tiny Llama and a made-up language."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -53,7 +52,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, base, data):
-    return Config(
+    return Config.of(
         workdir=tmp_path / "run", base=base, data=data, steps=5, batch_size=4, eval_every=3, eval_items=5, test_items=7,
         decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2,
         methods=("mcl", "mle_rk"),
@@ -106,11 +105,11 @@ def test_a_run_leaves_its_results_and_figures(config, monkeypatch):
 
 @pytest.mark.parametrize("objective", ["balanced", pytest.param("relaxed", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path, monkeypatch):
-    task = load(dataclasses.replace(config, objective=objective, dropout=0.1, steps=6))
+    task = load(config.replace(objective=objective, dropout=0.1, steps=6))
     evaluate = evaluator(task, "mcl")
 
     def trained(folder):
-        with Run(tmp_path / folder, dataclasses.asdict(task.config)) as run:
+        with Run(tmp_path / folder, task.config) as run:
             state, _ = train(run, task, "mcl", evaluate)
             return run.lines("mcl"), state
 
@@ -156,7 +155,7 @@ def test_prompts_are_padded_on_the_left(config):
 )
 def test_refusals(config, change, message):
     with pytest.raises(ValueError, match=message):
-        main(dataclasses.replace(config, **change))
+        main(config.replace(**change))
 
 
 @pytest.mark.parametrize(
@@ -169,16 +168,16 @@ def test_refusals(config, change, message):
 )
 def test_data_that_will_not_do_is_refused_before_weights_are_read(config, tmp_path, monkeypatch, keep, message):
     monkeypatch.setattr("mcl_jax.models.from_pretrained", lambda *of, **options: pytest.fail("weights were read"))
-    lines = [line for line in config.data.read_text().splitlines() if json.loads(line)["split"] in keep]
+    lines = [line for line in config.data.path.read_text().splitlines() if json.loads(line)["split"] in keep]
     (tmp_path / "text.jsonl").write_text("".join(line + "\n" for line in lines))
     with pytest.raises(ValueError, match=message):
-        load(dataclasses.replace(config, data=tmp_path / "text.jsonl"))
+        load(config.replace(data=tmp_path / "text.jsonl"))
 
 
 def test_a_missing_validation_split_is_taken_from_training(config, tmp_path, capsys):
-    lines = [line for line in config.data.read_text().splitlines() if json.loads(line)["split"] != "validation"]
+    lines = [line for line in config.data.path.read_text().splitlines() if json.loads(line)["split"] != "validation"]
     (tmp_path / "text.jsonl").write_text("".join(line + "\n" for line in lines))
-    corpus = load(dataclasses.replace(config, data=tmp_path / "text.jsonl")).corpus
+    corpus = load(config.replace(data=tmp_path / "text.jsonl")).corpus
     counts = corpus.counts()
     assert counts["test"] == 8 and counts["validation"] >= 1 and counts["train"] == 24 - counts["validation"]
     said = f"has no validation split: it takes {counts['validation']} of the 24 training records"

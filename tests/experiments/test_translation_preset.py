@@ -24,29 +24,30 @@ PROMPT = ["Translate", "this", "from", "English", "to", "German", ":"]
 
 def test_the_recipe_is_the_papers():
     config = parse([*PRESET, *GIVEN])
-    assert (config.source_language, config.target_language) == ("en", "de")
-    assert (config.num_hypotheses, config.rank, config.learning_rate) == (3, 16, 2e-5)
-    assert config.loss("mcl") == objectives.relaxed_wta(0.05)
-    assert (config.epochs, config.steps, config.schedule) == (2, None, "inverse_sqrt")
-    assert config.lora("mcl").targets == ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-    assert (config.test_items, config.decode_items) == (500, 500)
-    assert config.prompt.format(source="A cat.").splitlines() == [
+    assert (config.data.source_language, config.data.target_language) == ("en", "de")
+    assert (config.num_hypotheses, config.lora.rank, config.optimizer.learning_rate) == (3, 16, 2e-5)
+    assert config.objective_of("mcl") == objectives.relaxed_wta(0.05)
+    assert (config.training.epochs, config.training.steps, config.optimizer.schedule) == (2, None, "inverse_sqrt")
+    assert config.lora_of("mcl").targets == ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+    assert (config.evaluation.test_items, config.evaluation.decode_items) == (500, 500)
+    assert config.data.prompt.format(source="A cat.").splitlines() == [
         "Translate this from English to German:", "English: A cat.", "German:"
     ]  # fmt: skip
-    assert str(config.base) == "ALMA-7B-Pretrain"
+    assert str(config.base.path) == "ALMA-7B-Pretrain"
 
 
 def test_options_override_the_preset():
     config = parse(["--rank", "4", *GIVEN, "--preset=alma-7b-en-de", "--steps", "7", "--schedule", "cosine"])
-    assert (config.rank, config.steps, config.schedule, config.num_hypotheses) == (4, 7, "cosine", 3)
-    assert config.for_epochs_of(100).steps == 7
+    found = config.lora.rank, config.training.steps, config.optimizer.schedule, config.num_hypotheses
+    assert found == (4, 7, "cosine", 3)
+    assert config.for_epochs_of(100).training.steps == 7
 
 
 def test_without_a_preset_nothing_changes():
     assert parse(GIVEN[:2]) == Config(workdir=Path("w"))
-    assert Config(workdir=Path("w")).steps == 100
-    assert parse([*GIVEN[:2], "--epochs", "3"]).for_epochs_of(11).steps == 33
-    assert parse([*GIVEN[:2], "--epochs", "3", "--steps", "20"]).for_epochs_of(11).steps == 20
+    assert Config(workdir=Path("w")).training.steps == 100
+    assert parse([*GIVEN[:2], "--epochs", "3"]).for_epochs_of(11).training.steps == 33
+    assert parse([*GIVEN[:2], "--epochs", "3", "--steps", "20"]).for_epochs_of(11).training.steps == 20
 
 
 def test_help_lists_the_presets(capsys):
@@ -85,8 +86,8 @@ def test_refusals(args, message):
 
 
 def test_inverse_square_root_schedule():
-    config = Config(Path("w"), steps=400, learning_rate=0.5, schedule="inverse_sqrt", warmup=0.01)
-    rates = config.learning_rates()
+    config = Config.of(workdir=Path("w"), steps=400, learning_rate=0.5, schedule="inverse_sqrt", warmup=0.01)
+    rates = config.optimizer.learning_rates(config.training.steps)
     np.testing.assert_allclose([rates(step) for step in (0, 2, 4, 16, 400)], [0.0, 0.25, 0.5, 0.25, 0.05], rtol=1e-6)
 
 

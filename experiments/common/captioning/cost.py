@@ -20,17 +20,18 @@ def flops(compiled: Any) -> float:
 
 def costs(task: Task, ks: Sequence[int] = KS) -> dict[int, tuple[float, float]]:
     """(operations of the tower, of the train step behind it) for a batch, by K."""
-    items = task.encode(task.records("train")[: task.config.batch_size])
+    items = task.encode(task.records("train")[: task.config.training.batch_size])
     batch = next(data.train_batches(items.encoded, task.config.batches))
     tower = task.perception.lower([items.records[i] for i in batch["index"]]).compile()
     inputs, found = task.inputs(items, batch), {}
     tokens = inputs["target_mask"].size
     head = 2 * tokens * task.module.unembedding(task.params).size  # operations of the output layer in one pass
     for K in ks:
-        config = dataclasses.replace(task.config, num_hypotheses=max(K, 2), num_beams=None)
+        config = task.config.replace(num_hypotheses=max(K, 2), num_beams=None)
         of_k, method = dataclasses.replace(task, config=config), "mcl" if K > 1 else "mle_r"
-        loss, optimizer = config.loss(method), config.for_epochs_of(1).optimizer()
-        backward = config.backward_of(loss, K)
+        loss, steps = config.objective_of(method), config.for_epochs_of(1).training.steps
+        optimizer = config.optimizer.make(steps)
+        backward = config.objective.backward_of(loss, K)
         log_likelihood = of_k.log_likelihood_fn(method, chunk_size=tokens)  # a chunk a hypothesis: one of K is counted
         step = mcl.make_train_step(log_likelihood, loss, optimizer, backward)
         compiled = step.lower(of_k.initial_state(method, optimizer, loss), inputs).compile()
@@ -46,4 +47,4 @@ def show(config: Config, found: dict[int, tuple[float, float]]) -> None:
         share, repeated = tower / (tower + step), K * tower / (K * tower + step)
         rows.append([K, f"{tower / 1e9:.2f}", f"{step / 1e9:.2f}", f"{share:.0%}", f"{repeated:.0%}"])
     columns = ["K", "tower, GFLOP", "step, GFLOP", "tower's share", "if it were run K times"]
-    table(f"A batch of {config.batch_size}", columns, rows)
+    table(f"A batch of {config.training.batch_size}", columns, rows)

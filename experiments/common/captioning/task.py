@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 import mcl_jax as mcl
 from experiments import datasets
 from experiments.common.captioning.config import Config
@@ -23,51 +21,63 @@ from mcl_jax.models import pretrained
 
 
 def load(config: Config, modality: Modality, **options: Any) -> Task:
-    """Reads the data and the base, which is trained first if none is given; `options` are the base's, such as scan.
+    """Reads the data and the base; `options` are the base's, such as scan.
 
     Raises:
       ValueError: if either cannot be had, or they do not fit together.
     """
-    if config.base and pretrained.media_of(config.base) != modality.media:
+    return load_base(config, modality, load_data(config, modality), **options)
+
+
+def load_data(config: Config, modality: Modality) -> data.Corpus:
+    """Captions of all splits, and where their pictures or clips are. Options that cannot be are refused first."""
+    config.training.check_devices()
+    _check_base_and_prompt(config, modality)
+    if config.evaluation.corenlp:
+        metrics.check_spice(config.evaluation.corenlp)
+    given, size = config.data, config.training.batch_size
+    check = partial(usable, needed=modality.media, option=f"--data {given.name}", batch_size=size)
+    corpus = datasets.load_captions(
+        given.name, given.cache, given.folder, modes=given.kept_modes, families=given.families, check=check
+    )
+    return with_validation(check(corpus))
+
+
+def _check_base_and_prompt(config: Config, modality: Modality) -> None:
+    base, prompt = config.base.path, config.data.prompt
+    if base and pretrained.media_of(base) != modality.media:
         raise ValueError(
-            f"--base {config.base} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a "
+            f"--base {base} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a "
             "Qwen2-Audio for clips"
         )
-    if config.prompt and config.base is None and (found := config.prompt.count(modality.placeholder)) != 1:
+    if prompt and base is None and (found := prompt.count(modality.placeholder)) != 1:
         raise ValueError(
-            f"--prompt needs {modality.placeholder} of the small base once, got it {found} times: {config.prompt!r}"
+            f"--prompt needs {modality.placeholder} of the small base once, got it {found} times: {prompt!r}"
         )
-    if config.base:
-        family, module = outline(config.base)
+    if base:
+        family, module = outline(base)
         check_targets(config, module)
-        if config.prompt:
-            family.processor.from_pretrained(config.base, module.config).prompt(config.prompt, num_features=1)
-    if config.corenlp:
-        metrics.check_spice(config.corenlp)
-    check = partial(usable, needed=modality.media, option=f"--data {config.data}", batch_size=config.batch_size)
-    corpus = datasets.load_captions(
-        config.data, config.cache, config.folder, modes=config.kept_modes, families=config.families, check=check
-    )
-    corpus = with_validation(check(corpus))
-    if config.base:
-        folder, asked = config.base, modality.placeholder
+        if prompt:
+            family.processor.from_pretrained(base, module.config).prompt(prompt, num_features=1)
+
+
+def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options: Any) -> Task:
+    """The base, which is trained first if none is given, with its prompt and its tower."""
+    if config.base.path:
+        folder, asked = config.base.path, modality.placeholder
     else:
-        mode = next(iter(config.kept_modes or corpus.modes), "")
+        mode = next(iter(config.data.kept_modes or corpus.modes), "")
         held_out = {record.id for record in corpus.split("validation")}  # some may be of the training split
         folder, asked = _small(config, modality, held_out), prompt_for(modality.placeholder, mode)
-    asked = config.prompt or asked
-    options = {
-        "dtype": jnp.dtype(config.dtype),
-        "param_dtype": jnp.dtype(config.dtype),
-        "remat": config.remat,
-    } | options
+    asked = config.data.prompt or asked
+    options = config.base.options(config.training.remat) | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
     processor.prompt(asked, num_features=1)  # refuses one that does not fit before pictures or clips are measured
     perception = Perception(
         module, params, processor, modality.read,
         inputs=lambda media: modality.inputs(processor, media),
         augment=lambda key, media: modality.augment(processor, key, media),
-        cache=config.cache_features, devices=config.devices,
+        cache=config.data.cache_features, devices=config.training.devices,
     )  # fmt: skip
     prompt = MediaPrompt(asked, processor, perception.counts(corpus.records))
     return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, perception)
@@ -75,9 +85,9 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
 
 def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
     """Training captions of each mode as many times as --mode-weights says: one of them is drawn in each epoch."""
-    if not config.mode_weights:
+    if not config.data.mode_weights:
         return corpus
-    weights = dict(zip(config.kept_modes, config.mode_weights, strict=True))
+    weights = dict(zip(config.data.kept_modes, config.data.mode_weights, strict=True))
     repeat = lambda targets: tuple(target for target in targets for _ in range(weights[target.mode]))
     records = (
         dataclasses.replace(record, targets=repeat(record.targets)) if record.split == "train" else record
@@ -91,12 +101,13 @@ def _small(config: Config, modality: Modality, held_out: Collection[str] = ()) -
 
     Records whose ids are in `held_out` are for its validation too.
     """
-    corpus = datasets.load_captions(config.data, config.cache, config.folder, families=config.families)
+    given = config.data
+    corpus = datasets.load_captions(given.name, given.cache, given.folder, families=given.families)
     held_out = frozenset(held_out)
     records = (dataclasses.replace(r, split="validation" if r.id in held_out else r.split) for r in corpus.records)
     corpus = dataclasses.replace(corpus, records=tuple(records)).with_validation()
     check_targets(config, modality.small(tokenizer_of(corpus.split("train"), modality.placeholder))[0])
-    settings = SmallBase(steps=config.base_steps, max_length=config.max_length)
+    settings = SmallBase(steps=config.base.base_steps, max_length=config.training.max_length)
     made_of = settings, modality, corpus.made_of, [(r.id, r.split, r.targets) for r in corpus.records]
-    name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(repr(made_of).encode()):08x}-{config.base_steps}"
-    return small_base(config.cache / "small-bases" / name, settings, modality, corpus)
+    name = f"{corpus.name.replace('/', '-')}-{zlib.crc32(repr(made_of).encode()):08x}-{config.base.base_steps}"
+    return small_base(given.cache / "small-bases" / name, settings, modality, corpus)

@@ -1,0 +1,132 @@
+"""Configurations of all experiments: short options for nested groups, --print-config, what may change on resuming."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.audio_captioning import config as audio
+from experiments.bench_decode.__main__ import Config as BenchDecode
+from experiments.bench_head import __main__ as bench_head
+from experiments.common import options, sweep
+from experiments.common.options import flat, leaves, option_of
+from experiments.image_captioning import config as image
+from experiments.markov.collapse import CollapseConfig
+from experiments.markov.config import Config as Markov
+from experiments.translation import config as translation
+from mcl_jax.json_io import to_json
+from mcl_jax.run import Run
+
+EXPERIMENTS = {"translation": translation, "image_captioning": image, "audio_captioning": audio}
+PRESETS = [(name, preset) for name, module in EXPERIMENTS.items() for preset in module.PRESETS]
+CONFIGS = [*(module.Config for module in EXPERIMENTS.values()), Markov, CollapseConfig]
+
+
+def printed(parse, args, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(args)
+    assert ended.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("experiment", "preset"), PRESETS)
+def test_print_config_gives_the_resolved_values_of_every_preset(experiment, preset, capsys):
+    module = EXPERIMENTS[experiment]
+    found = printed(module.parse, ["--preset", preset, "--print-config"], capsys)
+    assert found["workdir"] is None
+    values = flat(found)
+    for option, value in module.PRESETS[preset].items():
+        assert values[option] == to_json(value), option
+    assert values["steps"] or values["epochs"]
+    changed = flat(printed(module.parse, ["--rank=7", "--print-config", "--preset", preset, "--workdir", "w"], capsys))
+    assert changed == values | {"rank": 7, "workdir": "w"}
+
+
+@pytest.mark.parametrize("config", [Markov, CollapseConfig, BenchDecode])
+def test_print_config_without_presets(config, capsys):
+    found = flat(printed(lambda args: options.parse(config, args), ["--print-config"], capsys))
+    assert set(found) == {option_of(path) for path, _ in leaves(config)}
+    if config is Markov:
+        assert (found["steps"], found["objective"], found["learning_rate"]) == (800, "wta", 1e-3)
+
+
+def test_print_config_of_sweeps_and_of_the_benchmark(capsys):
+    parse = lambda args: sweep.command_line(image.Config, image.STAMPS, args)
+    assert flat(printed(parse, ["--kind", "epsilon", "--print-config"], capsys))["steps"] == image.STAMPS["steps"]
+    assert printed(bench_head.parse, ["--quick", "--print-config", "--layers", "3"], capsys)["layers"] == 3
+
+
+def test_print_config_loads_nothing():
+    """Neither data nor weights, and no device of jax: more of them than any machine has may be asked for."""
+    line = ["--print-config", "--preset", "demo", "--devices", "104729", "--batch-size", "104729", "--data", "nowhere"]
+    code = "import sys, jax; jax.devices = jax.local_devices = None; from experiments.translation.config import parse"
+    command = [sys.executable, "-c", f"{code}; parse(sys.argv[1:])", *line]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["training"]["devices"] == 104729
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_options_have_one_name_each(config):
+    names = [option_of(path) for path, _ in leaves(config)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_option_is_in_help_under_its_short_name_and_explained(config, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        options.parse(config, ["--help"])
+    shown = capsys.readouterr().out
+    for path, _ in leaves(config):
+        assert f"--{option_of(path).replace('_', '-')}" in shown, path
+    for field in dataclasses.fields(config):
+        if dataclasses.is_dataclass(field.default):
+            assert f" {field.name} options " in shown
+
+
+@pytest.mark.parametrize("module", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_options_by_name(module):
+    config = module.Config.of(workdir=Path("w"), rank=3, objective="relaxed", epsilon=0.3, base=Path("b"), eval_every=7)
+    assert (config.lora.rank, config.objective.name, config.objective.epsilon) == (3, "relaxed", 0.3)
+    assert (config.base.path, config.evaluation.eval_every, config.training.steps) == (Path("b"), 7, 100)
+    changed = config.replace(objective="wta", steps=11)
+    assert (changed.objective.name, changed.objective.epsilon, changed.training.steps) == ("wta", 0.3, 11)
+    assert changed.lora is config.lora
+    with pytest.raises(TypeError, match="there is no option rnk, stepps"):
+        config.replace(stepps=3, rnk=1)
+
+
+def test_the_json_of_a_configuration_has_its_options():
+    config = audio.Config.of(workdir=Path("w"), **audio.AUDIOCAPS)
+    values = flat(to_json(config))
+    assert audio.Config.of(**{name: values[name] for name in ("rank", "seconds", "alpha")}, workdir=Path("w")).lora == (
+        dataclasses.replace(config.lora, dropout=0.0)
+    )
+    assert (values["data"], values["base"], values["objective"]) == ("audiocaps", None, "relaxed")
+
+
+def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
+    config = image.Config.of(workdir=tmp_path, rank=3)
+    with Run(tmp_path, config, volatile=config.volatile) as run:
+        run.log(1, {"eval_loss": 1.0})
+    other = config.replace(num_beams=8, cache=tmp_path / "c", remat=True, corenlp=tmp_path, test_items=3)
+    with Run(tmp_path, other, volatile=other.volatile):
+        assert json.loads((tmp_path / "config.json").read_text())["decoding"]["num_beams"] == 8
+    for change, name in (
+        (dict(rank=4), "lora.rank: 3 there, 4 now"),
+        (dict(objective="wta"), 'objective.name: "balanced" there, "wta" now'),
+        (dict(eval_every=3), "evaluation.eval_every: 20 there, 3 now"),
+    ):
+        changed = config.replace(**change)
+        with pytest.raises(ValueError, match=name), Run(tmp_path, changed, volatile=changed.volatile):
+            pass
+
+
+@pytest.mark.parametrize("module", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_more_devices_than_there_are_are_refused_when_a_run_begins(module, tmp_path):
+    config = module.Config.of(workdir=tmp_path, devices=9, batch_size=9)
+    with pytest.raises(ValueError, match="--devices 9, but there are 8 here"):
+        config.training.check_devices()
