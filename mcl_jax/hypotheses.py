@@ -64,9 +64,14 @@ class AdaptedModule(abc.ABC):
         """What one set of adapters adds to a target layer."""
 
     def init(
-        self, key: Key[Array, ""], params: Params, *inputs: Any, num_hypotheses: int,
-        method: str | Callable | None = None, **kwargs: Any,
-    ) -> Adapters:  # fmt: skip
+        self,
+        key: Key[Array, ""],
+        params: Params,
+        *inputs: Any,
+        num_hypotheses: int,
+        method: str | Callable | None = None,
+        **kwargs: Any,
+    ) -> Adapters:
         """Adapters with leading axis K: A different for each hypothesis, B zero, so that each equals the base.
 
         Any array may be given as a `jax.ShapeDtypeStruct`.
@@ -100,9 +105,14 @@ class AdaptedModule(abc.ABC):
         return jax.jit(jax.vmap(init_one))(jax.random.split(key, num_hypotheses))
 
     def apply(
-        self, params: Params, adapters_k: Adapters, *inputs: Any, dropout_rng: Key[Array, ""] | None = None,
-        method: str | Callable | None = None, **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        params: Params,
+        adapters_k: Adapters,
+        *inputs: Any,
+        dropout_rng: Key[Array, ""] | None = None,
+        method: str | Callable | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """One hypothesis: what the module returns with the adapters (no leading axis K) added.
 
         Args:
@@ -129,9 +139,14 @@ class AdaptedModule(abc.ABC):
         )(jnp.arange(num_hypotheses))
 
     def apply_assigned(
-        self, params: Params, adapters: Adapters, k_of_example: Int[Array, " B"], *inputs: Any,
-        dropout_rng: Key[Array, ""] | None = None, **kwargs: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        params: Params,
+        adapters: Adapters,
+        k_of_example: Int[Array, " B"],
+        *inputs: Any,
+        dropout_rng: Key[Array, ""] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """Example b under hypothesis `k_of_example[b]`, in one pass of B rows: outputs with leading axis B.
 
         Arrays among the inputs (0-d ones aside) carry a leading batch axis; everything else is passed as it is. The

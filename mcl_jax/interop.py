@@ -219,10 +219,14 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
     if missing := sorted(names - used):
         raise ValueError(f"adapters of layers that {type(module).__name__} does not have or adapt: {missing[:8]}")
     config = LoraConfig(
-        rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, rank_stabilized=settings.rank_stabilized,
-        targets=tuple(ranks), rank_pattern={p: r for p, r in ranks.items() if r != settings.rank},
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        rank_stabilized=settings.rank_stabilized,
+        targets=tuple(ranks),
+        rank_pattern={p: r for p, r in ranks.items() if r != settings.rank},
         alpha_pattern={p: a for p, a in alphas.items() if a != settings.alpha},
-    )  # fmt: skip
+    )
     return Hypotheses(module, config), unflatten_dict(flat)
 
 

@@ -80,9 +80,15 @@ class MixtureOfExperts(hypotheses.AdaptedModule):
         return super().init(key, params, *inputs, num_hypotheses=num_hypotheses, **kwargs)
 
     def apply_with_balance(
-        self, params: Any, adapters_k: hypotheses.Adapters, *inputs: Any, counted: Bool[Array, "B T"],
-        dropout_rng: Key[Array, ""] | None = None, method: str | Callable | None = None, **kwargs: Any,
-    ) -> tuple[Any, Float[Array, " B"]]:  # fmt: skip
+        self,
+        params: Any,
+        adapters_k: hypotheses.Adapters,
+        *inputs: Any,
+        counted: Bool[Array, "B T"],
+        dropout_rng: Key[Array, ""] | None = None,
+        method: str | Callable | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Float[Array, " B"]]:
         """`apply`, and the balance loss of each example, the mean over all adapted layers.
 
         Args:
@@ -176,9 +182,12 @@ def experts_delta(model: MixtureOfExperts, *, train: bool, counted: Bool[Array, 
 
 
 def mixed(
-    spec: lora.LinearSpec, x: Array, gates: Float[Array, "*T E"], a: Float[Array, "E *in R"],
+    spec: lora.LinearSpec,
+    x: Array,
+    gates: Float[Array, "*T E"],
+    a: Float[Array, "E *in R"],
     b: Float[Array, "E *out"],
-) -> Array:  # fmt: skip
+) -> Array:
     """Σ_e g_e B_e A_e x. Gates weigh the ranks, and one product sums over e and r: no expert's output is ever held."""
     expert = next(c for c in string.ascii_letters if c not in spec.equation + spec.rank_axis)
     hidden = spec.hidden[:-1] + expert + spec.rank_axis

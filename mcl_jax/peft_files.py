@@ -26,15 +26,38 @@ CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "a
 FOLDER = r"lora\d+"
 # Settings of PEFT that are read here, or that change neither the forward pass nor the base.
 READ = {
-    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
     "bias",
-}  # fmt: skip
+}
 HARMLESS = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
-    "megatron_core", "merge_weights", "peft_version", "qalora_group_size", "revision", "runtime_config",
-    "target_modules", "task_type",
-}  # fmt: skip
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "merge_weights",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
 DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's, for what an adapter_config.json does not say
 INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")  # which leave the base as it is
 KINDS = {

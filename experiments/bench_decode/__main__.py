@@ -191,10 +191,16 @@ def main(config: Config) -> None:
         with attempt(str(config.json)):
             write_json(config.json, {"config": to_json(config, "config"), **found})
     rows = [
-        [r["side"], r["k"], r["new_tokens"], f"{r['seconds']:.2f}", f"{r['least']:.2f} to {r['most']:.2f}",
-         f"{r['tokens_per_second']:.0f}"]
+        [
+            r["side"],
+            r["k"],
+            r["new_tokens"],
+            f"{r['seconds']:.2f}",
+            f"{r['least']:.2f} to {r['most']:.2f}",
+            f"{r['tokens_per_second']:.0f}",
+        ]
         for r in found["rows"]
-    ]  # fmt: skip
+    ]
     device = jax.devices()[0]
     title = f"{config.batch} prompts of up to {config.prompt} tokens, {config.num_beams} beam(s), {device.device_kind}"
     table(title, ["", "K", "new tokens", "seconds", "range", "tokens a second"], rows)

@@ -122,6 +122,16 @@ def _check_names(option: str, given: tuple[str, ...], known: tuple[str, ...]) ->
 
 
 QUICK = Config(
-    layers=2, d_model=64, num_heads=4, vocab=1009, batch=4, seq_len=32, ranks=(4,), ks=(5,), repeats=3, warmup=1,
-    subprocess=False, quick=True,
-)  # fmt: skip
+    layers=2,
+    d_model=64,
+    num_heads=4,
+    vocab=1009,
+    batch=4,
+    seq_len=32,
+    ranks=(4,),
+    ks=(5,),
+    repeats=3,
+    warmup=1,
+    subprocess=False,
+    quick=True,
+)

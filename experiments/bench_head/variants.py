@@ -68,11 +68,17 @@ def make_setup(config: Config, rank: int, num_hypotheses: int) -> Setup:
     dtype = jnp.dtype(config.dtype)
     module = GPTNeo(
         GPTNeoConfig(
-            vocab_size=config.vocab, hidden_size=config.d_model, num_layers=config.layers, num_heads=config.num_heads,
-            max_position_embeddings=config.seq_len, window_size=config.seq_len,
-            attention_layers=("global",) * config.layers, dtype=dtype, param_dtype=dtype,
+            vocab_size=config.vocab,
+            hidden_size=config.d_model,
+            num_layers=config.layers,
+            num_heads=config.num_heads,
+            max_position_embeddings=config.seq_len,
+            window_size=config.seq_len,
+            attention_layers=("global",) * config.layers,
+            dtype=dtype,
+            param_dtype=dtype,
         )
-    )  # fmt: skip
+    )
     key_params, key_tokens = jax.random.split(jax.random.key(config.seed))
     tokens = jax.random.randint(key_tokens, (config.batch, config.seq_len + 1), 0, config.vocab)
     params = jax.jit(module.init)(key_params, tokens[:, :-1])["params"]
@@ -140,9 +146,15 @@ def vmapped(setup: Setup) -> LogLikelihoods:
 
     def log_likelihoods(params, adapters, batch):
         one = lambda adapters_k, k: training.example_log_likelihoods(
-            log_likelihood_fn(setup), params, adapters_k, batch, jnp.full_like(index, k), index, jax.random.key(0),
+            log_likelihood_fn(setup),
+            params,
+            adapters_k,
+            batch,
+            jnp.full_like(index, k),
+            index,
+            jax.random.key(0),
             gathered=False,
-        )  # fmt: skip
+        )
         log_p, tokens = jax.vmap(one)(adapters, jnp.arange(hypotheses.count(adapters)))
         return log_p, tokens[0]
 

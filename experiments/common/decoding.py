@@ -34,9 +34,13 @@ class Answers:
 
 
 def answer(
-    task: Task, run: Run, name: str, state: mcl.TrainState, records: tuple[data.Record, ...],
+    task: Task,
+    run: Run,
+    name: str,
+    state: mcl.TrainState,
+    records: tuple[data.Record, ...],
     decoder: Decoder | TestTimeAugmentation,
-) -> Answers:  # fmt: skip
+) -> Answers:
     """The answers of a method to each source; stops where the run is asked to.
 
     Args:
@@ -71,11 +75,19 @@ def _decode(task: Task, model, state, of_batch, prompts, decoder, rng) -> list[g
     eos = task.tokenizer.eos_token_id
     return [
         generation.decode(
-            model, state.params, state.adapters, inputs, decoder, task.config.max_new_tokens, eos_token_id=eos,
-            pad_token_id=eos, repetition_penalty=task.config.repetition_penalty, rng=rng,
+            model,
+            state.params,
+            state.adapters,
+            inputs,
+            decoder,
+            task.config.max_new_tokens,
+            eos_token_id=eos,
+            pad_token_id=eos,
+            repetition_penalty=task.config.repetition_penalty,
+            rng=rng,
         )
         for inputs in asked
-    ]  # fmt: skip
+    ]
 
 
 def _items(x: Any) -> np.ndarray:

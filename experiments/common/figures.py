@@ -16,8 +16,14 @@ from mcl_jax.run import Run
 LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K", "moe": "LoRA-MoE"}
 COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red", "moe": "tab:green"}
 MARKERS = {
-    "beam": "o", "diverse": "s", "sampling": "^", "ancestral": "v", "top_k": "<", "typical": ">", "tta": "D",
-}  # fmt: skip
+    "beam": "o",
+    "diverse": "s",
+    "sampling": "^",
+    "ancestral": "v",
+    "top_k": "<",
+    "typical": ">",
+    "tta": "D",
+}
 
 
 def draw(
@@ -91,10 +97,18 @@ def quality_diversity(results: dict[str, Any], quality: tuple[str, str], diversi
         ends = found.get("intervals", {})
         spread = {key: np.abs(np.array(ends[key]) - found[key])[:, None] for key in keys if key in ends}
         axes.errorbar(
-            found[diversity[1]], found[quality[1]], xerr=spread.get(diversity[1]), yerr=spread.get(quality[1]),
-            color=COLOURS[method], capsize=2, elinewidth=0.8, marker=MARKERS.get(decoder, "*"),
-            markersize=11 if method == "mcl" else 7, linestyle="none", label=f"{LABELS[method]} {decoder}".strip(),
-        )  # fmt: skip
+            found[diversity[1]],
+            found[quality[1]],
+            xerr=spread.get(diversity[1]),
+            yerr=spread.get(quality[1]),
+            color=COLOURS[method],
+            capsize=2,
+            elinewidth=0.8,
+            marker=MARKERS.get(decoder, "*"),
+            markersize=11 if method == "mcl" else 7,
+            linestyle="none",
+            label=f"{LABELS[method]} {decoder}".strip(),
+        )
     axes.set(xlabel=diversity[0], ylabel=quality[0])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

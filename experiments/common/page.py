@@ -19,9 +19,12 @@ from mcl_jax.json_io import to_json, write_text
 from mcl_jax.run import Run
 
 TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-    trim_blocks=True, lstrip_blocks=True,
-)  # fmt: skip
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 COLUMNS = {"test loss": "test_loss", "purity": "purity", "win rate": "win_rate"}  # what every experiment has
 FIGURES = {
     "loss": "Held-out loss and purity against steps",

@@ -131,9 +131,12 @@ def mean_and_spread(found: Sequence[Mapping[str, Any]], key: str) -> str:
 def show(found: Mapping[str, list[dict[str, Any]]], kind: Kind) -> None:
     """The table."""
     columns = {
-        "nats a token": "eval_loss", "nats an answer": "answer_loss", "of the mixture": "mixture_loss",
-        "purity": "purity", "dead": "dead",
-    }  # fmt: skip
+        "nats a token": "eval_loss",
+        "nats an answer": "answer_loss",
+        "of the mixture": "mixture_loss",
+        "purity": "purity",
+        "dead": "dead",
+    }
     rows = []
     for name, of in found.items():
         cells = [mean_and_spread(of, key) for key in columns.values()]

@@ -11,9 +11,20 @@ from mcl_jax.metrics.report import LOWER_IS_BETTER
 LOSSES = ("test_loss", "loss_of_mode")
 DIFFERENCES = ("loss_above_mcl", "answer_loss_above_mcl")
 QUALITY = (
-    "bleu", "bleu_per_reference", "bleu_1", "bleu_4", "chrf", "rouge_l", "meteor", "cider_d", "spice", "spider",
-    "similarity", "references_covered", "reference_coverage",
-)  # fmt: skip
+    "bleu",
+    "bleu_per_reference",
+    "bleu_1",
+    "bleu_4",
+    "chrf",
+    "rouge_l",
+    "meteor",
+    "cider_d",
+    "spice",
+    "spider",
+    "similarity",
+    "references_covered",
+    "reference_coverage",
+)
 DIVERSITY = ("div_1", "div_2", "pairwise_bleu", "mbleu_4", "vocabulary", "embedding_diversity")
 SPECIALISATION = ("purity", "mutual_information", "nmi")
 COST = ("seconds", "decode_seconds")

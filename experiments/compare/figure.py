@@ -115,9 +115,13 @@ def _styles(methods: Sequence[str]) -> dict[str, dict]:
         name, _, decoder = method.partition("/")
         marker = MARKERS.get(decoder, OTHER_MARKER) if decoder else "*"
         styles[method] = dict(
-            color=colours[name], marker=marker, markersize=SIZES.get(marker, 9), linestyle="none",
-            markeredgecolor="white", markeredgewidth=0.6,
-        )  # fmt: skip
+            color=colours[name],
+            marker=marker,
+            markersize=SIZES.get(marker, 9),
+            linestyle="none",
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+        )
     return styles
 
 

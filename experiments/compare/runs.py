@@ -11,9 +11,18 @@ from mcl_jax.json_io import read_json
 # Options that say where things are, how fast they go or what else a run does: no number of a method depends on them.
 # Not all of `Config.VOLATILE`: it also lets a run go on with other beams or more sources, and these change its numbers.
 NO_INFLUENCE = (
-    "workdir", "cache", "folder", "cache_features", "devices", "accumulate", "remat", "eval_every", "eval_items",
-    "methods", "mle_decoders",
-)  # fmt: skip
+    "workdir",
+    "cache",
+    "folder",
+    "cache_features",
+    "devices",
+    "accumulate",
+    "remat",
+    "eval_every",
+    "eval_items",
+    "methods",
+    "mle_decoders",
+)
 ABSENT = object()  # the value of an option that a run does not know
 
 

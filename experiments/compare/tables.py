@@ -13,9 +13,16 @@ from mcl_jax.metrics.report import NotAvailable
 
 ERRORS = "[low, high]: 95 % bootstrap interval; ± (n): sample standard deviation over n seeds."
 LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-} | {character: "\\" + character for character in "_%&$#{}"}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+} | {character: "\\" + character for character in "_%&$#{}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +142,19 @@ def latex(table: Table) -> str:
     mark = lambda text, best: rf"\textbf{{{escape(text)}}}" if best else escape(text)
     columns = "l" * table.labels + "r" * (len(table.head) - table.labels)
     body = map(_latex_row, _marked(table, mark))
-    return "\n".join([
-        *(f"% {note}" for note in table.notes),
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row([*map(escape, table.head)]), r"\midrule", *body,
-        r"\bottomrule", r"\end{tabular}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *(f"% {note}" for note in table.notes),
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            _latex_row([*map(escape, table.head)]),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 
 def _latex_row(cells: Sequence[str]) -> str:

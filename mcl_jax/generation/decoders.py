@@ -179,9 +179,13 @@ class Search:
         tokens = jnp.full((num_items, width, limit), pad, jnp.int32)
         only_first = jnp.zeros((num_items, width)).at[:, 1:].set(FAR)  # or all beams would take the same first token
         return Beams(
-            tokens, only_first, tokens, jnp.full((num_items, width), FAR), jnp.zeros((num_items, width), bool),
+            tokens,
+            only_first,
+            tokens,
+            jnp.full((num_items, width), FAR),
+            jnp.zeros((num_items, width), bool),
             jnp.ones(num_items, bool),
-        )  # fmt: skip
+        )
 
     def _advance(
         self, scores: Float[Array, "N W V"], beams: Beams, step: Step

@@ -62,9 +62,14 @@ class AudioProcessor(Processor):
         return {"mel": mel, "frames": frames}
 
     def __call__(
-        self, prompts: Sequence[str], clips: Sequence[Clip | None], *, length: int | None = None,
-        window: int | None = None, padding_side: str = "left",
-    ) -> dict[str, np.ndarray]:  # fmt: skip
+        self,
+        prompts: Sequence[str],
+        clips: Sequence[Clip | None],
+        *,
+        length: int | None = None,
+        window: int | None = None,
+        padding_side: str = "left",
+    ) -> dict[str, np.ndarray]:
         """A batch of prompts with a clip each, or None.
 
         Args:

@@ -34,8 +34,15 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
 }
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
-         "patch_size")  # fmt: skip
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +141,15 @@ class Embeddings(nn.Module):
         dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
         size = (config.patch_size, config.patch_size)
         to_patches = nn.Conv(
-            config.hidden_size, size, strides=size, padding="VALID", use_bias=False, kernel_init=init,
-            name="patch_embedding", **dtypes,
-        )  # fmt: skip
+            config.hidden_size,
+            size,
+            strides=size,
+            padding="VALID",
+            use_bias=False,
+            kernel_init=init,
+            name="patch_embedding",
+            **dtypes,
+        )
         patches = to_patches(pixels.astype(config.dtype)).reshape(len(pixels), config.num_patches, config.hidden_size)
         token = self.param("class_embedding", init, (config.hidden_size,), config.param_dtype).astype(config.dtype)
         tokens = jnp.broadcast_to(token[None, None], (len(pixels), 1, config.hidden_size))

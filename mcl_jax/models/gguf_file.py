@@ -33,10 +33,21 @@ ROPE_FACTORS = "rope_freqs.weight"  # of Llama 3: by what each frequency is divi
 PART = r"(.+)-(\d{5})-of-(\d{5})\.gguf"
 # Metadata of the architecture that are read, or that change nothing. Any other must have a value that changes nothing.
 READ = {
-    "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
-    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
-    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "vocab_size", "tensor_data_layout",
-}  # fmt: skip
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "rope.scaling.type",
+    "vocab_size",
+    "tensor_data_layout",
+}
 NEUTRAL = {"rope.scale_linear": 1.0, "rope.scaling.factor": 1.0, "attention.causal": True}
 
 
@@ -120,8 +131,11 @@ class GGUF:
         self.dtypes = dict.fromkeys(self.shapes, "F32")  # as `read` gives them
 
     def _check_settings(self) -> None:
-        of = {name.removeprefix(f"{self.architecture}."): value for name, value in self.fields.items()
-              if name.startswith(f"{self.architecture}.")}  # fmt: skip
+        of = {
+            name.removeprefix(f"{self.architecture}."): value
+            for name, value in self.fields.items()
+            if name.startswith(f"{self.architecture}.")
+        }
         changed = lambda name: of[name] not in ([NEUTRAL[name]] if name in NEUTRAL else (0, "", "none", []))
         if unread := sorted(name for name in of if name not in READ and changed(name)):
             said = ", ".join(f"{self.architecture}.{name} = {of[name]}" for name in unread)

@@ -212,9 +212,12 @@ class GPT(nn.Module):
         return self.transformer(decoder.blank(self.embed(tokens), mask), context, ())[0]
 
     def extend(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
         past: tuple[decoder.Segment, ...] = (),
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:
         """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
         context = decoder.context_of(positions, mask, past, keep=True)
         kv = tuple((s.keys, s.values) for s in past)

@@ -17,9 +17,12 @@ from mcl_jax.models import decoder
 from mcl_jax.models.gpt import GPT, GPTConfig, dense
 
 RENAMED = {
-    "n_embd": "hidden_size", "n_layer": "num_layers", "n_head": "num_heads", "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "n_positions": "max_position_embeddings",
     "n_inner": "intermediate_size",
-}  # fmt: skip
+}
 UNSUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 

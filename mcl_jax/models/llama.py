@@ -33,9 +33,14 @@ from mcl_jax.models.rotary import Rope, rotate
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 FAMILIES = tuple(ARCHITECTURES)
 SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 # What a config.json may leave out: where it equals the default of Hugging Face's class.
 DEFAULTS = {
     "llama": dict(),
@@ -334,9 +339,12 @@ class Llama(nn.Module):
         return self.model(decoder.blank(x, mask), decoder.context_of(positions, mask, (), keep=False), ())[0]
 
     def extend(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
         past: tuple[decoder.Segment, ...] = (),
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:
         """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
         return self.extend_embedded(self.embed(tokens), mask, positions, past)
 
@@ -345,9 +353,12 @@ class Llama(nn.Module):
         return decoder.embed(self.model.embed_tokens, tokens)
 
     def extend_embedded(
-        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
         past: tuple[decoder.Segment, ...] = (),
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:
         """`extend` from embeddings, for inputs that are not all tokens."""
         context = decoder.context_of(positions, mask, past, keep=True)
         past = tuple((s.keys, s.values) for s in past)

@@ -138,9 +138,13 @@ class Projector(nn.Module):
     def __call__(self, x: Float[Array, "N n Dv"]) -> Float[Array, "N n D"]:
         text = self.config.text_config
         dense = lambda name: nn.Dense(
-            text.hidden_size, use_bias=self.config.multimodal_projector_bias, name=name, dtype=text.dtype,
-            param_dtype=text.param_dtype, kernel_init=nn.initializers.normal(text.initializer_range),
-        )  # fmt: skip
+            text.hidden_size,
+            use_bias=self.config.multimodal_projector_bias,
+            name=name,
+            dtype=text.dtype,
+            param_dtype=text.param_dtype,
+            kernel_init=nn.initializers.normal(text.initializer_range),
+        )
         return dense("linear_2")(ACTIVATIONS[self.config.projector_hidden_act](dense("linear_1")(x)))
 
 
@@ -162,9 +166,7 @@ class LlavaNext(Multimodal):
         """The token whose embeddings features stand in for."""
         return self.config.image_token_index
 
-    def encode(
-        self, pixel_values: Float[Array, "B P S S C"], index: Int[Array, "B N"]
-    ) -> Float[Array, "B N D"]:  # fmt: skip
+    def encode(self, pixel_values: Float[Array, "B P S S C"], index: Int[Array, "B N"]) -> Float[Array, "B N D"]:
         """Features of pictures: the projected patches and newlines that `index` names; zeros where it is PADDING.
 
         Args:

@@ -23,16 +23,20 @@ class Multimodal(nn.Module):
         return self.config.text_config.vocab_size
 
     def __call__(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"] | None = None,
         features: Float[Array, "B N D"] | None = None,
-    ) -> Float[Array, "B T V"]:  # fmt: skip
+    ) -> Float[Array, "B T V"]:
         """Next-token logits in float32; `features` of `encode`, None where no row has any."""
         return self.logits(self.hidden(tokens, mask, features))
 
     def hidden(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None,
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"] | None = None,
         features: Float[Array, "B N D"] | None = None,
-    ) -> Float[Array, "B T D"]:  # fmt: skip
+    ) -> Float[Array, "B T D"]:
         """Hidden states after the last norm, feature i of a row in the place of its i-th placeholder token.
 
         Raises:
@@ -45,9 +49,13 @@ class Multimodal(nn.Module):
         return self.language_model.hidden_embedded(x, positions, mask)
 
     def extend(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
-        past: tuple[decoder.Segment, ...] = (), features: Float[Array, "B N D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
+        past: tuple[decoder.Segment, ...] = (),
+        features: Float[Array, "B N D"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:
         """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
         return self.language_model.extend_embedded(self.embed(tokens, features), mask, positions, past)
 

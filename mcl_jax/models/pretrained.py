@@ -67,10 +67,12 @@ class Family:
 OTHER_HEADS = r"^(score|classifier|qa_outputs|multiple_choice_head)\."  # of models of other tasks on the same base
 TO_GPT = ((r"(?=(wte|wpe|h|ln_f)\.)", "transformer."),)
 LLAMA = Family(
-    Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$",
+    Llama,
+    LlamaConfig,
+    ignored=r"rotary_emb\.inv_freq$",
     renames=((r"(transformer\.)?(?=(embed_tokens|layers|norm)\.)", "model."),),  # "transformer" of question answering
     tied=("lm_head.weight", "model.embed_tokens.weight"),
-)  # fmt: skip
+)
 # Published files have the names of the module tree; transformers from 4.52 on has others in memory.
 OF_TEXT_MODEL = (
     (r"(model\.)?language_model\.(?=(embed_tokens|layers|norm)\.)", "language_model.model."),
@@ -79,19 +81,28 @@ OF_TEXT_MODEL = (
 IN_MEMORY = ((r"language_model\.model\.", "model.language_model."), (r"language_model\.lm_head\b", "lm_head"))
 TIED_TEXT_MODEL = ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight")
 LLAVA_NEXT = Family(
-    LlavaNext, LlavaNextConfig, ignored=rf"{LLAMA.ignored}|embeddings\.position_ids$",
+    LlavaNext,
+    LlavaNextConfig,
+    ignored=rf"{LLAMA.ignored}|embeddings\.position_ids$",
     renames=(  # from 5 on transformers writes the tower's without "vision_model"
         (r"(model\.)?vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
         (r"model\.(?=vision_tower|multi_modal_projector|image_newline)", ""),
         *OF_TEXT_MODEL,
     ),
-    in_memory=IN_MEMORY, tied=TIED_TEXT_MODEL, processor=LlavaNextProcessor,
-)  # fmt: skip
+    in_memory=IN_MEMORY,
+    tied=TIED_TEXT_MODEL,
+    processor=LlavaNextProcessor,
+)
 QWEN2_AUDIO = Family(
-    Qwen2Audio, Qwen2AudioConfig, ignored=LLAMA.ignored,
+    Qwen2Audio,
+    Qwen2AudioConfig,
+    ignored=LLAMA.ignored,
     renames=((r"model\.(?=audio_tower|multi_modal_projector)", ""), *OF_TEXT_MODEL),
-    in_memory=IN_MEMORY, tied=TIED_TEXT_MODEL, writes_tied=True, processor=AudioProcessor,
-)  # fmt: skip
+    in_memory=IN_MEMORY,
+    tied=TIED_TEXT_MODEL,
+    writes_tied=True,
+    processor=AudioProcessor,
+)
 FAMILIES = {
     "gpt2": Family(
         GPT2,

@@ -56,8 +56,10 @@ class Tiling:
     @property
     def most_tokens(self) -> int:
         """N, the tokens of a picture at most, newlines included."""
-        laid = ((height // self.image_size * self.side, width // self.image_size * self.side)
-                for height, width in self.pinpoints)  # fmt: skip
+        laid = (
+            (height // self.image_size * self.side, width // self.image_size * self.side)
+            for height, width in self.pinpoints
+        )
         return self.side**2 + max(rows * (columns + 1) for rows, columns in laid)
 
     def best(self, height: int, width: int) -> tuple[int, int]:

@@ -9,9 +9,14 @@ from mcl_jax.json_io import read_json
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 JSON = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "chat_template.json", *PROCESSORS,
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+    *PROCESSORS,
+)
 TEXT = ("merges.txt", "chat_template.jinja")
 
 

@@ -32,8 +32,13 @@ from mcl_jax.models.hf_config import check_types
 
 MODEL_TYPE = "qwen2_audio_encoder"
 SIZES = (
-    "num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "max_source_positions",
-)  # fmt: skip
+    "num_mel_bins",
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "max_source_positions",
+)
 
 
 @dataclasses.dataclass(frozen=True)
