@@ -1,13 +1,13 @@
-"""LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each takes a mode of the data.
+"""LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each learns a mode of the data.
 
-Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
-`objectives`, `training`, `parallel`, `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`). Language
-models: `models`, then `generation` and `interop`; `data` feeds them, and `metrics` scores what comes out. `moe` and
-`augmentation` are baselines; `theory` (over `markov_chains` and `markov_types`) stands beside it. `options` and
-`token_ids` check what people and files give.
+Reading order: `lora` and `hypotheses` add stacked adapters to any Linen module (`independence` checks the module).
+`likelihood`, `objectives`, `training` and `parallel` train them. `checkpoint` (with `stored_state`) and `run` (with
+`console` and `json_io`) store a training. For language models, read `models`, then `generation` and `interop`. `data`
+feeds them, and `metrics` scores their answers. `moe` and `augmentation` are baselines. `options` and `token_ids` check
+the input of users and files.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
-A `loss` is minimised, a `log_likelihood` (nats) is maximised.
+A `loss` is minimised; a `log_likelihood` (nats) is maximised.
 """
 
 from mcl_jax import augmentation, generation, interop, models, moe, objectives, parallel

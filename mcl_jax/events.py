@@ -1,7 +1,7 @@
 """TensorBoard events of one training.
 
-Written by the thread that logs: a `SummaryWriter` has a thread of its own, which ends at the first error of the system,
-such as a full disk, and then lets the next lines wait for ever.
+The calling thread writes them. A `SummaryWriter` would use a thread of its own, which dies at the first system error,
+such as a full disk, and then blocks the next call for ever.
 """
 
 import time
@@ -21,10 +21,10 @@ class Events:
     """An event file.
 
     Args:
-      folder: where to; made if need be.
-      purge_step: TensorBoard hides what earlier files in the folder have from this step on.
+      folder: folder of the file; created if it does not exist.
+      purge_step: TensorBoard hides the events of earlier files in the folder from this step on.
     Raises:
-      OSError: here and in the methods, if it cannot be written; names the folder.
+      OSError: if the file cannot be written, here or in a method; names the folder.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None):
@@ -38,7 +38,7 @@ class Events:
             self._flushed = float("-inf")
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point to each of these curves."""
+        """Adds one point to each named curve."""
         with naming(self.folder):
             for name, value in values.items():
                 event = Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value))
@@ -47,12 +47,12 @@ class Events:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is not written yet."""
+        """Writes all pending events to disk."""
         with naming(self.folder):
             self._writer.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Writes the rest."""
+        """Writes all pending events and closes the file."""
         with naming(self.folder):
             self._writer.close()

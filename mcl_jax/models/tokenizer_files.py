@@ -1,4 +1,4 @@
-"""Tokenizers and processors in the files of a Hugging Face folder: read by transformers, checked and replaced here."""
+"""Tokenizer and processor files of a Hugging Face folder: transformers reads them, we check and replace them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,33 +26,38 @@ def has_vocabulary(folder: Path) -> bool:
 
 
 def has_processor(folder: Path) -> bool:
-    """Whether the folder holds the files of a tokenizer and of what prepares pictures or clips."""
+    """Whether the folder holds the files of a tokenizer and of an image or audio processor."""
     return has_vocabulary(folder) and any((folder / name).is_file() for name in PROCESSORS)
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of the folder, None if there is none.
+    """Reads the tokenizer of the folder, None if there is none.
 
-    A SentencePiece model on its own does not say whether texts begin with a token; here they do, as Llama and Mistral
-    were trained.
+    A SentencePiece model alone does not say whether texts begin with a special token; here they do, as in the training
+    of Llama and Mistral.
 
     Raises:
-      ValueError: as `read`.
+      ValueError: as `read` does.
     """
     if not has_vocabulary(folder):
         return None
-    from transformers import AutoTokenizer  # seconds to import: only where it is needed
+    from transformers import AutoTokenizer  # takes seconds to import, so only here
 
     alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
     return read(folder, lambda: AutoTokenizer.from_pretrained(folder, **({"add_bos_token": True} if alone else {})))
 
 
 def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
-    """What transformers makes of the folder's tokenizer and processor files.
+    """Reads the tokenizer or processor files of a folder.
 
+    Args:
+      folder: the folder.
+      with_transformers: reads them, after the checks here.
+    Returns:
+      The result of `with_transformers`.
     Raises:
-      ValueError: for a file that is no JSON or no text, a vocabulary without its merges, or whatever transformers and
-        the tokenizers themselves do not take; in one sentence that names the file or the folder.
+      ValueError: if a file is not JSON or not text, a vocabulary has no merges, or transformers cannot read a file; one
+        sentence that names the file or the folder.
     """
     for name in JSON:
         if (folder / name).is_file():
@@ -60,18 +65,18 @@ def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
     for name in TEXT:
         if (folder / name).is_file():
             _check_text(folder / name)
-    has = lambda name: (folder / name).is_file()
-    if has("vocab.json") and not (has("tokenizer.json") or has("tokenizer.model") or has("merges.txt")):
-        raise ValueError(f"{folder} holds vocab.json without merges.txt: a tokenizer needs both, or a tokenizer.json")
+    whole = ("tokenizer.json", "tokenizer.model", "merges.txt")
+    if (folder / "vocab.json").is_file() and not any((folder / name).is_file() for name in whole):
+        raise ValueError(f"{folder} holds vocab.json without merges.txt; a tokenizer needs both, or a tokenizer.json")
     try:
         return with_transformers()
-    except Exception as error:  # tokenizers raises plain Exceptions, transformers nearly every kind
+    except Exception as error:  # transformers and tokenizers raise nearly every type
         reason = next(iter(str(error).strip().splitlines()), repr(error))
-        raise ValueError(f"{folder}: its tokenizer or processor files cannot be read: {reason}") from error
+        raise ValueError(f"{folder}: the tokenizer or processor files cannot be read: {reason}") from error
 
 
 def replace(folder: Path, tokenizer: Any) -> None:
-    """Writes the files of a tokenizer or processor in the place of those of any other that the folder holds."""
+    """Writes the files of a tokenizer or processor and removes those of any other in the folder."""
     for name in {*VOCABULARIES, *JSON, *TEXT}:
         (folder / name).unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)

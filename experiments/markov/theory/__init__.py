@@ -61,17 +61,15 @@ def mixture_entropy(transitions, length: int, prior=None, max_states: int = DEFA
     """The best loss of one model (MLE), exactly: H(x_2..x_T | x_1) = -E[log sum_k prior_k p(x_2..x_T | x_1; P_k)].
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        prior: [N] probabilities of the chains; None is uniform.
-        max_states: size limit of the dynamic programme (see `markov_types.sequence_types`).
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      prior: [N] probabilities of the chains; None is uniform.
+      max_states: size limit of the dynamic programme (see `markov_types.sequence_types`).
     Returns:
-        Nats per sequence.
-
+      Nats per sequence.
     Raises:
-        ValueError: bad arguments.
-        TooManyStatesError: a ValueError; use `mixture_entropy_monte_carlo`.
+      ValueError: bad arguments.
+      TooManyStatesError: a ValueError; use `mixture_entropy_monte_carlo`.
     """
     return _exact_losses(*_validate_mixture(transitions, length, prior), max_states)[0]
 
@@ -88,17 +86,15 @@ def mixture_entropy_monte_carlo(transitions, length: int, num_samples: int, seed
     """Estimate of `mixture_entropy` from sampled sequences, mean and standard error of -log p(x_2..x_T | x_1).
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        num_samples: at least 2 sequences.
-        seed: int or anything `np.random.default_rng` takes.
-        prior: [N] probabilities of the chains; None is uniform.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      num_samples: at least 2 sequences.
+      seed: int or anything `np.random.default_rng` takes.
+      prior: [N] probabilities of the chains; None is uniform.
     Returns:
-        (mean, standard_error), nats per sequence.
-
+      (mean, standard_error), nats per sequence.
     Raises:
-        ValueError: bad arguments.
+      ValueError: bad arguments.
     """
     losses = _sampled_losses(*_validate_mixture(transitions, length, prior), num_samples, seed)[0]
     return float(losses.mean()), float(_standard_errors(losses))
@@ -111,15 +107,13 @@ def conditional_entropy(transitions, length: int, prior=None) -> float:
     tends to the mean entropy rate as T grows.
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        prior: [N] probabilities of the chains; None is uniform.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      prior: [N] probabilities of the chains; None is uniform.
     Returns:
-        Nats per sequence.
-
+      Nats per sequence.
     Raises:
-        ValueError: bad arguments.
+      ValueError: bad arguments.
     """
     transitions, length, prior = _validate_mixture(transitions, length, prior)
     entropies = row_entropies(transitions)
@@ -137,16 +131,14 @@ def limited_memory_entropy(transitions, length: int, memory: int, prior=None) ->
     The floor of a model with local attention: L layers with a window of w symbols see m = L (w − 1) + 1 of them.
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T, symbols a sequence.
-        memory: m, symbols that a prediction may depend on, besides its position; at least 1.
-        prior: [N], probabilities of the chains; uniform if None.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T, symbols a sequence.
+      memory: m, symbols that a prediction may depend on, besides its position; at least 1.
+      prior: [N], probabilities of the chains; uniform if None.
     Returns:
-        Nats per sequence; `mixture_entropy` when m >= T − 1.
-
+      Nats per sequence; `mixture_entropy` when m >= T − 1.
     Raises:
-        ValueError: for a bad mixture, memory < 1, or more than DEFAULT_MAX_STATES contexts (V^(m+1)).
+      ValueError: for a bad mixture, memory < 1, or more than DEFAULT_MAX_STATES contexts (V^(m+1)).
     """
     transitions, length, prior = _validate_mixture(transitions, length, prior)
     num_symbols = transitions.shape[-1]
@@ -179,15 +171,15 @@ class WtaBounds:
     """Theory lines for a mixture of Markov chains, all in nats per predicted token.
 
     Attributes:
-        mle: H(x_2..x_T | x_1) / (T - 1), the least loss of one hypothesis.
-        wta_lower: (H - log K) / (T - 1); no K hypotheses do better.
-        wta_upper: K >= N: the prior's mean of the entropy rates, the paper's line; it is stationary, so with x_1
-            uniform and T finite the guarantee is `conditional_entropy`. K < N: `mle`, which equal hypotheses reach.
-        wta_true_chains: WTA loss of the N true chains (whatever K is), at most `conditional_entropy`, and at least
-            `wta_lower` if K >= N.
-        conditional_entropy: H(x_2..x_T | x_1, z) / (T - 1).
-        exact: False when `mle`, `wta_lower` and `wta_true_chains` are Monte Carlo estimates.
-        standard_error: the larger one of `mle` and `wta_true_chains`; 0 when exact.
+      mle: H(x_2..x_T | x_1) / (T - 1), the least loss of one hypothesis.
+      wta_lower: (H - log K) / (T - 1); no K hypotheses do better.
+      wta_upper: K >= N: the prior's mean of the entropy rates, the paper's line; it is stationary, so with x_1
+        uniform and T finite the guarantee is `conditional_entropy`. K < N: `mle`, which equal hypotheses reach.
+      wta_true_chains: WTA loss of the N true chains (whatever K is), at most `conditional_entropy`, and at least
+        `wta_lower` if K >= N.
+      conditional_entropy: H(x_2..x_T | x_1, z) / (T - 1).
+      exact: False when `mle`, `wta_lower` and `wta_true_chains` are Monte Carlo estimates.
+      standard_error: the larger one of `mle` and `wta_true_chains`; 0 when exact.
     """
 
     mle: float
@@ -211,19 +203,17 @@ def bounds(
     """Theory lines (H - log K) / (T - 1) <= WTA optimum <= H / (T - 1), exact where feasible, else by Monte Carlo.
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        num_hypotheses: K; None is N.
-        prior: [N] probabilities of the chains; None is uniform.
-        max_states: size limit of the exact computation; beyond it Monte Carlo is used.
-        num_samples: sequences drawn for Monte Carlo.
-        seed: of those draws.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      num_hypotheses: K; None is N.
+      prior: [N] probabilities of the chains; None is uniform.
+      max_states: size limit of the exact computation; beyond it Monte Carlo is used.
+      num_samples: sequences drawn for Monte Carlo.
+      seed: of those draws.
     Returns:
-        WtaBounds, in nats per predicted token.
-
+      WtaBounds, in nats per predicted token.
     Raises:
-        ValueError: bad arguments, or a chain without a unique stationary distribution.
+      ValueError: bad arguments, or a chain without a unique stationary distribution.
 
     Source: proposition and Figure 1 of arXiv 2507.10419.
     """
