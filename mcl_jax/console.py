@@ -104,8 +104,9 @@ class Progress:
 
     def _print(self) -> None:
         left = self.seconds_left()
-        ending = "" if left is None else f"  {left:.0f} s left"
-        say(f"{self.description}  {self.completed}/{self.total}  {self._values}{ending}", console=self.console)
+        ending = "" if left is None else f"{left:.0f} s left"
+        parts = [self.description, f"{self.completed}/{self.total}", self._values, ending]
+        say("  ".join(filter(None, parts)), console=self.console)
         self._printed = time.monotonic()
 
 

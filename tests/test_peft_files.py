@@ -245,7 +245,7 @@ def test_folders_of_two_sets_are_not_taken_for_one(tmp_path, module, adapters):
     with pytest.raises(ValueError, match="a/lora1 must be hypothesis 1 of the 3 that were saved together"):
         interop.load_peft(tmp_path / "a", module)
     shutil.copytree(PEFT / "lora2", tmp_path / "b" / "lora2", dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="b/lora2 is not hypothesis 2 .* but not marked"):
+    with pytest.raises(ValueError, match="b/lora2 must be hypothesis 2 .* but it is not marked"):
         interop.load_peft(tmp_path / "b", module)
     _, mixed = interop.load_peft([tmp_path / "a" / "lora0", tmp_path / "a" / "lora1"], module)
     first, second = adapters(3, 0)[1], adapters(3, 1)[1]

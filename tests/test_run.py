@@ -88,7 +88,7 @@ def test_log_writes_lines_and_events(tmp_path):
         ]  # at once, not when the run ends
         run.log(1, {"loss": float("nan")})
         assert run.lines("")[0]["loss"] is None
-        with pytest.raises(ValueError, match="must not be named \['step'\]"):
+        with pytest.raises(ValueError, match=r"must not be named \['step'\]"):
             run.log(2, {"step": 3})
         with pytest.raises(ValueError, match=r"a tag must be words.*'\.\./x'"):
             run.log(2, {}, tag="../x")

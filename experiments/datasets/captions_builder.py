@@ -30,9 +30,8 @@ from experiments.datasets.published import (
 )
 from experiments.datasets.sources import made_of, prepare
 from experiments.datasets.stamps import KINDS, fetch_stamps, read_stamps
-from mcl_jax.console import say
 from mcl_jax.data.media import Unreadable
-from mcl_jax.data.records import SPLITS, Corpus, Record, describe_left_out, summary_of_left_out, warn_of_left_out
+from mcl_jax.data.records import SPLITS, Corpus, Record, describe_left_out, warn_of_left_out
 
 AHEAD = 64  # number of records whose files are read ahead
 
@@ -187,13 +186,10 @@ def build_captions(
     dataset, _, config = name.partition("/")
     make = functools.partial(_builder, dataset, config, data_dir, folder, check)
     download = tfds.download.DownloadConfig(manual_dir=folder)
-    builder, made = prepare(make, folder, BUILDERS[dataset].SOURCES, download_config=download)
+    builder, _ = prepare(make, folder, BUILDERS[dataset].SOURCES, download_config=download)
     corpus = read_corpus(builder, name)
     corpus = dataclasses.replace(corpus, made_of=(builder.info.metadata.get("sources") or {}).get("checksum", ""))
-    if made:
-        warn_of_left_out(corpus)
-    elif corpus.left_out:
-        say(summary_of_left_out(corpus))
+    warn_of_left_out(corpus)
     return corpus
 
 

@@ -451,7 +451,7 @@ def test_the_whole_comparison(six, tmp_path, capsys):
     assert files == {"table.csv", "table.md", "table.tex", "quality_diversity.png", "quality_diversity.pdf"}
     said = capsys.readouterr().out
     assert "* 2.143 ± 0.133 (3)" in said
-    assert "Not in the figure, without purity or div_2: mle_rk/beam (epsilon=0.1)" in said
+    assert "Not in the figure because it lacks purity or div_2: mle_rk/beam (epsilon=0.1)" in said
     assert "n/a: meteor" not in said  # not among the columns of the console
     lines = (tmp_path / "a" / "out" / "table.md").read_text().splitlines()
     assert lines[0].count("|") == 1 + 2 + 16

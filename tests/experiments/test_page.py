@@ -157,7 +157,7 @@ def test_pictures_and_clips_are_in_the_page(parsed, run):
 def test_a_file_that_cannot_be_read_says_why(parsed):
     errors = [text for text in parsed.texts if text.startswith(made_up.NAMES[2:])]
     assert len(errors) == 2
-    assert errors[0].startswith("broken.png: not a picture that can be read: ")
+    assert errors[0].startswith("broken.png: the image cannot be read: ")
     assert errors[1] == "missing.flac: no such file"
     places = [parsed.texts.index(text) for text in ("id 2", errors[0], "id 3", errors[1], "id 4")]
     assert places == sorted(places)

@@ -46,7 +46,7 @@ def test_the_command_line():
     assert (config.steps, config.kept_modes, config.eval_items) == (7, ("en", "fr"), STAMPS["eval_items"])
     assert sweep.command_line(Config, STAMPS, ["--workdir", "w", "--data", "mine"])[0].kept_modes == ()
     Options(kind="epsilon", hypotheses=(2,))
-    with pytest.raises(ValueError, match=r"--hypotheses needs 1, the upper end of the band, got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"--hypotheses must include 1, the upper end of the band, got \(2, 3\)"):
         sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "2", "3"])
 
 

@@ -132,12 +132,15 @@ def test_a_file_may_do_without_token_types_or_a_vocabulary():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (dict(token_type=[1, 1]), "token_type must have 36 entries, one a token, got 2"),
+        (dict(token_type=[1, 1]), "token_type must have 36 entries, one per token, got 2"),
         (dict(eos_token_id=36), "eos_token_id must be one of 36 tokens, got 36"),
-        (dict(merges=None), "has no tokenizer.ggml.merges, which its tokenizer 'gpt2' needs"),
+        (dict(merges=None), "must have tokenizer.ggml.merges for its tokenizer 'gpt2'"),
         (dict(merges=["cat"]), r"merges must be pairs .* got \['cat'\]"),
-        (dict(model="llama"), "has no tokenizer.ggml.scores"),
-        (dict(add_bos_token=True, bos_token_id=None), "begin or end with .'bos_token'.*bos_token_id is absent"),
+        (dict(model="llama"), "must have tokenizer.ggml.scores"),
+        (
+            dict(add_bos_token=True, bos_token_id=None),
+            "needs tokenizer.ggml.bos_token_id, .* with .'bos_token'",
+        ),
     ],
 )
 def test_metadata_that_do_not_fit_are_named(changed, message):
@@ -153,10 +156,10 @@ def test_metadata_that_do_not_fit_are_named(changed, message):
     [
         ("tokenizer.json", b"\xff\xfe{}", "tokenizer.json is not text in UTF-8"),
         ("tokenizer.json", b"{", "tokenizer.json is not valid JSON"),
-        ("tokenizer.json", b"{}", "its tokenizer or processor files cannot be read"),
+        ("tokenizer.json", b"{}", "the tokenizer or processor files cannot be read"),
         ("tokenizer_config.json", b"[" * 100000, "tokenizer_config.json is not valid JSON"),
         ("special_tokens_map.json", b"\x80", "special_tokens_map.json is not text in UTF-8"),
-        ("tokenizer.model", b"1234", "its tokenizer or processor files cannot be read"),
+        ("tokenizer.model", b"1234", "the tokenizer or processor files cannot be read"),
         ("vocab.json", b'{"a": 0}', "vocab.json without merges.txt"),
     ],
 )
@@ -176,6 +179,6 @@ def test_a_tokenizer_is_refused_before_weights_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Safetensors, "read", lambda *args: read.append(args))
     shutil.copytree(GOLDEN / "models" / "llama", tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer.model").write_bytes(b"1234")
-    with pytest.raises(ValueError, match="its tokenizer or processor files cannot be read"):
+    with pytest.raises(ValueError, match="the tokenizer or processor files cannot be read"):
         mcl.models.from_pretrained(tmp_path)
     assert not read

@@ -1,8 +1,8 @@
-"""Markov chains: checks, long-run quantities, sampling, likelihood, and matching of learned to true ones.
+"""Markov chains: checks, long-run quantities, sampling, likelihood, and matching of learned chains with true ones.
 
 Transitions are [N, V, V], row-stochastic: N chains over V symbols, P_k[i, j] the probability of j after i.
-Sequences start from x_1 uniform over V. Everything is float64 numpy, and in nats.
-`experiments.markov.theory` gives all of the public names as well.
+Sequences start from x_1 uniform over V. Everything is float64 NumPy, in nats.
+`experiments.markov.theory` exports all public names too.
 """
 
 from dataclasses import dataclass
@@ -90,9 +90,9 @@ def _validate_transition(transition) -> np.ndarray:
 
 
 def stationary_distribution(transition) -> np.ndarray:
-    """Long-run share of each symbol, pi = pi P.
+    """Computes the long-run share of each symbol, pi = pi P.
 
-    Periodic chains and transient symbols are fine; two closed classes are not, since pi then depends on x_1.
+    Periodic chains and transient symbols are allowed; two closed classes are not, since pi then depends on x_1.
 
     Args:
       transition: [V, V], row-stochastic.
@@ -118,7 +118,7 @@ def stationary_distribution(transition) -> np.ndarray:
 
 
 def entropy_rate(transition) -> float:
-    """Entropy of the next symbol in the long run, sum_i pi(i) H(P[i, :]), with 0 log 0 = 0.
+    """Computes the long-run entropy of the next symbol, sum_i pi(i) H(P[i, :]), with 0 log 0 = 0.
 
     Args:
       transition: [V, V], row-stochastic.
@@ -136,7 +136,7 @@ def row_entropies(transitions: np.ndarray) -> np.ndarray:
 
 
 def average_transition(transitions, prior=None) -> np.ndarray:
-    """The chain MLE tends to: Pbar[i, :] = sum_k prior_k pi_k(i) P_k[i, :] / sum_k prior_k pi_k(i).
+    """Computes the limit of MLE: Pbar[i, :] = sum_k prior_k pi_k(i) P_k[i, :] / sum_k prior_k pi_k(i).
 
     Args:
       transitions: [N, V, V], row-stochastic.
@@ -156,10 +156,10 @@ def average_transition(transitions, prior=None) -> np.ndarray:
 
 
 def first_transition(transitions, prior=None) -> np.ndarray:
-    """What the best single model answers after one symbol: p(x_2 = j | x_1 = i) = sum_k prior_k P_k[i, j].
+    """Computes the best single model's prediction after one symbol: p(x_2 = j | x_1 = i) = sum_k prior_k P_k[i, j].
 
-    The first symbol is uniform for every chain, so it does not tell which chain it comes from. In this the answer to a
-    prompt of one symbol differs from `average_transition`, the mean over the places of a long sequence.
+    The first symbol is uniform for every chain, so it does not reveal the chain. Therefore the answer to a prompt of
+    one symbol differs from `average_transition`, the mean over the positions of a long sequence.
 
     Args:
       transitions: [N, V, V], row-stochastic.
@@ -244,13 +244,13 @@ def row_total_variation(p, q) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Matching:
-    """Which hypothesis stands for which true chain.
+    """Matching of hypotheses with true chains.
 
     Attributes:
       hypothesis: [N] index of the hypothesis of each true chain.
       total_variation: [N] largest row total variation between the two, in [0, 1].
-      covered: [N] True where the chain has that hypothesis to itself; False where K < N left none, and the nearest
-        hypothesis (which another chain owns) is given.
+      covered: [N] True if the chain has its own hypothesis; False if K < N left none, so that `hypothesis` is the
+        nearest one, which belongs to another chain.
     """
 
     hypothesis: np.ndarray
