@@ -150,6 +150,8 @@ def table(
     console = console or rich.console.Console()
     if not console.is_terminal:  # rich treats a file as a terminal of 80 columns
         console.width = max(console.width, PLAIN_WIDTH)
+    if console.measure(shown, options=console.options.update(max_width=10_000)).maximum > console.width:
+        shown.padding = 0  # narrower, so that fewer cells are broken
     console.print(shown)
 
 

@@ -27,7 +27,10 @@ def to_json(value: Any, name: str = "value", *, non_finite: str = "refuse") -> A
       ValueError: if a number is NaN or infinite and `non_finite` is "refuse"; names its key.
       TypeError: if JSON cannot hold a value; names its key and type.
     """
-    inner = lambda v, key: to_json(v, f"{name}.{key}", non_finite=non_finite)
+
+    def inner(entry: Any, key: Any) -> Any:
+        return to_json(entry, f"{name}.{key}", non_finite=non_finite)
+
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, enum.Enum):

@@ -181,12 +181,17 @@ def experts_delta(model: MixtureOfExperts, *, train: bool, counted: Bool[Array, 
 
     def delta_fn(layer, path, spec, x):
         rank, dtype = config.rank_of(path), config.param_dtype
-        draw = lambda key, size: lora.init_a(key, spec, size, dtype)
-        rng = lambda: layer.make_rng("params")
+
+        def draw(key, size):
+            return lora.init_a(key, spec, size, dtype)
+
+        def init_experts_a():
+            return jax.vmap(draw, (0, None))(jax.random.split(layer.make_rng("params"), num_experts), rank)
+
         init = {
-            "a": lambda: jax.vmap(draw, (0, None))(jax.random.split(rng(), num_experts), rank),
+            "a": init_experts_a,
             "b": lambda: jnp.zeros((num_experts, *spec.shape_of(spec.b, rank)), dtype),
-            "router": lambda: draw(rng(), num_experts),
+            "router": lambda: draw(layer.make_rng("params"), num_experts),
         }
         a, b, router = (lora.variable(layer, path, name, init[name]).astype(x.dtype) for name in init)
         logits = lora.contract(f"{spec.x},{spec.a}->{spec.hidden}", x, router).astype(dtypes.at_least_float32(x.dtype))

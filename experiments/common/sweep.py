@@ -149,8 +149,8 @@ def show(results: Mapping[str, list[dict[str, Any]]], kind: Kind) -> None:
             top = np.mean([seed["answer_loss"] for seed in results["1"]])
             cells.append(f"{top - math.log(int(name)):.3f} to {top:.3f}")
         rows.append([name, *cells, len(seeds)])
-    band = ["band [MLE − log K, MLE]"] if kind == "k" else []
-    table("Test split, mean over seeds ± standard deviation", [kind, *columns, *band, "seeds"], rows)
+    band, note = (["band"], "; band = [MLE − log K, MLE]") if kind == "k" else ([], "")
+    table(f"Test split, mean over seeds ± standard deviation{note}", [kind, *columns, *band, "seeds"], rows)
     if any("win_matrix" in seed and "purity" not in seed for seeds in results.values() for seed in seeds):
         say("n/a: purity: all answers have the same mode, so every hypothesis is pure whatever it wins")
 

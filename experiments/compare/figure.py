@@ -76,7 +76,10 @@ def draw(rows: Sequence[Row], quality: str, diversity: str) -> plt.Figure:
             number = f"${groups.index(row.group) + 1}$"
             axes.plot(x.mean, y.mean, marker=number, color="white", markersize=4.5, markeredgewidth=0.3, zorder=order)
     _draw_front(axes, rows, quality, diversity)
-    better = lambda axis: f"{axis} ({'higher' if higher_is_better(axis) else 'lower'} is better)"
+
+    def better(axis: str) -> str:
+        return f"{axis} ({'higher' if higher_is_better(axis) else 'lower'} is better)"
+
     axes.set(xlabel=literal(better(diversity)), ylabel=literal(better(quality)))
     axes.grid(alpha=0.3)
     handles = [Line2D([], [], **styles[method]) for method in methods]

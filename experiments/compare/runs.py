@@ -64,7 +64,7 @@ def read(workdir: Path) -> FinishedRun:
         raise ValueError(f"{workdir} has no config.json, so the settings of the run are unknown")
     results = _object(path)
     methods = results.get("methods")
-    if not methods or not isinstance(methods, dict) or not all(isinstance(of, dict) for of in methods.values()):
+    if not methods or not isinstance(methods, dict) or not all(isinstance(m, dict) for m in methods.values()):
         raise ValueError(
             f"{path} needs `methods`, as written by translation and captioning, but has "
             f"{', '.join(results) or 'nothing'}; the other experiments print their own tables"

@@ -182,7 +182,10 @@ def hf_names(path: Path_, shape: tuple[int, ...]) -> str | list[str]:
     written = [re.sub(rf"^({STACKS})_(\d+)$", r"\1.\2", module) for module in modules]
     if not any(re.fullmatch(STACKS, module) for module in modules):
         return ".".join([*written, LEAVES.get(leaf, leaf)])
-    of_layer = lambda i: [f"{module}.{i}" if re.fullmatch(STACKS, module) else module for module in written]
+
+    def of_layer(i: int) -> list[str]:
+        return [f"{module}.{i}" if re.fullmatch(STACKS, module) else module for module in written]
+
     return [".".join([*of_layer(i), LEAVES.get(leaf, leaf)]) for i in range(shape[0])]
 
 

@@ -165,7 +165,7 @@ def test_place_of_other_batches_is_refused_naming_what_differs():
         ValueError, match="data: 101 records, checksum .* in the stored position, 101 records, checksum .* now"
     ):
         train_batches(encode(make_records(seed=3)), CONFIG).set_state(place)
-    with pytest.raises(ValueError, match="kind: train there, eval now"):
+    with pytest.raises(ValueError, match="kind: train in the stored position, eval now"):
         eval_batches(ENCODED, CONFIG).set_state(place)
 
 

@@ -180,5 +180,5 @@ def test_no_such_folder_or_name(folder, tmp_path):
     with pytest.raises(ValueError, match=r"captions.jsonl, or a data set: it must be one of .*'stamp/pictures'; did"):
         load_captions("stamp/pictures", tmp_path)
     write(folder / "captions.jsonl", "")
-    with pytest.raises(ValueError, match=r"captions.jsonl: needed JSON lines with file, caption, got an empty file"):
+    with pytest.raises(ValueError, match=r"captions.jsonl must hold JSON lines with file, caption, got an empty file"):
         load_captions(folder)

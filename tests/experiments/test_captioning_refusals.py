@@ -58,7 +58,7 @@ def test_a_base_that_does_not_hear_is_refused(refused):
 
 
 def test_a_base_that_is_not_there_is_refused(refused, tmp_path):
-    assert "there is no" in refused("--base", tmp_path / "nowhere", "--data", "nowhere")
+    assert "nowhere must be a Hugging Face folder" in refused("--base", tmp_path / "nowhere", "--data", "nowhere")
 
 
 def test_a_folder_smaller_than_a_batch_is_refused(refused, folder):

@@ -141,7 +141,7 @@ def test_pictures_and_clips_are_in_the_page(parsed, run):
     order = [tag for tag, _ in parsed.tags if tag in {"article", "img", "audio"}]
     assert order == ["img", "img", "article", "img", "article", "audio", *["article"] * (len(SAMPLES) - 2)]
     loss, other, picture = parsed.all("img")
-    assert loss["alt"] == "Held-out loss and purity against steps" and other["alt"] == "something else"
+    assert loss["alt"] == "Held-out loss and purity over the training steps" and other["alt"] == "something else"
     kind, file = read(loss["src"])
     assert kind == "data:image/png" and file.read() == (run.workdir / "figures" / "loss.png").read_bytes()
     kind, file = read(picture["src"])

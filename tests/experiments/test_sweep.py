@@ -54,7 +54,7 @@ def test_the_command_line():
     ("options", "message"),
     [
         (("--kind", "epsilon", "--epsilons", "0.1", "1.5"), "epsilon"),
-        (("--hypotheses", "1", "3", "0"), r"--hypotheses must be at least 1 each, got \(1, 3, 0\)"),
+        (("--hypotheses", "1", "3", "0"), r"every value of --hypotheses must be at least 1, got \(1, 3, 0\)"),
         (("--kind", "objectives", "--backward", "winner"), "--backward winner is not exact for --objective relaxed"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_sweep_goes_on_where_it_stopped(config, monkeypatch, capsys, encoded):
     assert found["3"]["steps"] == [0, 2] and len(found["3"]["curve"]) == 2 and found["1"]["curve"] == []
     assert json.loads((config.workdir / "k-3-seed5" / "config.json").read_text())["seed"] == 5
     out = " ".join(capsys.readouterr().out.split())
-    assert "band [MLE − log K, MLE]" in out and f"{found['3']['answer_loss']:.3f}" in out
+    assert "band = [MLE − log K, MLE]" in out and f"{found['3']['answer_loss']:.3f}" in out
     assert (config.workdir / "k.png").exists()
     assert set(encoded.values()) == {1}  # one perception for all trainings
 

@@ -238,7 +238,7 @@ def test_what_is_no_text_is_refused_in_a_line(write, tmp_path):
         cli([str(tmp_path)])
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress(json.dumps(ITEMS[0]).encode()))
-    with refused(packed, r" line 1: needs UTF-8 \(.*\)"):
+    with refused(packed, r" line 1: must be UTF-8 \(.*\)"):
         cli([str(packed)])
     with refused(write(["[" * 100_000]), " line 1: must be one JSON object, got brackets in brackets without end"):
         cli([str(write(["[" * 100_000]))])

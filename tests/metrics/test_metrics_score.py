@@ -71,5 +71,5 @@ def test_bad_arguments_are_refused():
         Bootstrap(level=95)
     with pytest.raises(ValueError, match=r"at least 1 item, got \(0,\)"):
         Bootstrap().mean([])
-    with pytest.raises(ValueError, match=r"item 1 needs one value .*got shape \(0,\)"):
+    with pytest.raises(ValueError, match=r"item 1 needs a vector with one value .*got shape \(0,\)"):
         oracle([np.ones(3), np.ones(0)])

@@ -84,7 +84,7 @@ def test_csv_files_that_lack_or_have_other_columns(tmp_path):
 def test_without_a_folder_one_is_told_what_to_download(tmp_path, name):
     (tmp_path / "empty").mkdir()
     for folder in (None, tmp_path / "empty", tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=rf"(?s){name}: needed a folder .* needs these files in one folder"):
+        with pytest.raises(FileNotFoundError, match=rf"(?s){name} needs a folder .* needs these files in one folder"):
             load_captions(name, tmp_path, folder)
 
 
@@ -115,4 +115,4 @@ def test_paths_in_published_files(tmp_path):
     corpus = read_clotho(tmp_path)
     assert [record.id for record in corpus.split("test")] == ["evaluation/rain 2.wav"]
     assert "development/rain 0.wav" not in [record.id for record in corpus.records]
-    assert ("evaluation/../../rain.wav", "a path out of the folder") in corpus.left_out
+    assert ("evaluation/../../rain.wav", "a path outside the folder") in corpus.left_out

@@ -30,7 +30,7 @@ def folder(tmp_path):
 def test_pictures_have_captions_by_language(folder):
     corpus = read_stamps(folder, "pictures")
     assert corpus.name == "stamps/pictures" and corpus.modes == ("en", "es", "fr")
-    assert len(corpus.records) == 40 + 52 and corpus.left_out == (("people/drawn", "no PNG, a drawing (SVG) alone"),)
+    assert len(corpus.records) == 40 + 52 and corpus.left_out == (("people/drawn", "no PNG, only a drawing (SVG)"),)
     beast = corpus.records[7]
     assert beast.id == "animals/beast07" and beast.source == "" and beast.media.name == "animals/beast07.png"
     assert beast.targets == (
@@ -80,7 +80,7 @@ def test_spoken_captions_are_captioned_in_every_language(folder):
 def test_sounds_are_not_letters_named_aloud(folder):
     corpus = read_stamps(folder, "sounds")
     assert len(corpus.records) == 40 and corpus.records[5].media.name == "animals/beast05.ogg"
-    assert corpus.left_out == (("symbols/alphabets/a_filled_en_GB", "a letter or digit, named aloud"),)
+    assert corpus.left_out == (("symbols/alphabets/a_filled_en_GB", "a spoken letter or digit"),)
 
 
 def test_stamps_whose_captions_cannot_be_read_are_left_out(folder):
@@ -131,7 +131,7 @@ def test_a_package_without_stamps_is_not_kept(monkeypatch, tmp_path):
 
 def test_broken_files_are_named_in_the_data_set_and_the_others_kept(folder, tmp_path, says):
     write(folder / "animals/beast00_desc_ru.ogg", b"OggS")
-    with says(r"left out 2, kept 5; .*clip cut off after 4 .*: animals/beast00_desc_ru.ogg$"):
+    with says(r"left out 2, kept 5; .*clip is cut off after 4 .*: animals/beast00_desc_ru.ogg$"):
         corpus = load_captions("stamps/spoken", tmp_path, folder)
     again = load_captions("stamps/spoken", tmp_path)
     assert again == corpus and len(corpus.records) == 5
