@@ -208,7 +208,7 @@ def test_what_tfds_cannot_give_is_explained(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"wmt19_translate/de-en/1.0.0: language must be one of .* got 'fr'"):
         load_wmt("wmt19_translate/de-en", tmp_path, target="fr")
     for most in (0, -3):
-        with pytest.raises(ValueError, match=f"most must be at least 1 training pair, or None for all; got {most}"):
+        with pytest.raises(ValueError, match=f"most must be at least 1 training pair, or None for all, got {most}"):
             load_wmt("wmt19_translate/de-en", tmp_path, most=most)
     with pytest.raises(ValueError, match="BuilderConfig de-xx not found"):
         load_wmt("wmt19_translate/de-xx", tmp_path)

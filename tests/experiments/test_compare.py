@@ -482,7 +482,7 @@ def damaged(make):
 @pytest.mark.parametrize(
     ("workdirs", "options", "message"),
     [
-        (lambda make: [make("a", results(2.0)).with_name("b")], {}, "--workdirs needs directories .*b is not a directory"),
+        (lambda make: [make("a", results(2.0)).with_name("b")], {}, "needs directories .*b is not a directory"),
         (unfinished, {}, "u has no results.json: the run is not finished, mcl is at step 60, mle_r is at step 20$"),
         (damaged, {}, "u has no results.json: the run is not finished .*metrics.jsonl is damaged: "),
         (without_config, {}, "u has no config.json"),
