@@ -1,4 +1,4 @@
-"""LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each takes a mode of the data.
+"""LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each learns a mode of the data.
 
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
 `objectives`, `sharding`, `training`, `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and

@@ -1,11 +1,11 @@
-"""Test-time augmentation, the baseline that varies the input rather than the model: K answers to K changed inputs.
+"""Test-time augmentation, a baseline that varies the input instead of the model: K answers to K augmented inputs.
 
-Pure functions of a key and a batch, each example drawn on its own:
+The augmentations are pure functions of a key and a batch. They draw every example independently:
 
-    changed = independent(spec_augment, key, K, log_mel, mask)      # [K, B, M, T]
+    augmented = independent(spec_augment, key, K, log_mel, mask)      # [K, B, M, T]
 
 Sources: Park et al., SpecAugment (arXiv 1904.08779), section 2, for the masks; Szegedy et al., Going deeper with
-convolutions (arXiv 1409.4842), section 6, for crops that keep the scale and aspect ratio of what is seen roughly known.
+convolutions (arXiv 1409.4842), section 6, for crops with a limited range of scales and aspect ratios.
 """
 
 import math
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 def independent(
     augment: Callable[..., Array], key: Key[Array, ""], n: int, *inputs: Any, **options: Any
 ) -> Float[Array, "n B ..."]:
-    """n draws of `augment(key, *inputs, **options)`, with a leading axis n."""
+    """Draws `augment(key, *inputs, **options)` n times with different keys and stacks the results along axis 0."""
     return jax.vmap(lambda key: augment(key, *inputs, **options))(jax.random.split(key, n))
 
 
@@ -35,20 +35,26 @@ def spec_augment(
     time_width: int = 100,
     time_share: float = 1.0,
 ) -> Float[Array, "B M T"]:
-    """Bands of frequencies and stretches of time at the mean of their clip; the defaults are the policy LD.
+    """Masks frequency bands and time spans with the mean of the clip; the defaults are the policy LD of the paper.
 
-    Each mask has a width drawn uniformly from 0 to its limit, and a place drawn uniformly from where it fits. (Time is
-    not warped, which the paper found to matter least.)
+    The width of each mask is uniform between 0 and its limit, and so is its place among those where it fits. (Time is
+    not warped, which matters least according to the paper.)
 
     Args:
+      key: random key.
       log_mel: spectrograms of M mel bands and T frames.
-      mask: True on the real frames of each clip, in one piece; all if None. The others are not changed, nor counted.
-      frequency_masks, frequency_width: number of bands, and the widest, F.
-      time_masks, time_width: number of stretches, and the longest, T frames (of 10 ms in the paper and in Whisper).
-      time_share: p; no stretch is longer than this share of the real frames.
+      mask: True on the real frames of each clip, which must be contiguous; None means all frames. Other frames are
+        neither changed nor counted.
+      frequency_masks: number of masked frequency bands.
+      frequency_width: F, the largest width of a band, in mel bands.
+      time_masks: number of masked time spans.
+      time_width: the longest span, in frames (of 10 ms in the paper and in Whisper).
+      time_share: p; no span is longer than this share of the real frames.
+    Returns:
+      The masked spectrograms.
     Raises:
-      ValueError: for spectrograms that are not [B, M, T] floats, another mask than [B, T], widths that do not fit, or a
-        share outside [0, 1].
+      ValueError: if log_mel is not [B, M, T] floats, the mask is not [B, T], a width does not fit, or the share is
+        outside [0, 1].
     """
     _check_floats("spec_augment", "log_mel [B, M, T]", log_mel, ndim=3)
     batch, bands, frames = log_mel.shape
@@ -75,7 +81,7 @@ def spec_augment(
 def _stripes(
     key: Key[Array, ""], number: int, widest: Int[Array, ""] | int, place: Int[Array, " N"], size: Int[Array, ""] | int
 ) -> Bool[Array, " N"]:
-    """True at the places that any of `number` stripes covers, each 0 to `widest` wide and inside [0, size)."""
+    """Returns True where any of `number` stripes covers `place`; each is 0 to `widest` wide and inside [0, size)."""
     width_key, start_key = jax.random.split(key)
     width = jax.random.randint(width_key, (number, 1), 0, widest + 1)
     start = jax.random.randint(start_key, (number, 1), 0, size - width + 1)
@@ -85,10 +91,16 @@ def _stripes(
 def horizontal_flip(
     key: Key[Array, ""], images: Float[Array, "B H W C"], *, probability: float = 0.5
 ) -> Float[Array, "B H W C"]:
-    """Each picture mirrored, left to right, with this probability; so is any writing in it.
+    """Mirrors each image left to right with the given probability (text in it too).
 
+    Args:
+      key: random key.
+      images: pixels, channels last.
+      probability: chance of mirroring, for each image on its own.
+    Returns:
+      The images.
     Raises:
-      ValueError: for pictures that are not [B, H, W, C], such as one without B, or with channels first.
+      ValueError: if the images are not [B, H, W, C], for example without B or with channels first.
     """
     _check_images("horizontal_flip", images)
     flipped = jax.random.bernoulli(key, probability, images.shape[:1])
@@ -102,16 +114,20 @@ def random_resized_crop(
     area: tuple[float, float] = (0.5, 1.0),
     aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Float[Array, "B H W C"]:
-    """A random rectangle of each picture, enlarged to [H, W] (bilinear).
+    """Crops a random rectangle from each image and resizes it to [H, W] (bilinear).
 
-    Its share of the area is uniform, its aspect ratio log-uniform, its place uniform; a side longer than the picture's
-    is cut to it. Szegedy et al. train on areas from 0.08; the default keeps more, for what a caption speaks of.
+    The share of the area is uniform, the aspect ratio log-uniform and the place uniform; a side longer than the image's
+    is shortened to it. Szegedy et al. train on areas from 0.08 on; the default keeps more of what a caption describes.
 
     Args:
-      area: least and greatest share of the picture's area.
-      aspect_ratio: least and greatest width / height, in pixels.
+      key: random key.
+      images: pixels, channels last.
+      area: smallest and largest share of the image's area.
+      aspect_ratio: smallest and largest ratio width / height.
+    Returns:
+      The crops, [B, H, W, C].
     Raises:
-      ValueError: for pictures that are not [B, H, W, C] floats, ranges that are empty, not positive, or areas above 1.
+      ValueError: if the images are not [B, H, W, C] floats, a range is empty or not positive, or an area is above 1.
     """
     _check_images("random_resized_crop", images)
     _check_floats("random_resized_crop", "images [B, H, W, C]", images, ndim=4)
@@ -136,7 +152,7 @@ def random_resized_crop(
 
 
 def _check_images(name: str, images: Array) -> None:
-    """Raises a ValueError unless pictures are [B, H, W, C]; with channels first, H looks like C."""
+    """Raises a ValueError unless images are [B, H, W, C]; with channels first, axis 1 is as short as C."""
     shape = jnp.shape(images)
     if len(shape) != 4 or (shape[1] in (1, 3, 4) and shape[3] > 4):
         raise ValueError(f"{name} needs images [B, H, W, C], channels last, got {list(shape)}")

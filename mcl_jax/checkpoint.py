@@ -1,12 +1,12 @@
-"""Checkpoints of a training run: adapters, optimizer, objective, random key and place in the data; never the base.
+"""Checkpoints of a training run: adapters, optimizer, objective, random key and data position, but never the base.
 
     DIR/120/state     arrays by path, such as "adapters/layers_0/q_proj/a" [K, in, r] or "opt_state/0/mu/..."
-    DIR/120/record    JSON: shape, dtype and checksum of each array; metrics, place in the data, configuration
+    DIR/120/record    JSON: shape, dtype and checksum of each array; metrics, data position, configuration
 
-Orbax writes a step under a temporary name and renames it when complete, so that a kill at any moment leaves the steps
-before it untouched. Arrays are copied to the host before `save` returns, since the next train step donates their
-buffers. They are stored whole, so a run may go on with any number of devices. Checksums are ours: a flipped bit in a
-stored array goes unnoticed by Orbax.
+Orbax writes a step under a temporary name and renames it when it is complete, so a kill at any moment leaves the
+earlier steps untouched. `save` copies arrays to the host before it returns, since the next train step donates their
+buffers. Arrays are stored unsharded, so a run may resume with any number of devices. We add checksums because Orbax
+does not notice a flipped bit in a stored array.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mcl_jax import stored_state
+from mcl_jax.console import say
 from mcl_jax.json_io import to_json
 from mcl_jax.training import TrainState
 
@@ -40,7 +41,7 @@ class BrokenCheckpoint(Exception):
 
 
 def _untold(record: logging.LogRecord) -> bool:
-    """Whether a log record of Orbax says what no error of ours says: its threads log each error with a traceback."""
+    """Filters out log records with a traceback from Orbax's threads: our own errors report the same problem."""
     return not (record.exc_info and "orbax" in record.pathname)
 
 
@@ -48,15 +49,17 @@ logging.getLogger("absl").addFilter(_untold)
 
 
 class Checkpoints:
-    """The checkpoints in a directory. Reading changes nothing there; the first save clears what a kill left behind.
+    """The checkpoints in a directory. Reading changes nothing; the first save removes what a kill left behind.
 
     Args:
-      directory: where; made if need be.
-      keep_last: how many of the newest are kept, at least 1.
-      keep_best: how many of the best are kept besides.
-      best_metric: key of `metrics` that says which is best.
-      best_mode: "min" if lower is better, or "max".
-      async_: write in the background; `wait` or `close` waits.
+      directory: folder of the checkpoints; created if it does not exist.
+      keep_last: number of newest checkpoints to keep, at least 1.
+      keep_best: number of best checkpoints to keep in addition.
+      best_metric: key of `metrics` that ranks the checkpoints.
+      best_mode: "min" if a lower metric is better, else "max".
+      async_: write in the background; `wait` and `close` wait until everything is written.
+    Raises:
+      ValueError: if keep_last < 1, keep_best < 0, or best_mode is neither "min" nor "max".
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Checkpoints:
         async_: bool = True,
     ):
         if keep_last < 1 or keep_best < 0:
-            raise ValueError(f"need keep_last >= 1 and keep_best >= 0, got {keep_last} and {keep_best}")
+            raise ValueError(f"keep_last must be at least 1 and keep_best at least 0, got {keep_last} and {keep_best}")
         if best_mode not in ("min", "max"):
             raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r}')
         self.directory = Path(directory).absolute()
@@ -89,20 +92,20 @@ class Checkpoints:
     def save(
         self, state: TrainState, *, metrics: Mapping[str, Any] | None = None, data: Any = None, config: Any
     ) -> int:
-        """Saves all of the state but `params`, under `state.step`. A step that this object holds is not saved twice.
+        """Saves the state without `params` under `state.step`. A step that this object has saved is not saved again.
 
         Args:
-          state: at the end of a step.
-          metrics: finite numbers, `best_metric` among them if known.
-          data: place in the data, anything JSON-able.
+          state: the state at the end of a step.
+          metrics: finite numbers, including `best_metric` if it is known.
+          data: position in the data, anything that JSON can hold.
           config: resolved configuration.
         Returns:
           The step.
         Raises:
           ValueError: if an adapter is not finite (names step and leaf; nothing is written), or the directory already
             holds this or a later step from another run.
-          OSError: if it cannot be written (in the background, then here or in what is called next); names the
-            directory and the last good step.
+          OSError: if the checkpoint cannot be written; names the directory and the last good step. A failure in the
+            background is raised by the next call.
         """
         step = int(state.step)
         self._clear_leftovers()
@@ -111,8 +114,8 @@ class Checkpoints:
             return step
         if steps and step <= max(steps):
             raise ValueError(
-                f"cannot save step {step}: {self.directory} already has step {max(steps)}. Continue from it with "
-                "restore(), or move the steps from there on away"
+                f"cannot save step {step}: {self.directory} already has step {max(steps)}. Continue from that step "
+                f"with restore(), or move away the steps from {step} on"
             )
         leaves = stored_state.flatten(stored_state.stored(state))
         arrays = {path: stored_state.to_host(leaf) for path, leaf in leaves.items()}
@@ -140,16 +143,17 @@ class Checkpoints:
     def restore(
         self, state_template: TrainState, step: int | Literal["best"] | None = None
     ) -> tuple[TrainState, Any, dict[str, Any]]:
-        """(state, place in the data, metadata) of a checkpoint.
+        """Reads a checkpoint.
 
         Args:
           state_template: gives `params`, and shapes, dtypes and devices of the rest (arrays or `ShapeDtypeStruct`s).
-          step: a step, "best", or None for the latest that can be read: broken ones are passed over with a warning.
+          step: a step, "best", or None for the latest readable one: a broken checkpoint is skipped, and a line on the
+            console says so.
         Returns:
-          The state with the template's `params`; what `data` was; {"step", "metrics", "config"}.
+          The state with the template's `params`; the data position; {"step", "metrics", "config"}.
         Raises:
-          FileNotFoundError: if there is no such checkpoint; names those there are.
-          BrokenCheckpoint: if the step asked for cannot be read, or none can.
+          FileNotFoundError: if there is no such checkpoint; names the existing ones.
+          BrokenCheckpoint: if the requested step cannot be read, or no step can.
           ValueError: if tree, shapes or dtypes differ; names the first paths and both shapes.
         """
         self.wait()
@@ -162,7 +166,7 @@ class Checkpoints:
             except BrokenCheckpoint as error:
                 if step is not None:
                     raise
-                warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
+                say(f"Warning: {error}; falling back to the checkpoint before it.")
                 self._broken.add(candidate)
                 continue
             self._ours.add(candidate)
@@ -172,20 +176,20 @@ class Checkpoints:
         raise BrokenCheckpoint(f"none of the checkpoints {sorted(self._broken)} in {self.directory} can be read")
 
     def latest_step(self) -> int | None:
-        """The newest step, saved or being saved; None if there is none. Steps found broken do not count."""
+        """Returns the newest step, saved or being saved; None if there is none. Broken steps do not count."""
         return max(self._steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The step with the best `best_metric`, the newer if two are equal; None if no step has one."""
+        """Returns the step with the best `best_metric`, the newer of two equal ones; None if no step has a metric."""
         return max(self._scored(self._steps()), key=lambda pair: (pair[1], pair[0]), default=(None,))[0]
 
     def wait(self) -> None:
-        """Returns when what is being saved is on disk. Raises what went wrong in the background, as `save` does."""
+        """Waits until everything is on disk. Raises errors of the background thread, as `save` does."""
         with self._told():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and lets Orbax's threads go. Raises as `wait` does."""
+        """Waits as `wait` does, and ends Orbax's threads."""
         with self._told():
             self._manager.close()
 
@@ -198,11 +202,11 @@ class Checkpoints:
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.directory).free
         if free < needed:
-            raise self._not_written(f"{NO_SPACE}: it takes {needed} bytes, and {free} are free")
+            raise self._not_written(f"{NO_SPACE}: it needs {needed} bytes, but only {free} are free")
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Whatever Orbax, TensorStore and their threads say, as one error."""
+        """Turns any error of Orbax, TensorStore and their threads into one OSError."""
         try:
             yield
         except Exception as error:
@@ -211,22 +215,22 @@ class Checkpoints:
 
     def _not_written(self, reason: str) -> OSError:
         good = [step for step in self._steps() if (self.directory / str(step)).is_dir()]
-        kept = f"the last good one is step {max(good)}" if good else "there is none before it"
+        kept = f"the last good checkpoint is step {max(good)}" if good else "there is no earlier checkpoint"
         number = errno.ENOSPC if NO_SPACE in reason else errno.EIO
-        return OSError(number, f"a checkpoint cannot be written ({reason}); {kept}", str(self.directory))
+        return OSError(number, f"the checkpoint cannot be written ({reason}); {kept}", str(self.directory))
 
     def _steps(self) -> list[int]:
         return [step for step in self._manager.all_steps() if step not in self._broken]
 
     def _scored(self, steps: Sequence[int]) -> list[tuple[int, float]]:
-        """(step, score) of the steps with a metric; more is better."""
+        """Returns (step, score) for the steps that have the metric; a higher score is better."""
         sign = 1 if self.best_mode == "max" else -1
         return [(step, sign * self._metric[step]) for step in steps if self._metric.get(step) is not None]
 
     def _candidates(self, step: int | str | None) -> list[int]:
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
-            raise FileNotFoundError(f"no checkpoint in {self.directory}")
+            raise FileNotFoundError(f"there is no checkpoint in {self.directory}")
         if step is None:
             return steps
         if step == "best":
@@ -235,11 +239,13 @@ class Checkpoints:
                 raise FileNotFoundError(f"no checkpoint in {self.directory} has metrics[{self.best_metric!r}]")
             return [best]
         if step not in steps:
-            raise FileNotFoundError(f"no checkpoint of step {step} in {self.directory}, which has {sorted(steps)}")
+            raise FileNotFoundError(
+                f"there is no checkpoint of step {step} in {self.directory}, only of steps {sorted(steps)}"
+            )
         return [int(step)]
 
     def _clear_leftovers(self) -> None:
-        """Before the first save: removes half-written steps, and puts steps found broken aside as STEP.broken."""
+        """Removes half-written steps before the first save, and renames broken steps to STEP.broken."""
         if not self._cleared and jax.process_index() == 0:
             for half_written in self.directory.glob("*.orbax-checkpoint-tmp"):
                 _remove(half_written)
@@ -258,17 +264,17 @@ class Checkpoints:
         try:
             return (self._read_record(step)["metrics"] or {}).get(self.best_metric)
         except BrokenCheckpoint:
-            return None  # restore says so, if anyone wants this step
+            return None  # `restore` reports it if this step is needed
 
     def _read_record(self, step: int) -> dict[str, Any]:
         try:
             args = ocp.args.Composite(record=ocp.args.JsonRestore())
             stored = self._manager.restore(step, args=args)["record"]
             record, checksum = stored["record"], stored["crc32"]
-        except Exception as error:  # whatever Orbax meets in a damaged directory
+        except Exception as error:  # Orbax raises many types for a damaged directory
             raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken ({_first_line(error)})") from error
         if _record_checksum(record) != checksum:
-            raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken (checksum of its record)")
+            raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken (wrong checksum of its record)")
         return record
 
     def _read_arrays(self, step: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -281,12 +287,12 @@ class Checkpoints:
             raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken ({_first_line(error)})") from error
         for path, leaf in record["leaves"].items():
             if checksums.get(path) != leaf["crc32"]:
-                raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken (checksum of {path})")
+                raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken (wrong checksum of {path})")
         return arrays
 
 
 class _Preserve:
-    """Orbax's question which steps to keep: the last and the best."""
+    """Tells Orbax which steps to keep: the last and the best."""
 
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints = checkpoints

@@ -1,4 +1,4 @@
-"""How commands fail: in one sentence on standard error with exit status 1, and without a traceback."""
+"""Error handling of commands: one sentence on standard error, exit status 1, and no traceback."""
 
 import contextlib
 import errno
@@ -14,25 +14,25 @@ from mcl_jax.extras import MissingExtra
 FOR_PEOPLE = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, BrokenCheckpoint, MissingExtra)
 CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell sees of a process that SIGPIPE or SIGINT ended
 HINTS = {
-    errno.ENOSPC: "free some space, and run the same command again",
-    errno.EDQUOT: "free some space, and run the same command again",
-    errno.EACCES: "change its permissions, or choose another place",
-    errno.EPERM: "change its permissions, or choose another place",
-    errno.EROFS: "choose another place",
-    errno.EEXIST: "a directory is needed there, choose another place",
-    errno.ENOTDIR: "a directory is needed there, choose another place",
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
+    errno.EACCES: "change its permissions or choose another path",
+    errno.EPERM: "change its permissions or choose another path",
+    errno.EROFS: "choose another path",
+    errno.EEXIST: "the path must be a directory; choose another one",
+    errno.ENOTDIR: "the path must be a directory; choose another one",
 }
 
 
 @contextlib.contextmanager
 def errors_in_a_line() -> Iterator[None]:
-    """Around all that a command does; also a decorator.
+    """Turns the errors of a command into one line. Use it as a context manager or as a decorator.
 
-    A reader of the output that goes away (`| head`) or a keyboard interrupt ends the command without a word. Texts that
-    the terminal cannot show are printed with escapes.
+    A closed output pipe (`| head`) or a keyboard interrupt ends the command silently. Characters that the terminal
+    cannot show are printed as escapes.
 
     Raises:
-      SystemExit: for every error with a message for people.
+      SystemExit: in place of every error whose message is written for users.
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -40,7 +40,7 @@ def errors_in_a_line() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # Python flushes once more when it ends
+        with contextlib.suppress(OSError, ValueError):  # Python flushes once more at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(CLOSED_PIPE) from None
     except KeyboardInterrupt:
@@ -50,20 +50,20 @@ def errors_in_a_line() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def attempt(what: str) -> Iterator[None]:
-    """Around what others do not depend on: if it fails, a line says so, and all else goes on.
+def attempt(product: str) -> Iterator[None]:
+    """Runs an optional step: if it fails, prints one line and carries on.
 
     Args:
-      what: is made, such as "page.html".
+      product: what the step makes, such as "page.html".
     """
     try:
         yield
     except Exception as error:
-        say(f"{what} could not be made: {describe(error)}")
+        say(f"{product} could not be made: {describe(error)}")
 
 
 def describe(error: BaseException) -> str:
-    """The error as a sentence: of the system with its file and what to do, of the program with its type."""
+    """Describes an error in one sentence: a system error with its file and a remedy, a bug with its type."""
     if isinstance(error, OSError) and error.errno is not None:
         place = "standard output" if error.filename is None else error.filename
         hint = f"; {HINTS[error.errno]}" if error.errno in HINTS else ""

@@ -1,7 +1,7 @@
-"""What a person sees of a run: a progress bar with loss, win rates and time left, and summary tables.
+"""Console output of a run: a progress bar with loss, win rates and time left, and summary tables.
 
-Where the output is not a terminal, the bar becomes a plain line every few seconds. Texts are shown as they are: names
-and paths may hold square brackets, colons and what a terminal takes for a command, and none of it is obeyed.
+If the output is not a terminal, the bar becomes a plain line every few seconds. Texts are shown literally: names and
+paths may contain square brackets, colons and terminal escape codes, and none of them are interpreted.
 """
 
 import time
@@ -14,32 +14,32 @@ import rich.progress
 import rich.table
 from rich.text import Text
 
-PLAIN_WIDTH = 140
-# Control characters but newline and tab, as the symbols that stand for them.
+PLAIN_WIDTH = 100  # columns of a table where the output is not a terminal
+# Visible symbols for control characters, except newline and tab.
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 CONTROLS |= {code: 0xFFFD for code in range(0x80, 0xA0)} | {0x7F: 0x2421}
 
 
 def plain(text: Any, style: str = "") -> Text:
-    """A text in a style, as it is: rich parses markup and emoji codes in a `str`, and never in a `Text`."""
+    """Returns a text in a style, to be shown literally: rich parses markup and emoji codes in `str`, not in `Text`."""
     return Text(str(text).translate(CONTROLS), style=style)
 
 
 def say(*parts: str | Text, console: rich.console.Console | None = None) -> None:
-    """Prints a line, however long: texts as they are, and those of `plain` in their style."""
+    """Prints one line without breaking it. Strings are shown literally, results of `plain` in their style."""
     line = Text.assemble(*(part if isinstance(part, Text) else plain(part) for part in parts))
     (console or rich.console.Console()).print(line, soft_wrap=True)
 
 
 class Progress:
-    """A context manager around a loop: `update(step, loss=, win_rate=)` after each step, or whenever values are known.
+    """Shows the progress of a loop. Use it as a context manager and call `update` after each step.
 
     Args:
-      total: steps of the whole training.
-      completed: steps done before, which time left does not count.
-      description: what runs, such as "seed1235/mcl".
-      console: where to; standard output by default.
-      interval: seconds between plain lines.
+      total: number of steps of the whole training.
+      completed: steps done before this process; the estimate of the time left ignores them.
+      description: name of the training, such as "seed1235/mcl".
+      console: output; standard output by default.
+      interval: seconds between two plain lines, where the output is not a terminal.
     """
 
     def __init__(
@@ -79,12 +79,14 @@ class Progress:
             self._print()
 
     def update(self, step: int, loss: Any = None, win_rate: Any = None, **values: Any) -> None:
-        """Shows that `step` steps are done. Values stay until others come; passing none costs no device transfer.
+        """Shows that `step` steps are done.
+
+        The last values stay on display until new ones are given. A call without values copies nothing from the device.
 
         Args:
-          step: steps done.
-          loss: nats.
-          win_rate: [K].
+          step: number of steps done.
+          loss: in nats.
+          win_rate: share of the examples that each hypothesis wins, [K].
           **values: further numbers, shown by name.
         """
         self.completed = step
@@ -96,21 +98,25 @@ class Progress:
             self._print()
 
     def seconds_left(self) -> float | None:
-        """At the mean speed since the start; None before the first step."""
+        """Estimates the time left in seconds from the mean speed so far; None before the first step."""
         done = self.completed - self._first
         return (time.monotonic() - self._started) / done * (self.total - self.completed) if done > 0 else None
 
     def _print(self) -> None:
         left = self.seconds_left()
-        ending = "" if left is None else f"  {left:.0f} s left"
-        say(f"{self.description}  {self.completed}/{self.total}  {self._values}{ending}", console=self.console)
+        ending = "" if left is None else f"{left:.0f} s left"
+        parts = [self.description, f"{self.completed}/{self.total}", self._values, ending]
+        say("  ".join(filter(None, parts)), console=self.console)
         self._printed = time.monotonic()
 
 
 def describe_values(**values: Any) -> str:
-    """Numbers by name on one line, vectors in brackets: "loss 1.234  win_rate [0.50 0.30 0.20]"."""
+    """Formats named numbers on one line, vectors in brackets: "loss 1.234  win_rate [0.50 0.30 0.20]"."""
+
+    def show(x: np.ndarray) -> str:
+        return f"{x:.4g}" if x.ndim == 0 else "[" + " ".join(f"{v:.2f}" for v in x.ravel()) + "]"
+
     known = {name: np.asarray(value, np.float64) for name, value in values.items() if value is not None}
-    show = lambda x: f"{x:.4g}" if x.ndim == 0 else "[" + " ".join(f"{v:.2f}" for v in x.ravel()) + "]"
     return "  ".join(f"{name} {show(value)}" for name, value in known.items())
 
 
@@ -121,21 +127,31 @@ def table(
     *,
     console: rich.console.Console | None = None,
 ) -> None:
-    """Prints a table; floats with four significant digits, None as "n/a", texts as they are (see `plain` for a style).
+    """Prints a table. Floats have four significant digits, None is "n/a", and texts are shown literally.
 
+    Args:
+      title: line above the table.
+      columns: names of the columns.
+      rows: one value per column; use `plain` to give a text a style.
+      console: output; standard output by default.
     Raises:
-      ValueError: for a row that has not one value a column; names both.
+      ValueError: if a row does not have one value per column.
     """
     shown = rich.table.Table(title=plain(title, "table.title"))
     for column in columns:
-        shown.add_column(plain(column), overflow="fold")  # a long word is broken rather than cut
+        shown.add_column(plain(column), overflow="fold")  # breaks a long word instead of cutting it off
     for row in rows:
         if len(row) != len(columns):
-            raise ValueError(f"table {title!r} has {len(columns)} columns {list(columns)}, got the row {list(row)}")
+            raise ValueError(
+                f"every row of table {title!r} must have {len(columns)} values, for the columns {list(columns)}, got "
+                f"{list(row)}"
+            )
         shown.add_row(*map(_cell, row))
     console = console or rich.console.Console()
-    if not console.is_terminal:  # rich takes a file for a terminal of 80 columns, and cuts what is wider
+    if not console.is_terminal:  # rich treats a file as a terminal of 80 columns
         console.width = max(console.width, PLAIN_WIDTH)
+    if console.measure(shown, options=console.options.update(max_width=10_000)).maximum > console.width:
+        shown.padding = 0  # narrower, so that fewer cells are broken
     console.print(shown)
 
 

@@ -1,7 +1,7 @@
 """TensorBoard events of one training.
 
-Written by the thread that logs: a `SummaryWriter` has a thread of its own, which ends at the first error of the system,
-such as a full disk, and then lets the next lines wait for ever.
+The calling thread writes them. A `SummaryWriter` would use a thread of its own, which dies at the first system error,
+such as a full disk, and then blocks the next call for ever.
 """
 
 import time
@@ -18,8 +18,8 @@ class Events:
     """An event file.
 
     Args:
-      folder: where to; made if need be.
-      purge_step: TensorBoard hides what earlier files in the folder have from this step on.
+      folder: folder of the file; created if it does not exist.
+      purge_step: TensorBoard hides the events of earlier files in the folder from this step on.
     Raises:
       OSError: here and in the methods, if it cannot be written; names the folder.
       MissingExtra: if tensorboardX is not installed.
@@ -51,12 +51,12 @@ class Events:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is not written yet."""
+        """Writes all pending events to disk."""
         with naming(self.folder):
             self._writer.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Writes the rest."""
+        """Writes all pending events and closes the file."""
         with naming(self.folder):
             self._writer.close()

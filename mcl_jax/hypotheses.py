@@ -1,4 +1,4 @@
-"""K hypotheses: one frozen Linen module, K low-rank adapters stacked along a leading axis, vmapped."""
+"""K hypotheses: one frozen Linen module, vmapped over K low-rank adapters that are stacked along a leading axis."""
 
 import abc
 import dataclasses
@@ -19,7 +19,7 @@ Adapters = PyTree[Array]
 
 
 def count(adapters: Adapters) -> int:
-    """K, the leading axis that all leaves of a stack of adapters share.
+    """Returns K, the size of the leading axis that all leaves of stacked adapters share.
 
     Raises:
       ValueError: if there are no leaves, or their leading axes differ.
@@ -28,23 +28,25 @@ def count(adapters: Adapters) -> int:
 
 
 def select(adapters: Adapters, k: Int[Array, "..."] | int) -> Adapters:
-    """Adapters of hypothesis k; with k of shape [B], one set of adapters an example, leading axis B."""
+    """Returns the adapters of hypothesis k; if k has shape [B], one set per example with leading axis B."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[k], adapters)
 
 
 def example_key(rng: Key[Array, ""], k: Int[Array, ""] | int, b: Int[Array, ""] | int) -> Key[Array, ""]:
-    """The random stream of example b under hypothesis k: what makes one pass repeat another's dropout masks."""
+    """Returns the random key of example b under hypothesis k, so that two passes draw the same dropout masks."""
     return jax.random.fold_in(jax.random.fold_in(rng, k), b)
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptedModule(abc.ABC):
-    """Any Flax Linen module under K sets of adapters. Holds no arrays; every method is a pure function.
+    """Any Flax Linen module with K sets of adapters. It holds no arrays; every method is a pure function.
 
     Args:
-      module: the base. Parameters stay outside, as `module.init(...)["params"]`, or as the whole dictionary of
-        variables where the module has further collections.
-      config: which layers are adapted and how.
+      module: the base. Its parameters are passed to the methods: `module.init(...)["params"]`, or the whole dictionary
+        of variables if the module has further collections.
+      config: layers to adapt, ranks and scales.
+    Raises:
+      ValueError: if `module` is not an instance of flax.linen.Module.
     """
 
     module: nn.Module
@@ -53,7 +55,7 @@ class AdaptedModule(abc.ABC):
     def __post_init__(self):
         if not isinstance(self.module, nn.Module):
             kind = self.module if isinstance(self.module, type) else type(self.module)
-            article = "the class" if kind is self.module else "an object of"
+            article = "the class" if kind is self.module else "an instance of"
             raise ValueError(
                 f"{type(self).__name__} adapts instances of flax.linen.Module, got {article} "
                 f"{kind.__module__}.{kind.__qualname__}. Modules of flax.nnx and of other libraries cannot be adapted"
@@ -61,22 +63,29 @@ class AdaptedModule(abc.ABC):
 
     @abc.abstractmethod
     def _delta(self, *, train: bool) -> lora.DeltaFn:
-        """What one set of adapters adds to a target layer."""
+        """Returns the function that computes what one set of adapters adds to a target layer."""
 
     def init(
-        self, key: Key[Array, ""], params: Params, *inputs: Any, num_hypotheses: int,
-        method: str | Callable | None = None, **kwargs: Any,
-    ) -> Adapters:  # fmt: skip
-        """Adapters with leading axis K: A different for each hypothesis, B zero, so that each equals the base.
+        self,
+        key: Key[Array, ""],
+        params: Params,
+        *inputs: Any,
+        num_hypotheses: int,
+        method: str | Callable | None = None,
+        **kwargs: Any,
+    ) -> Adapters:
+        """Creates adapters with leading axis K. A is random, B is zero, so every hypothesis starts equal to the base.
 
-        Any array may be given as a `jax.ShapeDtypeStruct`.
+        Any array may be given as a `jax.ShapeDtypeStruct`: shapes matter, values do not.
 
         Args:
-          key: for A.
-          params: of the base; only shapes matter.
-          *inputs, **kwargs: an example call of the module (shapes matter, values do not).
+          key: random key for A.
+          params: parameters of the base.
+          *inputs, **kwargs: arguments of an example call of the module.
           num_hypotheses: K.
-          method: of the module; `__call__` by default.
+          method: method of the module to call; `__call__` by default.
+        Returns:
+          A pytree with leading axis K.
         Raises:
           ValueError: if K < 1, or a pattern of the config matches no linear layer (lists the nearest paths) or does not
             fit it.
@@ -95,19 +104,29 @@ class AdaptedModule(abc.ABC):
         jax.eval_shape(init_one, key)
         adapted.check(self.config)
         self._check_stacked(params, adapted)
-        # Under vmap over K keys, not with a leading axis in the initialiser: the fan-in of A stays that of the layer.
-        # Under jit the forward pass, whose result nobody asks for, is dropped.
+        # vmap over K keys, instead of a leading axis in the initialiser, keeps the fan-in of A that of the layer.
+        # jit drops the forward pass, whose result is not used.
         return jax.jit(jax.vmap(init_one))(jax.random.split(key, num_hypotheses))
 
     def apply(
-        self, params: Params, adapters_k: Adapters, *inputs: Any, dropout_rng: Key[Array, ""] | None = None,
-        method: str | Callable | None = None, **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """One hypothesis: what the module returns with the adapters (no leading axis K) added.
+        self,
+        params: Params,
+        adapters_k: Adapters,
+        *inputs: Any,
+        dropout_rng: Key[Array, ""] | None = None,
+        method: str | Callable | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls the module under one hypothesis.
 
         Args:
-          dropout_rng: given in training, it switches adapter dropout on (and is the module's "dropout" stream).
-          method: of the module; `__call__` by default.
+          params: parameters of the base.
+          adapters_k: adapters of one hypothesis, without the leading axis K.
+          *inputs, **kwargs: arguments of the module.
+          dropout_rng: random key that switches adapter dropout on, for training; also the module's "dropout" stream.
+          method: method of the module to call; `__call__` by default.
+        Returns:
+          The output of the module.
         """
         delta = self._delta(train=dropout_rng is not None)
         return self._run(delta, params, adapters_k, inputs, kwargs, {"dropout": dropout_rng}, method)
@@ -115,28 +134,49 @@ class AdaptedModule(abc.ABC):
     def apply_all(
         self, params: Params, adapters: Adapters, *inputs: Any, dropout_rng: Key[Array, ""] | None = None, **kwargs: Any
     ) -> Any:
-        """Every hypothesis on the same inputs: outputs with leading axis K.
+        """Calls the module on the same inputs under every hypothesis.
 
-        With `dropout_rng` each example has masks of its own, keyed by example and hypothesis as in `apply_assigned`;
-        arrays among the inputs then need a leading batch axis.
+        Args:
+          params: parameters of the base.
+          adapters: adapters with leading axis K.
+          *inputs, **kwargs: arguments of the module.
+          dropout_rng: random key that switches dropout on. Each example then has its own masks, keyed by example and
+            hypothesis as in `apply_assigned`, and input arrays need a leading batch axis.
+        Returns:
+          The outputs with leading axis K.
         """
         num_hypotheses = count(adapters)
         if dropout_rng is None:
             return jax.vmap(lambda adapters_k: self.apply(params, adapters_k, *inputs, **kwargs))(adapters)
-        everyone = lambda k: jnp.full(independence.batch_size((inputs, kwargs)), k)
-        return jax.vmap(
-            lambda k: self.apply_assigned(params, adapters, everyone(k), *inputs, dropout_rng=dropout_rng, **kwargs)
-        )(jnp.arange(num_hypotheses))
+
+        def one(k: Int[Array, ""]) -> Any:
+            k_of_example = jnp.full(independence.batch_size((inputs, kwargs)), k)
+            return self.apply_assigned(params, adapters, k_of_example, *inputs, dropout_rng=dropout_rng, **kwargs)
+
+        return jax.vmap(one)(jnp.arange(num_hypotheses))
 
     def apply_assigned(
-        self, params: Params, adapters: Adapters, k_of_example: Int[Array, " B"], *inputs: Any,
-        dropout_rng: Key[Array, ""] | None = None, **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """Example b under hypothesis `k_of_example[b]`, in one pass of B rows: outputs with leading axis B.
+        self,
+        params: Params,
+        adapters: Adapters,
+        k_of_example: Int[Array, " B"],
+        *inputs: Any,
+        dropout_rng: Key[Array, ""] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls the module on example b under hypothesis `k_of_example[b]`, in one pass of B rows.
 
-        Arrays among the inputs (0-d ones aside) carry a leading batch axis; everything else is passed as it is. The
-        module must treat the examples of a batch independently, since each is run as a batch of one under vmap.
+        Input arrays (except scalars) need a leading batch axis; everything else is passed on unchanged. The module must
+        treat the examples of a batch independently, since each one runs as a batch of one under vmap.
 
+        Args:
+          params: parameters of the base.
+          adapters: adapters with leading axis K.
+          k_of_example: hypothesis of each example, in [0, K).
+          *inputs, **kwargs: arguments of the module.
+          dropout_rng: random key that switches dropout on.
+        Returns:
+          The outputs with leading axis B.
         Raises:
           ValueError: if the batch sizes of k_of_example and the inputs differ, or an output has no leading batch axis.
         """
@@ -154,16 +194,18 @@ class AdaptedModule(abc.ABC):
         return jax.vmap(one)(select(adapters, k_of_example), k_of_example, jnp.arange(batch), arrays)
 
     def check(self, params: Params, adapters: Adapters, *inputs: Any, **kwargs: Any) -> None:
-        """Raises unless the module treats the examples of a batch independently.
+        """Checks that the module treats the examples of a batch independently.
 
         The first two examples run under the first two hypotheses: `apply_all` and `apply_assigned` must agree, and an
-        example must give the same beside any other. This costs four forward passes of two examples each, two of them
-        compiled. With a `jax.ShapeDtypeStruct` anywhere in the arguments only shapes are compared.
+        example must give the same output whichever example is beside it. This costs four forward passes of two examples
+        and two compilations. If an argument contains a `jax.ShapeDtypeStruct`, only shapes are compared.
 
         Args:
-          *inputs, **kwargs: a call of the module with at least two examples that differ.
+          params: parameters of the base.
+          adapters: adapters with leading axis K.
+          *inputs, **kwargs: arguments of the module, with at least two different examples.
         Raises:
-          ValueError: names the output that depends on other examples, or has no leading batch axis.
+          ValueError: if an output depends on other examples or has no leading batch axis; names it.
         """
         arrays, rebuild = independence.split((inputs, kwargs))
         k_of_example = np.array([min(1, count(adapters) - 1), 0])
@@ -190,13 +232,13 @@ class AdaptedModule(abc.ABC):
         return frozenset(adapted.targets)
 
     def _check_stacked(self, params: Params, adapted: lora.Adapted) -> None:
-        """Raises a ValueError if the config has values for each of several layers where there is only one."""
+        """Raises a ValueError if the config has one value per stacked layer for a layer that is not stacked."""
         for path, spec in adapted.targets.items():
             if self.config.stacked(path) is None:
                 continue
             kernel = _at(_variables(params)["params"], (*path.split("/"), "kernel"))
             if jax.tree.leaves(kernel)[0].ndim == len(spec.shape):
-                raise ValueError(f"LoraConfig: {path} is one layer, not a stack, and needs one rank and one alpha")
+                raise ValueError(f"LoraConfig: {path} is a single layer, so it needs a single rank and alpha")
 
     def _run(self, delta, params, adapters_k, inputs, kwargs, rngs, method=None, mutable=False, adapted=None):
         variables = {**_variables(params), lora.COLLECTION: lora.with_layer_scales(self.config, adapters_k)}
@@ -207,10 +249,11 @@ class AdaptedModule(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Hypotheses(AdaptedModule):
-    """K low-rank hypotheses of any Flax Linen module: y = W x + (α/r) · B_k A_k x at each target.
+    """K low-rank hypotheses of any Flax Linen module: y = W x + (α/r) · B_k A_k x at each target layer.
 
     Args:
-      module, config: see `AdaptedModule`.
+      module: the base, see `AdaptedModule`.
+      config: layers to adapt, ranks and scales.
     """
 
     config: lora.LoraConfig = dataclasses.field(default_factory=lora.LoraConfig)
@@ -219,10 +262,16 @@ class Hypotheses(AdaptedModule):
         return lora.adapter_delta(self.config, train=train)
 
     def merge(self, params: Params, adapters: Adapters, k: int) -> Params:
-        """Plain parameters W + (α/r) B A of hypothesis k, in the dtype of each kernel; the base is not changed.
+        """Folds hypothesis k into the parameters: W + (α/r) B A, in the dtype of each kernel.
 
+        Args:
+          params: parameters of the base; not changed.
+          adapters: adapters with leading axis K.
+          k: the hypothesis, in [0, K).
+        Returns:
+          Plain parameters of the module.
         Raises:
-          ValueError: for a k outside [0, K), or adapters that do not fit the parameters.
+          ValueError: if k is outside [0, K), or the adapters do not fit the parameters.
         """
         num_hypotheses = count(adapters)
         if not 0 <= k < num_hypotheses:
@@ -248,16 +297,16 @@ class Hypotheses(AdaptedModule):
 
 
 def _variables(params: Params) -> Params:
-    """The whole dictionary of variables.
+    """Returns the whole dictionary of variables.
 
     Raises:
-      ValueError: if the parameters hold "params" themselves.
+      ValueError: if the parameters contain "params" themselves.
     """
     variables = params if "params" in params else {"params": params}
     if "params" in variables["params"]:
         raise ValueError(
-            'the parameters hold "params" below "params": either they were wrapped twice, or a submodule is named '
-            '"params", which Flax cannot apply: rename it'
+            'the parameters contain "params" inside "params"; unwrap them if they were wrapped twice; if a submodule '
+            'is named "params", which Flax cannot apply, rename it'
         )
     return variables
 
@@ -269,7 +318,7 @@ def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def _filled(leaf: Any) -> Any:
-    """Zeros for a `jax.ShapeDtypeStruct`, NumPy arrays as those of JAX; everything else as it is."""
+    """Returns zeros for a `jax.ShapeDtypeStruct`, a JAX array for a NumPy array, and anything else unchanged."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jnp.zeros(leaf.shape, leaf.dtype)
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf

@@ -1,14 +1,14 @@
-"""Adapters to and from Hugging Face PEFT, and merged weights as a Hugging Face folder.
+"""Exchange with Hugging Face: PEFT adapter folders, and folders of merged weights.
 
     adapters of one hypothesis here                PEFT, adapter_model.safetensors, below base_model.model
     model/layers/self_attn/q_proj/a  [L, in, r]    model.layers.{i}.self_attn.q_proj.lora_A.weight  [r, in]
     model/layers/self_attn/q_proj/b  [L, r, out]   model.layers.{i}.self_attn.q_proj.lora_B.weight  [out, r]
 
-Layers of models that see or hear are written under the names that they have in transformers from 4.52 on, and read
-under these or those of before.
+Layers of vision and audio models are written under their names in transformers from 4.52 on, and read under these or
+the earlier names.
 
-K hypotheses are K folders, `lora0` … `lora{K-1}`. The released checkpoints of the paper's authors have either this
-layout, or all K in one `lora0` as weights of grouped 1x1 convolutions, lora_A [K·r, in, 1] and lora_B [K·out, r, 1].
+K hypotheses are K folders, `lora0` … `lora{K-1}`. The checkpoints that the paper's authors released have this layout,
+or hold all K in one `lora0` as weights of grouped 1x1 convolutions, lora_A [K·r, in, 1] and lora_B [K·out, r, 1].
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ PREFIX = "base_model.model."
 
 
 def _layers(path: tuple[str, ...], leaf: Array) -> list[tuple[str, Any]]:
-    """(name of the layer in Hugging Face, index into the leaf of one hypothesis) for each layer that a leaf holds."""
+    """Returns (Hugging Face name of the layer, index into the leaf of one hypothesis) for each layer of a leaf."""
     names = pretrained.hf_names((*path[:-1], "kernel"), leaf.shape)
     if isinstance(names, str):
         return [(names.removesuffix(".weight"), ...)]
@@ -41,18 +41,19 @@ def _layers(path: tuple[str, ...], leaf: Array) -> list[tuple[str, Any]]:
 
 
 def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *, base: str = "") -> list[Path]:
-    """Writes one PEFT adapter folder for each hypothesis: `lora0` … `lora{K-1}`.
+    """Writes one PEFT adapter folder per hypothesis: `lora0` … `lora{K-1}`.
 
-    Adapters that `folder` holds under such names are replaced, whatever their number; other files stay.
+    All adapters with such names in `folder` are replaced; other files stay.
 
     Args:
-      model: of a language model of `mcl_jax.models`.
-      adapters: leading axis K.
+      folder: where to create the adapter folders.
+      model: hypotheses of a language model from `mcl_jax.models`.
+      adapters: adapters with leading axis K.
       base: name or path of the base model, for PEFT's `base_model_name_or_path`.
     Returns:
       The folders.
     Raises:
-      ValueError: for adapters of other than linear layers with two-axis kernels, or a folder that is itself an adapter.
+      ValueError: if an adapted kernel does not have two axes, or `folder` is itself an adapter.
     """
     saved, family = [], pretrained.family_of(model.module.config.to_hf())
     for k in range(hypotheses.count(adapters)):
@@ -63,7 +64,8 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
                 name, matrix = rename(name, family.in_memory), np.asarray(leaf[index])
                 if matrix.ndim != 2:
                     raise ValueError(
-                        f"PEFT holds adapters of two-axis kernels only; {name} has {path[-1]} {leaf.shape}"
+                        f"PEFT stores only adapters of kernels with two axes, but {path[-1]} of {name} has shape "
+                        f"{leaf.shape}"
                     )
                 ranks[name], alphas[name] = _rank_and_alpha(model.config, place, layer)
                 unpadded = matrix[:, : ranks[name]] if path[-1] == "a" else matrix[: ranks[name]]
@@ -73,13 +75,15 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
 
 
 def _rank_and_alpha(config: LoraConfig, place: str, layer: int) -> tuple[int, float]:
-    """r and α of one of the layers at `place`, which the config has for each of them or for all."""
-    of = lambda values: values[layer] if len(values) > 1 else values[0]
-    return of(config.ranks_of(place)), of(config.alphas_of(place))
+    """Returns r and α of one of the layers at `place`; the config has one value per layer or one for all."""
+    ranks, alphas = config.ranks_of(place), config.alphas_of(place)
+    return ranks[layer if len(ranks) > 1 else 0], alphas[layer if len(alphas) > 1 else 0]
 
 
 def _settings_of(config: LoraConfig, family: pretrained.Family, ranks, alphas, base) -> dict[str, Any]:
-    differing = lambda of, default: {re.escape(name): value for name, value in of.items() if value != default}
+    def differing(values: dict[str, Any], default: Any) -> dict[str, Any]:
+        return {re.escape(name): value for name, value in values.items() if value != default}
+
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -98,28 +102,32 @@ def _settings_of(config: LoraConfig, family: pretrained.Family, ranks, alphas, b
 
 
 def load_peft(path: str | Path | Sequence[str | Path], module: Any) -> tuple[Hypotheses, PyTree[Array]]:
-    """(hypotheses, adapters with a leading axis K) from PEFT adapters of a base that `module` is.
+    """Loads PEFT adapters.
 
     Args:
       path: one adapter folder; a folder of `lora0` … `lora{K-1}` that were saved together; or a sequence of adapter
         folders.
-      module: the base, a language model of `mcl_jax.models`.
+      module: the base, a language model from `mcl_jax.models`.
+    Returns:
+      The hypotheses, and the adapters with leading axis K.
     Raises:
-      ValueError: names a file that is missing or broken, a setting that is not read, adapters that differ in rank,
-        alpha or layers, folders of two sets, or a tensor that is not finite, has no place in the module, does not fit
-        it, or is of a frozen tower.
+      ValueError: if a file is missing or broken, a setting is not supported, the adapters differ in rank, alpha or
+        layers, the folders belong to two sets, or a tensor is not finite, does not fit the module, or belongs to a
+        frozen tower. The message names it.
     """
     one_set = isinstance(path, (str, Path))
     folders = peft_files.find(Path(path)) if one_set else [Path(one) for one in path]
     if not folders:
-        raise ValueError("there must be at least one adapter folder, got an empty list")
+        raise ValueError("load_peft needs at least one adapter folder, got an empty list")
     loaded = [(folder, *one) for folder in folders for one in _read(folder)]
     if one_set and folders != [Path(path)]:
         peft_files.check_one_set(folders)
     first = loaded[0][1]
     for folder, config, _ in loaded:
         if config != first:
-            raise ValueError(f"{folder} has other settings than {folders[0]}: {config} and {first}")
+            raise ValueError(
+                f"all adapters must have the same settings, but {folder} has {config}, {folders[0]} has {first}"
+            )
     return _stack(module, first, [tensors for *_, tensors in loaded])
 
 
@@ -133,33 +141,33 @@ class _Settings:
     alphas: tuple[tuple[str, float], ...]
 
     def rank_of(self, name: str) -> int:
-        """r of a layer, by its name in Hugging Face."""
+        """Returns r of a layer, given its Hugging Face name."""
         return _matching(self.ranks, name, self.rank)
 
     def alpha_of(self, name: str) -> float:
-        """α of a layer, by its name in Hugging Face."""
+        """Returns α of a layer, given its Hugging Face name."""
         return _matching(self.alphas, name, self.alpha)
 
 
 def _matching(patterns: tuple[tuple[str, Any], ...], name: str, default: Any) -> Any:
-    """The value of the first pattern that is the end of a layer's name, as PEFT reads it."""
+    """Returns the value of the first pattern that matches the end of a layer's name, as PEFT reads patterns."""
     return next((value for pattern, value in patterns if re.fullmatch(rf"(.*\.)?({pattern})", name)), default)
 
 
 def _read(folder: Path) -> list[tuple[_Settings, dict[str, dict[str, np.ndarray]]]]:
-    """Settings and {layer: {"a": [in, r], "b": [r, out]}} of each hypothesis that a folder holds: one, or K grouped."""
+    """Reads settings and {layer: {"a": [in, r], "b": [r, out]}} of each hypothesis in a folder: one, or K grouped."""
     config, tensors = peft_files.read(folder)
     layers, file = {}, folder / peft_files.WEIGHTS
     for name, tensor in tensors.items():
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(?:\.\w+)?\.weight", name)
         if match is None:
-            raise ValueError(f"{file}: {name!r} is no weight of a LoRA layer")
+            raise ValueError(f"{file}: {name!r} is not a weight of a LoRA layer")
         halves = layers.setdefault(match[1], {})
         if match[2].lower() in halves:
-            raise ValueError(f"{file} holds two adapters: it has lora_{match[2]} of {match[1]} twice")
+            raise ValueError(f"{file} must hold one adapter, but it has lora_{match[2]} of {match[1]} twice")
         halves[match[2].lower()] = tensor
     if halves := sorted(name for name, ab in layers.items() if len(ab) < 2):
-        raise ValueError(f"{file} has only one of lora_A and lora_B of {halves[:8]}")
+        raise ValueError(f"{file} must hold lora_A and lora_B of each layer, got only one of them for {halves[:8]}")
     if not layers:
         raise ValueError(f"{file} holds no adapters")
     peft_files.check_tensors(config, layers, file)
@@ -180,20 +188,32 @@ def _ungroup(layers: dict[str, dict[str, np.ndarray]], rank: int) -> list[dict[s
     grouped = {name for name, ab in layers.items() if ab["a"].ndim == 3}
     K = {layers[name]["a"].shape[0] // rank for name in grouped} or {1}
     if len(K) > 1 or (grouped and len(grouped) < len(layers)):
-        raise ValueError(f"grouped adapters need one K for all layers, got {sorted(K)}")
-    split = lambda x, k: np.split(x[..., 0] if x.ndim == 3 else x, max(K))[k].T
-    return [{name: {ab: split(x, k) for ab, x in of.items()} for name, of in layers.items()} for k in range(max(K))]
+        raise ValueError(f"grouped adapters need the same K in all layers, got {sorted(K)}")
+
+    def hypothesis(tensor: np.ndarray, k: int) -> np.ndarray:
+        return np.split(tensor[..., 0] if tensor.ndim == 3 else tensor, max(K))[k].T
+
+    return [
+        {name: {ab: hypothesis(tensor, k) for ab, tensor in halves.items()} for name, halves in layers.items()}
+        for k in range(max(K))
+    ]
 
 
 def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np.ndarray]]]):
     names = set(hypotheses_[0])
     for k, one in enumerate(hypotheses_):
         if set(one) != names:
-            raise ValueError(f"hypothesis {k} adapts other layers than hypothesis 0: {sorted(set(one) ^ names)[:8]}")
+            raise ValueError(
+                f"all hypotheses must adapt the same layers; hypotheses {k} and 0 differ in "
+                f"{sorted(set(one) ^ names)[:8]}"
+            )
     renames = pretrained.family_of(module.config.to_hf()).renames
-    given = {rename(name, renames): name for name in names}  # under the name of the module tree
+    given = {rename(name, renames): name for name in names}  # keys are names in the module tree
     if len(given) < len(names):
-        raise ValueError(f"a layer has two adapters, under two of its names: {sorted(names - set(given.values()))[:8]}")
+        raise ValueError(
+            "every layer must have one adapter, but some have two, under different names: "
+            f"{sorted(names - set(given.values()))[:8]}"
+        )
     flat, used, ranks, alphas = {}, set(), {}, {}
     for path, leaf in flatten_dict(pretrained.abstract_params(module)).items():
         adaptable = path[-1] == "kernel" and (path[0] == "language_model" or not hasattr(module, "encode"))  # no towers
@@ -203,13 +223,14 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
             continue
         if len(hit) < len(layers):
             raise ValueError(
-                f"{'/'.join(path[:-1])} is scanned: all of its {len(layers)} layers need adapters, or none"
+                f"{'/'.join(path[:-1])} stacks {len(layers)} layers by nn.scan, so either all or none of them need "
+                f"adapters, got {len(hit)}"
             )
         used.update(hit)
         for name, one in itertools.product(hit, hypotheses_):
             peft_files.check_fit(name, one[name], leaf.shape[-2:])
         place = "/".join(path[:-1])
-        ranks_of, alphas_of = ([of(name) for name in hit] for of in (settings.rank_of, settings.alpha_of))
+        ranks_of, alphas_of = [settings.rank_of(name) for name in hit], [settings.alpha_of(name) for name in hit]
         padded = [[_padded(one[name], max(ranks_of)) for name in hit] for one in hypotheses_]
         for ab in ("a", "b"):
             stacked = [np.stack([layer[ab] for layer in one]) for one in padded]
@@ -217,28 +238,41 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
             flat[(*path[:-1], ab)] = jnp.asarray(np.stack([s if scanned else s[0] for s in stacked]), jnp.float32)
         ranks[place], alphas[place] = _one_or_each(ranks_of), _one_or_each(alphas_of)
     if missing := sorted(names - used):
-        raise ValueError(f"adapters of layers that {type(module).__name__} does not have or adapt: {missing[:8]}")
+        raise ValueError(f"{type(module).__name__} does not have, or does not adapt, the layers {missing[:8]}")
     config = LoraConfig(
-        rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, rank_stabilized=settings.rank_stabilized,
-        targets=tuple(ranks), rank_pattern={p: r for p, r in ranks.items() if r != settings.rank},
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        rank_stabilized=settings.rank_stabilized,
+        targets=tuple(ranks),
+        rank_pattern={p: r for p, r in ranks.items() if r != settings.rank},
         alpha_pattern={p: a for p, a in alphas.items() if a != settings.alpha},
-    )  # fmt: skip
+    )
     return Hypotheses(module, config), unflatten_dict(flat)
 
 
 def _padded(layer: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
-    """A and B of one layer with zeros up to this rank, which add nothing to B A."""
+    """Pads A and B of one layer with zeros up to this rank; B A stays the same."""
     missing = (0, rank - layer["b"].shape[0])
     return {"a": np.pad(layer["a"], ((0, 0), missing)), "b": np.pad(layer["b"], (missing, (0, 0)))}
 
 
 def _one_or_each(values: list[Any]) -> Any:
-    """The value that all layers of a place have, or a tuple of those of each."""
+    """Returns a single value if all layers share it, else a tuple with one value per layer."""
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 
 def save_merged(
     folder: str | Path, model: Hypotheses, params: PyTree[Array], adapters: PyTree[Array], k: int, tokenizer: Any = None
 ) -> None:
-    """Writes the base with hypothesis k folded in as a Hugging Face folder, which `from_pretrained` loads again."""
+    """Writes the base with hypothesis k merged in as a Hugging Face folder, which `from_pretrained` can load.
+
+    Args:
+      folder: where to write.
+      model: hypotheses of a language model from `mcl_jax.models`.
+      params: parameters of the base.
+      adapters: adapters with leading axis K.
+      k: the hypothesis to merge.
+      tokenizer: tokenizer or processor to write beside the weights, if any.
+    """
     pretrained.save_pretrained(folder, model.module, model.merge(params, adapters, k), tokenizer)

@@ -1,4 +1,4 @@
-"""JSON of configurations and results: numpy and jax values converted, files replaced in one step."""
+"""JSON files of configurations and results. NumPy and JAX values are converted; a file is replaced in one step."""
 
 import contextlib
 import dataclasses
@@ -13,21 +13,24 @@ from typing import Any
 import jax
 import numpy as np
 
-HALVES = "backslashreplace"  # how surrogates are encoded: JSON reads its escapes back as they were
+HALVES = "backslashreplace"  # writes lone surrogates as escapes, which JSON reads back unchanged
 
 
 def to_json(value: Any, name: str = "value", *, non_finite: str = "refuse") -> Any:
-    """The value in JSON's types: dataclasses and mappings as dict, sequences and arrays as lists, paths as text.
+    """Converts a value to JSON's types: dataclasses and mappings to dict, sequences and arrays to lists, paths to text.
 
     Args:
       value: anything made of the types above, numbers, text, booleans and None.
-      name: what errors call it.
+      name: name of the value in errors.
       non_finite: "refuse", or "null" to write NaN and infinities (which JSON does not have) as null.
     Raises:
-      ValueError: for a NaN or infinity with "refuse"; names its key.
-      TypeError: for a type that JSON cannot hold; names its key and type.
+      ValueError: if a number is NaN or infinite and `non_finite` is "refuse"; names its key.
+      TypeError: if JSON cannot hold a value; names its key and type.
     """
-    inner = lambda v, key: to_json(v, f"{name}.{key}", non_finite=non_finite)
+
+    def inner(entry: Any, key: Any) -> Any:
+        return to_json(entry, f"{name}.{key}", non_finite=non_finite)
+
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, enum.Enum):
@@ -65,7 +68,7 @@ def _array_list(value: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the system name this file, which those of a full disk do not by themselves."""
+    """Adds the file name to system errors; that of a full disk, for example, has none."""
     try:
         yield
     except OSError as error:
@@ -75,12 +78,12 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file in one step: after a kill, or on a full disk, it holds either all of the old or all of the new.
+    """Replaces a file in one step: after a kill, or on a full disk, it holds either the old or the new content.
 
-    A link stays a link. What is no file, such as /dev/stdout or a pipe, is not replaced but written to.
+    A symbolic link stays a link. A path that is no regular file, such as /dev/stdout or a pipe, is written to directly.
 
     Raises:
-      OSError: names the file; what it held before is still there.
+      OSError: if the file cannot be written; names it. Its old content is kept.
     """
     with naming(path):
         if path.exists() and not path.is_file():
@@ -95,42 +98,42 @@ def write_bytes(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except OSError:
-            temporary.unlink(missing_ok=True)  # on a full disk it takes what little space there is
+            temporary.unlink(missing_ok=True)  # frees its space on a full disk
             raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file as `write_bytes` does, in UTF-8; half an emoji, which UTF-8 lacks, is written as \\ud83d."""
+    """Replaces a file as `write_bytes` does, in UTF-8; a lone surrogate, which UTF-8 cannot hold, becomes \\ud83d."""
     write_bytes(path, text.encode("utf-8", HALVES))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON types, indented, in one step."""
+    """Writes a value of JSON's types, indented, in one step."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Raises:
-      ValueError: if it is not JSON in UTF-8; names the file.
+      ValueError: if the file is not JSON in UTF-8; names it.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error}): repair it or move it away") from error
-    except (ValueError, RecursionError) as error:  # the latter for thousands of brackets in one another
+    except (ValueError, RecursionError) as error:  # thousands of nested brackets raise a RecursionError
         raise ValueError(f"{path} is not valid JSON ({error}): repair it or move it away") from error
 
 
 def check_unicode(text: str, name: str) -> str:
-    """The text, if it is Unicode. JSON allows half of a character beyond the first 65,536, such as half an emoji.
+    """Returns the text if it is valid Unicode. JSON also allows lone surrogates, such as half an emoji.
 
     Args:
-      text: what came from JSON, a command line or a file's name.
-      name: what the error calls it.
+      text: a text from JSON, a command line or a file name.
+      name: name of the text in the error.
     Raises:
-      ValueError: for such a half, which UTF-8 cannot hold: no file or program takes it.
+      ValueError: if the text has a lone surrogate, which UTF-8 cannot hold.
     """
     try:
         text.encode("utf-8")
@@ -141,10 +144,10 @@ def check_unicode(text: str, name: str) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The dict that a JSON file holds.
+    """Reads a JSON file that holds an object.
 
     Raises:
-      ValueError: as `read_json`, or if the file holds something else than an object; names the file.
+      ValueError: as `read_json` does, or if the file holds no object; names the file.
     """
     value = read_json(path)
     if not isinstance(value, dict):

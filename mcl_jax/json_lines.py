@@ -1,4 +1,4 @@
-"""JSON lines that a training adds to, and that a kill or a full disk may tear."""
+"""Files of JSON lines that a training appends to, robust against a kill or a full disk."""
 
 import json
 import os
@@ -9,32 +9,32 @@ from mcl_jax.json_io import HALVES, naming
 
 
 def read(path: Path) -> list[str]:
-    """The lines of a file, none if there is no file; a last one that a kill tore is cut off, in the file too.
+    """Reads the lines of a file; none if there is no file. Removes an incomplete last line, in the file too.
 
     Raises:
-      ValueError: if a line before the last is no JSON object; names it.
+      ValueError: if a complete line is no JSON object; names it.
     """
     content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     lines = content[:whole].decode("utf-8", "replace").split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
-            found = json.loads(line)
+            value = json.loads(line)
         except ValueError as error:
             raise ValueError(f"line {number} of {path} is not JSON ({error}): {line[:80]!r}") from error
-        if not isinstance(found, dict):
+        if not isinstance(value, dict):
             raise ValueError(f"line {number} of {path} must be a JSON object, got {line[:80]!r}")
     if whole < len(content):
         with naming(path):
-            os.truncate(path, whole)  # which needs no space on the disk
+            os.truncate(path, whole)  # needs no disk space
     return lines
 
 
 def append(path: Path, value: Any) -> None:
-    """Adds JSON types as a line, as a whole or not at all.
+    """Appends a value of JSON's types as one line, completely or not at all.
 
     Raises:
-      OSError: names the file.
+      OSError: if the line cannot be written; names the file.
     """
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
     size = path.stat().st_size if path.exists() else 0

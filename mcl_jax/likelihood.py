@@ -1,9 +1,9 @@
-"""Per-sequence log-likelihoods, in nats and in float32 whatever the model computes in.
+"""Log-likelihoods of sequences, in nats and in float32 whatever dtype the model computes in.
 
     log p(x|c) = Σ_t m_t log p(x_t | x_<t, c)
 
-over target positions m only: prompts, images, sounds and padding are masked (paper, section 2). Position t of `logits`
-or `hidden` predicts `targets[t]`: shifting by one is the caller's.
+The mask m selects the target positions: prompts, images, sounds and padding do not count (paper, section 2). Position t
+of `logits` or `hidden` predicts `targets[t]`; the caller shifts the tokens by one.
 """
 
 import functools
@@ -18,17 +18,18 @@ from mcl_jax import token_ids
 def sequence_log_likelihood(
     logits: Float[Array, "*K B T V"], targets: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "*K B"], Int[Array, " B"]]:
-    """Σ_t m_t (z_{t, x_t} − log Σ_v exp z_{t, v}) and the number of target tokens.
+    """Computes Σ_t m_t (z_{t, x_t} − log Σ_v exp z_{t, v}) and the number of target tokens.
 
     Args:
       logits: z, of any float dtype, with any axes before B (hypotheses).
-      targets: token ids; those under a false mask may be anything inside or outside [0, V).
-      mask: true where a token is a target. Sequences with none have log-likelihood 0. Logits elsewhere may be anything,
-        NaN too: neither the value nor the gradient depends on them.
+      targets: token ids. Ids under a false mask may have any value.
+      mask: True where a token is a target. A sequence without targets has log-likelihood 0. Logits under a false mask
+        may have any value, even NaN: neither the result nor the gradient depends on them.
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
-      ValueError: if the shapes do not fit, or a target is outside of [0, V); where it is traced, its log p is NaN.
+      ValueError: if the shapes do not fit, or a target is outside [0, V). A traced target outside [0, V) cannot be
+        checked; its log p is NaN.
     """
     _check_shapes("logits", logits.shape[-3:-1], targets, mask)
     targets = _checked_targets(targets, mask, logits.shape[-1])
@@ -49,39 +50,40 @@ def chunked_sequence_log_likelihood(
     bias: Float[Array, " V"] | None = None,
     chunk_size: int = 256,
 ) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
-    """`sequence_log_likelihood(hidden @ unembedding + bias, targets, mask)` without ever holding [B, T, V] logits.
+    """Computes `sequence_log_likelihood(hidden @ unembedding + bias, targets, mask)` without [B, T, V] logits.
 
     Logits exist for `chunk_size` of the B·T tokens at a time, forward and backward, and only for target tokens (rounded
-    up to a chunk). The gradient with respect to
-    `hidden` is found in the forward pass, chunk by chunk, since it is linear in the cotangent of each sequence:
+    up to a chunk). The forward pass also computes the gradient with respect to `hidden`, chunk by chunk, since it is
+    linear in the cotangent g of each sequence:
 
         d log p / d h_t = g · m_t (W[:, x_t] − W softmax(z_t))
 
-    so that a training step multiplies by the unembedding twice, not three times. It is differentiable in `hidden`, and
-    in `unembedding` and `bias` too (by recomputation, chunk by chunk). Reverse mode, first order.
+    A training step therefore multiplies by the unembedding twice instead of three times. The function is differentiable
+    in `hidden`, and in `unembedding` and `bias` (by recomputation, chunk by chunk): reverse mode, first order.
 
     Args:
       hidden: final hidden states, of any float dtype; the product is accumulated in float32.
-      unembedding: W, the (transposed embedding or) output matrix.
-      targets, mask: as in `sequence_log_likelihood`.
-      bias: of the output layer, if it has one.
-      chunk_size: tokens a chunk; memory is chunk_size · V floats.
+      unembedding: W, the output matrix (often the transposed embedding).
+      targets: token ids, as in `sequence_log_likelihood`.
+      mask: True where a token is a target.
+      bias: bias of the output layer, if it has one.
+      chunk_size: tokens per chunk; the memory needed is chunk_size · V floats.
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
-      ValueError: if the shapes do not fit, or chunk_size < 1; of targets as `sequence_log_likelihood`.
+      ValueError: if the shapes do not fit, chunk_size < 1, or a target is outside [0, V).
     """
     _check_shapes("hidden", hidden.shape[:-1], targets, mask)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}")
     if hidden.shape[-1] != unembedding.shape[0]:
         raise ValueError(
-            f"unembedding must have shape [D, V] with D = {hidden.shape[-1]} of hidden, got {unembedding.shape}"
+            f"unembedding must have shape [D, V] with D = {hidden.shape[-1]} as in hidden, got {unembedding.shape}"
         )
     if bias is not None and bias.shape != unembedding.shape[1:]:
         raise ValueError(f"bias must have shape [V] = {unembedding.shape[1:]}, got {bias.shape}")
     targets, mask = _checked_targets(targets, mask, unembedding.shape[1]), mask.astype(bool)
-    hidden = jnp.where(mask[..., None], hidden, 0.0)  # whatever stands there, NaN too, reaches no product
+    hidden = jnp.where(mask[..., None], hidden, 0.0)  # keeps masked values, even NaN, out of the products
     bias = jnp.zeros(unembedding.shape[1], jnp.float32) if bias is None else bias
     token = _token_log_likelihood(
         chunk_size,
@@ -97,12 +99,12 @@ def chunked_sequence_log_likelihood(
 def _check_shapes(name: str, shape: tuple[int, ...], targets: Array, mask: Array) -> None:
     if not shape == targets.shape == mask.shape:
         raise ValueError(
-            f"{name}, targets and mask need the same [B, T], got {tuple(shape)}, {targets.shape}, {mask.shape}"
+            f"{name}, targets and mask must have the same [B, T], got {tuple(shape)}, {targets.shape} and {mask.shape}"
         )
 
 
 def _checked_targets(targets: Array, mask: Array, vocab_size: int) -> Array:
-    """Targets, 0 where the mask is false; V, which has no logit, for those below 0, which would count from the end."""
+    """Returns the targets, 0 where the mask is false. A negative one, which would index from the end, becomes V."""
     token_ids.check_mask("mask", mask)
     token_ids.check_vocabulary("targets", targets, mask, vocab_size)
     return jnp.where(mask, jnp.where(targets < 0, vocab_size, targets), 0)
@@ -114,39 +116,52 @@ def _logits(hidden, unembedding, bias):
 
 
 def _chunks(size, *arrays):
-    """Arrays of N rows as [chunks, at most size, ...], the last chunk filled up with zeros (masked)."""
+    """Splits arrays of N rows into [chunks, at most size, ...]; zeros (masked) fill the last chunk."""
     size = max(1, min(size, arrays[0].shape[0]))
     short = -arrays[0].shape[0] % size
-    pad = lambda x: jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
-    return tuple(pad(x).reshape(-1, size, *x.shape[1:]) for x in arrays)
+
+    def chunked(x):
+        padded = jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(-1, size, *x.shape[1:])
+
+    return tuple(chunked(x) for x in arrays)
 
 
 @functools.cache
 def _by_rows(row_fn, size):
-    """`f(unembedding, bias, *rows)`: row_fn on `size` rows at a time, also under vmap; the last of `rows` is the mask.
+    """Returns `f(unembedding, bias, *rows)`, which runs row_fn on `size` rows at a time; the last array is the mask.
 
-    A plain vmap over K and B would make each chunk K·B times as large. Here batched rows become more rows. Target
-    tokens are put first, and chunks behind the last of them are zeros that cost nothing: prompts, images and padding
-    never meet the unembedding.
+    A plain vmap over K and B would make each chunk K·B times as large; here, batched rows become more rows. Target
+    tokens are sorted to the front, and chunks without targets are skipped, so prompts, images and padding are never
+    multiplied by the unembedding.
     """
 
     @jax.custom_batching.custom_vmap
     def chunked(unembedding, bias, *rows):
+        run = functools.partial(row_fn, unembedding, bias)
+
+        def zeros(*chunk):
+            return jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(run, *chunk))
+
         def one(chunk):
-            run = functools.partial(row_fn, unembedding, bias)
-            zeros = lambda *rows: jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(run, *rows))
             return jax.lax.cond(chunk[-1].any(), run, zeros, *chunk)
 
         order = jnp.argsort(rows[-1] == 0)  # stable
-        outs = jax.lax.map(one, _chunks(size, *(x[order] for x in rows)))
-        flat = lambda out: out.reshape(-1, *out.shape[2:])[: order.size]
-        return jax.tree.map(lambda out: jnp.zeros_like(flat(out)).at[order].set(flat(out)), outs)
+
+        def in_input_order(out):
+            flat = out.reshape(-1, *out.shape[2:])[: order.size]
+            return jnp.zeros_like(flat).at[order].set(flat)
+
+        return jax.tree.map(in_input_order, jax.lax.map(one, _chunks(size, *(x[order] for x in rows))))
 
     @chunked.def_vmap
     def more_rows(axis_size, in_batched, unembedding, bias, *rows):
-        if in_batched[0] or in_batched[1]:  # an output layer of its own for each: nothing to share
-            axes = [0 if batched else None for batched in in_batched]
-            one = lambda i: chunked(*(x if ax is None else x[i] for x, ax in zip((unembedding, bias, *rows), axes)))  # noqa: B905
+        if in_batched[0] or in_batched[1]:  # each has its own output layer, so there is nothing to share
+
+            def one(i):
+                arrays = zip((unembedding, bias, *rows), in_batched, strict=True)
+                return chunked(*(x[i] if batched else x for x, batched in arrays))
+
             outs = jax.lax.map(one, jnp.arange(axis_size))
         else:
             full = [x if b else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, b in zip(rows, in_batched[2:])]  # noqa: B905
@@ -158,13 +173,13 @@ def _by_rows(row_fn, size):
 
 
 def _token(unembedding, bias, h, x, m):
-    """m_t log p(x_t) for rows h [N, D], targets x [N], mask m [N] -> [N]."""
+    """Computes m_t log p(x_t) for rows h [N, D], targets x [N] and mask m [N] -> [N]."""
     z = _logits(h, unembedding, bias)
     return jnp.where(m > 0.0, jnp.take_along_axis(z, x[:, None], 1)[:, 0] - jax.nn.logsumexp(z, axis=-1), 0.0)
 
 
 def _token_and_dz(unembedding, bias, h, x, m):
-    """`_token`, and its gradient with respect to the logits, m_t (onehot(x_t) − softmax(z_t)) [N, V]."""
+    """Computes `_token` and its gradient with respect to the logits, m_t (onehot(x_t) − softmax(z_t)) [N, V]."""
     z = _logits(h, unembedding, bias)
     log_normaliser = jax.nn.logsumexp(z, axis=-1, keepdims=True)
     rows = jnp.arange(x.size)
@@ -174,14 +189,14 @@ def _token_and_dz(unembedding, bias, h, x, m):
 
 
 def _token_and_dh(unembedding, bias, h, x, m):
-    """`_token`, and its gradient with respect to the hidden states [N, D]."""
+    """Computes `_token` and its gradient with respect to the hidden states [N, D]."""
     token, dz = _token_and_dz(unembedding, bias, h, x, m)
     return token, jnp.matmul(dz.astype(h.dtype), unembedding.T.astype(h.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _token_log_likelihood(size, hidden, unembedding, bias, targets, mask):
-    """m_t log p(x_t) for N tokens: hidden [N, D], targets and mask [N] -> [N]."""
+    """Computes m_t log p(x_t) for N tokens: hidden [N, D], targets and mask [N] -> [N]."""
     return _by_rows(_token, size)(unembedding, bias, hidden, targets, mask)
 
 
@@ -199,7 +214,7 @@ def _backward(size, saved, g):
         d_unembedding = jnp.matmul(h.T, dz.astype(h.dtype), preferred_element_type=jnp.float32)
         return (total[0] + d_unembedding, total[1] + dz.sum(0)), None
 
-    # Dropped by the compiler where the output layer is frozen, as it is in training adapters.
+    # The compiler drops these where the output layer is frozen, as it is when adapters are trained.
     zeros = jnp.zeros(unembedding.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32)
     (d_unembedding, d_bias), _ = jax.lax.scan(chunk, zeros, _chunks(size, hidden, targets, mask, g))
     return (

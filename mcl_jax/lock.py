@@ -1,9 +1,10 @@
-"""One owner of a directory at a time: whoever comes second is told who is there.
+"""A lock that gives a directory one owner at a time. A second process is told who the owner is.
 
-The owner holds a lock of the system on DIR/lock, which ends with its process however that ends, and writes there who it
-is and, every few seconds, that it is alive. The lock alone decides between processes of one machine, and between
-machines on file systems that share locks, such as NFS. Elsewhere (some object stores and cluster file systems) it says
-nothing of other machines: then whoever finds another machine's record looks for a while whether it goes on.
+The owner holds an operating-system lock on DIR/lock, which is released however the process ends. It also writes a
+record into that file that says who it is and, every few seconds, that it is alive. The lock alone decides between
+processes on one machine, and between machines whose file system shares locks, such as NFS. Some object stores and
+cluster file systems do not share locks: there, a process that finds another machine's record watches for a while
+whether the record still changes.
 """
 
 import contextlib
@@ -20,13 +21,13 @@ from mcl_jax.json_io import naming
 
 try:
     import fcntl
-except ImportError:  # Windows: the record alone decides
+except ImportError:  # Windows: only the record decides
     fcntl = None
 
 HOST = socket.gethostname()
 BEAT = 5.0  # seconds between signs of life
-PATIENCE = 30.0  # seconds without one after which an owner on another machine is dead
-LENGTH = 512  # of a record in bytes: all have the same, so that one replaces another as a whole
+PATIENCE = 30.0  # seconds without a sign of life after which an owner on another machine counts as dead
+LENGTH = 512  # bytes of a record; all records have the same length, so that a new one overwrites the old one completely
 
 
 class DirectoryInUse(RuntimeError):
@@ -34,11 +35,12 @@ class DirectoryInUse(RuntimeError):
 
 
 class DirectoryLock:
-    """The lock of a directory, which must be there.
+    """The lock of an existing directory.
 
     Args:
-      directory: what is owned.
-      beat, patience: seconds, see above.
+      directory: the directory to own.
+      beat: seconds between two signs of life.
+      patience: seconds without a sign of life after which an owner on another machine counts as dead.
     """
 
     def __init__(self, directory: Path, *, beat: float = BEAT, patience: float = PATIENCE):
@@ -48,11 +50,11 @@ class DirectoryLock:
         self._released, self._writing = threading.Event(), threading.Lock()
 
     def acquire(self) -> None:
-        """Makes this process the owner. A lock whose owner is dead is taken over.
+        """Makes this process the owner. Takes over the lock of a dead owner.
 
         Raises:
-          DirectoryInUse: names the owner's process and host.
-          OSError: if nothing can be written here.
+          DirectoryInUse: if another process owns the directory; names its process id and host.
+          OSError: if the directory cannot be written to.
         """
         end = time.monotonic() + self._patience
         with naming(self.path):
@@ -65,19 +67,19 @@ class DirectoryLock:
         threading.Thread(target=self._live, name="lock", daemon=True).start()
 
     def release(self) -> None:
-        """Gives the directory up, if it is ours and not that of the process that forked us."""
+        """Releases the directory if this very process owns it, not a parent that forked it."""
         if self._file is None or self._pid != os.getpid():
             return
         self._released.set()
         with self._writing:
             with contextlib.suppress(OSError):
-                self.path.unlink()  # first, so that nobody locks a file that is about to go
+                self.path.unlink()  # first, so that nobody locks a file that is about to disappear
             _held.discard(self._file)
             os.close(self._file)
             self._file = None
 
     def _try(self) -> bool:
-        """Whether we own it now; if not, its owner has just left, and another attempt may succeed."""
+        """Tries to take the lock; False if the owner has just left, so that another attempt may succeed."""
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             told_apart = _lock(file)
@@ -89,7 +91,7 @@ class DirectoryLock:
                 return False
         except BlockingIOError:
             os.close(file)
-            if _is_dead(self._read()):  # a process that it forked has yet to let its lock go
+            if _is_dead(self._read()):  # a child that it forked has yet to release the lock
                 time.sleep(0.05)
                 return False
             raise DirectoryInUse(self._describe_owner()) from None
@@ -97,9 +99,9 @@ class DirectoryLock:
         return True
 
     def _lives(self, owner: dict[str, Any]) -> bool:
-        """Whether an owner that the lock says nothing of goes on writing its record."""
+        """Whether the owner still updates its record, where the lock itself cannot tell."""
         process = f"process {owner['pid']} on {owner['host']}"
-        say(f"{self.directory} was last used by {process}: waiting {self._patience:.0f} s to see whether it is alive.")
+        say(f"{self.directory} was last used by {process}. Waiting {self._patience:.0f} s to see whether it is alive.")
         end = time.monotonic() + self._patience
         while time.monotonic() < end:
             time.sleep(min(1.0, self._patience / 10))
@@ -109,14 +111,14 @@ class DirectoryLock:
 
     def _describe_owner(self) -> str:
         owner = self._read()
-        for _ in range(20):  # it may have come this very moment
+        for _ in range(20):  # the owner may not have written its record yet
             if owner is None:
                 time.sleep(0.05)
                 owner = self._read()
         who = (
             "another process" if owner is None else f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
         )
-        return f"{self.directory} is in use by {who}: wait until it ends, or choose another directory"
+        return f"{self.directory} is in use by {who}; wait until it ends, or choose another directory"
 
     def _is_current(self, file: int) -> bool:
         try:
@@ -125,7 +127,7 @@ class DirectoryLock:
             return False
 
     def _read(self) -> dict[str, Any] | None:
-        """The owner's record, opened anew as network file systems need it; None if there is none."""
+        """Reads the owner's record, None if there is none. Opens the file anew, as network file systems require."""
         try:
             owner = json.loads(self.path.read_bytes())
             return owner if {"pid", "host", "since"} <= owner.keys() else None
@@ -142,29 +144,29 @@ class DirectoryLock:
         beats = 0
         while not self._released.wait(self._beat):
             beats += 1
-            with self._writing, contextlib.suppress(OSError):  # of a disk that is full now
+            with self._writing, contextlib.suppress(OSError):  # the disk may be full for a while
                 if self._file is not None:
                     self._write(beats)
 
 
 def _is_dead(owner: dict[str, Any] | None) -> bool:
-    """Whether an owner was a process of this machine and is gone."""
+    """Whether the owner was a process on this machine that has ended."""
     if owner is None or owner["host"] != HOST:
         return False
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # somebody else's, and alive
+    except PermissionError:  # alive, and owned by another user
         return False
     return False
 
 
 def _lock(file: int) -> bool:
-    """Locks an open file until it is closed; False where the file system has no locks.
+    """Locks an open file until it is closed; returns False if the file system has no locks.
 
     Raises:
-      BlockingIOError: if another process has it.
+      BlockingIOError: if another process holds the lock.
     """
     if fcntl is None:
         return False
@@ -177,11 +179,11 @@ def _lock(file: int) -> bool:
     return True
 
 
-_held: set[int] = set()  # files that are locked
+_held: set[int] = set()  # descriptors of the locked files
 
 
 def _forget() -> None:
-    """In a forked child, which would go on holding its parent's locks after the parent's death."""
+    """Releases the parent's locks in a forked child, which would otherwise hold them after the parent's death."""
     for file in _held:
         os.close(file)
     _held.clear()

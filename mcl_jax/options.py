@@ -1,4 +1,4 @@
-"""Options as people and files give them: None (null in JSON) is the default, and NumPy's scalars are numbers."""
+"""Normalises options from users and files: None (null in JSON) means the default, and NumPy scalars are numbers."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,17 +9,17 @@ import numpy as np
 
 
 def given(entries: Mapping[str, Any] | None, *, meaning: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The entries of a JSON object that are not null, which says no more than an entry left out.
+    """Returns the entries of a JSON object without those that are null, since null means "use the default".
 
     Args:
-      entries: of the object; none if it is null itself.
-      meaning: names whose null says something else than their default, and stays.
+      entries: the object; None counts as an empty one.
+      meaning: names for which null is a value of its own; these are kept.
     """
     return {name: value for name, value in (entries or {}).items() if value is not None or name in meaning}
 
 
 def plain(value: Any) -> Any:
-    """A value that can be written as JSON: Python's numbers for NumPy's and JAX's, lists for arrays."""
+    """Converts NumPy and JAX values to plain Python: scalars to numbers, arrays to lists."""
     if isinstance(value, (np.generic, np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer):
         return plain(value.tolist())
     if isinstance(value, (list, tuple)):
@@ -30,10 +30,10 @@ def plain(value: Any) -> Any:
 
 
 def settle(options: Any) -> None:
-    """For `__post_init__` of a frozen dataclass: every field is `plain`, and its default where it is None.
+    """Makes every field of a frozen dataclass `plain`, and replaces None by the default. Call it in `__post_init__`.
 
     Raises:
-      ValueError: for a None in a field without a default.
+      ValueError: if a field without a default is None.
     """
     for field in dataclasses.fields(options):
         value = plain(getattr(options, field.name))
@@ -45,11 +45,11 @@ def _default(options: Any, field: dataclasses.Field) -> Any:
         return field.default
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    raise ValueError(f"{field.name} of {type(options).__name__} has no default and must be given, got None")
+    raise ValueError(f"{type(options).__name__} needs a value for {field.name}, which has no default, got None")
 
 
 def check_integers(least: int, **values: Any) -> None:
-    """Raises a ValueError that names the first value that is no integer, or below `least`."""
+    """Raises a ValueError that names the first value that is not an integer of at least `least`."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -1,7 +1,7 @@
-"""PEFT adapter folders as files: which settings are read, which tensors fit, and which folders are one set.
+"""Reading and writing of PEFT adapter folders, with checks of settings, tensors and sets of folders.
 
-K hypotheses are K folders. What `save_set` writes is marked in the metadata of the weight files, which PEFT does not
-look at, so that folders of two runs are never taken for the hypotheses of one.
+K hypotheses are K folders. `save_set` marks the weight files in their metadata, which PEFT ignores, so that folders of
+two runs are never taken for the hypotheses of one.
 """
 
 import hashlib
@@ -24,19 +24,42 @@ from mcl_jax.json_io import read_json_object
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 FOLDER = r"lora\d+"
-# Settings of PEFT that are read here, or that change neither the forward pass nor the base.
+# PEFT settings that we read, and those that change neither the forward pass nor the base.
 READ = {
-    "peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights",
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "init_lora_weights",
     "bias",
-}  # fmt: skip
+}
 HARMLESS = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config", "lora_ga_config",
-    "megatron_core", "merge_weights", "peft_version", "qalora_group_size", "revision", "runtime_config",
-    "target_modules", "task_type",
-}  # fmt: skip
-DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's, for what an adapter_config.json does not say
-INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")  # which leave the base as it is
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_ga_config",
+    "megatron_core",
+    "merge_weights",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+}
+DEFAULTS = {"r": 8, "lora_alpha": 8}  # PEFT's defaults for entries that an adapter_config.json leaves out
+INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")  # these do not change the base
 KINDS = {
     "lora_dropout": (numbers.Real, "a number"),
     "use_rslora": (bool, "true or false"),
@@ -51,23 +74,27 @@ Layers = dict[str, dict[str, np.ndarray]]
 
 
 def find(path: Path) -> list[Path]:
-    """The adapter folder at `path`, or the folders lora0 … lora{K-1} in it.
+    """Returns the adapter folder at `path`, or the folders lora0 … lora{K-1} in it.
 
     Raises:
-      ValueError: if there are none, one of them is missing, or `path` holds both.
+      ValueError: if there are none, one of them is missing, or `path` is an adapter folder and holds some too.
     """
-    holds = lambda folder: (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
-    found = sorted((p for p in path.glob("lora*") if re.fullmatch(FOLDER, p.name) and holds(p)), key=_number)
-    names = [p.name for p in found]
+    folders = sorted((p for p in path.glob("lora*") if re.fullmatch(FOLDER, p.name) and _holds(p)), key=_number)
+    names = [p.name for p in folders]
     if (path / CONFIG).is_file():
-        if found:
-            raise ValueError(f"{path} holds an adapter and {names}: name the folders to load, as a list")
+        if folders:
+            raise ValueError(f"{path} is an adapter folder and also holds {names}; pass the folders to load as a list")
         return [path]
-    if not found:
-        raise ValueError(f"{path} has neither {CONFIG} nor folders lora0, lora1, …")
-    if names != [f"lora{k}" for k in range(len(found))]:
-        raise ValueError(f"{path} needs lora0 … lora{len(found) - 1}, has {names}")
-    return found
+    if not folders:
+        raise ValueError(f"{path} must hold {CONFIG} or the folders lora0, lora1, …, got neither")
+    if names != [f"lora{k}" for k in range(len(folders))]:
+        raise ValueError(f"{path} must hold lora0 … lora{len(folders) - 1}, got {names}")
+    return folders
+
+
+def _holds(folder: Path) -> bool:
+    """Whether a folder holds an adapter."""
+    return (folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()
 
 
 def _number(folder: Path) -> int:
@@ -75,10 +102,12 @@ def _number(folder: Path) -> int:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(checked settings, tensors) of one adapter folder.
+    """Reads one adapter folder.
 
+    Returns:
+      The checked settings, and the tensors by name.
     Raises:
-      ValueError: names a file that is missing or broken, or a setting that is not read.
+      ValueError: if a file is missing or broken, or a setting is not supported; names it.
     """
     try:
         config = DEFAULTS | options.given(read_json_object(folder / CONFIG))
@@ -86,24 +115,24 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return config, load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         pickled = (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file()
-        reason = f"it holds {PICKLE}, which must be converted to {WEIGHTS} first" if pickled else error
-        raise ValueError(f"{folder} is no whole PEFT adapter folder: {reason}") from error
+        reason = f"it holds {PICKLE}; convert that to {WEIGHTS} first" if pickled else error
+        raise ValueError(f"{folder} is not a complete PEFT adapter folder: {reason}") from error
 
 
 def check_settings(config: Mapping[str, Any], file: Path) -> None:
-    """Raises a ValueError that names the first setting of an adapter_config.json that is not computed here."""
+    """Raises a ValueError that names the first setting of an adapter_config.json that is not supported."""
     if config.get("peft_type", "LORA") != "LORA":
         raise ValueError(f"{file}: peft_type must be LORA, got {config['peft_type']!r}")
     if (start := config.get("init_lora_weights")) not in INITIALISATIONS:
         raise ValueError(
-            f"{file}: init_lora_weights is {start!r}, which changes the weights of the base too; save the adapter with "
-            "PEFT's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+            f"{file}: init_lora_weights is {start!r}, which also changes the weights of the base; save the adapter "
+            "with PEFT's path_initial_model_for_weight_conversion, which turns it into a plain LoRA"
         )
     if config.get("bias") not in (None, "none"):
-        raise ValueError(f"{file}: bias must be 'none', got {config['bias']!r}: biases are not trained here")
-    if unread := {name: of for name, of in config.items() if name not in READ | HARMLESS and of}:
-        said = ", ".join(f"{name} = {of!r}" for name, of in sorted(unread.items()))
-        raise ValueError(f"{file} has settings that are not read: {said}")
+        raise ValueError(f"{file}: bias must be 'none', since biases are not trained here, got {config['bias']!r}")
+    if unread := {name: value for name, value in config.items() if name not in READ | HARMLESS and value}:
+        entries = ", ".join(f"{name} = {value!r}" for name, value in sorted(unread.items()))
+        raise ValueError(f"{file} has settings that are not supported: {entries}")
     for name, (kind, called) in KINDS.items():
         given = config.get(name)
         if given is not None and (not isinstance(given, kind) or (kind is not bool and isinstance(given, bool))):
@@ -123,10 +152,14 @@ def check_settings(config: Mapping[str, Any], file: Path) -> None:
 
 
 def check_tensors(config: Mapping[str, Any], layers: Layers, file: Path) -> None:
-    """Raises a ValueError that names the first tensor whose shape is not what the rank says, or that is not finite.
+    """Checks the shapes, dtypes and values of the tensors of an adapter.
 
     Args:
+      config: settings of the adapter.
       layers: {layer: {"a": [r, in], "b": [out, r]}}, or grouped, [K·r, in, 1] and [K·out, r, 1].
+      file: file of the tensors, for errors.
+    Raises:
+      ValueError: if a tensor does not have the shape that the rank implies, or is not finite; names it.
     """
     for name, ab in layers.items():
         a, b, rank = ab["a"], ab["b"], rank_of(config, name)
@@ -134,8 +167,8 @@ def check_tensors(config: Mapping[str, Any], layers: Layers, file: Path) -> None
         flat = a.ndim == b.ndim and (a.ndim == 2 or (a.ndim == 3 and a.shape[2] == b.shape[2] == 1))
         if not flat or a.shape[0] != K * rank or b.shape[1] != rank or b.shape[0] % K:
             raise ValueError(
-                f"{file}: lora_A and lora_B of {name} must be [r, in] and [out, r] with r = {rank}, which {CONFIG} "
-                f"says, got {list(a.shape)} and {list(b.shape)}"
+                f"{file}: lora_A and lora_B of {name} must be [r, in] and [out, r] with r = {rank}, as in {CONFIG}, "
+                f"got {list(a.shape)} and {list(b.shape)}"
             )
         for half, tensor in (("A", a), ("B", b)):
             if tensor.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
@@ -145,33 +178,34 @@ def check_tensors(config: Mapping[str, Any], layers: Layers, file: Path) -> None
 
 
 def rank_of(config: Mapping[str, Any], layer: str) -> int:
-    """r of a layer: of the first pattern that its name ends in, or of all."""
+    """Returns r of a layer: that of the first pattern that matches the end of its name, else the general one."""
     patterns = config.get("rank_pattern", {}).items()
     return next((rank for pattern, rank in patterns if re.fullmatch(rf"(.*\.)?({pattern})", layer)), config["r"])
 
 
 def check_fit(name: str, ab: Mapping[str, np.ndarray], kernel: tuple[int, ...]) -> None:
-    """Raises a ValueError unless a [in, r] and b [r, out] of a layer are of a kernel [in, out]."""
+    """Raises a ValueError unless a [in, r] and b [r, out] of a layer fit its kernel [in, out]."""
     a, b = ab["a"], ab["b"]
     if (a.shape[0], b.shape[1]) != kernel:
         raise ValueError(
-            f"the adapter of {name} must have {kernel[0]} inputs and {kernel[1]} outputs, as the layer itself has, got "
+            f"the adapter of {name} must have {kernel[0]} inputs and {kernel[1]} outputs, as the layer itself, got "
             f"{a.shape[0]} and {b.shape[1]}"
         )
 
 
 def check_one_set(folders: Sequence[Path]) -> None:
-    """Raises a ValueError if folders lora0 … lora{K-1} were not saved together; those that PEFT wrote do not say."""
+    """Raises a ValueError if marked folders lora0 … lora{K-1} were not saved together. PEFT itself writes no marks."""
     marks = [_mark(folder) for folder in folders]
     if not any(marks):
         return
     first = next(filter(None, marks))
     for k, (folder, mark) in enumerate(zip(folders, marks, strict=True)):
         if mark != (first[0], str(k), str(len(folders))):
-            said = f"hypothesis {mark[1]} of {mark[2]}" if mark else "not marked"
+            actual = f"it is marked as hypothesis {mark[1]} of {mark[2]}" if mark else "it is not marked"
+            another = " of another set" if mark and mark[0] != first[0] else ""
             raise ValueError(
-                f"{folder} is not hypothesis {k} of the {len(folders)} that were saved together, but {said}; save them "
-                "again, or name the folders to combine, as a list"
+                f"{folder} must be hypothesis {k} of the {len(folders)} that were saved together, but {actual}"
+                f"{another}; save all of them again, or pass the folders to combine as a list"
             )
 
 
@@ -185,17 +219,20 @@ def _mark(folder: Path) -> tuple[str, ...] | None:
 
 
 def save_set(folder: Path, adapters: Sequence[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]) -> list[Path]:
-    """Writes K adapters into lora0 … lora{K-1}, in the place of any that the folder holds.
+    """Writes K adapters into lora0 … lora{K-1} and replaces those that the folder holds.
 
-    All of the new is written before anything of the old is removed.
+    All new files are written before any old one is removed.
 
     Args:
-      adapters: (settings, tensors) of each.
+      folder: where to create the adapter folders.
+      adapters: settings and tensors of each hypothesis.
+    Returns:
+      The adapter folders.
     Raises:
-      ValueError: if the folder is itself an adapter folder.
+      ValueError: if `folder` is itself an adapter folder.
     """
     if (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds an adapter itself ({CONFIG}): save to another folder or move it away")
+        raise ValueError(f"{folder} is an adapter folder itself ({CONFIG}); save to another folder or move it away")
     folders = [folder / f"lora{k}" for k in range(len(adapters))]
     digest = _digest([tensors for _, tensors in adapters])
     for k, (one, (config, tensors)) in enumerate(zip(folders, adapters, strict=True)):
@@ -212,7 +249,7 @@ def save_set(folder: Path, adapters: Sequence[tuple[Mapping[str, Any], Mapping[s
 
 
 def _remove(folder: Path, *, keep_new: bool) -> None:
-    """Removes an adapter and, unless it was just written, what a save that did not end left; other files stay."""
+    """Removes an adapter and the leftovers of an interrupted save (unless `keep_new`); other files stay."""
     half_written = [] if keep_new else [f"{CONFIG}.tmp", f"{WEIGHTS}.tmp"]
     for name in (CONFIG, WEIGHTS, PICKLE, *half_written):
         (folder / name).unlink(missing_ok=True)
@@ -221,7 +258,7 @@ def _remove(folder: Path, *, keep_new: bool) -> None:
 
 
 def _digest(adapters: Sequence[Mapping[str, np.ndarray]]) -> str:
-    """One text for one set of adapters."""
+    """Returns a digest that identifies a set of adapters."""
     digest = hashlib.sha256()
     for tensors in adapters:
         for name, tensor in sorted(tensors.items()):

@@ -1,19 +1,19 @@
-"""The directory of a run, which is all that a run leaves behind, and what makes the same command resume.
+"""The run directory: everything that a run leaves behind, and everything needed to resume it with the same command.
 
     DIR/config.json     resolved configuration, written first
     DIR/metrics.jsonl   one line a log step: {"run": tag, "step": step, ...}
     DIR/tensorboard/    the same as TensorBoard events, a folder for each tag; only if tensorboardX is installed
     DIR/checkpoints/    see `mcl_jax.checkpoint`
     DIR/figures/
-    DIR/results.json    final numbers: there if and only if the run is finished; figures are drawn from it
-    DIR/lock            while a process owns DIR, see `mcl_jax.lock`
+    DIR/results.json    final numbers; exists if and only if the run is finished, and figures are drawn from it
+    DIR/lock            exists while a process owns DIR, see `mcl_jax.lock`
 
-A training loop is then
+A training loop looks like this:
 
     with Run(workdir, config) as run, Checkpoints(run.checkpoint_dir()) as checkpoints:
-        if run.finished: ...                                     # say so, and return
+        if run.finished: ...                                     # say so and return
         state, data, _ = checkpoints.restore(state)              # if checkpoints.latest_step() is not None
-        run.rewind("", int(state.step))                          # forget what was logged after the checkpoint
+        run.rewind("", int(state.step))                          # drop what was logged after the checkpoint
         for step in ...:
             state, metrics = train_step(state, batch)
             run.log(int(state.step), metrics)
@@ -40,25 +40,26 @@ from mcl_jax.extras import MissingExtra
 from mcl_jax.json_io import read_json, read_json_object, to_json, write_json, write_text
 from mcl_jax.lock import DirectoryLock
 
-STOPPED = 143  # what a shell sees of a process that SIGTERM ended
+STOPPED = 143  # exit status of a process ended by SIGTERM
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TAG = re.compile(r"[\w.=+-]+(/[\w.=+-]+)*|")
 
 
 class Run:
-    """A run directory, made or opened again. A context manager: it listens to signals, and closes files at its end.
+    """A run directory, new or reopened. Use it as a context manager, which handles signals and closes the files.
 
-    One process owns DIR from `with` on until the run is finished, of several of one job the first. Where an error comes
-    before anything else is in DIR, config.json goes too: the next command may say it differently.
+    One process owns DIR from `with` on until the run is finished; of several processes of one job it is the first. If
+    an error occurs while DIR holds nothing but config.json, that file is removed, so that the next command may use
+    other settings.
 
     Args:
       workdir: DIR.
-      config: dataclass or mapping that decides the result.
-      volatile: names of fields that may differ when the run goes on, such as "devices"; "a.b" is a nested one.
-        config.json then gets the new values, which the results will be of; that of a finished run stays.
+      config: dataclass or mapping of all settings that decide the result.
+      volatile: names of settings that may change when the run resumes, such as "devices"; "a.b" names a nested one.
+        config.json then takes the new values, except in a finished run.
     Raises:
-      ValueError: when DIR belongs to another configuration; names the fields and both values. When it is a file.
-      DirectoryInUse: when another process owns DIR; names it and its host.
+      ValueError: if DIR belongs to a run with other settings (names them and both values), or is a file.
+      DirectoryInUse: if another process owns DIR; names its process id and host.
     """
 
     def __init__(self, workdir: Path | str, config: Any, *, volatile: Sequence[str] = ()):
@@ -73,7 +74,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         if self.workdir.exists() and not self.workdir.is_dir():
-            raise ValueError(f"a run needs a directory, and {self.workdir} is a file: choose another workdir")
+            raise ValueError(f"a run needs a directory, but {self.workdir} is a file; choose another workdir")
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._lock = DirectoryLock(self.workdir)
         try:
@@ -94,7 +95,7 @@ class Run:
             for writer in self._writers.values():
                 writer.close()
         except OSError:
-            if exception[0] is None:  # else there is one to tell already
+            if exception[0] is None:  # otherwise the first error matters more
                 raise
         finally:
             self._writers.clear()
@@ -103,11 +104,11 @@ class Run:
             self._config_path.unlink()
 
     def checkpoint_dir(self, tag: str = "") -> Path:
-        """Where the checkpoints of the training with this tag go."""
+        """Returns the folder of the checkpoints of the training with this tag."""
         return self.workdir / "checkpoints" / _checked(tag)
 
     def figure_path(self, name: str) -> Path:
-        """DIR/figures/name, its folder made."""
+        """Returns DIR/figures/name and creates its folder."""
         path = self.workdir / "figures" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -118,19 +119,22 @@ class Run:
         """Adds a line to metrics.jsonl, and TensorBoard events if tensorboardX is installed.
 
         Args:
-          step: steps done; may not go back, see `rewind`.
-          values: numbers, vectors (a list in the line, a curve for each element), texts (in the line only).
-          tag: which training, if there are several in DIR, such as "seed1235/mcl".
+          step: number of steps done; must not decrease, see `rewind`.
+          values: numbers; vectors (a list in the line, one curve per element); texts (in the line only).
+          tag: name of the training, such as "seed1235/mcl", if DIR holds several.
           prefix: put before each name, as in "eval/loss".
         Raises:
-          ValueError: for a step before the last one logged, or a value named "run" or "step".
+          ValueError: if the step is lower than the last one logged, or a value is named "run" or "step".
         """
         last = self._last_step.get(_checked(tag))
         if last is not None and step < last:
-            raise ValueError(f"log: step {step} of {tag!r} comes after step {last}; rewind({tag!r}, step) first")
+            raise ValueError(
+                f"log: step {step} of {tag!r} is lower than step {last}, which is already logged; call "
+                f"rewind({tag!r}, step) first"
+            )
         named = {f"{prefix}/{name}" if prefix else name: value for name, value in values.items()}
         if taken := {"run", "step"} & named.keys():
-            raise ValueError(f"log: the names {sorted(taken)} are taken by the line itself")
+            raise ValueError(f"log: values must not be named {sorted(taken)}; every line has these names already")
         line = {"run": tag, "step": int(step), **to_json(jax.device_get(named), "metrics", non_finite="null")}
         json_lines.append(self._metrics_path, line)
         self._last_step[tag] = int(step)
@@ -141,8 +145,16 @@ class Run:
         self._add_events(tag, int(step), {curve: number for curve, number in curves.items() if curve != "step"})
 
     def rewind(self, tag: str = "", step: int | None = None) -> None:
-        """Forgets the lines of a tag after `step`, the step of the checkpoint that was restored; None: all of them."""
-        keep = lambda line: line["run"] != tag or (step is not None and line["step"] <= step)
+        """Deletes the log lines of a tag after a step.
+
+        Args:
+          tag: name of the training.
+          step: the step of the restored checkpoint; None deletes all lines of the tag.
+        """
+
+        def keep(line: Mapping[str, Any]) -> bool:
+            return line["run"] != tag or (step is not None and line["step"] <= step)
+
         lines = [line for line in json_lines.read(self._metrics_path) if keep(json.loads(line))]
         write_text(self._metrics_path, "".join(line + "\n" for line in lines))
         self._last_step = {line["run"]: line["step"] for line in map(json.loads, lines)}
@@ -151,23 +163,23 @@ class Run:
         self._purge[tag] = 0 if step is None else step + 1
 
     def lines(self, tag: str | None = None) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, of one tag or of all."""
+        """Returns the lines of metrics.jsonl: those of one tag, or all of them if `tag` is None."""
         lines = map(json.loads, json_lines.read(self._metrics_path))
         return [line for line in lines if tag is None or line["run"] == tag]
 
     def progress(self, total: int, completed: int = 0, description: str = "train", **options: Any) -> Progress:
-        """A progress bar, see `mcl_jax.console.Progress`."""
+        """Makes a progress bar, see `mcl_jax.console.Progress`."""
         return Progress(total, completed, description, **options)
 
     # ---- the end ----
 
     @property
     def finished(self) -> bool:
-        """Whether results.json is there."""
+        """Whether results.json exists."""
         return (self.workdir / "results.json").exists()
 
     def results(self) -> dict[str, Any]:
-        """What `finish` wrote.
+        """Returns the results that `finish` wrote.
 
         Raises:
           FileNotFoundError: if the run is not finished.
@@ -178,14 +190,16 @@ class Run:
         return read_json_object(self.workdir / "results.json")
 
     def say_finished(self) -> None:
-        """Tells the person who ran the same command again."""
-        say(f"{self.workdir} is finished: see results.json, or choose another workdir.")
+        """Prints that the run is finished already, for a user who ran the same command again."""
+        say(f"The run in {self.workdir} is finished. Read its results.json, or choose another workdir for a new run.")
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Writes results.json, in one step. Figures and the like come after it: they can be made again.
+        """Writes results.json in one step. Draw figures after it: they can always be made again.
 
+        Args:
+          results: final numbers, anything that JSON can hold.
         Raises:
-          ValueError: for a NaN or infinity; names its key, and nothing is written.
+          ValueError: if a number is NaN or infinite; names its key. Nothing is written then.
         """
         converted = to_json(results, "results")
         for writer in self._writers.values():
@@ -194,11 +208,11 @@ class Run:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether SIGTERM or SIGINT came. A second one interrupts at once."""
+        """Whether the process received SIGTERM or SIGINT. A second signal interrupts at once."""
         return self._signal is not None
 
     def stop(self) -> None:
-        """Leaves the process with 143; call it when everything is saved."""
+        """Ends the process with exit status 143. Call it after everything is saved."""
         raise SystemExit(STOPPED)
 
     @property
@@ -215,7 +229,7 @@ class Run:
         self._signal = number
 
     def _own(self) -> None:
-        """Locks DIR, but not that of a finished run: anyone may look at it, also where nothing can be written."""
+        """Locks DIR. A finished run is not locked: anyone may read it, even on a read-only disk."""
         first = not jax.distributed.is_initialized() or jax.process_index() == 0
         if first and not self.finished:
             self._lock.acquire()
@@ -238,22 +252,30 @@ class Run:
         if not path.exists():
             write_json(path, self.config)
             return
-        had, has = _fields(read_json(path)), _fields(self.config)
-        volatile = lambda name: any(name == v or name.startswith(v + ".") for v in self._volatile)
-        show = lambda fields, name: json.dumps(fields[name], ensure_ascii=False) if name in fields else "nothing"
+        stored, asked = _fields(read_json(path)), _fields(self.config)
+
+        def may_change(name: str) -> bool:
+            return any(name == v or name.startswith(v + ".") for v in self._volatile)
+
+        def show(fields: Mapping[str, Any], name: str) -> str:
+            return json.dumps(fields[name], ensure_ascii=False) if name in fields else "nothing"
+
         lines = [
-            f"\n  {name}: {show(had, name)} there, {show(has, name)} now"
-            for name in sorted(had | has)
-            if not volatile(name) and show(had, name) != show(has, name)
+            f"\n  {name}: {show(stored, name)} in the file, {show(asked, name)} now"
+            for name in sorted(stored | asked)
+            if not may_change(name) and show(stored, name) != show(asked, name)
         ]
         if lines:
-            raise ValueError(f"{path} is of another run; choose another workdir, or its values:{''.join(lines)}")
-        if had != has and not self.finished:
+            raise ValueError(
+                f"{path} was written by a run with other settings; use a new workdir, or the settings in the file:"
+                f"{''.join(lines)}"
+            )
+        if stored != asked and not self.finished:
             write_json(path, self.config)
 
 
 class LossGuard:
-    """Metrics gathered on the device, looked at together: call `check` before each log line and each checkpoint."""
+    """Collects metrics on the device and checks them together. Call `check` before each log line and checkpoint."""
 
     def __init__(self):
         self._steps: list[int] = []
@@ -270,20 +292,21 @@ class LossGuard:
         self._metrics.append({name: metrics[name] for name in ("loss", "log_likelihood", "step") if name in metrics})
 
     def check(self, last_good: int | None = None) -> None:
-        """Raises as `check_finite` does, and forgets."""
+        """Calls `check_finite` on the stored steps and forgets them."""
         steps, metrics, self._steps, self._metrics = self._steps, self._metrics, [], []
         check_finite(steps, metrics, last_good)
 
 
 def check_finite(steps: Sequence[int], metrics: Sequence[Mapping[str, Any]], last_good: int | None = None) -> None:
-    """Looks for a NaN or infinite loss.
+    """Checks that every loss is finite.
 
     Args:
       steps: numbers of the steps.
-      metrics: of each step: its loss, and log_likelihood [K] where it is known; on the device or not.
-      last_good: step of the last checkpoint, None if there is none.
+      metrics: the loss of each step, and log_likelihood [K] where it is known; on the device or on the host.
+      last_good: step of the last checkpoint; None if there is none.
     Raises:
-      FloatingPointError: names the first such step, the hypotheses that diverged, and the last good checkpoint.
+      FloatingPointError: if a loss is NaN or infinite; names the first such step, the hypotheses that diverged and the
+        last good checkpoint.
     """
     for step, values in zip(steps, jax.device_get(list(metrics)), strict=True):
         loss = float(np.float64(values["loss"]))
@@ -296,7 +319,7 @@ def check_finite(steps: Sequence[int], metrics: Sequence[Mapping[str, Any]], las
 
 
 def _diverged(log_likelihood: Any) -> str:
-    """Which hypotheses have a log-likelihood [K] that is not finite."""
+    """Says which hypotheses have a log-likelihood that is not finite; log_likelihood is [K] or None."""
     values = np.atleast_1d(np.asarray([] if log_likelihood is None else log_likelihood, np.float64))
     broken = np.flatnonzero(~np.isfinite(values)).tolist()
     if not broken:
@@ -322,12 +345,12 @@ def _last_steps(path: Path) -> dict[str, int]:
 
 def _checked(tag: str) -> str:
     if not TAG.fullmatch(tag) or ".." in tag.split("/"):
-        raise ValueError(f'a tag is words joined by "/", such as "seed1235/mcl", got {tag!r}')
+        raise ValueError(f'a tag must be words joined by "/", such as "seed1235/mcl", got {tag!r}')
     return tag
 
 
 def _fields(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted name; an empty mapping is a value."""
+    """Returns the values by dotted name; an empty mapping counts as a value."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     inner = [_fields(value, f"{prefix}.{key}" if prefix else key) for key, value in tree.items()]

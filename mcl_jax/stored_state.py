@@ -1,4 +1,4 @@
-"""The part of a `TrainState` that is stored, as host arrays by path, and back onto devices.
+"""Conversion between the stored part of a `TrainState` and host arrays by path.
 
 Paths are those of the tree, such as "adapters/layers_0/q_proj/a" or "opt_state/0/mu/layers_0/q_proj/a".
 """
@@ -17,18 +17,18 @@ SHOWN_MISMATCHES = 5
 
 
 def stored(state: TrainState) -> dict[str, Any]:
-    """Everything but the base."""
+    """Returns the fields of the state that a checkpoint stores: all but the base."""
     return {name: getattr(state, name) for name in STORED}
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by path. None and empty containers have no leaves."""
+    """Returns the leaves by path. None and empty containers have no leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def to_host(leaf: Any) -> np.ndarray:
-    """A copy that shares no memory with the device, where on CPU `np.asarray` would be a view; keys as their data."""
+    """Copies a leaf to the host; a random key becomes its data. (On CPU, `np.asarray` would only be a view.)"""
     leaf = jax.random.key_data(leaf) if _is_key(leaf) else leaf
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         replicated = leaf.is_fully_replicated
@@ -37,19 +37,19 @@ def to_host(leaf: Any) -> np.ndarray:
 
 
 def describe(leaf: Any, array: np.ndarray) -> dict[str, Any]:
-    """What the record says of a leaf whose host copy is `array`."""
+    """Returns the record entry (shape, dtype, checksum) of a leaf whose host copy is `array`."""
     key = {"key_impl": str(jax.random.key_impl(leaf))} if _is_key(leaf) else {}
     leaf = leaf if hasattr(leaf, "dtype") else array
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "crc32": checksum(array), **key}
 
 
 def checksum(array: np.ndarray) -> int:
-    """CRC-32 of the values."""
+    """Returns the CRC-32 of the values."""
     return zlib.crc32(array.tobytes())
 
 
 def objective_kind(objective_state: Any) -> str:
-    """What the objective's state is, which a template from before the first step cannot say."""
+    """Returns the kind of an objective's state: "none", "empty", "array" or "tree"."""
     if objective_state is None:
         return "none"
     paths = list(flatten(objective_state))
@@ -57,10 +57,10 @@ def objective_kind(objective_state: Any) -> str:
 
 
 def wanted(template: TrainState, record: dict[str, Any]) -> dict[str, Any]:
-    """The tree to fill: the template's, with the objective's state as it was stored where the template has none.
+    """Returns the tree to fill: the template's, with the stored objective state if the template has none.
 
     Raises:
-      ValueError: if the record holds a tree there, which only a template can shape.
+      ValueError: if the stored objective state is a tree and the template has none to give its structure.
     """
     tree, kind = stored(template), record["objective_state"]
     if kind == "none":
@@ -71,15 +71,21 @@ def wanted(template: TrainState, record: dict[str, Any]) -> dict[str, Any]:
         leaf = record["leaves"]["objective_state"]
         tree["objective_state"] = jax.ShapeDtypeStruct(tuple(leaf["shape"]), leaf["dtype"])
     elif template.objective_state is None:
-        raise ValueError("the checkpoint holds a tree as objective_state: give a template with objective.init(K)")
+        raise ValueError(
+            "the checkpoint stores objective_state as a tree; pass a template with objective_state=objective.init(K)"
+        )
     return tree
 
 
 def check_fits(tree: Any, leaves: dict[str, Any], name: str) -> None:
-    """Compares a tree with what a record says of its leaves.
+    """Compares a tree with the record of its leaves.
 
+    Args:
+      tree: the tree to fill.
+      leaves: record entries by path.
+      name: name of the checkpoint, for the error.
     Raises:
-      ValueError: if paths, shapes or dtypes differ; names the first of them with both sides.
+      ValueError: if paths, shapes or dtypes differ; names the first differences with both sides.
     """
     has = {path: f"{leaf['dtype']}{leaf['shape']}" for path, leaf in leaves.items()}
     needs = {path: _kind(leaf) for path, leaf in flatten(tree).items()}
@@ -91,8 +97,8 @@ def check_fits(tree: Any, leaves: dict[str, Any], name: str) -> None:
         for path in differ[:SHOWN_MISMATCHES]
     ]
     raise ValueError(
-        f"{name} does not fit the state, {len(differ)} arrays differ (other K, rank, targets, optimizer or "
-        f"objective?):{''.join(lines)}"
+        f"{name} does not fit the state: {len(differ)} arrays differ. Check that K, rank, targets, optimizer and "
+        f"objective are the same:{''.join(lines)}"
     )
 
 
@@ -102,18 +108,18 @@ def _kind(leaf: Any) -> str:
 
 
 def fill(tree: Any, arrays: dict[str, np.ndarray], leaves: dict[str, Any]) -> Any:
-    """The tree with the arrays, each placed as the leaf it replaces."""
+    """Fills the tree with the arrays, each on the devices of the leaf that it replaces."""
     values = [_placed(arrays[path], leaf, leaves[path]) for path, leaf in flatten(tree).items()]
     return jax.tree.unflatten(jax.tree.structure(tree), values)
 
 
 def _placed(array: np.ndarray, like: Any, description: dict[str, Any]) -> Any:
-    """The array as `like` is: on its devices if it was put there, else wherever JAX likes; a key if it is one."""
+    """Puts the array on the devices of `like` if those were chosen, else on JAX's default; key data become a key."""
     put = not isinstance(like, jax.Array) or like.committed
     sharding = getattr(like, "sharding", None) if put else None
     if _is_key(like):
         return jax.device_put(jax.random.wrap_key_data(array, impl=description["key_impl"]), sharding)
-    return jax.device_put(array, sharding, may_alias=False)  # a step will donate it
+    return jax.device_put(array, sharding, may_alias=False)  # a train step will donate it
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Token ids and masks, checked where their values can be looked at: before a call is traced, once a call."""
+"""Checks of token ids and masks. They run once per call, before it is traced, where the values can still be read."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Int
 
 
 def known(x: Any) -> np.ndarray | None:
-    """The values of an array on the host; None where they are traced, or on devices of other processes."""
+    """Returns the values of an array on the host; None if they are traced, or on devices of other processes."""
     if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
         return None
     return np.asarray(x)
@@ -17,24 +17,30 @@ def known(x: Any) -> np.ndarray | None:
 def check_vocabulary(
     name: str, ids: Int[Array, "*B T"], mask: Bool[Array, "*B T"] | None, vocab_size: int | None
 ) -> None:
-    """Raises a ValueError that names ids outside of the vocabulary [0, V), and their rows, where the mask is true.
+    """Checks that every id under a true mask is in the vocabulary. Traced values are not checked.
 
-    Nothing is checked where values are traced, or V is not known.
+    Args:
+      name: name of the ids in the error.
+      ids: token ids.
+      mask: True on the ids to check; None checks all.
+      vocab_size: V; None checks nothing.
+    Raises:
+      ValueError: if an id is outside [0, V); names the ids and their rows.
     """
     ids, mask = known(ids), np.True_ if mask is None else known(mask)
     if ids is None or mask is None or vocab_size is None:
         return
     outside = ((ids < 0) | (ids >= vocab_size)) & mask.astype(bool)
     if outside.any():
-        rows, found = np.unique(np.nonzero(outside)[0]), np.unique(ids[outside])
+        rows, unknown = np.unique(np.nonzero(outside)[0]), np.unique(ids[outside])
         raise ValueError(
-            f"{name} must be in the vocabulary [0, {vocab_size}) where the mask is true (everywhere without one), got "
-            f"{found[:8].tolist()} in rows {rows[:8].tolist()}"
+            f"{name} must be in the vocabulary [0, {vocab_size}) where the mask is true (everywhere without a mask), "
+            f"got {unknown[:8].tolist()} in rows {rows[:8].tolist()}"
         )
 
 
 def check_mask(name: str, mask: Any) -> None:
-    """Raises a ValueError for a mask that holds anything but true and false, or 1 and 0."""
+    """Raises a ValueError if a mask holds values other than true and false, or 1 and 0."""
     values = known(mask)
     if values is not None and values.dtype != bool and not np.isin(values, (0, 1)).all():
         odd = np.unique(values[~np.isin(values, (0, 1))])

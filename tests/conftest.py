@@ -1,6 +1,8 @@
 """Every test runs on 8 fake CPU devices, with strict promotion of dtypes and ranks."""
 
+import contextlib
 import os
+import re
 import tempfile
 
 # Tests compile much and compute little: without optimisations they take less than half the time.
@@ -23,6 +25,21 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def says(capsys):
+    """says(pattern): a context manager around code that prints exactly one line with this pattern; yields [line]."""
+
+    @contextlib.contextmanager
+    def check(pattern):
+        capsys.readouterr()
+        lines = []
+        yield lines
+        lines += [line for line in capsys.readouterr().out.splitlines() if re.search(pattern, line)]
+        assert len(lines) == 1, f"wanted one line with {pattern!r}, got {lines}"
+
+    return check
 
 
 @pytest.fixture

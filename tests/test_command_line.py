@@ -33,9 +33,15 @@ full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /d
         (MissingExtra("that needs PIL"), "that needs PIL"),
         (FileNotFoundError("no checkpoint in x"), "no checkpoint in x"),
         (MemoryError(), "MemoryError: "),
-        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied; change its permissions, "),
-        (OSError(errno.ENOSPC, "No space left on device", "m"), "m: No space left on device; free some space, and run"),
-        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/x"), "f/x: Not a directory; a directory is needed"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a/b"),
+            "a/b: Permission denied; change its permissions or ",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "m"), "m: No space left on device; free some space and run"),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/x"),
+            "f/x: Not a directory; the path must be a directory",
+        ),
     ],
 )
 def test_errors_for_people_are_a_line(error, line):
@@ -150,9 +156,9 @@ def test_events_that_find_no_room_are_an_error_of_who_logs(tmp_path):
 
 def test_a_workdir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(ValueError, match=r"a run needs a directory, and .*run is a file: choose another workdir"):
+    with pytest.raises(ValueError, match=r"a run needs a directory, but .*run is a file; choose another workdir"):
         Run(tmp_path / "run", {}).__enter__()
-    message = r"^error: .*run/below: Not a directory; a directory is needed"
+    message = r"^error: .*run/below: Not a directory; the path must be a directory"
     with pytest.raises(SystemExit, match=message), errors_in_a_line(), Run(tmp_path / "run" / "below", {}):
         pass
     assert (tmp_path / "run").read_text() == "mine"

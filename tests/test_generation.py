@@ -292,14 +292,14 @@ def test_a_second_batch_of_the_same_shape_compiles_nothing(base, caplog):
         (lambda b: decode(*b, {"tokens": PROMPTS["tokens"], "mask": PROMPTS["mask"][:, ::-1]}), r"left.*rows \[1, 2\]"),
         (lambda b: decode(*b, PROMPTS["tokens"], Greedy(), 0), "max_new_tokens must be at least 1, got 0"),
         (lambda b: decode(*b, PROMPTS, Greedy(), 3, min_new_tokens=4), r"min_new_tokens must be in \[0, 3\], got 4"),
-        (lambda b: BeamSearch(num_beams=2, num_return=3), "num_return=3 is more than num_beams=2"),
+        (lambda b: BeamSearch(num_beams=2, num_return=3), "num_return must be at most num_beams=2, got 3"),
         (lambda b: DiverseBeamSearch(num_beams=5, num_groups=2), "num_groups=2 must divide num_beams=5"),
         (lambda b: Sampling(temperature=0.0), "temperature must be positive"),
         (lambda b: Sampling(top_p=0.0), r"top_p must be in \(0, 1\], got 0"),
         (lambda b: decode(*b, PROMPTS["tokens"][0]), r"tokens \[B, P\]"),
         (lambda b: decode(*b, PROMPTS["tokens"][:0]), r"B of at least 1, got \(0, 7\)"),
-        (lambda b: decode(*b, PROMPTS["tokens"][:, :0]), r"not be empty; rows \[0, 1, 2, 3\]"),
-        (lambda b: decode(*b, [[3, 4], [5]]), "one array .* pad the rows on the left"),
+        (lambda b: decode(*b, PROMPTS["tokens"][:, :0]), r"non-empty .* rows \[0, 1, 2, 3\] are empty"),
+        (lambda b: decode(*b, [[3, 4], [5]]), "one array .* pad them on the left"),
         (lambda b: decode(*b, PROMPTS["tokens"] + 0.5), "tokens must be integers, got float64"),
         (lambda b: decode(*b, PROMPTS["tokens"] + 30), r"tokens must be in the vocabulary \[0, 41\)"),
         (lambda b: decode(*b, np.array([[3, 4], [5, -1]])), r"\[0, 41\).* got \[-1\] in rows \[1\]"),
@@ -309,9 +309,9 @@ def test_a_second_batch_of_the_same_shape_compiles_nothing(base, caplog):
         (lambda b: decode(*b, PROMPTS | {"attention_mask": PROMPTS["mask"]}), "'mask' once"),
         (lambda b: decode(*b, {"input_id": PROMPTS["tokens"]}), "got 'input_id'; did you mean 'input_ids'"),
         (lambda b: decode(*b, PROMPTS | {"target_mask": PROMPTS["mask"]}), "got 'target_mask'"),
-        (lambda b: decode(*b, PROMPTS | {"token_type_ids": PROMPTS["mask"]}), "got 'token_type_ids'; leave out"),
-        (lambda b: decode(*b, PROMPTS | {"pixel_values": np.zeros((4, 3))}), "got 'pixel_values'; run .* 'encode'"),
-        (lambda b: decode(*b, PROMPTS | {"features": np.zeros((4, 2, 24))}), "Llama neither sees nor hears"),
+        (lambda b: decode(*b, PROMPTS | {"token_type_ids": PROMPTS["mask"]}), "got 'token_type_ids'; remove"),
+        (lambda b: decode(*b, PROMPTS | {"pixel_values": np.zeros((4, 3))}), "got 'pixel_values'; call .* 'encode'"),
+        (lambda b: decode(*b, PROMPTS | {"features": np.zeros((4, 2, 24))}), "Llama takes text only"),
         (lambda b: decode(*b, {"mask": PROMPTS["mask"]}), "must have 'tokens'"),
         (
             lambda b: decode(*b, PROMPTS, eos_token_id=41),
@@ -321,8 +321,8 @@ def test_a_second_batch_of_the_same_shape_compiles_nothing(base, caplog):
         (lambda b: decode(*b, PROMPTS, eos_token_id="</s>"), "eos_token_id must be an integer .* got '</s>'"),
         (lambda b: decode(*b, PROMPTS, pad_token_id=1.5), "pad_token_id must be an integer .* got 1.5"),
         (lambda b: decode(*b, PROMPTS, repetition_penalty=math.inf), "positive and finite, got inf"),
-        (lambda b: decode(*b, PROMPTS, Greedy), "decoder must be one such as"),
-        (lambda b: decode(*b, PROMPTS, "greedy"), "decoder must be one such as .* got 'greedy'"),
+        (lambda b: decode(*b, PROMPTS, Greedy), "decoder must be an instance such as"),
+        (lambda b: decode(*b, PROMPTS, "greedy"), "decoder must be an instance such as .* got 'greedy'"),
         (lambda b: decode(*b, PROMPTS, SAMPLING, rng=7), "typed key, .* got an array of int32"),
         (lambda b: decode(*b, PROMPTS, SAMPLING, rng=jax.random.PRNGKey(7)), "typed key, .* got an array of uint32"),
         (lambda b: decode(*b, PROMPTS, SAMPLING, rng=jax.random.split(jax.random.key(0), 3)), "each of 4 prompts"),
@@ -352,7 +352,7 @@ def test_positions_end_where_their_embeddings_do():
     adapters = model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=K)
     most = module.config.max_position_embeddings
     prompts = {"tokens": np.zeros((2, 9), np.int32), "mask": np.arange(9)[None] >= np.array([[4], [2]])}
-    with pytest.raises(ValueError, match=rf"{most} positions, too few for a prompt of 7 tokens and {most - 6} new"):
+    with pytest.raises(ValueError, match=rf"a prompt of 7 tokens and {most - 6} new .* but the model has only {most};"):
         decode(model, params, adapters, prompts, Greedy(), most - 6)
     assert decode(model, params, adapters, prompts, Greedy(), most - 7).tokens.shape == (K, 2, 1, most - 7)
 

@@ -374,7 +374,7 @@ class TestConfig:
             ({"alpha_pattern": {"up": (1.0, float("inf"))}}, r"a finite number, got \(1.0, inf\) for 'up'"),
             ({"dropout": "0.1"}, "dropout must be a number, got '0.1'"),
             ({"dropout": 1.0}, r"\[0, 1\), got 1.0"),
-            ({"targets": ()}, "targets is empty"),
+            ({"targets": ()}, "targets must name at least one linear layer, got none"),
             ({"targets": "("}, "not a valid regular expression"),
         ],
     )
@@ -457,10 +457,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("targets", "message"),
         [
-            ("agian", r"'agian' matches no linear layer. Nearest of 3 linear layers: again\."),
-            (("up", "donw"), r"'donw' matches no linear layer. Nearest of 3 linear layers: down"),
-            ("xyzzy", "Nearest of 3 linear layers: up, again, down"),
-            ("norm", "norm is a LayerNorm: only nn.Dense, nn.DenseGeneral and nn.Einsum can be adapted"),
+            ("agian", r"'agian' matches no linear layer. The nearest of 3 linear layers: again\."),
+            (("up", "donw"), r"'donw' matches no linear layer. The nearest of 3 linear layers: down"),
+            ("xyzzy", "The nearest of 3 linear layers: up, again, down"),
+            ("norm", "norm is a LayerNorm; only nn.Dense, nn.DenseGeneral and nn.Einsum can be adapted"),
         ],
     )
     def test_a_target_that_names_no_linear_layer(self, targets, message):
@@ -471,7 +471,7 @@ class TestErrors:
         model = mcl.Hypotheses(Tokens(), mcl.LoraConfig(targets="embed"))
         tokens = np.zeros((2, 3), np.int32)
         params = jax.eval_shape(Tokens().init, jax.random.key(0), tokens)["params"]
-        with pytest.raises(ValueError, match="embed is a Embed: only nn[.]Dense"):
+        with pytest.raises(ValueError, match="embed is a Embed; only nn[.]Dense"):
             initialised(model, randomized(params), tokens)
 
     def test_patterns_for_layers_that_are_no_targets(self):
@@ -487,7 +487,7 @@ class TestErrors:
 
     def test_adapters_made_for_other_targets(self):
         model, params, adapters, x = setup(CASES["mlp"])
-        with pytest.raises(ValueError, match=r"again is a target, but the adapters hold no again/a.*other targets"):
+        with pytest.raises(ValueError, match=r"again is a target, but the adapters have no again/a.*same targets"):
             all_of(model, params, {"up": adapters["up"]}, x)
         with pytest.raises(ValueError, match="adapters hold elsewhere, but the parameters have no such layer"):
             model.merge(params, {"elsewhere": adapters["up"]}, 0)
@@ -512,7 +512,7 @@ class TestErrors:
         model, params, adapters, x = setup(CASES["mlp"])
         with pytest.raises(ValueError, match=r"must have shape \[B\] = \(5,\), got \(4,\)"):
             assigned(model, params, adapters, np.zeros(4, int), x)
-        with pytest.raises(ValueError, match=r"shared by all arrays, got sizes \[4, 5\]"):
+        with pytest.raises(ValueError, match=r"must share one leading batch axis, got sizes \[4, 5\]"):
             assigned(model, params, adapters, np.zeros(5, int), x, shift=x[:4])
 
     def test_leading_axes(self):

@@ -97,10 +97,10 @@ def test_results_that_depend_on_the_size_of_the_batch():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("scalar", r"output\[1\] of the module needs a leading batch axis; its shape is \(\) for a batch of 1"),
-        ("transposed", r"output of the module needs a leading batch axis; its shape is \(4, 1, 3\)"),
-        ("beside", r"output\['mean'\] of the module needs a .* shape is \(1, 4, 3\) for a batch of 2"),
-        ("length", r"output of the module has shape \(2, 2\) for a batch of two, and \(2, 1\) for two batches of one"),
+        ("scalar", r"output\[1\] of the module needs a leading batch axis, got shape \(\) for a batch of 1"),
+        ("transposed", r"output of the module needs a leading batch axis, got shape \(4, 1, 3\)"),
+        ("beside", r"output\['mean'\] of the module needs a .* shape \(1, 4, 3\) for a batch of 2"),
+        ("length", r"output of the module has shape \(2, 2\) for a batch of two but \(2, 1\) for two batches of one"),
     ],
 )
 def test_outputs_without_a_batch_axis(change, message, abstract):
@@ -149,5 +149,5 @@ class TestRefusedExamples:
     def test_alike(self):
         """All zeros have the mean of all zeros."""
         model, params, adapters = setup(Mixed("mean"))
-        with pytest.raises(ValueError, match="two examples that differ; the first two of this batch are equal"):
+        with pytest.raises(ValueError, match="two different examples, but the first two of this batch are equal"):
             model.check(params, adapters, np.zeros_like(X))

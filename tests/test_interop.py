@@ -122,12 +122,18 @@ def without_a_half(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: shutil.rmtree(f / "lora1"), r"needs lora0 … lora1, has \['lora0', 'lora2'\]"),
-        (lambda f: (f / "lora2" / "adapter_model.safetensors").unlink(), "lora2 is no whole PEFT adapter folder"),
-        (lambda f: (f / "lora0" / "adapter_model.safetensors").write_bytes(b"1234"), "lora0 is no whole PEFT"),
-        (without_a_half, "adapter_model.safetensors has only one of lora_A and lora_B of .*q_proj"),
-        (lambda f: change_config(f / "lora1", lora_alpha=9), "lora1 has other settings than .*lora0"),
-        (lambda f: [shutil.rmtree(f / f"lora{k}") for k in range(3)], "neither adapter_config.json nor folders"),
+        (lambda f: shutil.rmtree(f / "lora1"), r"must hold lora0 … lora1, got \['lora0', 'lora2'\]"),
+        (lambda f: (f / "lora2" / "adapter_model.safetensors").unlink(), "lora2 is not a complete PEFT adapter folder"),
+        (lambda f: (f / "lora0" / "adapter_model.safetensors").write_bytes(b"1234"), "lora0 is not a complete PEFT"),
+        (without_a_half, "adapter_model.safetensors must hold lora_A and lora_B .* only one of them for .*q_proj"),
+        (
+            lambda f: change_config(f / "lora1", lora_alpha=9),
+            "must have the same settings, but .*lora1 has .*lora0 has",
+        ),
+        (
+            lambda f: [shutil.rmtree(f / f"lora{k}") for k in range(3)],
+            "must hold adapter_config.json or the folders lora0, lora1, …, got neither",
+        ),
     ],
     ids=["gap", "absent", "broken", "half", "differ", "none"],
 )
@@ -139,5 +145,7 @@ def test_folders_that_cannot_be_read_are_named(folder, change, message):
 
 def test_adapters_of_another_model_are_refused(folder):
     module = mcl.models.from_pretrained(GOLDEN / "models" / "gpt2")[0]
-    with pytest.raises(ValueError, match="layers that GPT2 does not have or adapt: .*model.layers.0.mlp.down_proj"):
+    with pytest.raises(
+        ValueError, match="GPT2 does not have, or does not adapt, the layers .*model.layers.0.mlp.down_proj"
+    ):
         interop.load_peft(folder, module)

@@ -141,11 +141,11 @@ def test_patterns_of_null_are_none_at_all(tmp_path, bases, absent):
     [
         (
             {"rank_pattern": {}},
-            r"q_proj must be .* r = 3, which .* says, got \[5, \d+\] and \[\d+, 5\]",
+            r"q_proj must be .* r = 3, as in .*, got \[5, \d+\] and \[\d+, 5\]",
         ),
         (
             {"rank_pattern": {"q_proj": 5}},
-            r"layers.0.self_attn.q_proj must be .* r = 5, which .* says, got \[3, ",
+            r"layers.0.self_attn.q_proj must be .* r = 5, as in .*, got \[3, ",
         ),
     ],
 )

@@ -227,15 +227,15 @@ class TestChunked:
         call = chunked_sequence_log_likelihood
         with pytest.raises(ValueError, match="chunk_size must be at least 1 token, got 0"):
             call(hidden, unembedding, targets, mask, chunk_size=0)
-        with pytest.raises(ValueError, match=r"\[D, V\] with D = 7 of hidden, got \(11, 7\)"):
+        with pytest.raises(ValueError, match=r"\[D, V\] with D = 7 as in hidden, got \(11, 7\)"):
             call(hidden, unembedding.T, targets, mask)
         with pytest.raises(ValueError, match=r"bias must have shape \[V\] = \(11,\), got \(7,\)"):
             call(hidden, unembedding, targets, mask, bias=bias[:D])
         with pytest.raises(
-            ValueError, match=r"hidden, targets and mask need the same \[B, T\], got \(3, 5\), \(3, 4\)"
+            ValueError, match=r"hidden, targets and mask must have the same \[B, T\], got \(3, 5\), \(3, 4\)"
         ):
             call(hidden, unembedding, targets[:, 1:], mask)
-        with pytest.raises(ValueError, match=r"logits, targets and mask .* got \(3, 5\), \(3, 5\), \(3, 4\)"):
+        with pytest.raises(ValueError, match=r"logits, targets and mask .* got \(3, 5\), \(3, 5\) and \(3, 4\)"):
             sequence_log_likelihood(logits_of(hidden, unembedding, bias), targets, mask[:, 1:])
 
 

@@ -118,7 +118,7 @@ def test_of_many_at_once_one_gets_it(tmp_path):
 def test_after_an_error_at_the_start_nobody_owns_it(tmp_path):
     with Run(tmp_path, {"seed": 3}):
         pass
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(ValueError, match="other settings"):
         Run(tmp_path, {"seed": 5}).__enter__()
     with Run(tmp_path, {"seed": 3}):
         pass
@@ -136,7 +136,7 @@ def test_another_machine_that_is_silent_is_dead(tmp_path, quick, capsys):
     left_by(tmp_path, "elsewhere")
     mine = quick(tmp_path)
     mine.acquire()
-    assert "last used by process 12 on elsewhere: waiting 0 s" in capsys.readouterr().out
+    assert "last used by process 12 on elsewhere. Waiting 0 s" in capsys.readouterr().out
     assert mine._read()["host"] == HOST
     mine.release()
 

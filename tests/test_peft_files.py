@@ -75,22 +75,22 @@ def files(folder):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the weights of the base too"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which also changes the weights of the base"),
         ({"init_lora_weights": "pissa_niter_16"}, "init_lora_weights is 'pissa_niter_16'"),
         ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
         ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
-        ({"use_dora": True}, "settings that are not read: use_dora = True"),
-        ({"use_qalora": True}, "not read: use_qalora = True"),
-        ({"lora_bias": True}, "not read: lora_bias = True"),
-        ({"bias": "lora_only"}, "bias must be 'none', got 'lora_only'"),
-        ({"layer_replication": [[0, 4], [2, 5]]}, "not read: layer_replication = "),
-        ({"modules_to_save": ["lm_head"]}, r"not read: modules_to_save = \['lm_head'\]"),
-        ({"trainable_token_indices": [1, 2]}, "not read: trainable_token_indices"),
-        ({"alora_invocation_tokens": [5]}, "not read: alora_invocation_tokens"),
-        ({"target_parameters": ["experts"]}, "not read: target_parameters"),
-        ({"enable_lora": [True, False, True]}, "not read: enable_lora"),
-        ({"something_of_next_year": 3}, "not read: something_of_next_year = 3"),
+        ({"use_dora": True}, "settings that are not supported: use_dora = True"),
+        ({"use_qalora": True}, "not supported: use_qalora = True"),
+        ({"lora_bias": True}, "not supported: lora_bias = True"),
+        ({"bias": "lora_only"}, "bias must be 'none', .* got 'lora_only'"),
+        ({"layer_replication": [[0, 4], [2, 5]]}, "not supported: layer_replication = "),
+        ({"modules_to_save": ["lm_head"]}, r"not supported: modules_to_save = \['lm_head'\]"),
+        ({"trainable_token_indices": [1, 2]}, "not supported: trainable_token_indices"),
+        ({"alora_invocation_tokens": [5]}, "not supported: alora_invocation_tokens"),
+        ({"target_parameters": ["experts"]}, "not supported: target_parameters"),
+        ({"enable_lora": [True, False, True]}, "not supported: enable_lora"),
+        ({"something_of_next_year": 3}, "not supported: something_of_next_year = 3"),
         ({"peft_type": "ADALORA"}, "peft_type must be LORA, got 'ADALORA'"),
         ({"r": "3"}, "a rank must be an integer of at least 1, got '3' for 'r'"),
         ({"r": 0}, "got 0 for 'r'"),
@@ -103,7 +103,7 @@ def files(folder):
         ({"alpha_pattern": [1]}, r"alpha_pattern must be an object, got \[1\]"),
         ({"lora_dropout": "0.1"}, "lora_dropout must be a number, got '0.1'"),
         ({"use_rslora": 1}, "use_rslora must be true or false, got 1"),
-        ({"r": 5}, r"must be \[r, in\] and \[out, r\] with r = 5, which adapter_config.json says, got \[3, "),
+        ({"r": 5}, r"must be \[r, in\] and \[out, r\] with r = 5, as in adapter_config.json, got \[3, "),
         ({"rank_pattern": {r"layers\.1\..*down_proj": 4}}, "lora_B of model.layers.1.mlp.down_proj must be .* r = 4"),
     ],
     ids=lambda case: next(iter(case)) if isinstance(case, dict) else "",
@@ -148,9 +148,9 @@ def test_a_config_that_is_no_json_is_named(folder, module, content, message):
 @pytest.mark.parametrize(
     ("half", "with_", "message"),
     [
-        ("A", lambda a: a[:, :-1], "must have 26 inputs and 24 outputs, as the layer itself has, got 25 and 24"),
-        ("B", lambda b: b[:-1], "must have 26 inputs and 24 outputs, as the layer itself has, got 26 and 23"),
-        ("B", lambda b: np.repeat(b, 2, 0), "as the layer itself has, got 26 and 48"),
+        ("A", lambda a: a[:, :-1], "must have 26 inputs and 24 outputs, as the layer itself, got 25 and 24"),
+        ("B", lambda b: b[:-1], "must have 26 inputs and 24 outputs, as the layer itself, got 26 and 23"),
+        ("B", lambda b: np.repeat(b, 2, 0), "as the layer itself, got 26 and 48"),
         ("A", lambda a: a[:2], r"with r = 3, .* got \[2, 26\] and \[24, 3\]"),
         ("B", lambda b: b[:, :2], r"with r = 3, .* got \[3, 26\] and \[24, 2\]"),
         ("A", lambda a: a[..., None], r"got \[3, 26, 1\] and \[24, 3\]"),
@@ -191,7 +191,7 @@ def test_two_adapters_in_one_file_are_refused(folder, module):
     file = folder / "lora0" / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file(tensors | {f"{LAYER}.lora_A.other.weight": tensors[f"{LAYER}.lora_A.weight"]}, file)
-    with pytest.raises(ValueError, match=r"lora0.* holds two adapters: it has lora_A of .*down_proj twice"):
+    with pytest.raises(ValueError, match=r"lora0.* must hold one adapter, but it has lora_A of .*down_proj twice"):
         interop.load_peft(folder, module)
 
 
@@ -201,7 +201,7 @@ def test_files_of_no_adapters_or_in_another_format_are_named(folder, module):
     with pytest.raises(ValueError, match="lora1.* holds no adapters"):
         interop.load_peft(folder, module)
     file.rename(folder / "lora1" / "adapter_model.bin")
-    with pytest.raises(ValueError, match="lora1 is no whole PEFT adapter folder: it holds adapter_model.bin"):
+    with pytest.raises(ValueError, match="lora1 is not a complete PEFT adapter folder: it holds adapter_model.bin"):
         interop.load_peft(folder, module)
     with pytest.raises(ValueError, match="at least one adapter folder"):
         interop.load_peft([], module)
@@ -238,14 +238,16 @@ def test_folders_of_two_sets_are_not_taken_for_one(tmp_path, module, adapters):
         interop.save_peft(tmp_path / name, *adapters(3, seed))
     shutil.copytree(tmp_path / "a", tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "lora2")
-    with pytest.raises(ValueError, match="part/lora0 is not hypothesis 0 of the 2 .* but hypothesis 0 of 3"):
+    with pytest.raises(
+        ValueError, match="part/lora0 must be hypothesis 0 of the 2 .* but it is marked as hypothesis 0 of 3"
+    ):
         interop.load_peft(tmp_path / "part", module)
     shutil.rmtree(tmp_path / "a" / "lora1")
     shutil.copytree(tmp_path / "b" / "lora1", tmp_path / "a" / "lora1")
-    with pytest.raises(ValueError, match="a/lora1 is not hypothesis 1 of the 3 that were saved together"):
+    with pytest.raises(ValueError, match="a/lora1 must be hypothesis 1 of the 3 that were saved together"):
         interop.load_peft(tmp_path / "a", module)
     shutil.copytree(PEFT / "lora2", tmp_path / "b" / "lora2", dirs_exist_ok=True)
-    with pytest.raises(ValueError, match="b/lora2 is not hypothesis 2 .* but not marked"):
+    with pytest.raises(ValueError, match="b/lora2 must be hypothesis 2 .* but it is not marked"):
         interop.load_peft(tmp_path / "b", module)
     _, mixed = interop.load_peft([tmp_path / "a" / "lora0", tmp_path / "a" / "lora1"], module)
     first, second = adapters(3, 0)[1], adapters(3, 1)[1]
@@ -293,9 +295,11 @@ def test_a_save_that_ends_midway_leaves_the_old_set_or_none(tmp_path, module, ad
 def test_an_adapter_and_a_set_in_one_folder_are_refused(tmp_path, folder, module, adapters):
     for file in (PEFT / "lora0").iterdir():
         shutil.copy(file, folder)
-    with pytest.raises(ValueError, match=r"holds an adapter and \['lora0', 'lora1', 'lora2'\]: name the folders"):
+    with pytest.raises(
+        ValueError, match=r"is an adapter folder and also holds \['lora0', 'lora1', 'lora2'\]; pass the folders"
+    ):
         interop.load_peft(folder, module)
-    with pytest.raises(ValueError, match="holds an adapter itself .adapter_config.json"):
+    with pytest.raises(ValueError, match="is an adapter folder itself .adapter_config.json"):
         interop.save_peft(folder, *adapters(3, 0))
     with safe_open(str(folder / "lora0" / "adapter_model.safetensors"), framework="numpy") as tensors:
         assert tensors.metadata() == {"format": "pt"}  # as it was

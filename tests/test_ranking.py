@@ -114,7 +114,7 @@ def test_answers_end_where_the_positions_of_the_model_do():
     model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=mcl.models.lora_targets(module)))
     most = module.config.max_position_embeddings
     answers = Generation(np.full((K, 5, 1, most), 3), np.zeros((K, 5, 1)), np.full((K, 5, 1), most - 5))
-    with pytest.raises(ValueError, match=f"too few for a prompt of 6 tokens and {most - 5} new ones"):
+    with pytest.raises(ValueError, match=f"a prompt of 6 tokens and {most - 5} new tokens need {most + 1} positions"):
         log_likelihoods(model, params, None, PROMPTS, answers)
 
 
@@ -122,8 +122,8 @@ def test_answers_end_where_the_positions_of_the_model_do():
     ("log_p", "lengths", "message"),
     [
         (np.full((2, K, 5, 1), -1.0), np.zeros((K, 5, 1)), "at least 1 token, got 0"),
-        (np.full((2, K, 5, 1), -1.0), np.ones((K, 5)), "must fit"),
-        (np.full((K, 5, 1), -1.0), np.ones((K, 5, 1)), "must fit"),
+        (np.full((2, K, 5, 1), -1.0), np.ones((K, 5)), r"log_p must be \[H, K, B, n\] and lengths \[K, B, n\], got"),
+        (np.full((K, 5, 1), -1.0), np.ones((K, 5, 1)), r"log_p must be \[H, K, B, n\] and lengths \[K, B, n\], got"),
         (np.where(np.arange(4)[:, None, None, None] == 2, np.nan, np.ones((4, K, 5, 1))), np.ones((K, 5, 1)),
          r"NaN under hypotheses \[2\]"),
     ],
@@ -141,5 +141,5 @@ def test_mixture_scores_of_traced_values_are_those_of_others():
 
 def test_answers_to_other_prompts_are_refused(base):
     found = decode(*base, PROMPTS, Greedy(), 2)
-    with pytest.raises(ValueError, match="of B = 2 prompts"):
+    with pytest.raises(ValueError, match="with B = 2 prompts"):
         log_likelihoods(*base, {name: x[:2] for name, x in PROMPTS.items()}, found)

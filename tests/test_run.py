@@ -46,11 +46,11 @@ def test_other_config_is_refused_naming_fields_and_values(tmp_path):
         pass
     other = Config(steps=7, devices=8, adam=Adam(rate=0.5))
     with pytest.raises(
-        ValueError, match=r"(?s)another run.*adam\.rate: 0\.001 there, 0\.5 now.*steps: 100 there, 7"
+        ValueError, match=r"(?s)other settings.*adam\.rate: 0\.001 in the file, 0\.5 now.*steps: 100 in the file, 7 now"
     ) as e:
         Run(tmp_path, other, volatile=("devices",)).__enter__()
     assert "devices" not in str(e.value) and "betas" not in str(e.value)
-    with pytest.raises(ValueError, match="seed: nothing there, 3 now"):
+    with pytest.raises(ValueError, match="seed: nothing in the file, 3 now"):
         Run(tmp_path, dataclasses.asdict(Config()) | {"seed": 3}).__enter__()
 
 
@@ -71,7 +71,7 @@ def test_after_an_error_at_the_start_the_config_may_be_another(tmp_path):
     with pytest.raises(ValueError, match="no more memory"), Run(tmp_path, Config(steps=7)) as run:
         run.log(1, {"loss": 2.0})
         raise ValueError("no more memory")
-    with pytest.raises(ValueError, match="another run"):
+    with pytest.raises(ValueError, match="other settings"):
         Run(tmp_path, Config()).__enter__()
 
 
@@ -88,9 +88,9 @@ def test_log_writes_lines_and_events(tmp_path):
         ]  # at once, not when the run ends
         run.log(1, {"loss": float("nan")})
         assert run.lines("")[0]["loss"] is None
-        with pytest.raises(ValueError, match="taken by the line itself"):
+        with pytest.raises(ValueError, match=r"must not be named \['step'\]"):
             run.log(2, {"step": 3})
-        with pytest.raises(ValueError, match=r"a tag is words.*'\.\./x'"):
+        with pytest.raises(ValueError, match=r"a tag must be words.*'\.\./x'"):
             run.log(2, {}, tag="../x")
     events = list((tmp_path / "tensorboard" / "seed1" / "mcl").glob("events.*"))
     data = b"".join(path.read_bytes() for path in events)
@@ -102,7 +102,9 @@ def test_rewind_is_of_one_tag_only(tmp_path):
         for step in range(6):
             run.log(step, {"loss": step}, tag="a")
             run.log(step, {"loss": step}, tag="b")
-        with pytest.raises(ValueError, match=r"step 3 of 'a' comes after step 5; rewind"):
+        with pytest.raises(
+            ValueError, match=r"step 3 of 'a' is lower than step 5, which is already logged; call rewind"
+        ):
             run.log(3, {}, tag="a")
     with Run(tmp_path, {}) as run:
         with pytest.raises(ValueError, match="rewind"):  # also after a restart
@@ -155,7 +157,7 @@ def test_results_that_are_no_object_are_named(tmp_path):
 def test_finish(tmp_path):
     with Run(tmp_path, {}) as run:
         assert not run.finished
-        with pytest.raises(FileNotFoundError, match="not finished"):
+        with pytest.raises(FileNotFoundError, match="has no results.json; run the same command again"):
             run.results()
         with pytest.raises(ValueError, match=r"results\.mcl\.loss\.1 must be a finite number, got nan"):
             run.finish({"mcl": {"loss": np.array([1.0, np.nan])}})
@@ -191,10 +193,10 @@ def test_nan_loss_names_the_first_step_and_the_last_good_checkpoint():
     guard = LossGuard()
     for step, loss in enumerate([1.0, 2.0, np.inf, np.nan], 11):
         guard.add(step, {"loss": jnp.asarray(loss)})
-    with pytest.raises(FloatingPointError, match=r"loss is inf at step 13; the last good one is step 10"):
+    with pytest.raises(FloatingPointError, match=r"loss is inf at step 13; the last good checkpoint is step 10"):
         guard.check(last_good=10)
     guard.check()  # forgot
-    with pytest.raises(FloatingPointError, match="nan at step 4; there is no checkpoint before it"):
+    with pytest.raises(FloatingPointError, match="nan at step 4; there is no checkpoint yet"):
         check_finite([3, 4], [{"loss": 0.0}, {"loss": jnp.asarray(jnp.nan, jnp.bfloat16)}])
 
 
@@ -245,5 +247,5 @@ def test_table():
     narrow = rich.console.Console(file=(out := io.StringIO()), width=24, force_terminal=True)
     console.table("", ["run", "loss"], [["one", 1.0], ["a" * 20 + "z", 2.0]], console=narrow)
     assert "z" in out.getvalue() and "…" not in out.getvalue()
-    with pytest.raises(ValueError, match="2 columns"):
+    with pytest.raises(ValueError, match="2 values"):
         console.table("Results", ["run", "loss"], [["mcl"]])

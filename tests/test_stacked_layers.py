@@ -160,12 +160,15 @@ class TestErrors:
                 r"layers/up ranks and alphas for 2 layers .*\[2, ..., 5\], got \(3, 7, 5\)",
             ),
             ({"alpha_pattern": {"down": (3.0, 5.0)}}, r"layers/down ranks and alphas for 2 layers .* got \(3, 11, 2\)"),
-            ({"rank_pattern": {"up": (3, 5)}, "alpha_pattern": {"up": (1.0, 2.0, 3.0)}}, "has 2 ranks .* and 3 alphas"),
+            (
+                {"rank_pattern": {"up": (3, 5)}, "alpha_pattern": {"up": (1.0, 2.0, 3.0)}},
+                "layers/up needs as many .* got 2 ranks and 3 alphas",
+            ),
             ({"rank_pattern": {"up": (3, 0, 5)}}, r"at least 1, got \(3, 0, 5\) for 'up'"),
             ({"rank_pattern": {"up": ()}}, r"at least 1, got \(\) for 'up'"),
             (
                 {"alpha_pattern": {"layers_1/up": 9.0}},
-                "alpha_pattern: 'layers_1/up' matches no .* one value for each layer",
+                "alpha_pattern: 'layers_1/up' matches no .* one value per layer",
             ),
         ],
     )
@@ -179,13 +182,13 @@ class TestErrors:
         config = mcl.LoraConfig(rank=2, targets="up", alpha_pattern={"up": ALPHAS})
         x = normal((B, 3, 7))
         params = jax.eval_shape(Wide().init, jax.random.key(0), x)["params"]
-        with pytest.raises(ValueError, match="up is one layer, not a stack, and needs one rank and one alpha"):
+        with pytest.raises(ValueError, match="up is a single layer, so it needs a single rank and alpha"):
             mcl.Hypotheses(Wide(), config).init(jax.random.key(0), params, x, num_hypotheses=K)
 
     def test_adapters_of_another_depth(self):
         model, params, adapters = by_layer()
         less = jax.tree.map(lambda leaf: leaf[:2], hypotheses.select(adapters, 0))
         with pytest.raises(
-            ValueError, match=r"for 3 layers stacked by nn.scan, of rank 2 at most: .* got \(2, 11, 2\)"
+            ValueError, match=r"for 3 layers stacked by nn.scan, with rank 2 at most; .* got \(2, 11, 2\)"
         ):
             model.apply(params, less, X)

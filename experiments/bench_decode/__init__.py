@@ -1,1 +1,1 @@
-"""Tokens per second of K hypotheses decoding together, beside Hugging Face `generate` run once for each."""
+"""Decoding speed of K hypotheses together, compared with one Hugging Face `generate` call per hypothesis."""

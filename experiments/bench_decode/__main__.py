@@ -1,7 +1,8 @@
-"""`python -m experiments.bench_decode`: what K answers cost against K and length, and against Hugging Face.
+"""Benchmark of decoding, `python -m experiments.bench_decode`: cost of K answers by K and length.
 
-With `--torch PYTHON` (an interpreter that has torch, transformers and peft) each repeat runs both sides in turn, on the
-same weights, adapters and prompts, and their greedy tokens are compared. Keep the machine idle.
+With `--torch PYTHON` (an interpreter with torch, transformers and peft) it also compares with Hugging Face: each repeat
+runs both sides in turn, on the same weights, adapters and prompts, and their greedy tokens are compared. Keep the
+machine idle.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from experiments.common.options import COUNT, Options, parse
 from experiments.common.smollm2 import smollm2
 from mcl_jax import interop
 from mcl_jax.command_line import attempt, errors_in_a_line
-from mcl_jax.console import table
+from mcl_jax.console import say, table
 from mcl_jax.generation import BeamSearch, Decoder, Greedy, decode
 from mcl_jax.json_io import to_json, write_json
 from mcl_jax.models.pretrained import save_pretrained
@@ -39,7 +40,7 @@ class Config(Options):
     """Python interpreter with torch, transformers and peft, to run Hugging Face in turn with this library. By default
     Hugging Face is not run."""
     base: Path | None = None
-    """Hugging Face folder or GGUF file; SmolLM2-135M by default."""
+    """Hugging Face folder or GGUF file of the base model; SmolLM2-135M by default."""
     ks: tuple[int, ...] = (1, 2, 3, 5, 8)
     """Numbers K of hypotheses to measure, with --new-tokens tokens."""
     lengths: tuple[int, ...] = (16, 32, 64, 128)
@@ -66,18 +67,18 @@ class Config(Options):
 
     @property
     def decoder(self) -> Decoder:
-        """Of every hypothesis."""
+        """Decoder of every hypothesis."""
         return Greedy() if self.num_beams == 1 else BeamSearch(self.num_beams)
 
     def cells(self) -> list[tuple[int, int]]:
-        """(K, new tokens) of every row, the one compared with Hugging Face first."""
+        """Returns (K, new tokens) of every row; the one compared with Hugging Face comes first."""
         cells = [(self.num_hypotheses, self.new_tokens)]
         cells += [(k, self.new_tokens) for k in self.ks] + [(self.num_hypotheses, n) for n in self.lengths]
         return list(dict.fromkeys(cells))
 
 
 class HuggingFace:
-    """`hugging_face.py` in a process of its own, with the same base and adapters. A context manager."""
+    """Runs `hugging_face.py` in a separate process, with the same base and adapters. Use it as a context manager."""
 
     def __init__(self, python: Path, module: Any, params: Any, model: mcl.Hypotheses, adapters: Any):
         self.folder = tempfile.TemporaryDirectory()
@@ -88,10 +89,10 @@ class HuggingFace:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, prompts: dict[str, np.ndarray], config: Config) -> tuple[float, np.ndarray]:
-        """(seconds, tokens [K, B, T]).
+        """Decodes with Hugging Face; returns seconds and tokens [K, B, T].
 
         Raises:
-          RuntimeError: if the process died; its errors are on stderr.
+          RuntimeError: if the process has died; its errors are on stderr.
         """
         asked = {name: x.tolist() for name, x in prompts.items()}
         asked |= {"new_tokens": config.new_tokens, "num_beams": config.num_beams, "hypotheses": config.num_hypotheses}
@@ -123,22 +124,22 @@ def make_prompts(config: Config, vocab_size: int) -> dict[str, np.ndarray]:
 
 
 def random_adapters(model: mcl.Hypotheses, params: Any, num_hypotheses: int) -> Any:
-    """Adapters that all differ, B not being zero."""
+    """Makes adapters that all differ, with a nonzero B."""
     adapters = model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=num_hypotheses)
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(adapters))))
     return jax.tree.map(lambda x: 0.02 * jax.random.normal(next(keys), x.shape, x.dtype), adapters)
 
 
 def timed(model, params, adapters, prompts, config: Config, new_tokens: int) -> tuple[float, np.ndarray]:
-    """(seconds, tokens [K, B, T]) of one call, all of its tokens decoded: nothing ends early."""
+    """Times one call without early ends; returns seconds and tokens [K, B, T]."""
     started = time.perf_counter()
-    found = decode(model, params, adapters, prompts, config.decoder, new_tokens)
-    jax.block_until_ready(found)
-    return time.perf_counter() - started, np.asarray(found.tokens[:, :, 0])
+    generation = decode(model, params, adapters, prompts, config.decoder, new_tokens)
+    jax.block_until_ready(generation)
+    return time.perf_counter() - started, np.asarray(generation.tokens[:, :, 0])
 
 
 def row(config: Config, side: str, k: int, new_tokens: int, seconds: list[float]) -> dict[str, Any]:
-    """Median and range of the repeats."""
+    """Makes a row with median and range of the repeats."""
     median = statistics.median(seconds)
     return {
         "side": side,
@@ -152,7 +153,7 @@ def row(config: Config, side: str, k: int, new_tokens: int, seconds: list[float]
 
 
 def compare(config: Config, module, params, model, adapters, prompts) -> tuple[list[dict[str, Any]], float]:
-    """Rows of both sides, timed in turns after a warm-up of each, and the share of tokens that are the same."""
+    """Times both sides in turn after a warm-up; returns their rows, and the share of equal tokens."""
     ours, theirs = [], []
     with HuggingFace(config.torch, module, params, model, adapters) as other:
         for repeat in range(config.repeats + 1):
@@ -167,45 +168,55 @@ def compare(config: Config, module, params, model, adapters, prompts) -> tuple[l
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """All rows, and the comparison if there is one."""
+    """Measures all rows, and the comparison if there is one."""
     module, params, _ = mcl.models.from_pretrained(config.base or smollm2())
     targets = mcl.models.lora_targets(module)
     model = mcl.Hypotheses(module, mcl.LoraConfig(rank=config.rank, alpha=2 * config.rank, targets=targets))
     most = max([config.num_hypotheses, *config.ks])
     adapters, prompts = random_adapters(model, params, most), make_prompts(config, module.config.vocab_size)
-    of = lambda k: jax.tree.map(lambda x: x[:k], adapters)
-    found: dict[str, Any] = {"rows": []}
+
+    def first(k: int) -> Any:
+        return jax.tree.map(lambda x: x[:k], adapters)
+
+    results: dict[str, Any] = {"rows": []}
     if config.torch is not None:
-        rows, same = compare(config, module, params, model, of(config.num_hypotheses), prompts)
-        found = {"rows": rows, "same_tokens": same, "speedup": rows[1]["seconds"] / rows[0]["seconds"]}
+        rows, same = compare(config, module, params, model, first(config.num_hypotheses), prompts)
+        results = {"rows": rows, "same_tokens": same, "speedup": rows[1]["seconds"] / rows[0]["seconds"]}
     for k, new_tokens in config.cells()[config.torch is not None :]:
-        calls = [timed(model, params, of(k), prompts, config, new_tokens)[0] for _ in range(config.repeats + 1)]
-        found["rows"].append(row(config, "mcl_jax", k, new_tokens, calls[1:]))
-    return found
+        calls = [timed(model, params, first(k), prompts, config, new_tokens)[0] for _ in range(config.repeats + 1)]
+        results["rows"].append(row(config, "mcl_jax", k, new_tokens, calls[1:]))
+    return results
 
 
 def main(config: Config) -> None:
-    """Measures, writes --json, prints the table.
+    """Measures, writes --json, and prints the table.
 
     Raises:
-      ValueError: for a --json that cannot be written; before anything is measured.
+      ValueError: if --json cannot be written; before anything is measured.
     """
     if config.json is not None and not config.json.absolute().parent.is_dir():
-        raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
-    found = measure(config)
+        raise ValueError(f"--json must be a file in an existing folder, got {config.json}")
+    results = measure(config)
     if config.json is not None:
         with attempt(str(config.json)):
-            write_json(config.json, {"config": to_json(config, "config"), **found})
+            write_json(config.json, {"config": to_json(config, "config"), **results})
     rows = [
-        [r["side"], r["k"], r["new_tokens"], f"{r['seconds']:.2f}", f"{r['least']:.2f} to {r['most']:.2f}",
-         f"{r['tokens_per_second']:.0f}"]
-        for r in found["rows"]
-    ]  # fmt: skip
+        [
+            r["side"],
+            r["k"],
+            r["new_tokens"],
+            f"{r['seconds']:.2f}",
+            f"{r['least']:.2f} to {r['most']:.2f}",
+            f"{r['tokens_per_second']:.0f}",
+        ]
+        for r in results["rows"]
+    ]
     device = jax.devices()[0]
     title = f"{config.batch} prompts of up to {config.prompt} tokens, {config.num_beams} beam(s), {device.device_kind}"
-    table(title, ["", "K", "new tokens", "seconds", "range", "tokens a second"], rows)
-    if "speedup" in found:
-        print(f"{found['speedup']:.2f} times as fast as transformers + peft; {found['same_tokens']:.2%} same tokens")
+    table(title, ["", "K", "new tokens", "seconds", "range", "tokens/s"], rows)
+    if "speedup" in results:
+        share = f"{results['same_tokens']:.2%} of the tokens are equal"
+        say(f"{results['speedup']:.2f} times as fast as transformers + peft; {share}.")
 
 
 if __name__ == "__main__":

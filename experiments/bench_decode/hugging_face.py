@@ -1,9 +1,9 @@
-"""The other side of the benchmark, run by a Python that has torch, transformers and peft (and not this library).
+"""The Hugging Face side of the benchmark, for a Python with torch, transformers and peft (without this library).
 
     python hugging_face.py BASE ADAPTERS
 
-reads one JSON object a line, {"tokens", "mask", "new_tokens", "num_beams", "hypotheses"}, runs `generate` once for each
-of the hypotheses with its adapters, and answers with {"seconds", "tokens"} on a line.
+reads one JSON object per line, {"tokens", "mask", "new_tokens", "num_beams", "hypotheses"}, runs `generate` once per
+hypothesis with its adapters, and answers with one line {"seconds", "tokens"}.
 """
 
 import json
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 
 def load(base: str, adapters: str):
-    """The base with the adapters of every hypothesis."""
+    """Loads the base with the adapters of every hypothesis."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     folders = sorted(Path(adapters).iterdir(), key=lambda folder: int(folder.name.removeprefix("lora")))
     model = PeftModel.from_pretrained(model, folders[0], adapter_name="0")
@@ -29,14 +29,14 @@ def load(base: str, adapters: str):
 
 @torch.no_grad()
 def answer(model, asked: dict) -> dict:
-    """Tokens of every hypothesis, one after the other, and the seconds of all."""
+    """Decodes with one hypothesis after the other; returns all tokens, and the total time in seconds."""
     inputs = {"input_ids": torch.tensor(asked["tokens"]), "attention_mask": torch.tensor(asked["mask"], dtype=int)}
     options = {"max_new_tokens": asked["new_tokens"], "num_beams": asked["num_beams"], "do_sample": False}
     tokens, started = [], time.perf_counter()
     for k in range(asked["hypotheses"]):
         model.set_adapter(str(k))
-        found = model.generate(**inputs, **options, pad_token_id=0)
-        tokens.append(found[:, inputs["input_ids"].shape[1] :].tolist())
+        generated = model.generate(**inputs, **options, pad_token_id=0)
+        tokens.append(generated[:, inputs["input_ids"].shape[1] :].tolist())
     return {"seconds": time.perf_counter() - started, "tokens": tokens}
 
 

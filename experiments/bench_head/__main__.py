@@ -1,4 +1,4 @@
-"""`python -m experiments.bench_head --help`"""
+"""Command line of the benchmark: `python -m experiments.bench_head --help`."""
 
 import functools
 import gc
@@ -13,19 +13,22 @@ from experiments.bench_head import measure, peak, report, variants
 from experiments.bench_head.config import QUICK, Config
 from experiments.common.options import parse_line, print_and_exit
 from mcl_jax.command_line import attempt, errors_in_a_line
-from mcl_jax.console import plain, say
+from mcl_jax.console import PLAIN_WIDTH, plain, say
 from mcl_jax.json_io import write_json
 
 
 def main(config: Config, console: Console) -> list[dict]:
-    """Peak memory in processes of their own, then for each rank: check, time, write.
+    """Measures peak memory in separate processes; then checks, times and writes the rows of each rank.
 
     Returns:
       The rows, as in --json.
     """
-    tell = lambda line: say(plain(line, "dim"), console=console)
+
+    def tell(line: str) -> None:
+        say(plain(line, "dim"), console=console)
+
     peaks = {}
-    for cell in peak.cells_with_peak(config):  # first, while this process holds nothing
+    for cell in peak.cells_with_peak(config):  # first, while this process uses little memory
         peaks[cell] = peak.peak_memory(config, cell)
         tell(f"peak memory of {cell}: {peaks[cell]['peak_rss_bytes'] / 2**20:.0f} MiB")
 
@@ -44,14 +47,14 @@ def main(config: Config, console: Console) -> list[dict]:
             for row in measure.rows_of(config, rank, mode, programs, seconds):
                 rows.append(row | peaks.get((row["variant"], row["k"], rank, mode), {}))
             del programs
-            gc.collect()  # their states, before the next ones are made
+            gc.collect()  # frees their states before the next ones are made
             if config.json is not None:
                 write_json(config.json, rows)
     return rows
 
 
 def title_of(config: Config) -> str:
-    """Sizes and machine, in one line."""
+    """Describes sizes and machine in one line."""
     device = jax.devices()[0]
     return (
         f"GPT-Neo L={config.layers} D={config.d_model} V={config.vocab}, B={config.batch} T={config.seq_len}, "
@@ -69,10 +72,10 @@ def parse(args: list[str]) -> Config:
 
 
 def cli(args: list[str]) -> None:
-    """Reads the command line, runs, and prints the table and the summary."""
+    """Runs the command line, and prints the table and the summary."""
     with errors_in_a_line():
         config = parse(args).check()
-        console = Console(width=None if sys.stdout.isatty() else 130)
+        console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         rows = main(config, console)
         if config.figure is not None:
             with attempt(str(config.figure)):

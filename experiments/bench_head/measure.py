@@ -1,4 +1,4 @@
-"""The rows of one rank and mode: every program checked, then all of them timed in rounds."""
+"""Measurement of one rank and mode: checks every program, then times all of them in rounds."""
 
 import statistics
 import time
@@ -17,29 +17,29 @@ TOLERANCE = {("float32", True): 1e-4, ("float32", False): 2e-2, ("bfloat16", Tru
 
 
 def tolerance(config: Config) -> float:
-    """How far the result of a variant may be from that of `all`: 1e-4 where float32 is multiplied as float32."""
+    """Returns the allowed relative error against `all`: 1e-4 where float32 products are computed in float32."""
     exact = jax.default_backend() == "cpu" or config.matmul_precision == "highest"
     return TOLERANCE[config.dtype, exact]
 
 
 def relative_error(result: Any, reference: Any) -> float:
-    """‖result − reference‖ / ‖reference‖ over all leaves."""
+    """Computes ‖result − reference‖ / ‖reference‖ over all leaves."""
     difference = jax.tree.map(lambda x, y: x - y, result, reference)
     return float(optax.tree.norm(difference) / optax.tree.norm(reference))
 
 
 def check(variant: str, k: int, mode: str, result: Any, reference: Any, allowed: float) -> float:
-    """The relative error of a result.
+    """Returns the relative error of a result.
 
     Raises:
-      ValueError: if it is more than allowed.
+      ValueError: if the error is larger than allowed.
     """
     error = relative_error(result, reference)
-    if not error <= allowed:  # also for NaN
-        what = "gradient" if mode == "train" else "log-likelihoods"
+    if not error <= allowed:  # true for NaN as well
+        result_name = "gradients" if mode == "train" else "log-likelihoods"
         raise ValueError(
-            f"the {what} of {variant!r} at K={k} differ from those of 'all' by {error:.1e} of their norm, more than "
-            f"{allowed:.0e}: what computes something else is not to be compared"
+            f"the {result_name} of {variant!r} at K={k} must equal those of 'all' up to {allowed:.0e} of their norm, "
+            f"but differ by {error:.1e}, so the times cannot be compared"
         )
     return error
 
@@ -47,10 +47,10 @@ def check(variant: str, k: int, mode: str, result: Any, reference: Any, allowed:
 def checked_programs(
     config: Config, setup: variants.Setup, mode: str, log: Callable[[str], None] = lambda line: None
 ) -> list[Program]:
-    """The program of every cell of a rank and mode, compiled, and found to compute what `all` does.
+    """Compiles the program of every cell of a rank and mode, and checks that it computes the same as `all`.
 
     Raises:
-      ValueError: if one does not.
+      ValueError: if a program computes something else.
     """
     programs, references = [], {}
     for variant, k in config.cells(mode):
@@ -73,9 +73,12 @@ def rounds(
     tick: Callable[[], None] = lambda: None,
     patience: float = float("inf"),
 ) -> list[list[float]]:
-    """Seconds of each program in each timed round. A round runs every program once (A B C A B C), so drift cancels.
+    """Times each program in each round. A round runs every program once (A B C A B C), so that drift cancels.
 
-    A program whose first run takes longer than `patience` seconds is not run again: that one time stands for it.
+    A program whose first run takes longer than `patience` seconds is not run again; that single time counts.
+
+    Returns:
+      Times in seconds, by program.
     """
     seconds = [[] for _ in programs]
     given_up = set()
@@ -96,7 +99,7 @@ def rounds(
 def rows_of(
     config: Config, rank: int, mode: str, programs: Sequence[Program], seconds: list[list[float]]
 ) -> list[dict]:
-    """One row a cell; `relative_to_mle` is the ratio of medians to `all` at K=1."""
+    """Makes one row per cell; `relative_to_mle` is the ratio of the median to that of `all` at K=1."""
     cells = config.cells(mode)
     mle = statistics.median(seconds[cells.index(("all", 1))])
     return [

@@ -1,4 +1,4 @@
-"""Peak memory of one row, in a process of its own: a peak never comes down again."""
+"""Peak memory of one row, measured in a separate process, since a peak never decreases."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ Cell = tuple[str, int, int, str]  # variant, K, rank, mode
 
 
 def cells_with_peak(config: Config) -> list[Cell]:
-    """The rows whose peak memory is measured."""
+    """Returns the rows whose peak memory is measured."""
     if not config.subprocess:
         return []
     rows = [(v, k, rank, mode) for rank in config.ranks for mode in config.modes for v, k in config.cells(mode)]
@@ -27,25 +27,25 @@ def cells_with_peak(config: Config) -> list[Cell]:
 
 
 def peak_memory(config: Config, cell: Cell) -> dict[str, int]:
-    """Peak memory of a fresh process that makes the model and takes two steps.
+    """Measures the peak memory of a new process that makes the model and takes two steps.
 
     Returns:
-      peak_rss_bytes, of the host (compilation included); peak_device_bytes too where the device keeps count.
+      peak_rss_bytes of the host (including compilation), and peak_device_bytes if the device counts them.
     Raises:
-      RuntimeError: if the process fails; holds the end of what it wrote.
+      RuntimeError: if the process fails; quotes the end of its output.
     """
     request = json.dumps(dataclasses.asdict(dataclasses.replace(config, json=None, figure=None)) | {"cell": cell})
     command = [sys.executable, "-m", "experiments.bench_head.peak", request]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     if done.returncode:
-        raise RuntimeError(f"the process that measures the peak of {cell} failed: {done.stderr.strip()[-2000:]}")
+        raise RuntimeError(f"the process that measures the peak memory of {cell} failed: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def peak_rss_bytes() -> int:
-    """Most memory this process has had resident.
+    """Returns the peak resident memory of this process.
 
-    Not ru_maxrss on Linux: across fork and exec that begins at the peak of the process that started this one.
+    On Linux, ru_maxrss would be wrong: across fork and exec it starts at the peak of the parent process.
     """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
@@ -57,7 +57,7 @@ def peak_rss_bytes() -> int:
 
 
 def answer(request: dict) -> dict[str, int]:
-    """What the fresh process measures of itself."""
+    """Measures the peak memory of the current process, which is the new one."""
     variant, k, rank, mode = request.pop("cell")
     config = Config(**request)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)

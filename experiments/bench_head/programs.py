@@ -1,4 +1,4 @@
-"""What is timed: each variant compiled, with the state that it carries on, and its first result to be checked."""
+"""The timed programs: each variant compiled, with its state and a first result to check."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,15 +15,16 @@ from mcl_jax import hypotheses
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One step, compiled.
+    """One compiled step.
 
     Attributes:
-      first: to be called before anything else; takes a step and returns what all variants must agree on. train: the
-        mean gradient of WTA [K, ...]. forward: log p [K, B].
+      first: takes the first step and returns the result on which all variants must agree: the mean gradient of WTA
+        [K, ...] for train, log p [K, B] for forward. Call it before `run`.
       run: takes one step and waits for it.
-      temp_bytes: XLA's temporaries (activations, logits) while it runs; None where XLA does not say. For `separate`
-        those of one model, since K steps one after another reuse them.
-      argument_bytes: what it is given: weights, adapters, optimizer state, batch; of all K models for `separate`.
+      temp_bytes: XLA's temporaries (activations, logits); None if XLA does not report them. For `separate` those of one
+        model, since its K steps reuse them.
+      argument_bytes: size of the arguments: weights, adapters, optimizer state, batch; for `separate` those of all K
+        models.
     """
 
     first: Callable[[], Any]
@@ -33,11 +34,11 @@ class Program:
 
 
 def compile_program(variant: str, mode: str, setup: variants.Setup, num_hypotheses: int) -> Program:
-    """The program of one row.
+    """Compiles the program of one row.
 
-    train: forward, backward, clip, AdamW update. For `separate` K such steps of K models (weights of their own), each
-    maximum likelihood on the whole batch: what K fine-tunes on their own cost, without the further forward passes that
-    choosing winners would need. forward: log p [K, B], by K calls for `separate`.
+    train: forward, backward, clipping, AdamW update. `separate` takes K such steps of K models with their own weights,
+    each maximum likelihood on the whole batch: the cost of K independent fine-tunes, without the additional forward
+    passes that choosing winners would need. forward: log p [K, B], in K calls for `separate`.
     """
     adapters = setup.adapters(num_hypotheses)
     if variant != "separate":
@@ -54,7 +55,7 @@ def _train(variant, setup, models):
         batch = batch | {"weight": jnp.ones(batch["tokens"].shape[0])}
     states = [setup.state(adapters, params) for params, adapters in models]
     compiled = _compiled(variant, "train", setup, lambda: step.lower(states[0], batch))
-    rests = [step.prepare(state, batch)[1] for state in states]  # all but the weights, which are not donated
+    rests = [step.prepare(state, batch)[1] for state in states]  # all except the weights, which are not donated
 
     def run():
         for i, (params, _) in enumerate(models):
@@ -64,7 +65,7 @@ def _train(variant, setup, models):
         batches = _won_by_each(setup, models, batch) if variant == "separate" else [batch]
         gradients = []
         for i, (params, _) in enumerate(models):
-            relaxation = rests[i].objective_state  # ε of `sampled`, without which its draws are the winners
+            relaxation = rests[i].objective_state  # ε of `sampled`; at ε = 0 its draws are the winners
             hard = rests[i].replace(objective_state=jax.tree.map(jnp.zeros_like, relaxation))
             rest, metrics = compiled(params, hard, batches[i])
             gradients.append(first_gradient(rest.opt_state, metrics["gradient_norm"]))
@@ -101,13 +102,13 @@ def _program(first, run, compiled, copies):
 
 
 def first_gradient(opt_state: Any, norm: Any) -> Any:
-    """The gradient of the first step, as Adam's first moment has it: (1 − β₁) · clip(gradient)."""
+    """Recovers the gradient of the first step from Adam's first moment, (1 − β₁) · clip(gradient)."""
     factor = jnp.maximum(norm, variants.CLIP) / (variants.CLIP * (1.0 - variants.B1))
     return jax.tree.map(lambda moment: factor * moment, optax.tree.get(opt_state, "mu"))
 
 
 def _won_by_each(setup, models, batch):
-    """K forward passes and winners chosen on the host: the batch of each model, weighted 1 (won) or 0 (lost)."""
+    """Chooses winners on the host after K forward passes; returns the batch of each model with weights 1 or 0."""
     log_p = np.asarray(_forward("separate", setup, models).first())
     winner = log_p.argmax(axis=0)
     return [batch | {"weight": jnp.asarray(winner == k, jnp.float32)} for k in range(len(models))]

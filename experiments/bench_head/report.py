@@ -16,16 +16,16 @@ MARKERS = dict(zip(VARIANTS, "osDv^P", strict=True))
 
 
 def row_of(rows: list[dict], variant: str, k: int, rank: int, mode: str) -> dict | None:
-    """The row of that variant, if it was measured."""
+    """Returns the row of that variant, or None if it was not measured."""
     wanted = dict(variant=variant, k=k, rank=rank, mode=mode)
     return next((row for row in rows if all(row[name] == value for name, value in wanted.items())), None)
 
 
 def table(rows: list[dict]) -> Table:
-    """One line a row, in MiB and milliseconds."""
-    out = Table(title="One step: time and memory", title_justify="left")
+    """Makes the table, in milliseconds and MiB."""
+    out = Table(title="One step: time (ms) and memory (MiB)", title_justify="left")
     out.add_column("variant", no_wrap=True)
-    for name in ("K", "rank", "mode", "median ms", "min", "max", "÷ MLE", "temp MiB", "args MiB", "peak RSS MiB"):
+    for name in ("K", "rank", "mode", "median", "min", "max", "÷ MLE", "temp", "args", "peak RSS"):
         out.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in rows:
@@ -44,11 +44,11 @@ def _mib(count: int | None) -> str:
 
 
 def summary(rows: list[dict], k: int, rank: int) -> list[str]:
-    """What winner-only training gains at K, against what is wanted of it."""
+    """Compares the gain of winner-only training at K with its targets."""
     winner, every = (row_of(rows, variant, k, rank, "train") for variant in ("winner", "all"))
     mle = row_of(rows, "all", 1, rank, "train")
     if winner is None or every is None or mle is None:
-        return [f"r={rank}: no summary; it needs --modes train with the variants all and winner at K={k}"]
+        return [f"r={rank}: no summary, which needs --modes train with the variants all and winner at K={k}"]
     lines = [
         _verdict("all ÷ winner, time", every["seconds_median"] / winner["seconds_median"], ">=", 2.0),
         _verdict("winner ÷ MLE, time", winner["seconds_median"] / mle["seconds_median"], "<=", 2.2),
@@ -61,14 +61,14 @@ def summary(rows: list[dict], k: int, rank: int) -> list[str]:
 
 def _verdict(label: str, value: float, relation: str, bound: float) -> str:
     met = value >= bound if relation == ">=" else value <= bound
-    return f"  {label:28} {value:6.2f}×   wanted {relation} {bound}   {'met' if met else 'NOT met'}"
+    return f"  {label:28} {value:6.2f}×   target {relation} {bound}   {'met' if met else 'NOT met'}"
 
 
 # ------------------------------------------------------------------------------------------------------------ Figure
 
 
 def figure(rows: list[dict], title: str, path: Path) -> None:
-    """For each rank: cost of each mode relative to the MLE step, and the temporaries of the train step, against K."""
+    """Draws, against K and for each rank, the cost of each mode relative to the MLE step, and the temporaries."""
     ranks = list(dict.fromkeys(row["rank"] for row in rows))
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     columns = len(modes) + 1
@@ -82,9 +82,9 @@ def figure(rows: list[dict], title: str, path: Path) -> None:
             ax.set_title(f"{mode}, r = {rank}")
         _memory([row for row in of_rank if row["mode"] == modes[0]], line[-1])
         line[-1].set_title(f"memory without weights, {modes[0]}, r = {rank}")
-    found = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    labels = sorted(found, key=lambda label: label.startswith("ideal"))
-    handles = [found[label] for label in labels]
+    entries = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    labels = sorted(entries, key=lambda label: label.startswith("ideal"))
+    handles = [entries[label] for label in labels]
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels) if columns > 2 else 3, frameon=False)
     fig.suptitle(literal(title))
     save(fig, path)
@@ -104,7 +104,7 @@ def _cost(rows, mode, ax):
         for row in rows
         if row["relative_to_mle"] > top
     ]
-    if off:  # one cliff would flatten everything else
+    if off:  # one outlier would flatten everything else
         ax.set_ylim(0, 1.4 * max(ks))
         ax.text(0.03, 0.97, "off the scale:\n" + "\n".join(off), transform=ax.transAxes, va="top", fontsize=8)
 
@@ -122,7 +122,7 @@ def _lines(rows, name, seconds, ax):
             continue
         x, y = [row["k"] for row in points], [row[name] for row in points]
         style = dict(color=COLOURS[variant], marker=MARKERS[variant], markersize=5, label=variant)
-        if variant == "sampled":  # it costs what `winner` costs: let that show beneath
+        if variant == "sampled":  # its cost is that of `winner`, which must stay visible below
             style |= dict(linestyle="--", markerfacecolor="none", markersize=9)
         if seconds is None:
             ax.plot(x, y, **style)

@@ -1,4 +1,4 @@
-"""The ways to compute one step of K hypotheses. All but `all`, `winner` and `sampled` are written out here by hand."""
+"""Ways to compute one step of K hypotheses. `all`, `winner` and `sampled` are the library's; the others are here."""
 
 import dataclasses
 import functools
@@ -25,15 +25,17 @@ LogLikelihoods = Callable[[Any, Any, Any], tuple[Float[Array, "K B"], Int[Array,
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What all variants of a rank share: the model, its frozen weights, and one batch.
+    """Model, frozen weights and batch, which all variants of a rank share.
 
     Attributes:
-      model: GPT-Neo and which of its layers are adapted. α is 2r, so that a variant that forgets α/r is caught.
-      params: of the base, random.
-      drawn: adapters of as many hypotheses as any variant wants, with a random B: with B = 0 all would tie.
-      batch: tokens [B, T+1], of which the first T are read and the last T predicted.
-      copies: further weights for `separate`, made when asked for and shared between values of K.
-      compiled: programs of one model of `separate`, by mode: the same for every K.
+      model: GPT-Neo and its adapted layers. α is 2r, so that a variant without the factor α/r is detected.
+      params: random parameters of the base.
+      drawn: adapters of as many hypotheses as any variant needs, with random B (with B = 0 all would tie).
+      batch: tokens [B, T+1]; the first T are inputs, the last T targets.
+      chunk_size: tokens per chunk of logits.
+      seed: random seed.
+      copies: further weights for `separate`, made on demand and shared by all values of K.
+      compiled: programs of one model of `separate`, by mode, the same for every K.
     """
 
     model: mcl.Hypotheses
@@ -46,17 +48,17 @@ class Setup:
     compiled: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def adapters(self, num_hypotheses: int) -> Any:
-        """Adapters of the first K hypotheses, leading axis K."""
+        """Returns the adapters of the first K hypotheses, with leading axis K."""
         return hypotheses.select(self.drawn, slice(num_hypotheses))
 
     def params_of(self, k: int) -> Any:
-        """Weights of model k of `separate`: equal, but not the same buffers."""
+        """Returns the weights of model k of `separate`: equal values in separate buffers."""
         while len(self.copies) <= k:
             self.copies.append(jax.tree.map(jnp.copy, self.params))
         return self.copies[k]
 
     def state(self, adapters: Any, params: Any = None) -> mcl.TrainState:
-        """State at step 0."""
+        """Returns the state at step 0."""
         params = self.params if params is None else params
         return mcl.TrainState.create(
             params=params, adapters=adapters, optimizer=OPTIMIZER, rng=jax.random.key(self.seed + 2)
@@ -64,15 +66,21 @@ class Setup:
 
 
 def make_setup(config: Config, rank: int, num_hypotheses: int) -> Setup:
-    """Model, weights, batch and adapters of up to `num_hypotheses` hypotheses, for one rank."""
+    """Makes model, weights, batch, and adapters of up to `num_hypotheses` hypotheses, for one rank."""
     dtype = jnp.dtype(config.dtype)
     module = GPTNeo(
         GPTNeoConfig(
-            vocab_size=config.vocab, hidden_size=config.d_model, num_layers=config.layers, num_heads=config.num_heads,
-            max_position_embeddings=config.seq_len, window_size=config.seq_len,
-            attention_layers=("global",) * config.layers, dtype=dtype, param_dtype=dtype,
+            vocab_size=config.vocab,
+            hidden_size=config.d_model,
+            num_layers=config.layers,
+            num_heads=config.num_heads,
+            max_position_embeddings=config.seq_len,
+            window_size=config.seq_len,
+            attention_layers=("global",) * config.layers,
+            dtype=dtype,
+            param_dtype=dtype,
         )
-    )  # fmt: skip
+    )
     key_params, key_tokens = jax.random.split(jax.random.key(config.seed))
     tokens = jax.random.randint(key_tokens, (config.batch, config.seq_len + 1), 0, config.vocab)
     params = jax.jit(module.init)(key_params, tokens[:, :-1])["params"]
@@ -85,15 +93,17 @@ def _draw(model, params, tokens, num_hypotheses, key):
     key_a, key_b = jax.random.split(key)
     adapters = model.init(key_a, params, tokens, method="hidden", num_hypotheses=num_hypotheses)
     leaves, treedef = jax.tree.flatten_with_path(adapters)
-    noise = lambda key, x: 0.05 * jax.random.normal(key, x.shape, x.dtype)
     keys = jax.random.split(key_b, len(leaves))
-    drawn = [noise(key, x) if path[-1].key == "b" else x for key, (path, x) in zip(keys, leaves, strict=True)]
+    drawn = [
+        0.05 * jax.random.normal(key, x.shape, x.dtype) if path[-1].key == "b" else x
+        for key, (path, x) in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(treedef, drawn)
 
 
 @dataclasses.dataclass(frozen=True)
 class Relaxed(objectives.Objective):
-    """Relaxed WTA with ε as its state: at ε = 0 the compiled step is that of WTA, which is how `sampled` is checked."""
+    """Relaxed WTA with ε as its state. To check `sampled`, ε is set to 0, which makes the compiled step that of WTA."""
 
     def is_hard(self, num_hypotheses):
         return False
@@ -108,14 +118,14 @@ class Relaxed(objectives.Objective):
 
 
 def objective_of(variant: str, num_hypotheses: int) -> objectives.Objective:
-    """WTA (relaxed for `sampled`), which for one hypothesis is maximum likelihood."""
+    """Returns WTA (relaxed for `sampled`); for a single hypothesis, maximum likelihood."""
     if num_hypotheses == 1:
         return objectives.mle()
     return Relaxed() if variant == "sampled" else objectives.wta()
 
 
 def log_likelihood_fn(setup: Setup) -> training.LogLikelihoodFn:
-    """(params, adapters_k, batch, rng) -> (sums of log p [B], numbers of tokens [B]), without [B, T, V] logits."""
+    """Makes (params, adapters_k, batch, rng) -> (log p [B], numbers of tokens [B]), without [B, T, V] logits."""
 
     def log_likelihood(params, adapters_k, batch, rng):
         hidden = setup.model.apply(params, adapters_k, batch["tokens"][:, :-1], method="hidden")
@@ -135,14 +145,22 @@ def _from_hidden(setup, params, hidden, targets):
 
 
 def vmapped(setup: Setup) -> LogLikelihoods:
-    """The forward pass of `all`, `winner` and `sampled`: vmap over K, and over examples, each a batch of one."""
+    """Makes the forward pass of `all`, `winner` and `sampled`: vmap over K and over examples as batches of one."""
     index = jnp.arange(setup.batch["tokens"].shape[0])
 
     def log_likelihoods(params, adapters, batch):
-        one = lambda adapters_k, k: training.example_log_likelihoods(
-            log_likelihood_fn(setup), params, adapters_k, batch, jnp.full_like(index, k), index, jax.random.key(0),
-            gathered=False,
-        )  # fmt: skip
+        def one(adapters_k, k):
+            return training.example_log_likelihoods(
+                log_likelihood_fn(setup),
+                params,
+                adapters_k,
+                batch,
+                jnp.full_like(index, k),
+                index,
+                jax.random.key(0),
+                gathered=False,
+            )
+
         log_p, tokens = jax.vmap(one)(adapters, jnp.arange(hypotheses.count(adapters)))
         return log_p, tokens[0]
 
@@ -150,7 +168,7 @@ def vmapped(setup: Setup) -> LogLikelihoods:
 
 
 def looped(setup: Setup) -> LogLikelihoods:
-    """One hypothesis after another, in one program of K copies of the model."""
+    """Makes a forward pass with a Python loop over hypotheses: one program with K copies of the model."""
 
     def log_likelihoods(params, adapters, batch):
         one = functools.partial(log_likelihood_fn(setup), params, batch=batch, rng=None)
@@ -161,7 +179,7 @@ def looped(setup: Setup) -> LogLikelihoods:
 
 
 def grouped_convolutions(setup: Setup) -> LogLikelihoods:
-    """The authors' way: the batch K times, one pass of the base, each delta as two 1x1 convolutions of K groups."""
+    """Makes the authors' forward pass: K copies of the batch, each delta as two 1x1 convolutions with K groups."""
 
     def log_likelihoods(params, adapters, batch):
         num_hypotheses = hypotheses.count(adapters)
@@ -175,11 +193,11 @@ def grouped_convolutions(setup: Setup) -> LogLikelihoods:
 
 
 def grouped_delta(config: mcl.LoraConfig, adapters: Any) -> lora.DeltaFn:
-    """(α/r) B_k A_k x_k for rows x [K·B, T, D] in the order of hypotheses, by way of [B, T, K·D]."""
+    """Computes (α/r) B_k A_k x_k for rows x [K·B, T, D] ordered by hypothesis, using the layout [B, T, K·D]."""
     num_hypotheses = hypotheses.count(adapters)
 
     def convolve(x, kernels):
-        """x [B, T, K·in] with kernels [K, in, out] -> [B, T, K·out]."""
+        """Convolves x [B, T, K·in] with kernels [K, in, out] -> [B, T, K·out]."""
         kernel = kernels.transpose(1, 0, 2).reshape(1, kernels.shape[1], -1)
         return jax.lax.conv_general_dilated(
             x, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=num_hypotheses
@@ -202,9 +220,9 @@ WAYS = {"all": vmapped, "loop": looped, "grouped_conv": grouped_convolutions, "s
 
 
 class OneGraph(training.Update):
-    """A train step whose gradient is that of the weighted sum of [K, B] log-likelihoods, however they were found.
+    """A train step that differentiates the weighted sum of any [K, B] log-likelihoods.
 
-    It takes all else (optimizer, metrics, donation) from the library, so that nothing but the gradient differs.
+    Everything else (optimizer, metrics, donation) is the library's, so that only the gradient differs.
     """
 
     def __init__(self, log_likelihoods: LogLikelihoods, objective: objectives.Objective):
@@ -212,11 +230,11 @@ class OneGraph(training.Update):
         self.log_likelihoods = log_likelihoods
 
     def weight(self, batch: Any) -> Float[Array, " B"]:
-        """How much each example counts."""
+        """Returns the weight of each example."""
         return jnp.ones(batch["tokens"].shape[0])
 
     def sums(self, params: Any, state: mcl.TrainState, batch: Any, axis_name: str | None = None) -> training.Sums:
-        """Gradient and metrics, summed over the batch."""
+        """Computes gradient and metrics, summed over the batch."""
 
         def loss(adapters):
             log_p, tokens = self.log_likelihoods(params, adapters, batch)
@@ -230,7 +248,7 @@ class OneGraph(training.Update):
 
 
 class OneModel(OneGraph):
-    """The step of one model on its own (K=1): maximum likelihood of the examples that `batch["weight"]` [B] names."""
+    """The step of a single model (K=1): maximum likelihood of the examples, weighted by `batch["weight"]` [B]."""
 
     def __init__(self, setup: Setup):
         super().__init__(looped(setup), objectives.mle())
@@ -240,7 +258,7 @@ class OneModel(OneGraph):
 
 
 def make_step(variant: str, setup: Setup, num_hypotheses: int) -> training.TrainStep:
-    """The train step of a variant: of one model, for `separate`."""
+    """Makes the train step of a variant; for `separate`, that of one model."""
     objective = objective_of(variant, num_hypotheses)
     if variant in training.BACKWARDS:
         return mcl.make_train_step(log_likelihood_fn(setup), objective, OPTIMIZER, variant)

@@ -1,4 +1,4 @@
-"""Decoding of held-out sources."""
+"""Decoding of answers to held-out sources."""
 
 import dataclasses
 import time
@@ -21,12 +21,12 @@ SAMPLES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """K answers to each of N sources: one a hypothesis or, of one hypothesis, its n.
+    """K answers to each of N sources: one per hypothesis, or n of a single hypothesis.
 
     Attributes:
       texts: N items of K texts.
-      log_likelihoods: of each under all hypotheses of the method together, in nats a token.
-      seconds: of decoding, compilation included.
+      log_likelihoods: log-likelihood of each answer under all hypotheses together, in nats per token.
+      seconds: time of decoding, including compilation.
     """
 
     texts: list[list[str]]
@@ -35,13 +35,24 @@ class Answers:
 
 
 def answer(
-    task: Task, run: Run, name: str, state: mcl.TrainState, records: tuple[data.Record, ...],
+    task: Task,
+    run: Run,
+    name: str,
+    state: mcl.TrainState,
+    records: tuple[data.Record, ...],
     decoder: Decoder | TestTimeAugmentation,
-) -> Answers:  # fmt: skip
-    """The answers of a method to each source; stops where the run is asked to.
+) -> Answers:
+    """Decodes the answers of a method to each source; stops if the run is asked to stop.
 
     Args:
-      name: of the results: the method and, of several, the decoder.
+      task: the task.
+      run: the run.
+      name: name in the results: the method, and the decoder if there are several.
+      state: the trained state.
+      records: records with the sources.
+      decoder: the decoder.
+    Returns:
+      The answers.
     """
     method: Method = name.partition("/")[0]
     model, texts, scores, seconds = task.model(method), [], [], 0.0
@@ -51,19 +62,19 @@ def answer(
                 run.stop()
             started = time.monotonic()
             rng = jax.random.fold_in(stream(task.config.seed, DECODING), number)
-            found = jax.block_until_ready(_decode(task, model, state, of_batch, prompts, decoder, rng))
+            decoded = jax.block_until_ready(_decode(task, model, state, of_batch, prompts, decoder, rng))
             seconds += time.monotonic() - started
-            log_p = [generation.log_likelihoods(model, state.params, state.adapters, prompts, of) for of in found]
-            for tokens in np.concatenate([_items(of.tokens) for of in found], axis=1)[:real]:
+            log_p = [generation.log_likelihoods(model, state.params, state.adapters, prompts, one) for one in decoded]
+            for tokens in np.concatenate([_items(one.tokens) for one in decoded], axis=1)[:real]:
                 texts.append([task.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens])
-            rows = [_items(generation.mixture_scores(p, of.lengths)) for p, of in zip(log_p, found, strict=True)]
+            rows = [_items(generation.mixture_scores(p, one.lengths)) for p, one in zip(log_p, decoded, strict=True)]
             scores += np.concatenate(rows, axis=1)[:real].tolist()
             progress.update(len(texts))
     return Answers(texts, scores, seconds)
 
 
 def _decode(task: Task, model, state, of_batch, prompts, decoder, rng) -> list[generation.Generation]:
-    """Answers to a batch: of the prompts as they are, or of each of the changed pictures or clips."""
+    """Decodes a batch: the prompts as they are, or with each of the augmented images or clips."""
     asked = [prompts]
     if isinstance(decoder, TestTimeAugmentation):
         keys = jax.random.split(rng, (decoder.n, len(of_batch)))
@@ -76,7 +87,7 @@ def _decode(task: Task, model, state, of_batch, prompts, decoder, rng) -> list[g
             pad_token_id=eos, repetition_penalty=task.config.decoding.repetition_penalty, rng=rng,
         )
         for inputs in asked
-    ]  # fmt: skip
+    ]
 
 
 def _items(x: Any) -> np.ndarray:
@@ -86,14 +97,14 @@ def _items(x: Any) -> np.ndarray:
 
 
 def samples(records: tuple[data.Record, ...], answers: dict[str, Answers]) -> list[dict[str, Any]]:
-    """Some sources, evenly spread, with their references, and the answers of all methods with their log-likelihoods."""
+    """Returns evenly spread sources with references, and the answers of all methods with their log-likelihoods."""
     return [
         {
             "id": record.id,
             "source": record.source,
             "references": [{"text": target.text, "mode": target.mode} for target in record.references],
-            "answers": {name: of.texts[i] for name, of in answers.items()},
-            "log_likelihoods": {name: of.log_likelihoods[i] for name, of in answers.items()},
+            "answers": {name: given.texts[i] for name, given in answers.items()},
+            "log_likelihoods": {name: given.log_likelihoods[i] for name, given in answers.items()},
         }
         for i, record in spread(tuple(enumerate(records)), SAMPLES)
     ]

@@ -1,4 +1,4 @@
-"""Figures: losses, the win matrix, and quality against diversity."""
+"""Figures of a run: losses, the win matrix, and quality against diversity."""
 
 from typing import Any
 
@@ -16,19 +16,29 @@ from mcl_jax.run import Run
 LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K", "moe": "LoRA-MoE"}
 COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red", "moe": "tab:green"}
 MARKERS = {
-    "beam": "o", "diverse": "s", "sampling": "^", "ancestral": "v", "top_k": "<", "typical": ">", "tta": "D",
-}  # fmt: skip
+    "beam": "o",
+    "diverse": "s",
+    "sampling": "^",
+    "ancestral": "v",
+    "top_k": "<",
+    "typical": ">",
+    "tta": "D",
+}
 
 
 def draw(
     run: Run, config: Config, results: dict[str, Any], quality: tuple[str, str], diversity: tuple[str, str]
 ) -> None:
-    """Writes figures/loss.png, figures/win_matrix.png (where modes are known) and figures/quality_diversity.png.
+    """Writes figures/loss.png, figures/win_matrix.png (if modes are known) and figures/quality_diversity.png.
 
-    One that cannot be drawn costs itself alone; a line says so.
+    If a figure cannot be drawn, a line on the console says so, and the others are still drawn.
 
     Args:
-      quality, diversity: title and key in the results.
+      run: the run.
+      config: its configuration.
+      results: content of results.json.
+      quality: title and key of the quality in the results.
+      diversity: title and key of the diversity in the results.
     """
     figures = {"loss.png": lambda: losses(run, config)}
     if "win_matrix" in results["methods"].get("mcl", {}):
@@ -40,7 +50,7 @@ def draw(
 
 
 def losses(run: Run, config: Config) -> plt.Figure:
-    """Held-out loss against steps for each method, and the purity of the hypotheses."""
+    """Draws the held-out loss of each method over the steps, and the purity of the hypotheses."""
     lines = {method: run.lines(method) for method in config.methods}
     with_purity = "mcl" in lines and "purity" in lines["mcl"][-1]
     figure, axes = plt.subplots(
@@ -49,7 +59,7 @@ def losses(run: Run, config: Config) -> plt.Figure:
     for method, logged in lines.items():
         steps = [line["step"] for line in logged]
         axes[0, 0].plot(steps, [line["eval_loss"] for line in logged], label=LABELS[method], color=COLOURS[method])
-    axes[0, 0].set(xlabel="steps", ylabel="held-out loss, nats a token (hard WTA for K > 1)")
+    axes[0, 0].set(xlabel="steps", ylabel="held-out loss (nats per token; hard WTA for K > 1)")
     axes[0, 0].legend(frameon=False)
     if with_purity:
         steps, purity = zip(*[(line["step"], line["purity"]) for line in lines["mcl"]], strict=True)
@@ -61,40 +71,50 @@ def losses(run: Run, config: Config) -> plt.Figure:
 
 
 def win_matrix(results: dict[str, Any]) -> plt.Figure:
-    """Share of each mode's answers that each hypothesis wins."""
-    found = results["methods"]["mcl"]
-    counts = np.array(found["win_matrix"], float)
+    """Draws the share of each mode's answers that each hypothesis wins."""
+    scores = results["methods"]["mcl"]
+    counts = np.array(scores["win_matrix"], float)
     share = counts / counts.sum(1, keepdims=True)
     figure, axes = plt.subplots(figsize=(1.6 + 1.2 * share.shape[1], 1.4 + 0.8 * len(share)), layout="constrained")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for (m, k), value in np.ndenumerate(share):
         axes.text(k, m, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.5 else "black")
     axes.set(xlabel="hypothesis", xticks=range(share.shape[1]), yticks=range(len(share)))
-    axes.set_yticklabels(map(literal, found["modes"]))
-    axes.set_title("answers won")
+    axes.set_yticklabels(map(literal, scores["modes"]))
+    axes.set_title("share of answers won")
     return figure
 
 
 def quality_diversity(results: dict[str, Any], quality: tuple[str, str], diversity: tuple[str, str]) -> plt.Figure:
-    """Quality against diversity for every method and decoder that has both, with 95 % bootstrap intervals if any.
+    """Draws quality against diversity for every method and decoder that has both, with 95 % bootstrap intervals.
 
     Raises:
-      ValueError: if none has both.
+      ValueError: if no method has both.
     """
     keys = diversity[1], quality[1]
-    drawn = {name: of for name, of in results["methods"].items() if all(of.get(key) is not None for key in keys)}
+    drawn = {
+        name: scores for name, scores in results["methods"].items() if all(scores.get(key) is not None for key in keys)
+    }
     if not drawn:
         raise ValueError(f"no method has both {quality[0]} and {diversity[0]}")
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
-    for name, found in drawn.items():
+    for name, scores in drawn.items():
         method, _, decoder = name.partition("/")
-        ends = found.get("intervals", {})
-        spread = {key: np.abs(np.array(ends[key]) - found[key])[:, None] for key in keys if key in ends}
+        ends = scores.get("intervals", {})
+        spread = {key: np.abs(np.array(ends[key]) - scores[key])[:, None] for key in keys if key in ends}
         axes.errorbar(
-            found[diversity[1]], found[quality[1]], xerr=spread.get(diversity[1]), yerr=spread.get(quality[1]),
-            color=COLOURS[method], capsize=2, elinewidth=0.8, marker=MARKERS.get(decoder, "*"),
-            markersize=11 if method == "mcl" else 7, linestyle="none", label=f"{LABELS[method]} {decoder}".strip(),
-        )  # fmt: skip
+            scores[diversity[1]],
+            scores[quality[1]],
+            xerr=spread.get(diversity[1]),
+            yerr=spread.get(quality[1]),
+            color=COLOURS[method],
+            capsize=2,
+            elinewidth=0.8,
+            marker=MARKERS.get(decoder, "*"),
+            markersize=11 if method == "mcl" else 7,
+            linestyle="none",
+            label=f"{LABELS[method]} {decoder}".strip(),
+        )
     axes.set(xlabel=diversity[0], ylabel=quality[0])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

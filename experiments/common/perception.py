@@ -1,4 +1,4 @@
-"""What a frozen tower makes of the pictures or clips of records: once a record, whatever K."""
+"""Features of the records' images or clips from a frozen tower, computed once per record whatever K is."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +21,17 @@ LANGUAGE_MODEL = "language_model"  # the part of `params` that no tower needs
 
 @dataclasses.dataclass
 class Perception:
-    """A tower, and how records come to it.
+    """A tower, and the preparation of its inputs.
 
     Attributes:
-      module, params, processor: of the base.
-      read: the picture or clip of a record, as the processor takes it.
-      inputs: pictures or clips, or None for rows that fill up, to the arguments of the tower, [B, ...] each.
-      augment: (key, one picture or clip) to the same arguments [1, ...] of a changed one, for test-time augmentation.
-      cache: whether to keep the features of every record in memory, so that the tower sees it once and not each epoch.
-      devices: that a batch is spread over.
+      module: the base model.
+      params: its parameters.
+      processor: its processor.
+      read: reads the image or clip of a record for the processor.
+      inputs: makes the tower's arguments, [B, ...] each, from images or clips; None stands for a padding row.
+      augment: makes the same arguments [1, ...] for an augmented image or clip, from (key, image or clip).
+      cache: whether to keep the features of every record in memory, so that the tower runs once and not in each epoch.
+      devices: number of devices that share a batch.
     """
 
     module: nn.Module
@@ -46,9 +48,12 @@ class Perception:
         self._pool = ThreadPoolExecutor()
 
     def counts(self, records: Sequence[data.Record]) -> dict[str, int]:
-        """Placeholder tokens of each record, by id; shows progress."""
-        count = lambda record: self.processor.num_features(self.read(record))
-        with Progress(len(records), description="measuring pictures or clips") as progress:
+        """Counts the placeholder tokens of each record, by id; shows progress."""
+
+        def count(record: data.Record) -> int:
+            return self.processor.num_features(self.read(record))
+
+        with Progress(len(records), description="measuring images or clips") as progress:
             counts = {}
             for record, number in zip(records, self._pool.map(count, records), strict=True):
                 counts[record.id] = number
@@ -56,40 +61,43 @@ class Perception:
         return counts
 
     def features(self, records: Sequence[data.Record | None]) -> Float[Array, "B N D"]:
-        """Features of a batch, zeros where there is no record."""
+        """Returns the features of a batch; zeros where there is no record."""
         if not self.cache:
             return self._encode(self.tower_inputs(records))
         new = {record.id: record for record in records if record is not None and record.id not in self._known}
         if new:
-            rows = [*new.values(), *[None] * (len(records) - len(new))]  # as many as ever: it compiles once
+            rows = [*new.values(), *[None] * (len(records) - len(new))]  # always as many rows, so it compiles once
             self._known |= zip(new, np.asarray(self._encode(self.tower_inputs(rows))), strict=False)
         empty = np.zeros_like(next(iter(self._known.values())))
         return np.stack([empty if record is None else self._known[record.id] for record in records])
 
     def augmented(self, records: Sequence[data.Record], keys: Sequence[Key[Array, ""]]) -> Float[Array, "B N D"]:
-        """Features of changed pictures or clips, each with a key of its own."""
+        """Returns the features of augmented images or clips, each with its own key."""
         changed = [self.augment(key, self.read(record)) for record, key in zip(records, keys, strict=True)]
         return self._encode(stacked(changed))
 
     def tower_inputs(self, records: Sequence[data.Record | None]) -> Inputs:
-        """Arguments of the tower for a batch, [B, ...] each."""
-        one = lambda record: self.inputs([None if record is None else self.read(record)])
+        """Makes the arguments of the tower for a batch, [B, ...] each."""
+
+        def one(record: data.Record | None) -> Inputs:
+            return self.inputs([None if record is None else self.read(record)])
+
         return stacked(list(self._pool.map(one, records)))
 
     def lower(self, records: Sequence[data.Record | None]) -> Any:
-        """The tower lowered for a batch, as `jax.jit` lowers."""
+        """Lowers the tower for a batch, as `jax.jit` does."""
         run, params, sharding = self._tower
         return run.lower(params, jax.device_put(self.tower_inputs(records), sharding))
 
     def _encode(self, inputs: Inputs) -> Float[Array, "B N D"]:
         run, params, sharding = self._tower
         size = len(next(iter(inputs.values())))
-        rows = np.arange(size + -size % self.devices).clip(max=size - 1)  # a batch to decode may not divide
+        rows = np.arange(size + -size % self.devices).clip(max=size - 1)  # pads a batch that does not divide evenly
         return run(params, jax.device_put({name: x[rows] for name, x in inputs.items()}, sharding))[:size]
 
     @cached_property
     def _tower(self):
-        """The compiled tower, its parameters on every device, and how a batch is cut over them."""
+        """The compiled tower, its parameters on every device, and the sharding of a batch."""
         mesh = Mesh(np.array(jax.local_devices()[: self.devices]), ("data",))
         params = {name: leaf for name, leaf in self.params.items() if name != LANGUAGE_MODEL}
         run = jax.jit(lambda params, inputs: self.module.apply({"params": params}, **inputs, method="encode"))
@@ -98,22 +106,22 @@ class Perception:
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:
-    """Rows [1, ...] of the same arguments as a batch."""
+    """Stacks rows [1, ...] of the same arguments into a batch."""
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 @dataclasses.dataclass(frozen=True)
 class MediaPrompt(data.Instruction):
-    """An instruction with a placeholder, which is repeated for each feature of a record's picture or clip.
+    """An instruction with a placeholder, which is repeated for each feature of a record's image or clip.
 
     Attributes:
-      processor: of the base.
-      counts: placeholder tokens of each record, by id.
+      processor: processor of the base.
+      counts: number of placeholder tokens of each record, by id.
     """
 
     processor: Any = None
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict, repr=False)
 
     def of(self, tokenizer: Any, record: data.Record) -> np.ndarray:
-        """Tokens of the prompt of a record."""
+        """Returns the tokens of a record's prompt."""
         return self.processor.prompt(self.template, self.counts[record.id])

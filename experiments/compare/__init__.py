@@ -1,5 +1,5 @@
 """Tables and the quality–diversity figure of any number of finished runs.
 
-Reading order: `runs` (read, and put into groups), `folding` (rows, over seeds), `columns` (which metrics, and which way
-is better), `tables`, `figure`.
+Reading order: `runs` (reading and grouping), `aggregate` (rows over seeds), `columns` (choice and direction of the
+metrics), `tables`, `figure`.
 """

@@ -1,4 +1,4 @@
-"""`python -m experiments.compare --workdirs RUN [RUN ...] --out DIR`: tables and the figure of finished runs."""
+"""Comparison of finished runs: `python -m experiments.compare --workdirs RUN [RUN ...] --out DIR`."""
 
 import dataclasses
 import inspect
@@ -17,10 +17,11 @@ from mcl_jax.json_io import write_text
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Tables (console, CSV, Markdown, LaTeX) and the quality–diversity figure of finished runs.
+    """Writes tables (console, CSV, Markdown, LaTeX) and the quality–diversity figure of finished runs.
 
-    Runs that differ only in the seed are one row of each method: mean ± sample standard deviation (seeds). Of a single
-    seed it is the value with its 95 % bootstrap interval. Other runs are named by the options in which they differ.
+    Runs that differ only in the seed share a row per method: mean ± sample standard deviation (number of seeds). A
+    single seed gives the value with its 95 % bootstrap interval. Other runs are named by the options in which they
+    differ.
     """
 
     workdirs: tuple[Path, ...]
@@ -28,33 +29,33 @@ class Config:
     out: Path
     """Folder for table.csv, table.md, table.tex, quality_diversity.png and quality_diversity.pdf."""
     columns: tuple[str, ...] = ()
-    """Metrics, by their names in results.json; the loss of a mode is loss_of_mode.MODE. By default all that are not
-    lists, and a few of them on the console."""
+    """Metrics, by their names in results.json; loss_of_mode.MODE is the loss of a mode. The default is all metrics that
+    are not lists, and a few of them on the console."""
     names: tuple[str, ...] = ()
-    """Names to use for the runs, one for each of --workdirs; seeds of one group have the same."""
+    """Names of the runs, one for each of --workdirs; runs with the same name form a group of seeds."""
     quality: str | None = None
-    """Vertical axis: by default the first of oracle_bleu, oracle_spider, oracle_cider_d and oracle_similarity that all
-    methods of all runs have."""
+    """Metric of the vertical axis. The default is the first of oracle_bleu, oracle_spider, oracle_cider_d and
+    oracle_similarity that all methods of all runs have."""
     diversity: str = "div_2"
-    """Horizontal axis."""
+    """Metric of the horizontal axis."""
 
 
 def main(config: Config) -> None:
-    """The whole comparison.
+    """Runs the whole comparison.
 
     Raises:
-      ValueError: for runs or options that do not fit, before anything is written.
+      ValueError: if runs or options are wrong; before anything is written.
     """
     if not config.workdirs:
         raise ValueError("--workdirs needs at least one run directory")
     groups = group([read(workdir) for workdir in config.workdirs], config.names)
-    rows = [row for of in groups for row in fold(of)]
+    rows = [row for runs in groups for row in fold(runs)]
     metrics = columns.choose(rows, config.columns)
     quality = columns.axis(rows, "--quality", config.quality, columns.QUALITY_AXES)
     diversity = columns.axis(rows, "--diversity", config.diversity)
     drawn = figure.drawable(rows, quality, diversity)
     if not drawn:
-        raise ValueError(f"no method has both {quality} and {diversity}: choose others by --quality and --diversity")
+        raise ValueError(f"no method has both {quality} and {diversity}; choose others with --quality and --diversity")
 
     config.out.mkdir(parents=True, exist_ok=True)
     table = tables.lay_out(rows, metrics)
@@ -66,11 +67,11 @@ def main(config: Config) -> None:
             save(figure.draw(drawn, quality, diversity), config.out / f"quality_diversity.{kind}")
 
     short = metrics if config.columns else columns.shortened(metrics, quality, diversity)
-    tables.show(tables.lay_out(rows, short), "Finished runs, * the best of each column")
+    tables.show(tables.lay_out(rows, short), "Finished runs (* marks the best value of each column)")
     for row in rows:
         if row not in drawn:
-            say(f"Not in the figure, without {quality} or {diversity}: {tables.where(row)}")
-    say(f"Tables and figure are in {config.out}.")
+            say(f"Not in the figure because it lacks {quality} or {diversity}: {tables.where(row)}")
+    say(f"The tables and the figure are in {config.out}.")
 
 
 if __name__ == "__main__":

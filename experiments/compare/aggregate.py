@@ -1,4 +1,4 @@
-"""Rows of the tables: a method in a group of runs, its metrics folded over the seeds."""
+"""Rows of the tables: one method in a group of runs, with its metrics aggregated over the seeds."""
 
 import dataclasses
 import statistics
@@ -13,12 +13,12 @@ NOT_METRICS = ("samples", "intervals", "not_available", "modes")
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A metric of one run or of several seeds.
+    """A metric of one run, or aggregated over seeds.
 
     Attributes:
-      mean: its value, over the seeds.
-      interval: ends of the 95 % bootstrap interval, if the run has one; None over several seeds.
-      std: sample standard deviation over seeds; None of one.
+      mean: the value, or the mean over seeds.
+      interval: ends of the 95 % bootstrap interval of a single run, if it has one; None for several seeds.
+      std: sample standard deviation over seeds; None for a single seed.
     """
 
     mean: float
@@ -27,7 +27,7 @@ class Number:
 
     @property
     def bar(self) -> tuple[float, float] | None:
-        """Ends of an error bar: the interval, or mean ± std."""
+        """Ends of the error bar: the interval, or mean ± std."""
         return self.interval if self.std is None else (self.mean - self.std, self.mean + self.std)
 
 
@@ -41,8 +41,8 @@ class Row:
     Attributes:
       group: name of the group.
       method: name in results.json.
-      seeds: how many runs the values are over.
-      values: by metric; one of a mode by `metric.mode`.
+      seeds: number of runs behind the values.
+      values: value of each metric; `metric.mode` names that of a mode.
     """
 
     group: str
@@ -52,7 +52,7 @@ class Row:
 
 
 def fold(group: Group) -> list[Row]:
-    """A row a method: the values of its one seed, or means over its seeds."""
+    """Makes one row per method: the values of a single seed, or means over seeds."""
     rows = []
     for method in dict.fromkeys(method for run in group.runs for method in run.methods):
         of_seeds = [values_of(run.methods[method]) for run in group.runs if method in run.methods]
@@ -70,7 +70,7 @@ def _fold(values: list[Value]) -> Value:
         reasons = "; ".join(dict.fromkeys(filter(None, missing)))
         if len(missing) == len(values):
             return NotAvailable(reasons)
-        # A mean over the others would not be of the seeds of its row.
+        # A mean over the other seeds would not fit the number of seeds of the row.
         return NotAvailable(f"{len(missing)} of {len(values)} seeds lack it" + (f": {reasons}" if reasons else ""))
     if all(isinstance(value, Number) for value in values):
         means = [value.mean for value in values]
@@ -78,10 +78,10 @@ def _fold(values: list[Value]) -> Value:
     return "; ".join(f"{value.mean:.2f}" if isinstance(value, Number) else value for value in values)
 
 
-def values_of(found: Mapping[str, Any]) -> dict[str, Value]:
-    """The metrics of a method in results.json."""
-    intervals, reasons, values = found.get("intervals", {}), found.get("not_available", {}), {}
-    for name, value in found.items():
+def values_of(results: Mapping[str, Any]) -> dict[str, Value]:
+    """Returns the metrics of a method in results.json."""
+    intervals, reasons, values = results.get("intervals", {}), results.get("not_available", {}), {}
+    for name, value in results.items():
         if name in NOT_METRICS:
             continue
         match value:
@@ -93,17 +93,17 @@ def values_of(found: Mapping[str, Any]) -> dict[str, Value]:
                 values[name] = Number(float(value), tuple(intervals[name]) if intervals.get(name) else None)
             case dict() if name == "of_mode":  # metrics by mode
                 for mode, scores in value.items():
-                    of = values_of({**scores, "not_available": reasons | scores.get("not_available", {})})
-                    values |= {f"{metric}.{mode}": score for metric, score in of.items()}
+                    of_mode = values_of({**scores, "not_available": reasons | scores.get("not_available", {})})
+                    values |= {f"{metric}.{mode}": score for metric, score in of_mode.items()}
             case dict():  # modes by metric
-                values |= {f"{name}.{mode}": of for mode, of in values_of(value).items()}
+                values |= {f"{name}.{mode}": score for mode, score in values_of(value).items()}
             case _:
                 values[name] = _text(value)
     return values
 
 
 def _text(value: Any) -> str:
-    """Lists on one line, with slashes between the rows of a matrix."""
+    """Formats a list on one line, with slashes between the rows of a matrix."""
     if isinstance(value, list):
-        return (" / " if any(isinstance(of, list) for of in value) else " ").join(map(_text, value))
+        return (" / " if any(isinstance(entry, list) for entry in value) else " ").join(map(_text, value))
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Which metrics are columns and axes, in which order, and which way each is better."""
+"""Columns and axes: choice and order of the metrics, and whether higher is better."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,25 @@ from experiments.compare.aggregate import Number, Row
 from mcl_jax.data.records import describe_unknown
 from mcl_jax.metrics.report import LOWER_IS_BETTER
 
-# The metrics that are known, in the order of columns: each also with prefixes, and with ".mode" behind it. Of others,
-# which come last, and of differences from LoRA-MCL, which has none itself, no value is the best.
+# Known metrics in the order of the columns, each also with prefixes and followed by ".mode". Unknown metrics come last.
+# These, and differences from LoRA-MCL (which has none itself), have no best value.
 LOSSES = ("test_loss", "loss_of_mode")
 DIFFERENCES = ("loss_above_mcl", "answer_loss_above_mcl")
 QUALITY = (
-    "bleu", "bleu_per_reference", "bleu_1", "bleu_4", "chrf", "rouge_l", "meteor", "cider_d", "spice", "spider",
-    "similarity", "references_covered", "reference_coverage",
-)  # fmt: skip
+    "bleu",
+    "bleu_per_reference",
+    "bleu_1",
+    "bleu_4",
+    "chrf",
+    "rouge_l",
+    "meteor",
+    "cider_d",
+    "spice",
+    "spider",
+    "similarity",
+    "references_covered",
+    "reference_coverage",
+)
 DIVERSITY = ("div_1", "div_2", "pairwise_bleu", "mbleu_4", "vocabulary", "embedding_diversity")
 SPECIALISATION = ("purity", "mutual_information", "nmi")
 COST = ("seconds", "decode_seconds")
@@ -27,21 +38,21 @@ QUALITY_AXES = ("oracle_bleu", "oracle_spider", "oracle_cider_d", "oracle_simila
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """Which way is better; None if that is not known."""
+    """Whether higher values are better; None if that is unknown."""
     place = _place(metric)
     return None if place == LAST or (name := ORDER[place[0]]) in DIFFERENCES else name not in LOWER
 
 
 def _place(metric: str) -> tuple[int, int]:
-    """Of a column, by name and prefix."""
+    """Returns the place of a column, by name and prefix."""
     return PLACES.get(metric.partition(".")[0], LAST)
 
 
 def choose(rows: Sequence[Row], asked: Sequence[str] = ()) -> list[str]:
-    """The columns asked for, or all metrics that are not lists, in order.
+    """Returns the requested columns, or all metrics that are not lists, in order.
 
     Raises:
-      ValueError: for one that no run has; gives the nearest.
+      ValueError: if no run has a requested column; names the nearest one.
     """
     known = list(dict.fromkeys(metric for row in rows for metric in row.values))
     if unknown := [metric for metric in asked if metric not in known]:
@@ -51,19 +62,22 @@ def choose(rows: Sequence[Row], asked: Sequence[str] = ()) -> list[str]:
 
 
 def shortened(columns: Sequence[str], quality: str, diversity: str) -> list[str]:
-    """Those that fit a console."""
+    """Returns the columns that fit on a console."""
     mean = "mean_" + quality.removeprefix("oracle_")
     short = ("test_loss", quality, mean, "div_1", diversity, "purity")
     return [metric for metric in columns if metric in short]
 
 
 def axis(rows: Sequence[Row], option: str, asked: str | None, defaults: Sequence[str] = ()) -> str:
-    """The metric of an axis: the one asked for, or the first of the defaults that every row has as a number.
+    """Returns the metric of an axis: the requested one, or the first default that every row has as a number.
 
     Raises:
-      ValueError: if no row has it, or it is not known which way is better; gives the nearest.
+      ValueError: if no row has the metric, or it is unknown whether higher is better; names the nearest one.
     """
-    has = lambda row, metric: isinstance(row.values.get(metric), Number)
+
+    def has(row: Row, metric: str) -> bool:
+        return isinstance(row.values.get(metric), Number)
+
     if asked is None:
         asked = next((metric for metric in defaults if all(has(row, metric) for row in rows)), None)
     known = [
@@ -72,7 +86,9 @@ def axis(rows: Sequence[Row], option: str, asked: str | None, defaults: Sequence
         if any(has(row, metric) for row in rows) and higher_is_better(metric) is not None
     ]
     if asked is None:
-        raise ValueError(f"{option} needs a metric, of {known}: not every run has one of {list(defaults)}")
+        raise ValueError(
+            f"{option} needs one of the metrics {known}, since no default ({list(defaults)}) is in all runs"
+        )
     if asked not in known:
         raise ValueError(f"{option} {describe_unknown(asked, known)}")
     return asked

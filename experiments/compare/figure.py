@@ -1,4 +1,4 @@
-"""Quality against diversity, and its Pareto front."""
+"""The figure of quality against diversity, with its Pareto front."""
 
 import textwrap
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from experiments.compare.columns import higher_is_better
 
 OTHER_COLOURS = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
 OTHER_MARKER = "P"
-SIZES = {"*": 16, "^": 12, "v": 12, "<": 12, ">": 12}  # of markers with little room for a number
+SIZES = {"*": 16, "^": 12, "v": 12, "<": 12, ">": 12}  # larger markers, to leave room for a number inside
 LEGEND_WIDTH = 30  # characters
 LABEL = "name"
 
 
 def pareto_front(points: np.ndarray, higher: Sequence[bool]) -> np.ndarray:
-    """Indices of the points that no other dominates: as good in all coordinates, and better in one.
+    """Returns the indices of the points that no other point dominates (as good in all coordinates, better in one).
 
     Args:
-      points: [N, D].
-      higher: [D], whether higher is better.
+      points: coordinates, [N, D].
+      higher: whether higher is better, for each of the D coordinates.
     """
     x = np.where(higher, points, -points)
     as_good = (x[:, None] >= x[None]).all(-1)
@@ -36,32 +36,35 @@ def pareto_front(points: np.ndarray, higher: Sequence[bool]) -> np.ndarray:
 
 
 def staircase(front: np.ndarray, worst: Sequence[float]) -> np.ndarray:
-    """Corners [2 N + 1, 2] of the border of all that a front dominates.
+    """Returns the corners [2 N + 1, 2] of the border of the region that a front dominates.
 
     Args:
-      front: [N, 2], no point of which dominates another.
-      worst: of each coordinate, where the border ends.
+      front: points that do not dominate each other, [N, 2].
+      worst: end of the border in each coordinate.
     """
     x, y = front[np.argsort(np.abs(front[:, 0] - worst[0]))].T
     return np.stack([np.r_[worst[0], np.repeat(x, 2)], np.r_[np.repeat(y, 2), worst[1]]], -1)
 
 
 def drawable(rows: Sequence[Row], quality: str, diversity: str) -> list[Row]:
-    """Rows that have both numbers."""
+    """Returns the rows that have both numbers."""
     return [row for row in rows if all(isinstance(row.values.get(axis), Number) for axis in (quality, diversity))]
 
 
 def draw(rows: Sequence[Row], quality: str, diversity: str) -> plt.Figure:
-    """A point a row: method by colour, decoder by shape, group by number; bars are intervals or deviations.
+    """Draws one point per row: the colour shows the method, the shape the decoder, the number the group.
+
+    Error bars are intervals or standard deviations.
 
     Args:
-      rows: all with both numbers.
-      quality, diversity: metrics of the vertical and the horizontal axis.
+      rows: rows that have both numbers.
+      quality: metric of the vertical axis.
+      diversity: metric of the horizontal axis.
     """
     groups, methods = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("group", "method"))
     styles = _styles(methods)
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for order, row in enumerate(rows, 3):  # a number lies over its own marker, and under the next
+    for order, row in enumerate(rows, 3):  # a number is above its own marker and below the next one
         x, y = row.values[diversity], row.values[quality]
         colour = styles[row.method]["color"]
         if x.bar:
@@ -73,7 +76,10 @@ def draw(rows: Sequence[Row], quality: str, diversity: str) -> plt.Figure:
             number = f"${groups.index(row.group) + 1}$"
             axes.plot(x.mean, y.mean, marker=number, color="white", markersize=4.5, markeredgewidth=0.3, zorder=order)
     _draw_front(axes, rows, quality, diversity)
-    better = lambda axis: f"{axis} ({'higher' if higher_is_better(axis) else 'lower'} is better)"
+
+    def better(axis: str) -> str:
+        return f"{axis} ({'higher' if higher_is_better(axis) else 'lower'} is better)"
+
     axes.set(xlabel=literal(better(diversity)), ylabel=literal(better(quality)))
     axes.grid(alpha=0.3)
     handles = [Line2D([], [], **styles[method]) for method in methods]
@@ -115,9 +121,13 @@ def _styles(methods: Sequence[str]) -> dict[str, dict]:
         name, _, decoder = method.partition("/")
         marker = MARKERS.get(decoder, OTHER_MARKER) if decoder else "*"
         styles[method] = dict(
-            color=colours[name], marker=marker, markersize=SIZES.get(marker, 9), linestyle="none",
-            markeredgecolor="white", markeredgewidth=0.6,
-        )  # fmt: skip
+            color=colours[name],
+            marker=marker,
+            markersize=SIZES.get(marker, 9),
+            linestyle="none",
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+        )
     return styles
 
 
@@ -127,6 +137,6 @@ def _label(method: str) -> str:
 
 
 def _bars(rows: Sequence[Row]) -> str:
-    """What the error bars are."""
+    """Describes the error bars."""
     kinds = {"± std over seeds" if row.seeds > 1 else "95 % bootstrap" for row in rows}
     return "bars: " + ", ".join(sorted(kinds))

@@ -1,4 +1,4 @@
-"""Finished runs, and groups of those that differ in nothing but the seed."""
+"""Finished runs, and groups of runs that differ only in the seed."""
 
 import dataclasses
 import json
@@ -33,32 +33,32 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed, and what tells them from other groups."""
+    """Runs that differ only in the seed, with a name that distinguishes them from other groups."""
 
     name: str
     runs: list[FinishedRun]
 
 
 def read(workdir: Path) -> FinishedRun:
-    """The finished run in a directory.
+    """Reads the finished run in a directory.
 
     Raises:
-      ValueError: if there is none, with the steps of one under way, or if it compares no methods.
+      ValueError: if there is no finished run (gives the steps of an unfinished one), or it compares no methods.
     """
     if not workdir.is_dir():
-        raise ValueError(f"--workdirs needs directories of finished runs, and {workdir} is none")
+        raise ValueError(f"--workdirs needs directories of finished runs, but {workdir} is not a directory")
     path = workdir / "results.json"
     if not path.exists():
         progress = _progress(workdir / "metrics.jsonl")
         raise ValueError(f"{workdir} has no results.json: the run is not finished{progress}")
     if not (workdir / "config.json").exists():
-        raise ValueError(f"{workdir} has no config.json, which says what was run")
+        raise ValueError(f"{workdir} has no config.json, so the settings of the run are unknown")
     results = _object(path)
     methods = results.get("methods")
-    if not methods or not isinstance(methods, dict) or not all(isinstance(of, dict) for of in methods.values()):
+    if not methods or not isinstance(methods, dict) or not all(isinstance(m, dict) for m in methods.values()):
         raise ValueError(
-            f"{path} needs `methods`, as translation and captioning leave, and has {', '.join(results) or 'nothing'}; "
-            "the other experiments print tables of their own"
+            f"{path} needs `methods`, as written by translation and captioning, but has "
+            f"{', '.join(results) or 'nothing'}; the other experiments print their own tables"
         )
     return FinishedRun(workdir, flat(_object(workdir / "config.json")), methods)
 
@@ -66,12 +66,12 @@ def read(workdir: Path) -> FinishedRun:
 def _object(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, as a run leaves it, got {type(value).__name__}")
+        raise ValueError(f"{path} must hold a JSON object, as written by a run, got {type(value).__name__}")
     return value
 
 
 def _progress(metrics: Path) -> str:
-    """The last step of each training. The file may be growing: its last line may be torn."""
+    """Describes the last step of each training. The file may still grow, so its last line may be incomplete."""
     text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.exists() else ""
     try:
         steps = {line["run"]: line["step"] for line in map(json.loads, text.split("\n")[:-1])}
@@ -81,57 +81,65 @@ def _progress(metrics: Path) -> str:
 
 
 def group(runs: Sequence[FinishedRun], names: Sequence[str] = ()) -> list[Group]:
-    """Groups in the order of their first runs, named by the options in which they differ; "" if there is one only.
+    """Groups runs, in the order of their first runs.
 
     Args:
-      names: one a run, instead: runs of one name are a group.
+      runs: the runs.
+      names: one name per run, where runs of the same name form a group. Without names, groups are named by the options
+        in which they differ; a single group has the name "".
     Raises:
-      ValueError: for names that do not fit the runs, or a method twice with the same options and seed.
+      ValueError: if the names do not fit the runs, or a method occurs twice with the same options and seed.
     """
     if names and len(names) != len(runs):
-        raise ValueError(f"--names needs one for each of the {len(runs)} --workdirs, got {len(names)}")
+        raise ValueError(f"--names needs one name for each of the {len(runs)} --workdirs, got {len(names)}")
     groups: list[Group] = []
     for i, run in enumerate(runs):
         name = names[i] if names else ""
-        same = (of for of in groups if (of.name == name if names else of.runs[0].options == run.options))
-        if (of := next(same, None)) is not None:
-            of.runs.append(run)
+        same = (g for g in groups if (g.name == name if names else g.runs[0].options == run.options))
+        if (existing := next(same, None)) is not None:
+            existing.runs.append(run)
         else:
             groups.append(Group(name, [run]))
-    for of in groups:
-        _check_seeds(of)
+    for formed in groups:
+        _check_seeds(formed)
     return groups if names else _named(groups)
 
 
 def _check_seeds(group: Group) -> None:
     if differing := _differing([run.options for run in group.runs]):
-        raise ValueError(f"--names: runs of one name may differ in the seed, {group.name!r} also in {differing}")
+        raise ValueError(
+            f"--names: runs with the same name may differ only in the seed, but {group.name!r} also differs in "
+            f"{differing}"
+        )
     first: dict[tuple[str, str], Path] = {}
     for run in group.runs:
         seed = str(run.config.get("seed"))
         if twice := [method for method in run.methods if (method, seed) in first]:
             raise ValueError(
                 f"{first[twice[0], seed]} and {run.workdir} both have {twice[0]!r} with the same options and the same "
-                f"seed, {seed}: leave one out, or tell them apart by --names, one for each of --workdirs"
+                f"seed, {seed}; leave one out, or distinguish them with --names, one for each of --workdirs"
             )
         first |= {(method, seed): run.workdir for method in run.methods}
 
 
 def _named(groups: list[Group]) -> list[Group]:
-    options = [of.runs[0].options for of in groups]
-    names = _differing(options)
-    describe = lambda of: ", ".join(f"{name}={_shown(of.get(name, ABSENT))}" for name in names)
-    return [Group(describe(of), group.runs) for of, group in zip(options, groups, strict=True)]
+    """Names the groups by the options in which they differ."""
+    names = _differing([group.runs[0].options for group in groups])
+
+    def describe(options: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name}={_shown(options.get(name, ABSENT))}" for name in names)
+
+    return [Group(describe(group.runs[0].options), group.runs) for group in groups]
 
 
 def _differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the options whose values are not all equal; 5 and 5.0 are."""
-    names = dict.fromkeys(name for of in options for name in of)
-    return [name for name in names if any(of.get(name, ABSENT) != options[0].get(name, ABSENT) for of in options)]
+    """Returns the names of the options whose values differ; 5 and 5.0 are equal."""
+    names = dict.fromkeys(name for one in options for name in one)
+    return [name for name in names if any(one.get(name, ABSENT) != options[0].get(name, ABSENT) for one in options)]
 
 
 def _shown(option: Any) -> str:
-    """As in config.json, texts without quotes."""
+    """Formats an option as in config.json, but texts without quotes."""
     if option is ABSENT:
         return "absent"
     text = json.dumps(option, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The rows as CSV, Markdown, LaTeX and on the console."""
+"""Tables of the rows: CSV, Markdown, LaTeX and console."""
 
 import csv
 import dataclasses
@@ -13,21 +13,28 @@ from mcl_jax.metrics.report import NotAvailable
 
 ERRORS = "[low, high]: 95 % bootstrap interval; ± (n): sample standard deviation over n seeds."
 LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-} | {character: "\\" + character for character in "_%&$#{}"}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+} | {character: "\\" + character for character in "_%&$#{}"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Plain texts.
+    """A table of plain texts.
 
     Attributes:
-      head: one a column.
-      body: rows of them.
-      best: (row, column) of the best value of each column, and of those equal to it.
-      labels: how many columns at the left are names.
-      notes: what intervals and deviations are; what is not available, and why.
+      head: titles of the columns.
+      body: rows of cells.
+      best: (row, column) of the best value of each column, and of values equal to it.
+      labels: number of columns at the left that hold names.
+      notes: explanations of intervals and deviations, and reasons for missing values.
     """
 
     head: list[str]
@@ -38,7 +45,7 @@ class Table:
 
 
 def lay_out(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
-    """The table of these metrics, with the names of groups if there are several."""
+    """Makes the table of these metrics, with the names of groups if there are several."""
     grouped = len({row.group for row in rows}) > 1
     names = [[row.group, row.method] if grouped else [row.method] for row in rows]
     body, best = [[*map(_one_line, name)] for name in names], set()
@@ -55,7 +62,7 @@ def lay_out(rows: Sequence[Row], metrics: Sequence[str]) -> Table:
 
 
 def _one_line(text: str) -> str:
-    """The text without line breaks, which end a row, and without halves of characters, which no file takes."""
+    """Removes line breaks, which would end a row, and lone surrogates, which no file can hold."""
     return " ".join(text.encode("utf-8", "replace").decode().split())
 
 
@@ -64,7 +71,7 @@ def _titled(metric: str) -> str:
 
 
 def _digits(numbers) -> int:
-    """Decimals of a column: four significant digits of its largest, at most three decimals."""
+    """Returns the decimals of a column: four significant digits of its largest value, at most three decimals."""
     largest = max(map(abs, numbers), default=0.0)
     return sum(largest < bound for bound in (10, 100, 1000))
 
@@ -88,31 +95,40 @@ def where(row: Row) -> str:
 
 
 def _notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """ "n/a: METRIC, METRIC (in ROW, ROW): REASON"; without rows where it is so in all."""
-    metrics_of: dict[tuple[str, str], list[str]] = {}  # by row and reason
+    """Returns "n/a: METRIC, METRIC in ROW, ROW: REASON" for missing values; without rows if it holds for all."""
+    metrics_of: dict[tuple[str, str], list[str]] = {}  # (row, reason) -> metrics
     for row in rows:
         for metric in metrics:
             if isinstance(value := row.values.get(metric), NotAvailable) and value.reason:
                 metrics_of.setdefault((where(row), " ".join(value.reason.split())), []).append(metric)
-    rows_of: dict[tuple[str, str], list[str]] = {}  # by metrics and reason
+    rows_of: dict[tuple[str, str], list[str]] = {}  # (metrics, reason) -> rows
     for (name, reason), missing in metrics_of.items():
         rows_of.setdefault((", ".join(missing), reason), []).append(name)
-    place = lambda names: "" if len(names) == len(rows) else f" in {', '.join(names)}"
+
+    def place(names: list[str]) -> str:
+        return "" if len(names) == len(rows) else f" in {', '.join(names)}"
+
     return [f"n/a: {missing}{place(names)}: {reason}" for (missing, reason), names in rows_of.items()]
 
 
 def show(table: Table, title: str) -> None:
-    """Prints it, the best values in bold with a star."""
-    mark = lambda text, best: console.plain(f"* {text}", "bold") if best else console.plain(text)
+    """Prints the table, with the best values in bold and with a star."""
+
+    def mark(text: str, best: bool):
+        return console.plain(f"* {text}", "bold") if best else console.plain(text)
+
     console.table(title, table.head, _marked(table, mark))
     for note in table.notes:
         console.say(note)
 
 
 def markdown(table: Table) -> str:
-    """A table of pipes, the best values in bold, notes below."""
+    """Formats a Markdown table, with the best values in bold and the notes below."""
     escape = _escape_markdown
-    mark = lambda text, best: f"**{escape(text)}**" if best else escape(text)
+
+    def mark(text: str, best: bool) -> str:
+        return f"**{escape(text)}**" if best else escape(text)
+
     rule = ["---"] * table.labels + ["---:"] * (len(table.head) - table.labels)
     lines = [list(map(escape, table.head)), rule, *_marked(table, mark)]
     notes = [f"\n{escape(note)}" for note in table.notes]
@@ -120,7 +136,7 @@ def markdown(table: Table) -> str:
 
 
 def _escape_markdown(text: str) -> str:
-    """What Markdown would take for a tag, an entity, a link or, where there are two, emphasis, code or a formula."""
+    """Escapes what Markdown would read as a tag, an entity, a link or, in pairs, as emphasis, code or a formula."""
     text = text.replace("\\", r"\\").replace("|", r"\|")
     text = re.sub(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\](?=[(\[])", r"\\\g<0>", text)
     for mark in (r"\*", "`", r"\$", "~", r"(?<![^\W_])_|_(?![^\W_])"):
@@ -130,20 +146,33 @@ def _escape_markdown(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A tabular of booktabs, the best values in bold, notes as comments."""
-    escape = lambda text: "".join(LATEX.get(character, character) for character in text).replace("--", "-{}-")
-    mark = lambda text, best: rf"\textbf{{{escape(text)}}}" if best else escape(text)
+    """Formats a LaTeX tabular for booktabs, with the best values in bold and the notes as comments."""
+
+    def escape(text: str) -> str:
+        return "".join(LATEX.get(character, character) for character in text).replace("--", "-{}-")
+
+    def mark(text: str, best: bool) -> str:
+        return rf"\textbf{{{escape(text)}}}" if best else escape(text)
+
     columns = "l" * table.labels + "r" * (len(table.head) - table.labels)
     body = map(_latex_row, _marked(table, mark))
-    return "\n".join([
-        *(f"% {note}" for note in table.notes),
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row([*map(escape, table.head)]), r"\midrule", *body,
-        r"\bottomrule", r"\end{tabular}", "",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *(f"% {note}" for note in table.notes),
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            _latex_row([*map(escape, table.head)]),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    r"""A row of cells; one that begins with "[" or "*" would be an option of the `\\` or the rule before it."""
+    r"""Formats a row; "{}" keeps a leading "[" or "*" from being an option of the `\\` or the rule before it."""
     protect = "{}" if cells[0].startswith(("[", "*")) else ""
     return protect + " & ".join(cells) + r" \\"
 
@@ -153,12 +182,15 @@ def _marked(table: Table, mark) -> list[list[str]]:
 
 
 def to_csv(rows: Sequence[Row], metrics: Sequence[str]) -> str:
-    """A line a row: METRIC, and METRIC_low, METRIC_high (one seed) or METRIC_std (several) of those that are numbers.
+    """Formats one line per row: METRIC and, for numbers, METRIC_low, METRIC_high (one seed) or METRIC_std (several).
 
-    Empty where a run does not have the metric, "n/a" where its results say that it is not available.
+    A cell is empty if a run does not have the metric, and "n/a" if its results say that it is not available.
     """
     numeric = {metric for metric in metrics if not any(isinstance(row.values.get(metric), str) for row in rows)}
-    ends = lambda metric: [f"{metric}_{end}" for end in ("low", "high", "std")] if metric in numeric else []
+
+    def ends(metric: str) -> list[str]:
+        return [f"{metric}_{end}" for end in ("low", "high", "std")] if metric in numeric else []
+
     file = io.StringIO()
     head = ["group", "method", "n_seeds", *(name for metric in metrics for name in (metric, *ends(metric)))]
     writer = csv.DictWriter(file, head, lineterminator="\n")

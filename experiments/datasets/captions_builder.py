@@ -1,12 +1,12 @@
-"""Captioned pictures and clips as TFDS data sets, made once and kept as array_record; TensorFlow is not needed.
+"""Captioned images and audio clips as TFDS data sets, prepared once and stored as array_record, without TensorFlow.
 
     builder = Stamps(config="pictures", data_dir=..., file_format="array_record")
     builder.download_and_prepare()
     builder.as_data_source("train")[0]     # {"id": b"animals/birds/owl", "media": {"data": b"\\x89PNG…", …}, …}
 
-Pictures are kept as their files are, clips as FLAC of 16 kHz. Files that are missing or broken are left out: the
-metadata of the data set names them and says why ("left_out"), and what it was made of ("sources"). When those files
-change, it is made again.
+Image files are stored unchanged, clips as FLAC at 16 kHz. Missing or damaged files are left out: the metadata of the
+data set name them with the reason ("left_out"), and describe the files it was made from ("sources"). When those files
+change, it is prepared again.
 """
 
 import abc
@@ -30,22 +30,21 @@ from experiments.datasets.published import (
 )
 from experiments.datasets.sources import made_of, prepare
 from experiments.datasets.stamps import KINDS, fetch_stamps, read_stamps
-from mcl_jax.console import say
 from mcl_jax.data.media import Unreadable
-from mcl_jax.data.records import SPLITS, Corpus, Record, describe_left_out, summary_of_left_out, warn_of_left_out
+from mcl_jax.data.records import SPLITS, Corpus, Record, describe_left_out, warn_of_left_out
 
-AHEAD = 64  # records whose files are read before the first of them is written
+AHEAD = 64  # number of records whose files are read ahead
 
 
-Check = Callable[[Corpus], object]  # raises an error for records that will not do
+Check = Callable[[Corpus], object]  # raises an error for unsuitable records
 
 
 class _Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """What the builders have in common.
+    """Common base of the builders.
 
     Attributes:
-      SOURCES: globs of the files that the data set is made of.
-      check: looks at the records before any picture or clip is read.
+      SOURCES: globs of the files of the data set.
+      check: checks the records before any image or clip is read.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -55,10 +54,10 @@ class _Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @abc.abstractmethod
     def corpus(self, folder: Path) -> Corpus:
-        """The records, whose pictures or clips are still in their files."""
+        """Returns the records, with images or clips not yet read."""
 
     def source(self, dl_manager: tfds.download.DownloadManager) -> tuple[Path, bool]:
-        """The folder with the files, and whether it was fetched."""
+        """Returns the folder with the files, and whether it was fetched."""
         return Path(dl_manager.manual_dir), False
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -81,7 +80,7 @@ class _Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, records: tuple[Record, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
         broken = []
         with ThreadPoolExecutor() as pool:
-            for start in range(0, len(records), AHEAD):  # not all at once: what is done waits in memory
+            for start in range(0, len(records), AHEAD):  # not all at once, since results wait in memory
                 part = records[start : start + AHEAD]
                 for record, example in zip(part, pool.map(_features_or_error, part), strict=True):
                     if isinstance(example, Unreadable):
@@ -89,7 +88,7 @@ class _Captions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     else:
                         yield record.id, example
         if len(broken) == len(records):
-            raise ValueError(f"none of the {len(records)} files could be read; {describe_left_out(broken)}")
+            raise ValueError(f"none of the {len(records)} files can be read; {describe_left_out(broken)}")
         self.info.metadata["left_out"] += broken
 
 
@@ -101,11 +100,11 @@ def _features_or_error(record: Record) -> dict[str, Any] | Unreadable:
 
 
 class Stamps(_Captions):
-    """Tux Paint's stamps: pictures, spoken captions and sounds with captions in 12 languages; see `stamps`.
+    """Tux Paint's stamps: images, spoken captions and sounds with captions in 12 languages; see `stamps`.
 
     Args:
-      folder: of the stamps; None to fetch the Debian package.
-      **options: of TFDS: config ("pictures", "spoken" or "sounds"), data_dir, file_format.
+      folder: folder of the stamps; None fetches the Debian package.
+      **options: options of TFDS: config ("pictures", "spoken" or "sounds"), data_dir, file_format.
     """
 
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=kind, description=kind) for kind in KINDS]
@@ -125,14 +124,14 @@ class Stamps(_Captions):
 
 
 class TextCaps(_Captions):
-    """TextCaps: pictures with captions that read their text; see `published`."""
+    """TextCaps: images with captions that read the text in them; see `published`."""
 
     name = "textcaps"
     MANUAL_DOWNLOAD_INSTRUCTIONS = TEXTCAPS_LAYOUT
     SOURCES = ("TextCaps_0.1_*.json", "train_images/*")
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="english", description="as published"),
-        tfds.core.BuilderConfig(name="bilingual", description="captions that have a French text are French"),
+        tfds.core.BuilderConfig(name="bilingual", description="captions with a French text are French"),
     ]
 
     def corpus(self, folder: Path) -> Corpus:
@@ -161,7 +160,7 @@ class Clotho(_Captions):
 
 
 BUILDERS = {builder.name: builder for builder in (Stamps, TextCaps, AudioCaps, Clotho)}
-CAPTIONS = tuple(  # names of the data sets, as TFDS has them
+CAPTIONS = tuple(  # names of the data sets in TFDS
     f"{name}/{config}" if config else name
     for name, builder in BUILDERS.items()
     for config in builder.builder_configs or ("",)
@@ -171,36 +170,33 @@ CAPTIONS = tuple(  # names of the data sets, as TFDS has them
 def build_captions(
     name: str, data_dir: Path | str | None = None, folder: Path | str | None = None, check: Check | None = None
 ) -> Corpus:
-    """Captions from the data set in `data_dir`, which is made if it is not there, or was made of other files.
+    """Loads captions; prepares the data set if it does not exist, or was made from other files.
 
     Args:
       name: one of `CAPTIONS`.
-      data_dir: of TFDS; its default if None.
-      folder: what the data set is made of; None to fetch the stamps, or to take a data set that is there as it is.
-      check: looks at the records before any picture or clip is read, and may refuse them.
+      data_dir: folder of TFDS; None means its default.
+      folder: files of the data set; None fetches the stamps, or uses an existing data set.
+      check: checks the records before any image or clip is read, and may raise an error.
     Returns:
-      The corpus. What is left out is said each time: in a warning when the data set is made, in a line afterwards.
+      The corpus. A line on the console says each time what is left out.
     Raises:
-      FileNotFoundError, RuntimeError: if the files cannot be had; says how to get them.
-      ValueError: if they have another layout, or all of a split's are missing or broken.
+      FileNotFoundError, RuntimeError: if the files are missing or cannot be fetched; says how to get them.
+      ValueError: if the files have another layout, or all files of a split are missing or damaged.
     """
     dataset, _, config = name.partition("/")
     make = functools.partial(_builder, dataset, config, data_dir, folder, check)
     download = tfds.download.DownloadConfig(manual_dir=folder)
-    builder, made = prepare(make, folder, BUILDERS[dataset].SOURCES, download_config=download)
+    builder, _ = prepare(make, folder, BUILDERS[dataset].SOURCES, download_config=download)
     corpus = read_corpus(builder, name)
     corpus = dataclasses.replace(corpus, made_of=(builder.info.metadata.get("sources") or {}).get("checksum", ""))
-    if made:
-        warn_of_left_out(corpus)
-    elif corpus.left_out:
-        say(summary_of_left_out(corpus))
+    warn_of_left_out(corpus)
     return corpus
 
 
 def _builder(
     dataset: str, config: str, data_dir: Path | str | None, folder: Path | str | None, check: Check | None
 ) -> _Captions:
-    """A builder, whose data set can be made if it is not there."""
+    """Makes a builder, after checking that its data set exists or can be prepared."""
     options = {"folder": folder} if dataset == Stamps.name else {}
     builder = BUILDERS[dataset](config=config or None, data_dir=data_dir, file_format=FILE_FORMAT, **options)
     builder.check = check
@@ -209,5 +205,5 @@ def _builder(
         return builder
     if folder is None or not Path(folder).is_dir() or not any(Path(folder).iterdir()):
         name = f"{dataset}/{config}" if config else dataset
-        raise FileNotFoundError(f"{name}: needed a folder with its files, got {folder and str(folder)!r}\n{layout}")
+        raise FileNotFoundError(f"{name} needs a folder with its files, got {folder and str(folder)!r}\n{layout}")
     return builder

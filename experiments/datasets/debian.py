@@ -1,4 +1,4 @@
-"""Debian packages as a source of data: fetched and unpacked into a cache folder, with apt and dpkg but without root."""
+"""Data from Debian packages, fetched and unpacked into a cache folder with apt and dpkg, but without root."""
 
 import shutil
 import subprocess
@@ -6,17 +6,17 @@ from pathlib import Path
 
 
 def fetch_package(package: str, cache_dir: Path | str, contents: str, argument: str) -> Path:
-    """Gets a Debian package and unpacks it, unless that was done before.
+    """Fetches and unpacks a Debian package, unless that was done before.
 
     Args:
-      package: such as "sword-text-kjv".
-      cache_dir: where to; the package gets a folder of its own there.
-      contents: the folder of the package that holds the data, such as "usr/share/sword".
-      argument: what takes such a folder from one who has no apt, for the message.
+      package: name of the package, such as "sword-text-kjv".
+      cache_dir: folder in which the package gets its own folder.
+      contents: folder of the package with the data, such as "usr/share/sword".
+      argument: name of the option that accepts a local folder, for error messages.
     Returns:
       The folder `contents` of the unpacked package.
     Raises:
-      RuntimeError: if that fails; says by which commands one can get the package elsewhere.
+      RuntimeError: if the package cannot be fetched or unpacked; gives the commands to get it elsewhere.
     """
     folder = Path(cache_dir).absolute() / package
     if (folder / contents).is_dir():
@@ -33,8 +33,8 @@ def fetch_package(package: str, cache_dir: Path | str, contents: str, argument: 
             raise RuntimeError(f"it has no folder {contents}")
     except (OSError, RuntimeError, StopIteration) as error:
         raise RuntimeError(
-            f"could not get {package}: {error}\nGet it by `apt-get download {package} && dpkg -x {package}_*.deb "
-            f"FOLDER` (after `apt-get update`), and pass FOLDER/{contents} as {argument}."
+            f"the Debian package {package} cannot be fetched: {error}\nFetch it with `apt-get download {package} && "
+            f"dpkg -x {package}_*.deb FOLDER` (after `apt-get update`), and pass FOLDER/{contents} as {argument}."
         ) from error
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -1,6 +1,6 @@
-"""Records as examples of TFDS, kept as array_record and read without TensorFlow.
+"""Records as TFDS examples, stored as array_record and read without TensorFlow.
 
-TFDS shuffles what it writes, so `read_corpus` puts records in the order of their ids.
+TFDS shuffles the examples, so `read_corpus` sorts the records by id.
 """
 
 import functools
@@ -18,7 +18,7 @@ FILE_FORMAT = "array_record"
 
 
 def record_features(media: bool = False) -> tfds.features.FeaturesDict:
-    """What an example holds: a record's fields, and with `media` the kind, name and bytes of its picture or clip."""
+    """Returns the features of an example: a record's fields, and with `media` kind, name and bytes of its file."""
     text = tfds.features.Text
     answers = tfds.features.Sequence({"mode": text(), "text": text()})
     fields = {"id": text(), "source": text(), "targets": answers, "further_references": answers, "split": text()}
@@ -29,12 +29,15 @@ def record_features(media: bool = False) -> tfds.features.FeaturesDict:
 
 
 def as_features(record: Record) -> dict[str, Any]:
-    """A record as an example of TFDS; no mode is an empty text there.
+    """Converts a record to a TFDS example; a missing mode becomes an empty text.
 
     Raises:
-      Unreadable: if its picture or clip is missing or broken.
+      Unreadable: if the image or clip is missing or damaged.
     """
-    answers = lambda targets: [{"mode": target.mode or "", "text": target.text} for target in targets]
+
+    def answers(targets: Sequence[Target]) -> list[dict[str, str]]:
+        return [{"mode": target.mode or "", "text": target.text} for target in targets]
+
     example = {
         "id": record.id,
         "source": record.source,
@@ -48,10 +51,12 @@ def as_features(record: Record) -> dict[str, Any]:
 
 
 def from_features(example: dict[str, Any], media: Media | None = None) -> Record:
-    """The record that `as_features` made an example of; its media apart, which is not to be kept in memory."""
-    answers = lambda field: tuple(
-        Target(_text(text), _text(mode) or None) for text, mode in zip(field["text"], field["mode"], strict=True)
-    )
+    """Converts an example back to a record; `media` is separate, so that the bytes do not stay in memory."""
+
+    def answers(field: dict[str, Any]) -> tuple[Target, ...]:
+        pairs = zip(field["text"], field["mode"], strict=True)
+        return tuple(Target(_text(text), _text(mode) or None) for text, mode in pairs)
+
     return Record(
         id=_text(example["id"]),
         source=_text(example["source"]),
@@ -63,7 +68,7 @@ def from_features(example: dict[str, Any], media: Media | None = None) -> Record
 
 
 def read_corpus(builder: tfds.core.DatasetBuilder, name: str) -> Corpus:
-    """The records of all splits of a prepared builder with `record_features`.
+    """Reads the records of all splits of a prepared builder with `record_features`.
 
     Args:
       builder: its metadata may have "left_out", see `Corpus`.
@@ -92,7 +97,7 @@ def _records(builder: tfds.core.DatasetBuilder) -> tuple[Record, ...]:
 
 
 def _stored_media(source: Sequence[Any], row: int, example: dict[str, Any]) -> Media | None:
-    """The picture or clip of an example, to be read from the data set when it is needed."""
+    """Returns the image or clip of an example, which is read from the data set when needed."""
     if "media" not in example:
         return None
     media = example["media"]

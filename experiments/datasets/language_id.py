@@ -1,13 +1,13 @@
-"""Which kind of answer a text is, by its words: the language, or the age of its English.
+"""Identification of the language of a text, or of archaic English, by its words.
 
-`is_archaic` and `language_of` are for verses and for answers like them. Of the 7,860 verses of the New Testament,
-`is_archaic` holds for 56 % in KJV and for none in WEB; `language_of` is wrong for 5 of the Spanish ones and for none of
-the English.
+`is_archaic` and `language_of` are made for verses and similar answers. On the 7,860 verses of the New Testament,
+`is_archaic` holds for 56 % of KJV and for none of WEB; `language_of` is wrong for 5 Spanish verses and no English one.
 
-`caption_language` is for captions of a few words, which may have no function word but "un". Of the different captions
-of the stamps (805 English, 791 French, 789 Spanish) it has 98.5 and 99.1 % right between English and French, and 98.0,
-96.7 and 94.4 % among the three; of the 210, 209 and 209 that were held out while it was made, 97.6 and 99.5 %, and
-97.6, 96.7 and 96.2 %. What it gets wrong are mostly words alone ("Plus.", "Zéro.") and names of animals ("Un tigre.").
+`caption_language` is made for captions of a few words, whose only function word may be "un". On the distinct captions
+of the stamps (805 English, 791 French, 789 Spanish), 98.5 and 99.1 % are right between English and French, and 98.0,
+96.7 and 94.4 % among the three languages. On the 210, 209 and 209 captions held out during its development, it is 97.6
+and 99.5 %, and 97.6, 96.7 and 96.2 %. Errors are mostly single words ("Plus.", "Zéro.") and names of animals ("Un
+tigre.").
 """
 
 import re
@@ -36,12 +36,12 @@ SPANISH_LETTERS = re.compile(r"[áéíóúñü¿¡]", re.IGNORECASE)
 
 
 def is_archaic(text: str) -> bool:
-    """Whether English text has a word of the King James Bible's age, such as "unto", "hath" or "cometh"."""
+    """Whether an English text has a word from the time of the King James Bible, such as "unto", "hath" or "cometh"."""
     return bool(ARCHAIC.search(text))
 
 
 def language_of(text: str) -> Literal["es", "en"]:
-    """Spanish or English, by counting function words and Spanish letters; "en" if there is no evidence for either."""
+    """Returns "es" or "en", by counting function words and Spanish letters; "en" if there is no evidence."""
     words = [word.lower() for word in WORD.findall(text)]
     spanish = sum(word in SPANISH_WORDS for word in words) + len(SPANISH_LETTERS.findall(text))
     english = sum(word in ENGLISH_WORDS for word in words)
@@ -60,12 +60,12 @@ CAPTION_WORDS = {
     "amarillo blanco blanca negro negra letra símbolo moneda pequeño pequeña gran grande viejo",
 }
 CAPTION_WORDS = {language: frozenset(words.split()) for language, words in CAPTION_WORDS.items()}
-MARKS = {  # letters, elisions and punctuation that the others lack; each counts like a word of the list
+MARKS = {  # letters, elisions and punctuation that the other languages lack; each counts like a listed word
     "en": re.compile(r"['’]s\b"),
     "fr": re.compile(r"[àâèêëîïôûùçœ]|\b(?:l|d|qu|n|s|j|c)['’](?=\w)| [!?;:]"),
     "es": re.compile(r"[áíóúñ¿¡]"),
 }
-SPELLING = {  # what words of three letters and more often look like; a third of the weight
+SPELLING = {  # frequent patterns in words of three or more letters; a third of the weight
     "en": re.compile(r"w|k|th|sh|oo|ee|(?:ing|ed|er|y|ck|ss|nd|e)$"),
     "fr": re.compile(r"eau|ou|eu|oi|ai|[aiou]ll?e$|(?:[eo]tte|[^aiou]e|es|[aeo]nt|on|ier|in|é|t)$"),
     "es": re.compile(r"ue|[^q]ui|[crlnst]es$|(?:[ao]s?|[dt]or|al|ar|l|z)$"),
@@ -73,11 +73,11 @@ SPELLING = {  # what words of three letters and more often look like; a third of
 
 
 def caption_language(text: str, languages: Sequence[str] = ("en", "fr", "es")) -> str:
-    """The likeliest language of a short caption, by common words, letters and spelling.
+    """Returns the most probable language of a short caption, by common words, letters and spelling.
 
     Args:
       text: a caption, in any of `languages`.
-      languages: some of "en", "fr", "es", in the order in which they are preferred where the evidence is equal.
+      languages: some of "en", "fr", "es"; the first one wins a tie.
     Returns:
       One of `languages`.
     """

@@ -1,4 +1,4 @@
-"""What `--data` means: the name of a data set, or files of one's own."""
+"""Loading of the data that `--data` names: a data set, or your own files."""
 
 import dataclasses
 import functools
@@ -24,17 +24,19 @@ def load_corpus(
     target: str = "de",
     most: int | None = None,
 ) -> Corpus:
-    """One-to-many text by name or from files.
+    """Loads one-to-many text by name or from files.
 
     Args:
       data: a configuration of the verses ("languages", "styles", "languages_whole", "styles_whole"), a path that ends
-        in .jsonl, a folder of parallel files (see `parallel`), or WMT by its name in TFDS ("wmt19_translate/de-en").
-      data_dir: where TFDS keeps what it makes; its default if None.
-      sword_dir: a folder with the unpacked SWORD modules; None to fetch the Debian packages.
+        in .jsonl, a folder of parallel files (see `parallel_text`), or WMT by its TFDS name ("wmt19_translate/de-en").
+      data_dir: folder of TFDS; None means its default.
+      sword_dir: folder with the unpacked SWORD modules; None fetches the Debian packages.
       source, target: languages of parallel files and of WMT.
-      most: training pairs of WMT; all if None.
+      most: number of WMT training pairs; None means all.
+    Returns:
+      The corpus.
     Raises:
-      ValueError: for a name that is none of these; names the nearest.
+      ValueError: if the name is unknown; names the nearest one.
     """
     names = list(Verses.builder_configs)
     if str(data).endswith(".jsonl"):
@@ -46,8 +48,8 @@ def load_corpus(
     if str(data).startswith("wmt"):
         return load_wmt(str(data), data_dir, source=source, target=target, most=most)
     raise ValueError(
-        "data: a folder with parallel files, a name such as wmt19_translate/de-en, a file that ends in .jsonl, or it "
-        f"{describe_unknown(str(data), names)}"
+        "--data must be a folder with parallel files, a name such as wmt19_translate/de-en, a file that ends in "
+        f".jsonl, or a data set: it {describe_unknown(str(data), names)}"
     )
 
 
@@ -60,39 +62,44 @@ def load_captions(
     families: bool = True,
     check: Callable[[Corpus], object] | None = None,
 ) -> Corpus:
-    """Pictures or clips with captions, by name or from files.
+    """Loads images or audio clips with captions, by name or from files.
 
     Args:
       data: "stamps/pictures", "stamps/spoken", "stamps/sounds", "textcaps/english", "textcaps/bilingual", "audiocaps",
         "clotho", or a folder with captions.jsonl (see `captions`).
-      data_dir: where TFDS keeps what it makes; its default if None.
-      folder: the files that a named data set is made of; it is made again when they change. None to fetch the stamps'
-        Debian package, or to take a data set that was made before.
-      modes: keep only captions of these, such as ("en", "fr"), and records that have all of them; all if empty.
-      families: of the stamps, whether to keep those that look and read nearly the same, see `stamps`.
-      check: looks at the records that are asked for before any picture or clip is read, and refuses them by an error;
-        is not called for a named data set that was made before.
+      data_dir: folder of TFDS; None means its default.
+      folder: files of a named data set, which is prepared again when they change. None fetches the stamps' Debian
+        package, or uses a data set that was prepared before.
+      modes: modes to keep, such as ("en", "fr"); records that lack one of them are left out. Empty keeps all.
+      families: whether to keep stamps that look and read nearly the same, see `stamps`.
+      check: checks the requested records before any file is read, and may raise an error; it is not called for a named
+        data set that was prepared before.
     Returns:
-      The corpus; its records read their picture or clip when asked to, `record.media.read()`.
+      The corpus; `record.media.read()` reads the image or clip of a record.
     Raises:
-      ValueError: for a name or a mode that is not known, and names the nearest; for files with another layout.
-      FileNotFoundError, RuntimeError: if files cannot be had; says how to get them.
+      ValueError: if a name or a mode is unknown (names the nearest one), or files have another layout.
+      FileNotFoundError, RuntimeError: if files are missing or cannot be fetched; says how to get them.
     """
     chosen = functools.partial(_chosen, modes=modes, families=families)
-    look = lambda corpus: check(chosen(corpus)) if check is not None else chosen(corpus)
+
+    def look(corpus: Corpus) -> object:
+        return check(chosen(corpus)) if check is not None else chosen(corpus)
+
     if str(data) in CAPTIONS:
         corpus = build_captions(str(data), data_dir, folder, look)
     elif Path(data).is_dir():
         corpus = read_captions(data, check=look)
     else:
-        raise ValueError(f"data: a folder with captions.jsonl, or it {describe_unknown(str(data), CAPTIONS)}")
+        raise ValueError(
+            f"--data must be a folder with captions.jsonl, or a data set: it {describe_unknown(str(data), CAPTIONS)}"
+        )
     kept = chosen(corpus)
     warn_of_left_out(dataclasses.replace(kept, left_out=kept.left_out[len(corpus.left_out) :]))
     return kept
 
 
 def _chosen(corpus: Corpus, modes: Sequence[str], families: bool) -> Corpus:
-    """What is asked for of a corpus."""
+    """Returns the requested part of a corpus."""
     if not families and corpus.name.startswith("stamps/"):
         corpus = without_families(corpus)
     return corpus.with_modes(*modes) if modes else corpus

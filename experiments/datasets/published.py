@@ -1,14 +1,14 @@
-"""TextCaps, AudioCaps and Clotho v2, in the files in which they are published.
+"""TextCaps, AudioCaps and Clotho v2, read from their published files.
 
-TextCaps (Sidorov et al., arXiv 2003.12462): pictures of OpenImages with 5 captions, which read the text in them. The
-captions of its test set are not public, so its validation set is tested on, and every fiftieth picture of the training
-set is for validation. In the bilingual form, captions that have a French text are French and the others English: the
-paper translated half of them.
+TextCaps (Sidorov et al., arXiv 2003.12462): images of OpenImages with 5 captions, which read the text in them. The
+captions of its test set are not public, so the validation set is used for testing, and one training image in fifty for
+validation. In the bilingual form, captions with a French text are French and the others English: the paper translated
+half of them.
 
 AudioCaps (Kim et al., NAACL 2019): clips of 10 s from YouTube, with one caption in the training set and 5 elsewhere.
 
-Clotho v2 (Drossos et al., arXiv 1910.09387): clips of 15 to 30 s from Freesound with 5 captions. "development" is for
-training, "evaluation" is the test set.
+Clotho v2 (Drossos et al., arXiv 1910.09387): clips of 15 to 30 s from Freesound with 5 captions. "development" is the
+training set, "evaluation" the test set.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ NO_FILE = "no such file"
 TEXTCAPS_LAYOUT = """\
 TextCaps needs these files in one folder (textvqa.org/textcaps/dataset):
   TextCaps_0.1_train.json, TextCaps_0.1_val.json
-  train_images/IMAGE_ID.jpg          from train_val_images.zip, the pictures of both sets
+  train_images/IMAGE_ID.jpg          from train_val_images.zip, the images of both sets
 and for textcaps/bilingual
   TextCaps_0.1_train_fr.json, TextCaps_0.1_val_fr.json
-      French texts by caption_id, such as {"17": "Une bouteille de vin.", …}. A caption that has one is French instead
-      of English: to have half of the captions in each language, give half of them."""
+      French texts by caption_id, such as {"17": "Une bouteille de vin.", …}. A caption with such a text becomes French;
+      translate half of the captions to have half in each language."""
 AUDIOCAPS_LAYOUT = """\
 AudioCaps needs these files in one folder (github.com/cdjkim/audiocaps, folder dataset):
   train.csv, val.csv, test.csv       audiocap_id,youtube_id,start_time,caption
@@ -46,18 +46,18 @@ Clotho v2.1 needs these files in one folder (zenodo.org/record/4783391):
 
 
 def read_textcaps(folder: Path | str, bilingual: bool = False) -> Corpus:
-    """TextCaps, a record for each picture; see `TEXTCAPS_LAYOUT`. Pictures that are not there are in `left_out`.
+    """Reads TextCaps, one record per image; see `TEXTCAPS_LAYOUT`. Missing images are in `left_out`.
 
     Args:
-      folder: holds the files.
+      folder: folder with the files.
       bilingual: whether captions with a French text are French, so that "en" and "fr" are the modes.
     Raises:
-      FileNotFoundError: for a missing JSON file; says what was needed.
-      ValueError: for a file in another layout, or a split without pictures; names it.
+      FileNotFoundError: if a JSON file is missing; says what is needed.
+      ValueError: if a file has another layout, or a split has no images; names it.
     """
     folder, items, left_out = Path(folder), [], []
     names = [f"TextCaps_0.1_{part}{end}.json" for part in ("train", "val") for end in ("", "_fr")[: 1 + bilingual]]
-    for name in names:  # before any is read
+    for name in names:  # checks all before reading any
         _needed(folder / name, TEXTCAPS_LAYOUT)
     parts = {}
     for published, split in (("train", "train"), ("val", "test")):
@@ -76,14 +76,14 @@ def read_textcaps(folder: Path | str, bilingual: bool = False) -> Corpus:
 def _textcaps_captions(
     path: Path, french: dict[str, str] | None, left_out: list[tuple[str, str]]
 ) -> Iterator[tuple[str, Target]]:
-    """Ids of pictures and captions, in the order of the file. French texts of no caption are left out."""
+    """Yields image ids and captions, in the order of the file. French texts without a caption are left out."""
     unused = set(french or ())
     for number, row in enumerate(_textcaps_rows(path)):
         where = f"{path}, data[{number}]"
         image_id, text = (_text(row[name], f"{where}: {name}") for name in ("image_id", "caption_str"))
         key = row["caption_id"]
         if type(key) not in (int, str):
-            raise ValueError(f"{where}: caption_id must be a whole number or a text, got {key!r}")
+            raise ValueError(f"{where}: caption_id must be an integer or a text, got {key!r}")
         unused.discard(str(key))
         mode = None if french is None else "fr" if str(key) in french else "en"
         yield image_id, Target(french[str(key)] if mode == "fr" else text, mode)
@@ -91,32 +91,35 @@ def _textcaps_captions(
 
 
 def _textcaps_rows(path: Path) -> list[dict[str, Any]]:
-    """The captions in a JSON file as published; each has an image_id, a caption_id and a caption_str."""
+    """Reads the captions of a published JSON file; each has an image_id, a caption_id and a caption_str."""
     content, columns = read_json(path), ("image_id", "caption_id", "caption_str")
     rows = content.get("data") if isinstance(content, dict) else None
-    fits = lambda row: isinstance(row, dict) and row.keys() >= set(columns)
+
+    def fits(row: Any) -> bool:
+        return isinstance(row, dict) and row.keys() >= set(columns)
+
     if not isinstance(rows, list) or not all(map(fits, rows)):
         problem = "no list" if not isinstance(rows, list) else repr(next(row for row in rows if not fits(row)))[:80]
         needed = '{"data": [{"image_id": …, "caption_id": …, "caption_str": …}, …]}'
-        raise ValueError(f"{path}: needed {needed}, got another layout ({problem})\n{TEXTCAPS_LAYOUT}")
+        raise ValueError(f"{path} must be {needed}, got another layout ({problem})\n{TEXTCAPS_LAYOUT}")
     return rows
 
 
 def _french(path: Path) -> dict[str, str]:
-    """French texts by the id of the caption that each stands for."""
+    """Reads the French texts by caption id."""
     path = path.with_name(f"{path.stem}_fr.json")
     texts = read_json(path)
     if not isinstance(texts, dict):
-        raise ValueError(f'{path}: needed texts by caption_id, such as {{"17": "Une bouteille."}}, got {texts!r:.60}')
+        raise ValueError(f'{path} must be texts by caption_id, such as {{"17": "Une bouteille."}}, got {texts!r:.60}')
     return {key: _text(text, f"{path}: the text of caption {key}") for key, text in texts.items()}
 
 
 def read_audiocaps(folder: Path | str) -> Corpus:
-    """AudioCaps, a record for each clip; see `AUDIOCAPS_LAYOUT`. Clips that are not there are in `left_out`.
+    """Reads AudioCaps, one record per clip; see `AUDIOCAPS_LAYOUT`. Missing clips are in `left_out`.
 
     Raises:
-      FileNotFoundError: for a missing CSV file; says what was needed.
-      ValueError: for a CSV file with other columns, or a split without clips; names it.
+      FileNotFoundError: if a CSV file is missing; says what is needed.
+      ValueError: if a CSV file has other columns, or a split has no clips; names it.
     """
     folder, items, left_out = Path(folder), [], []
     marks = {"audiocap_id": r"\d+", "youtube_id": r"\S+", "start_time": r"\d+(\.\d+)?"}
@@ -142,17 +145,17 @@ def read_audiocaps(folder: Path | str) -> Corpus:
 
 
 def _clip_of(key: str, rows: list[dict[str, str]], files: dict[str, str]) -> str | None:
-    """The file of a clip, by any of the names that it may have without an ending."""
+    """Returns the file of a clip, which may have any of several names."""
     names = [key, rows[0]["youtube_id"], *(row["audiocap_id"] for row in rows)]
     return next((files[name] for name in names if name in files), None)
 
 
 def read_clotho(folder: Path | str) -> Corpus:
-    """Clotho v2.1, a record for each clip; see `CLOTHO_LAYOUT`. Clips that are not there are in `left_out`.
+    """Reads Clotho v2.1, one record per clip; see `CLOTHO_LAYOUT`. Missing clips are in `left_out`.
 
     Raises:
-      FileNotFoundError: for a missing CSV file; says what was needed.
-      ValueError: for a CSV file with other columns, or a split without clips; names it.
+      FileNotFoundError: if a CSV file is missing; says what is needed.
+      ValueError: if a CSV file has other columns, or a split has no clips; names it.
     """
     folder, items, left_out = Path(folder), [], []
     captions = tuple(f"caption_{number}" for number in range(1, 6))
@@ -169,11 +172,11 @@ def read_clotho(folder: Path | str) -> Corpus:
     return _corpus("clotho", folder, parts, items, left_out)
 
 
-Item = tuple[str, list[Target], str, Media, str]  # id, captions, split, the picture or clip, its path in the folder
+Item = tuple[str, list[Target], str, Media, str]  # id, captions, split, image or clip, its path in the folder
 
 
 class Part(NamedTuple):
-    """Where a split is published: the file with its captions, the folder of what they caption, names needed there."""
+    """Files of a published split: that of the captions, the folder of images or clips, and the names needed there."""
 
     captions: Path
     folder: Path
@@ -183,10 +186,10 @@ class Part(NamedTuple):
 def _corpus(
     name: str, folder: Path, parts: Mapping[str, Part], items: Iterable[Item], left_out: Iterable[tuple[str, str]]
 ) -> Corpus:
-    """Records without blank captions and repetitions, of files that are there, in the folder, and of no other record.
+    """Makes a corpus without blank or repeated captions, and without records whose file is missing or shared.
 
     Raises:
-      ValueError: if nothing is left of one of the parts, by split; nothing is read before.
+      ValueError: if a split has no records left; checked before any file is read.
     """
     records, left_out = [], list(left_out)
     reasons = _not_of_their_own(folder, items)
@@ -202,21 +205,21 @@ def _corpus(
     for part in (parts[split] for split in parts if split not in filled):
         some = ", ".join(_files(part.folder)[:3]) or "no files"
         raise ValueError(
-            f"{part.captions}: nothing is left of it, since none of its captions is of a file in {part.folder}, which "
-            f"has {some}; needed files named as {part.names}"
+            f"{part.captions} has no usable captions, because none of their files is in {part.folder}, which has "
+            f"{some}; the files must be named {part.names}"
         )
     return Corpus(name, tuple(records), tuple(left_out))
 
 
 def _not_of_their_own(folder: Path, items: Iterable[Item]) -> dict[str, str]:
-    """By id, why its file is not its own. Nobody knows whose a file is that two records have: neither gets it."""
+    """Returns the reason, by id, why a record has no file of its own. A file shared by two records goes to neither."""
     reasons: dict[str, str] = {}
     owner: dict[Hashable, str] = {}
     for key, *_, path in items:
         try:
             file = locate(folder, path)
         except ValueError:
-            reasons[key] = "a path out of the folder"
+            reasons[key] = "a path outside the folder"
             continue
         if not file.is_file:
             reasons[key] = NO_FILE
@@ -233,10 +236,10 @@ def _text(value: Any, name: str) -> str:
 
 def _needed(path: Path, layout: str) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {str(path.parent)!r}\n{layout}")
+        raise FileNotFoundError(f"there is no {path.name} in {str(path.parent)!r}\n{layout}")
     return path
 
 
 def _files(folder: Path) -> list[str]:
-    """Sorted names of what is in a folder; none if there is no such folder."""
+    """Returns the sorted names in a folder; none if there is no such folder."""
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

@@ -1,6 +1,6 @@
-"""What a data set was made of: names, sizes and times of files. When they change, it is made again.
+"""Preparation of TFDS data sets: one is prepared again when the names, sizes or times of its files have changed.
 
-TFDS keeps a data set under its name and version, whatever folder it came from; here its metadata says which.
+TFDS stores a data set under its name and version, whatever folder it came from; here its metadata records the folder.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ DAMAGED = (UnicodeDecodeError, json.JSONDecodeError, ParseError, AssertionError,
 
 
 def made_of(folder: Path | str, patterns: Sequence[str]) -> dict[str, Any]:
-    """What the files in a folder are like.
+    """Describes the files in a folder.
 
     Args:
-      folder: that a data set is made of.
+      folder: folder with the files of a data set.
       patterns: globs of the files that count.
     Returns:
       JSON types: the absolute `folder`, the number of `files`, and a `checksum` of their names, sizes and times.
@@ -37,14 +37,14 @@ def made_of(folder: Path | str, patterns: Sequence[str]) -> dict[str, Any]:
 def prepare(
     make: Callable[[], tfds.core.DatasetBuilder], folder: Path | str | None, patterns: Sequence[str], **options: Any
 ) -> tuple[tfds.core.DatasetBuilder, bool]:
-    """A builder whose data set is there and made of what is in a folder now; it is made, or made again, if need be.
+    """Returns a builder with a data set made from the current files of a folder; prepares it if necessary.
 
     Args:
-      make: a builder, whose `info.metadata["sources"]` is what `made_of` says of the folder.
-      folder: what it is made of. Where it is None or not there, a data set that is there is taken as it is, and a
-        line says what it was made of.
-      patterns: of `made_of`.
-      **options: of `download_and_prepare`.
+      make: makes a builder whose `info.metadata["sources"]` is the result of `made_of` for the folder.
+      folder: the files of the data set. If it is None or does not exist, an existing data set is used, and a line on
+        the console says what it was made from.
+      patterns: globs for `made_of`.
+      **options: arguments of `download_and_prepare`.
     Returns:
       The builder, and whether the data set was made now.
     Raises:
@@ -64,9 +64,10 @@ def prepare(
             return builder, False
         if made_of(folder, patterns)["checksum"] == sources.get("checksum"):
             return builder, False
-        say(f"{builder.info.full_name} was made of {_described(sources)}; making it again of the files in {folder}")
+        say(f"{builder.info.full_name} was made from {_described(sources)}; making it again from the files in {folder}")
     with set_aside(Path(builder.data_dir)):
         builder = make()
+        quiet(builder)
         builder.download_and_prepare(**options)
     return builder, True
 
@@ -78,27 +79,27 @@ def first_line(error: BaseException) -> str:
 
 def _described(sources: dict[str, Any]) -> str:
     if not sources:
-        return "files that are not known"
-    count = f"{sources['files']} files in " if "files" in sources else "what was fetched to "
+        return "unknown files"
+    count = f"{sources['files']} files in " if "files" in sources else "the files fetched to "
     return count + sources["folder"]
 
 
 def _say_what_it_is(
     builder: tfds.core.DatasetBuilder, folder: Path | str | None, patterns: Sequence[str], sources: dict[str, Any]
 ) -> None:
-    """A line, where the data set was made of a folder that is not the one asked for."""
+    """Prints a line if the data set was made from another folder than the requested one."""
     asked = "no folder is given" if folder is None else f"there is no folder {folder}"
     if folder is None and sources.get("fetched", True):
         return
     changed = "checksum" in sources and Path(sources["folder"]).is_dir()
     changed = changed and made_of(sources["folder"], patterns)["checksum"] != sources["checksum"]
-    hint = "; those have changed since: give that folder to make it again" if changed else ""
-    say(f"{builder.info.full_name}: {asked}; taking the data set that was made of {_described(sources)}{hint}")
+    hint = "; these have changed since then, so pass that folder to make it again" if changed else ""
+    say(f"{builder.info.full_name}: {asked}; using the data set that was made from {_described(sources)}{hint}")
 
 
 @contextlib.contextmanager
 def set_aside(folder: Path) -> Iterator[None]:
-    """Moves a folder away if it is there; brings it back if what is done then fails, and deletes it otherwise."""
+    """Moves an existing folder away; restores it if the body fails, and deletes it otherwise."""
     aside = folder.with_name(folder.name + ".before")
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)

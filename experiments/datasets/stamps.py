@@ -1,27 +1,27 @@
-"""Tux Paint's stamps: small pictures and sounds with a short caption in many languages.
+"""Tux Paint's stamps: small images and sounds with a short caption in many languages.
 
     pictures   785 PNG stamps
-    spoken     7,405 clips in 14 languages, in which somebody reads a stamp's caption; two more are cut off
-    sounds     111 clips with the sound of what the stamp shows
+    spoken     7,405 clips in 14 languages, in which a stamp's caption is read aloud; two more are truncated
+    sounds     111 clips with the sound of the thing on the stamp
 
-All three are captioned in the 12 languages of `LANGUAGES`, which are the modes; a clip of a caption read in Russian is
-captioned in English, French and so on as well, so the language that one hears says nothing about the one to answer in.
+All three are captioned in the 12 languages of `LANGUAGES`, which are the modes. A clip of a caption read in Russian is
+also captioned in English, French and so on, so the language of the clip does not reveal the language of the answer.
 
-The Debian package tuxpaint-stamps-default (GPL-2, 161 MB) has them; the layout of its folder:
+They are in the Debian package tuxpaint-stamps-default (GPL-2, 161 MB), with this layout:
 
     animals/birds/owl.txt            UTF-8: the English caption, then lines such as "fr.utf8=Un hibou."
-    animals/birds/owl.png            of 167 stamps there is a drawing (SVG) alone, which is left out
+    animals/birds/owl.png            167 stamps have only a drawing (SVG) and are left out
     animals/birds/owl_desc_fr.ogg    the caption read in French; without a language, in English
-    animals/birds/owl.ogg            the sound of what is shown
+    animals/birds/owl.ogg            the sound of the thing
 
-What one has to know of the data:
+Notes on the data:
 
-  * Splits are by English caption, since one caption is that of several stamps (952 stamps have 775).
-  * 249 stamps, those in symbols/, are letters, digits, coins, notes and the like in families that look and read nearly
-    the same: `without_families` leaves them out, for a corpus or for the items that one reports.
-  * 14 French and 11 Spanish captions stand for several English ones (un lapin: a rabbit, a bunny), so they may be in
-    two splits. "Six." and "Plus." are English and French.
-  * Sounds in symbols/alphabets and symbols/math name the letter or digit; they are no sounds of things, and left out.
+  * The English caption decides the split, since several stamps may share a caption (952 stamps have 775 captions).
+  * The 249 stamps in symbols/ are letters, digits, coins, notes and the like, in families that look and read nearly the
+    same; `without_families` removes them from a corpus, or from the items that are reported.
+  * 14 French and 11 Spanish captions translate several English ones (un lapin: a rabbit, a bunny), so they may be in
+    two splits. "Six." and "Plus." are both English and French.
+  * Sounds in symbols/alphabets and symbols/math name the letter or digit and are left out.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from mcl_jax.data.records import Corpus, Record, Target, describe_unknown, print
 KINDS = ("pictures", "spoken", "sounds")
 LANGUAGES = ("en", "fr", "es", "de", "it", "pt", "nl", "ca", "gl", "ro", "da", "sv")  # 919 to 952 stamps have each
 PACKAGE, CONTENTS = "tuxpaint-stamps-default", "usr/share/tuxpaint/stamps"
-VALIDATION, TEST = 0.1, 0.15  # of the captions
+VALIDATION, TEST = 0.1, 0.15  # shares of the captions
 
 TRANSLATION = re.compile(r"(\w+)\.utf8=(.*)")
 SPOKEN = re.compile(r"(?P<stamp>.+)_desc(?:_(?P<language>[a-z]{2,3}(?:_[A-Z]{2})?))?(?:\.ogg)?")
@@ -46,64 +46,65 @@ FAMILIES = "symbols/"
 
 
 class Stamp(NamedTuple):
-    """A stamp: its path in the folder without an ending, and its captions by language."""
+    """A stamp: its path in the folder without the ending, and its captions by language."""
 
     name: str
     captions: dict[str, str]
 
     @property
     def split(self) -> str:
-        """The split of its English caption; capitals and punctuation do not count."""
+        """Split of its English caption; case and punctuation do not matter."""
         return split_of("stamps " + " ".join(re.findall(r"\w+", self.captions["en"].casefold())), VALIDATION, TEST)
 
 
 def fetch_stamps(cache_dir: Path | str) -> Path:
-    """The folder of stamps in the Debian package, fetched into the cache unless it is there; see `fetch_package`."""
+    """Fetches the Debian package into the cache, and returns its folder of stamps; see `fetch_package`."""
     return fetch_package(PACKAGE, cache_dir, CONTENTS, "folder")
 
 
 def read_stamps(folder: Path | str, kind: Literal["pictures", "spoken", "sounds"]) -> Corpus:
-    """The stamps in a folder; a record for each picture or clip.
+    """Reads the stamps in a folder, one record per image or clip.
 
     Args:
-      folder: as in the package, or as Tux Paint has it, see the top of this file.
+      folder: a folder with the layout of the package or of Tux Paint, see the top of this file.
       kind: one of `KINDS`.
     Returns:
-      The corpus "stamps/KIND": ids are paths in the folder without an ending, modes are `LANGUAGES`; files are read
-      when they are needed. `left_out` has stamps without an English caption or a PNG, and clips without a stamp.
+      The corpus "stamps/KIND": ids are paths in the folder without the ending, modes are `LANGUAGES`; files are read
+      when needed. `left_out` has stamps without an English caption or a PNG, and clips without a stamp.
     Raises:
-      ValueError: for another kind.
-      FileNotFoundError: if there are no stamps; says what was needed.
+      ValueError: if the kind is unknown.
+      FileNotFoundError: if there are no stamps; says what is needed.
     """
     if kind not in KINDS:
-        raise ValueError(f"stamps: a kind {describe_unknown(kind, KINDS)}")
+        raise ValueError(f"the kind of stamps {describe_unknown(kind, KINDS)}")
     folder = Path(folder)
     left_out: list[tuple[str, str]] = []
     stamps = {stamp.name: stamp for stamp in _stamps(folder, left_out)}
     if not stamps:
         raise FileNotFoundError(
-            f"no stamps in {str(folder)!r}: needed NAME.txt beside NAME.png, as in {CONTENTS} of the package {PACKAGE}"
+            f"{folder} must hold NAME.txt and NAME.png of each stamp, like {CONTENTS} of the package {PACKAGE}, but it "
+            "has no stamps"
         )
-    found = _pictures(folder, stamps, left_out) if kind == "pictures" else _clips(folder, stamps, kind, left_out)
+    captioned = _pictures(folder, stamps, left_out) if kind == "pictures" else _clips(folder, stamps, kind, left_out)
     records = (
         Record(name, "", tuple(Target(text, mode) for mode, text in stamp.captions.items()), (), stamp.split, media)
-        for name, stamp, media in found
+        for name, stamp, media in captioned
     )
     return Corpus(f"stamps/{kind}", tuple(records), tuple(left_out))
 
 
 def in_family(record: Record) -> bool:
-    """Whether a record is of one of the 249 stamps in families that look and read nearly the same."""
+    """Whether a record belongs to the 249 stamps in families that look and read nearly the same."""
     return record.id.startswith(FAMILIES)
 
 
 def without_families(corpus: Corpus) -> Corpus:
-    """The stamps without those families."""
+    """Removes those families from a corpus of stamps."""
     return dataclasses.replace(corpus, records=tuple(r for r in corpus.records if not in_family(r)))
 
 
 def spoken_language(record: Record) -> str:
-    """The language that is heard in a record of "spoken", such as "ru"."""
+    """Returns the spoken language of a record of "spoken", such as "ru"."""
     return record.id.rpartition("_desc_")[2]
 
 
@@ -130,19 +131,19 @@ def _name(path: Path, folder: Path) -> str:
     return printable(path.relative_to(folder).with_suffix("").as_posix())
 
 
-Found = Iterator[tuple[str, Stamp, Media]]  # a record's id, what captions it, and the picture or clip
+Captioned = Iterator[tuple[str, Stamp, Media]]  # a record's id, its stamp, and the image or clip
 
 
-def _pictures(folder: Path, stamps: dict[str, Stamp], left_out: list[tuple[str, str]]) -> Found:
+def _pictures(folder: Path, stamps: dict[str, Stamp], left_out: list[tuple[str, str]]) -> Captioned:
     for name, stamp in stamps.items():
         path = folder / f"{name}.png"
         if path.exists():
             yield name, stamp, Picture(f"{name}.png", path.read_bytes)
         else:
-            left_out.append((name, "no PNG, a drawing (SVG) alone"))
+            left_out.append((name, "no PNG, only a drawing (SVG)"))
 
 
-def _clips(folder: Path, stamps: dict[str, Stamp], kind: str, left_out: list[tuple[str, str]]) -> Found:
+def _clips(folder: Path, stamps: dict[str, Stamp], kind: str, left_out: list[tuple[str, str]]) -> Captioned:
     for path in sorted([*folder.rglob("*.ogg"), *folder.rglob("*.wav")]):
         name = _name(path, folder)
         spoken = SPOKEN.fullmatch(name)
@@ -150,7 +151,7 @@ def _clips(folder: Path, stamps: dict[str, Stamp], kind: str, left_out: list[tup
             continue
         stamp = spoken["stamp"] if spoken else name
         if not spoken and name.startswith(NAMED_ALOUD):
-            left_out.append((name, "a letter or digit, named aloud"))
+            left_out.append((name, "a spoken letter or digit"))
         elif stamp not in stamps:
             left_out.append((name, "no stamp of this name"))
         else:

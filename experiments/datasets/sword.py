@@ -1,6 +1,6 @@
-"""Texts of SWORD modules, verse by verse: fetched as Debian packages, read with pysword, markup taken out here.
+"""Texts of SWORD modules, verse by verse: fetched as Debian packages, read with pysword, and stripped of markup here.
 
-pysword can clean texts itself, but then glues words and keeps what editors added.
+pysword can clean texts itself, but it joins words and keeps editors' additions.
 """
 
 import functools
@@ -16,14 +16,14 @@ from experiments.datasets.debian import fetch_package
 
 TESTAMENTS = {"new": ("nt",), "whole": ("ot", "nt")}
 
-# What editors added goes with its content, and so does what stands behind the end of a chapter: WEB has a glossary
-# there. Tags that break lines become a space; other tags vanish, as in <w>word</w>s.
+# Editors' additions are removed with their content, and so is everything after the end of a chapter, where WEB has a
+# glossary. Tags that break lines become a space; other tags are removed, as in <w>word</w>s.
 ADDED = re.compile(r"<(note|title|figure)\b[^>]*(?<!/)>.*?</\1\s*>", re.DOTALL)
 AFTER_CHAPTER = re.compile(r"<chapter\b[^>]*\beID=.*", re.DOTALL)
 BREAKS = re.compile(r"</?(?:l|lg|lb|p|div|milestone|list|item|verse)\b[^>]*>")
 TAG = re.compile(r"<[^>]*>")
-# Words that the translators added are tagged without a space before or after them in Spanish: "la</w><transChange>que".
-# Only a pronoun that hangs on a verb stays there: "oyéndo</w><transChange>lo".
+# In Spanish, words that the translators added are tagged without spaces around them: "la</w><transChange>que". Only a
+# pronoun that is attached to a verb has no space: "oyéndo</w><transChange>lo".
 ADDED_WORD = re.compile(r"(?<=\w)(?:<[^>]*>)*</?transChange\b[^>]*>(?:<[^>]*>)*(?=\w)")
 VERB = re.compile(r"(?:[áéíóú]\w*|ndo|r|d)$")
 PRONOUN = re.compile(r"(?:l[ao]s?|les?|nos|os|me|te|se)\b")
@@ -31,7 +31,7 @@ PILCROW, CUT = "¶", "\0"
 
 
 class Place(NamedTuple):
-    """Of a verse: testament ("ot", "nt"), OSIS name of the book ("Matt"), chapter and verse from 1."""
+    """Place of a verse: testament ("ot", "nt"), OSIS name of the book ("Matt"), chapter and verse from 1."""
 
     testament: str
     book: str
@@ -40,29 +40,29 @@ class Place(NamedTuple):
 
 
 def fetch_module(package: str, cache_dir: Path | str) -> Path:
-    """The SWORD folder, which holds mods.d, of a Debian package such as "sword-text-kjv"; see `fetch_package`."""
+    """Fetches a Debian package such as "sword-text-kjv"; returns its SWORD folder with mods.d, see `fetch_package`."""
     return fetch_package(package, cache_dir, "usr/share/sword", "sword_dir")
 
 
 def read_module(sword_dir: Path | str, module: str, testament: str = "whole") -> Iterator[tuple[Place, str]]:
-    """Verses of a module in order, with markup, as an iterator; empty ones too, so that numbers stay right.
+    """Yields the verses of a module in order, with markup; also empty ones, so that the numbers stay right.
 
     Args:
-      sword_dir: folder that holds mods.d.
-      module: name of the module, in any case, such as "engKJV2006eb".
+      sword_dir: folder with mods.d.
+      module: name of the module, such as "engKJV2006eb"; case does not matter.
       testament: "new" or "whole".
     Raises:
-      FileNotFoundError: if the folder has no such module; says which it has.
+      FileNotFoundError: if the folder has no such module; names those it has.
     """
     sword_dir = Path(sword_dir)
     if not (sword_dir / "mods.d").is_dir():
-        raise FileNotFoundError(f"sword_dir must hold mods.d and modules, as in usr/share/sword; got {sword_dir}")
+        raise FileNotFoundError(f"sword_dir must hold mods.d and modules, like usr/share/sword, got {sword_dir}")
     modules = SwordModules(str(sword_dir))
     names = {name.lower(): name for name in modules.parse_modules()}
     if module.lower() not in names:
-        raise FileNotFoundError(f"{sword_dir} has no module {module!r}, it has {sorted(names.values())}")
+        raise FileNotFoundError(f"{sword_dir} must hold the module {module!r}, got {sorted(names.values())}")
     bible = modules.get_bible_from_module(names[module.lower()])
-    if decompress := getattr(bible, "_decompressed_text", None):  # of a whole book, which pysword does for each verse
+    if decompress := getattr(bible, "_decompressed_text", None):  # pysword decompresses a whole book for each verse
         bible._decompressed_text = functools.lru_cache(maxsize=2)(decompress)
     for part in TESTAMENTS[testament]:
         for book in bible.get_structure().get_books()[part]:
@@ -73,12 +73,12 @@ def read_module(sword_dir: Path | str, module: str, testament: str = "whole") ->
 
 
 def strip_markup(text: str) -> str:
-    """The words of a verse: no tags, notes or headings, characters instead of entities, single spaces.
+    """Returns the words of a verse, without tags, notes, headings and entities, separated by single spaces.
 
-    A note may stand for the space between two words: "Christ,<note>…</note>the son".
+    A note may replace the space between two words: "Christ,<note>…</note>the son".
 
     Args:
-      text: with OSIS markup.
+      text: a verse with OSIS markup.
     """
     text = BREAKS.sub(" ", ADDED.sub(CUT, AFTER_CHAPTER.sub("", text)))
     text = TAG.sub("", ADDED_WORD.sub(_space_or_nothing, text))
@@ -88,6 +88,6 @@ def strip_markup(text: str) -> str:
 
 
 def _space_or_nothing(tags: re.Match[str]) -> str:
-    """What stands between two words where the tag of an added word does."""
+    """Returns the separator of two words at the tag of an added word."""
     hangs_on = VERB.search(tags.string[max(0, tags.start() - 30) : tags.start()])
     return "" if hangs_on and PRONOUN.match(tags.string, tags.end()) else " "

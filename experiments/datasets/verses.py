@@ -1,22 +1,22 @@
 """Verses in archaic English (KJV), modern English (WEB) and Spanish (Reina-Valera), aligned: one source, two answers.
 
-    languages   a KJV verse, answered in Spanish or in modern English: far modes
-    styles      a Spanish verse, answered in archaic or in modern English: near modes
+    languages   a KJV verse, answered in Spanish or in modern English: distant modes
+    styles      a Spanish verse, answered in archaic or in modern English: close modes
 
-The texts are public domain, fetched as Debian packages (3 to 4 MB each) or read from a folder; see `sword`. Splits are
-by chapter. Chapters that the three number differently, and verses that do not correspond, are left out.
+The texts are in the public domain; they are fetched as Debian packages (3 to 4 MB each) or read from a folder, see
+`sword`. Whole chapters are assigned to splits. Chapters that the versions number differently, and verses that do not
+correspond, are left out.
 """
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from experiments.datasets import sword
 from experiments.datasets.sources import made_of
-from mcl_jax.console import Progress
+from mcl_jax.console import Progress, say
 from mcl_jax.data.records import Corpus, Record, Target, describe_unknown, split_of
 from mcl_jax.json_io import write_text
 
@@ -25,9 +25,9 @@ MODULES = {  # Debian package and SWORD module of each version
     "web": ("sword-text-web", "engWEB2015eb"),
     "spanish": ("sword-text-sparv", "spaRV1909eb"),
 }
-SOURCES = ("mods.d/*", "modules/**/*")  # globs of what is read of a folder
+SOURCES = ("mods.d/*", "modules/**/*")  # globs of the files that are read
 TASKS = ("languages", "styles")
-FORMAT = 1  # of the cache; raise it when texts or alignment change, and the version of the TFDS builder too
+FORMAT = 1  # version of the cache; raise it, and the version of the TFDS builder, when texts or alignment change
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Verse:
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """Verses that all versions have, and how many were left out.
+    """Verses that all versions have, and what was left out.
 
     Attributes:
-      verses: in the order of the books.
+      verses: the verses, in the order of the books.
       dropped_chapters: names of chapters that all versions have but number differently, such as "Rom 16".
-      dropped_verses: number of verses of the other chapters that one version lacks, or has far more of (in WEB, Rom
-        14:23 goes on with what is Rom 16:25 to 27 elsewhere; some Spanish letters end with notes on their sending).
+      dropped_verses: number of verses in the other chapters that are missing or much longer in one version (in WEB, Rom
+        14:23 continues with Rom 16:25 to 27 of the others; some Spanish letters end with notes on their dispatch).
     """
 
     verses: tuple[Verse, ...]
@@ -66,18 +66,20 @@ class Aligned:
 def read_verses(
     cache_dir: Path | str, sword_dir: Path | str | None = None, testament: Literal["new", "whole"] = "new"
 ) -> Aligned:
-    """The aligned verses, read once and then kept as JSON in the cache, apart for each state of a `sword_dir`.
+    """Reads the aligned verses once and caches them as JSON, separately for each state of a `sword_dir`.
 
-    What is left out is warned of each time.
+    A line on the console says each time what is left out.
 
     Args:
-      cache_dir: where packages and verses are kept; made if need be.
-      sword_dir: a folder with mods.d that has the three modules; None to fetch the Debian packages.
+      cache_dir: folder for packages and verses; created if it does not exist.
+      sword_dir: folder with mods.d and the three modules; None fetches the Debian packages.
       testament: "new" or "whole".
+    Returns:
+      The aligned verses.
     Raises:
-      ValueError: for another testament.
-      RuntimeError: if the packages cannot be had; says by which commands.
-      FileNotFoundError: if `sword_dir` lacks a module; says which.
+      ValueError: if the testament is unknown.
+      RuntimeError: if the packages cannot be fetched; gives the commands to get them.
+      FileNotFoundError: if `sword_dir` lacks a module; names it.
     """
     if testament not in sword.TESTAMENTS:
         raise ValueError(f"testament {describe_unknown(testament, sword.TESTAMENTS)}")
@@ -87,28 +89,26 @@ def read_verses(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(dataclasses.asdict(aligned), ensure_ascii=False))
     if aligned.dropped_chapters or aligned.dropped_verses:
-        warnings.warn(
-            summary_of_dropped(len(aligned.verses), aligned.dropped_chapters, aligned.dropped_verses), stacklevel=2
-        )
+        say(summary_of_dropped(len(aligned.verses), aligned.dropped_chapters, aligned.dropped_verses))
     return aligned
 
 
 def summary_of_dropped(kept: int, chapters: Sequence[str], verses: int) -> str:
-    """A line that names the chapters and counts the verses that were left out."""
+    """Returns a line that names the chapters and counts the verses that were left out."""
     names = ", ".join(chapters) or "none"
     return (
-        f"verses: kept {kept}; left out chapters that the versions number differently ({names}) "
-        f"and, of the others, verses that do not correspond ({verses})"
+        f"verses: kept {kept}; left out chapters that the versions number differently ({names}) and verses of other "
+        f"chapters that do not correspond ({verses})"
     )
 
 
 def _suffix(sword_dir: Path | str | None) -> str:
-    """Tells verses from a folder from those of the packages, and from those of other files in it."""
+    """Returns a suffix of the cache file that identifies the files of a folder; empty for the Debian packages."""
     return "" if sword_dir is None else f"_{made_of(sword_dir, SOURCES)['checksum']}"
 
 
 def _kept(path: Path) -> Aligned | None:
-    """The verses that are kept in a file; None if there are none, or it does not hold what was written."""
+    """Reads the cached verses; None if there is no such file, or it is damaged."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         verses = tuple(Verse(**verse) for verse in fields["verses"])
@@ -120,10 +120,10 @@ def _kept(path: Path) -> Aligned | None:
 def _read_version(
     name: str, cache_dir: Path | str, sword_dir: Path | str | None, testament: str
 ) -> dict[sword.Place, str]:
-    """Texts of one version without markup, by place; shows progress."""
+    """Reads the texts of one version without markup, by place; shows progress."""
     package, module = MODULES[name]
     folder = sword.fetch_module(package, cache_dir) if sword_dir is None else sword_dir
-    total = {"new": 7957, "whole": 31102}[testament]  # about: versions differ
+    total = {"new": 7957, "whole": 31102}[testament]  # approximate, since versions differ
     texts = {}
     with Progress(total, description=f"reading {package}") as progress:
         for place, text in sword.read_module(folder, module, testament):
@@ -133,10 +133,10 @@ def _read_version(
 
 
 def align(versions: dict[str, dict[sword.Place, str]]) -> Aligned:
-    """Puts the versions side by side.
+    """Aligns the versions verse by verse.
 
     Args:
-      versions: by name ("kjv", "web", "spanish"), texts by place.
+      versions: texts by place, by name of the version ("kjv", "web", "spanish").
     Returns:
       The verses, without chapters whose numbers of verses differ, and without verses that do not correspond.
     """
@@ -157,13 +157,13 @@ def align(versions: dict[str, dict[sword.Place, str]]) -> Aligned:
 
 
 def _same_content(texts: Iterable[str]) -> bool:
-    """Whether the lengths are such that one text may translate the other."""
+    """Whether the lengths are close enough for texts that translate each other."""
     lengths = [len(text) for text in texts]
     return max(lengths) <= 1.8 * min(lengths) + 20
 
 
 def _chapter_lengths(texts: dict[sword.Place, str]) -> dict[tuple[str, str, int], int]:
-    """The last verse with a text, of each chapter."""
+    """Returns the number of the last verse with a text in each chapter."""
     lengths = {}
     for place, text in texts.items():
         if text:
@@ -172,13 +172,13 @@ def _chapter_lengths(texts: dict[sword.Place, str]) -> dict[tuple[str, str, int]
 
 
 def to_corpus(verses: Iterable[Verse], task: Literal["languages", "styles"] = "languages") -> Corpus:
-    """Records of a task, a verse each.
+    """Makes the corpus of a task, with one record per verse.
 
     Args:
       verses: aligned verses.
-      task: "languages": KJV → "es" or "en"; "styles": Spanish → "archaic" or "modern".
+      task: "languages" (KJV → "es" or "en") or "styles" (Spanish → "archaic" or "modern").
     Raises:
-      ValueError: for another task.
+      ValueError: if the task is unknown.
     """
     if task not in TASKS:
         raise ValueError(f"task {describe_unknown(task, TASKS)}")

@@ -1,4 +1,4 @@
-"""The verses as a TFDS data set, made once and kept as array_record; TensorFlow is not needed.
+"""The verses as a TFDS data set, prepared once and stored as array_record; TensorFlow is not needed.
 
 builder = Verses(config="languages", data_dir=..., file_format="array_record")
 builder.download_and_prepare()
@@ -22,11 +22,11 @@ from mcl_jax.data.records import SPLITS, Corpus, Record
 
 @dataclasses.dataclass(kw_only=True)
 class VersesConfig(tfds.core.BuilderConfig):
-    """What the data set is made of.
+    """Configuration of the data set.
 
     Attributes:
       task: "languages" or "styles", see `verses`.
-      testament: "new" (8 thousand verses) or "whole" (31 thousand).
+      testament: "new" (8,000 verses) or "whole" (31,000).
     """
 
     task: str = "languages"
@@ -45,8 +45,8 @@ class Verses(tfds.core.GeneratorBasedBuilder):
     """Builder of the configurations languages, styles, languages_whole and styles_whole.
 
     Args:
-      sword_dir: a folder with mods.d that has the three SWORD modules; None to fetch the Debian packages.
-      **options: of TFDS: config, data_dir, file_format.
+      sword_dir: folder with mods.d and the three SWORD modules; None fetches the Debian packages.
+      **options: options of TFDS: config, data_dir, file_format.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -83,20 +83,21 @@ class Verses(tfds.core.GeneratorBasedBuilder):
 def load_verses(
     config: str = "languages", data_dir: Path | str | None = None, sword_dir: Path | str | None = None
 ) -> Corpus:
-    """The verses, from the data set in `data_dir`, which is made if it is not there, or was made of another folder.
+    """Loads the verses; prepares the data set if it does not exist, or was made from another folder.
 
     Args:
       config: "languages", "styles", "languages_whole" or "styles_whole".
-      data_dir: of TFDS; its default if None.
-      sword_dir: a folder with the unpacked SWORD modules; None to fetch the Debian packages, or to take a data set that
-        is there as it is.
+      data_dir: folder of TFDS; None means its default.
+      sword_dir: folder with the unpacked SWORD modules; None fetches the Debian packages, or uses an existing data set.
+    Returns:
+      The corpus.
     Raises:
-      RuntimeError, FileNotFoundError: if the texts cannot be had; says by which commands.
+      RuntimeError, FileNotFoundError: if the texts cannot be fetched or found; gives the commands to get them.
     """
     make = functools.partial(Verses, config=config, data_dir=data_dir, file_format=FILE_FORMAT, sword_dir=sword_dir)
     builder, made = prepare(make, sword_dir, SOURCES)
     corpus = read_corpus(builder, config)
     chapters, verses = (builder.info.metadata or {}).get("dropped", ((), 0))
-    if not made and (chapters or verses):  # it was warned of when the data set was made
+    if not made and (chapters or verses):  # otherwise `read_verses` has said it
         say(summary_of_dropped(len(corpus.records), chapters, verses))
     return corpus

@@ -1,4 +1,4 @@
-"""WMT's parallel text through TFDS."""
+"""WMT's parallel text, loaded with TFDS."""
 
 import importlib
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from experiments.datasets.features import FILE_FORMAT
+from experiments.datasets.sources import quiet
 from mcl_jax.data.parallel_text import corpus_of
 from mcl_jax.data.records import SPLITS, Corpus, describe_unknown
 
@@ -18,32 +19,36 @@ def load_wmt(
     target: str = "de",
     most: int | None = None,
 ) -> Corpus:
-    """WMT from the data set in `data_dir`, downloaded and made by TFDS if it is not there.
+    """Loads WMT; TFDS downloads and prepares the data set if it does not exist.
 
     Args:
-      name: a WMT data set of TFDS and its pair of languages, English second in most.
-      data_dir: of TFDS; its default if None.
+      name: a WMT data set of TFDS and its pair of languages, usually with English second.
+      data_dir: folder of TFDS; None means its default.
       source, target: the direction, in either order.
-      most: training pairs, the first of them in TFDS's shuffled order; all (35 million of wmt19 de-en) if None.
+      most: number of training pairs, the first in TFDS's shuffled order; None means all (35 million of wmt19 de-en).
+    Returns:
+      The corpus.
     Raises:
-      ValueError: for a name that TFDS does not know, a language that it does not have, or no training pairs.
-      RuntimeError: if it cannot be made here; says how it can elsewhere.
+      ValueError: if TFDS does not know the name, the data set lacks a language, or there are no training pairs.
+      RuntimeError: if the data set cannot be prepared here; says how to prepare it elsewhere.
     """
     if most is not None and most < 1:
-        raise ValueError(f"most must be at least 1 training pair, or None for all; got {most}")
+        raise ValueError(f"most must be at least 1 training pair, or None for all, got {most}")
     importlib.import_module("tensorflow_datasets.translate")  # without TensorFlow, TFDS does not import it itself
-    names = sorted(found for found in tfds.list_builders(with_community_datasets=False) if found.startswith("wmt"))
+    names = sorted(known for known in tfds.list_builders(with_community_datasets=False) if known.startswith("wmt"))
     if name.split("/")[0] not in names:
-        raise ValueError(f"data: WMT by TFDS {describe_unknown(name, names)}")
+        raise ValueError(f"--data: a WMT data set of TFDS {describe_unknown(name, names)}")
     builder = tfds.builder(name, data_dir=data_dir, file_format=FILE_FORMAT)
     _check_languages(builder, source, target)
+    quiet(builder, "this happens once, and downloading may take hours")
     try:
         builder.download_and_prepare()
     except Exception as error:
         raise RuntimeError(
-            f"could not make {name} in {builder.data_dir}: {error}\nWhere it can be, run `tfds.builder({name!r}, "
-            f"data_dir=DIR, file_format={FILE_FORMAT!r}).download_and_prepare()` and bring DIR here as data_dir, or "
-            f"write its lines to FOLDER/train.{source} and FOLDER/train.{target} and give FOLDER as data."
+            f"the data set {name} cannot be prepared in {builder.data_dir}: {error}\nOn a machine with network access, "
+            f"run `tfds.builder({name!r}, data_dir=DIR, file_format={FILE_FORMAT!r}).download_and_prepare()`, copy DIR "
+            f"here and pass it as data_dir. Or write the lines to FOLDER/train.{source} and FOLDER/train.{target}, and "
+            "pass FOLDER as data."
         ) from error
     return read_wmt(builder, source=source, target=target, most=most)
 
@@ -51,10 +56,10 @@ def load_wmt(
 def read_wmt(
     builder: tfds.core.DatasetBuilder, *, source: str = "en", target: str = "de", most: int | None = None
 ) -> Corpus:
-    """The corpus of a prepared builder whose examples are a text for each language; arguments as in `load_wmt`.
+    """Reads a corpus from a prepared builder whose examples have a text per language; arguments as in `load_wmt`.
 
     Raises:
-      ValueError: for a language it does not have.
+      ValueError: if the data set lacks a language.
     """
     _check_languages(builder, source, target)
     rows = {}

@@ -1,4 +1,4 @@
-"""One-to-many data: from pictures, clips, JSON lines, parallel text and tables to batches of tokens.
+"""One-to-many data: from images, audio clips, JSON lines, parallel text and tables to batches of tokens.
 
 Reading order: `pictures`; `sound_sizes`, `mp3_frames`, `sound_files`, `clips`; `media`, `paths`, `records`; text from
 `jsonl` and `parallel_text`, captions from `captions`, tables from `csv_rows`; then `encoding`, `schedule`, `batches`.

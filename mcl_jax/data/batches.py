@@ -1,19 +1,19 @@
-"""Batches of one-to-many text for the train step and for evaluation, fed by grain.
+"""Batches of one-to-many text for training and evaluation, as grain iterators.
 
     encoded = encode_records(corpus.split("train"), tokenizer, max_length=config.lengths[-1], mode_names=corpus.modes)
     batches = train_batches(encoded, config)
     for batch in batches:
         inputs, targets, mask = batch["tokens"][:, :-1], batch["tokens"][:, 1:], batch["target_mask"]
     ...
-    place = batches.get_state()          # JSON types: goes into the checkpoint
-    batches.set_state(place)             # the next batch is the one that would have come
+    place = batches.get_state()          # JSON types, for the checkpoint
+    batches.set_state(place)             # continues with the next batch
 
-Each batch is a dict of numpy arrays, B being this process's share of the rows:
+Each batch is a dict of NumPy arrays, where B is this process's share of the rows:
 
     tokens       int32 [B, T + 1]   prompt, target, end of sequence, padding on the right; T is one of `config.lengths`
-    target_mask  bool  [B, T]       true where tokens[:, 1:] is target or end of sequence
-    mode         int32 [B]          index into `encoded.mode_names`, NO_MODE (−1) if the target has none
-    index        int32 [B]          place of the record among those encoded, NO_RECORD (−1) for a row that fills up
+    target_mask  bool  [B, T]       True where tokens[:, 1:] is target or end of sequence
+    mode         int32 [B]          index into `encoded.mode_names`, NO_MODE (−1) if the target has no mode
+    index        int32 [B]          index of the record, NO_RECORD (−1) for a padding row
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     import grain
 
 Batch = dict[str, np.ndarray]
-PREFETCH = 4  # batches made ahead, by one thread: the work is Python's
+PREFETCH = 4  # batches prepared ahead, by one thread, since the work is pure Python
 
 
 class Batches(Iterator[Batch]):
-    """An iterator over batches with a place that can be stored; made by `train_batches` and `eval_batches`.
+    """An iterator over batches whose position can be stored; made by `train_batches` and `eval_batches`.
 
-    Its place is a number of batches of all processes together, so a run may resume with another number of processes.
+    The position counts batches of all processes together, so a run may resume with another number of processes.
     """
 
     def __init__(self, dataset: "grain.IterDataset", batches_per_epoch: int, made_of: dict[str, Any]):
@@ -53,23 +53,27 @@ class Batches(Iterator[Batch]):
 
     @property
     def epoch(self) -> float:
-        """Passes over the records so far."""
+        """Number of passes over the records so far."""
         return self._next / self.batches_per_epoch
 
     def get_state(self) -> dict[str, Any]:
-        """The place, in JSON types."""
+        """Returns the position, in JSON types."""
         return {"next_batch": self._next, "made_of": dict(self._made_of)}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a place that `get_state` gave, of this or of an equal iterator.
+        """Moves to a position from `get_state` of this or an equal iterator.
 
         Raises:
-          ValueError: if the place is of other data or another configuration; names what differs.
+          ValueError: if the position belongs to other data or another configuration; names the differences.
         """
-        had, has = dict(state["made_of"]), self._made_of
-        lines = [f"{k}: {had.get(k)} there, {has.get(k)} now" for k in sorted({*had, *has}) if had.get(k) != has.get(k)]
+        stored, own = dict(state["made_of"]), self._made_of
+        lines = [
+            f"{key}: {stored.get(key)} in the stored position, {own.get(key)} now"
+            for key in sorted({*stored, *own})
+            if stored.get(key) != own.get(key)
+        ]
         if lines:
-            raise ValueError(f"the stored place is in other batches: {'; '.join(lines)}")
+            raise ValueError(f"the stored position belongs to other batches: {'; '.join(lines)}")
         self._iterator.set_state({"next_index": state["next_batch"]})
         self._next = state["next_batch"]
 
@@ -82,14 +86,14 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """Shuffled batches with one target a record, drawn anew in each epoch.
+    """Makes shuffled batches with one target per record, drawn anew in each epoch.
 
     Args:
       encoded: the training records, see `encode_records`.
       config: batch size, lengths, seed.
-      epochs: passes over the records; None for no end.
-      process_index: which rows of each batch this process gets, `jax.process_index()`.
-      process_count: processes that share the rows, `jax.process_count()`.
+      epochs: passes over the records; None means no end.
+      process_index: index of this process, `jax.process_index()`; it selects the rows of each batch.
+      process_count: number of processes that share the rows, `jax.process_count()`.
     Returns:
       The iterator; all processes have batches of the same T at the same time.
     Raises:
@@ -101,9 +105,9 @@ def train_batches(
 
 
 def eval_batches(encoded: Encoded, config: BatchConfig, *, process_index: int = 0, process_count: int = 1) -> Batches:
-    """Every target of every record once, the longest first; rows that fill up the last batch have an empty mask.
+    """Makes batches with every target of every record once, the longest first; padding rows have an empty mask.
 
-    Arguments and errors as in `train_batches`.
+    Arguments and errors are as in `train_batches`.
     """
     return _batches(encoded, EvalSchedule(encoded.lengths(), config), "eval", process_index, process_count)
 
@@ -114,7 +118,10 @@ def _batches(
     with needed_for("making batches", "data"):
         import grain
     rows = _rows_of_process(schedule.config.batch_size, process_index, process_count)
-    gather = lambda batch: gather_tokens(encoded, Rows(batch.record[rows], batch.target[rows], batch.length))
+
+    def gather(batch: Rows) -> Batch:
+        return gather_tokens(encoded, Rows(batch.record[rows], batch.target[rows], batch.length))
+
     dataset = grain.MapDataset.source(schedule).map(gather)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
     made_of = {"kind": kind, **dataclasses.asdict(schedule.config), "data": _fingerprint(encoded)}
@@ -123,7 +130,7 @@ def _batches(
 
 
 def gather_tokens(encoded: Encoded, rows: Rows) -> Batch:
-    """The arrays of a batch, see the top of this file."""
+    """Makes the arrays of a batch, see the top of this file."""
     size = len(rows.record)
     tokens = np.full((size, rows.length + 1), encoded.pad_id, np.int32)
     mask = np.zeros((size, rows.length), bool)
@@ -140,9 +147,9 @@ def gather_tokens(encoded: Encoded, rows: Rows) -> Batch:
 
 
 def _rows_of_process(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The block of rows that a process holds, as in an array sharded over B."""
+    """Returns the block of rows of a process, as in an array sharded over B."""
     if not 0 <= process_index < process_count:
-        raise ValueError(f"need 0 ≤ process_index < process_count, got {process_index} and {process_count}")
+        raise ValueError(f"process_index must be in [0, process_count={process_count}), got {process_index}")
     if batch_size % process_count:
         raise ValueError(f"batch_size {batch_size} must be divisible by the {process_count} processes")
     share = batch_size // process_count
@@ -150,7 +157,7 @@ def _rows_of_process(batch_size: int, process_index: int, process_count: int) ->
 
 
 def _fingerprint(encoded: Encoded) -> str:
-    """Changes when any token or mode does, or the order of records."""
+    """Returns a text that identifies all tokens, modes and the order of the records."""
     checksum = 0
     for prompt, targets, modes in zip(encoded.prompts, encoded.targets, encoded.modes, strict=True):
         for ids in (prompt, *targets, np.array(modes, np.int32)):

@@ -1,12 +1,12 @@
-"""Anyone's pictures or clips: a folder with them and with captions.jsonl, one object a line.
+"""Your own images or audio clips: a folder with the files and captions.jsonl, one object per line.
 
     {"file": "cats/7.jpg", "caption": "un chat", "mode": "fr", "split": "train"}
     {"file": "cats/7.jpg", "caption": "a cat", "mode": "en"}
     {"id": "8", "file": "8.png", "caption": "a dog", "references": ["a brown dog", {"caption": "un chien"}]}
 
-`file` (a path in the folder, written in any way, see `paths`) and `caption` are needed. Lines with one id or one file
-are one record, and their captions add up; without `id`, the file is the id. `mode`, `split` and `references` are as
-in `jsonl`.
+`file` (a path inside the folder, written in any way, see `paths`) and `caption` are required. Lines with the same id or
+file form one record, and their captions are collected; without `id`, the file is the id. `mode`, `split` and
+`references` are as in `jsonl`.
 """
 
 import dataclasses
@@ -32,20 +32,20 @@ def read_captions(
     *,
     check: Callable[[Corpus], object] | None = None,
 ) -> Corpus:
-    """The corpus in a folder, see the top of this file.
+    """Reads a corpus from a folder of images or audio clips, see the top of this file.
 
     Every file is read once, so that none fails in the middle of a training.
 
     Args:
-      folder: holds captions.jsonl and the pictures, or the clips.
+      folder: folder with captions.jsonl and the images, or the audio clips.
       validation, test: expected fractions of the ids without a `split`.
-      check: looks at the records before any picture or clip is read, and may refuse them with an error.
+      check: checks the records before any file is read, and may raise an error.
     Returns:
-      The corpus, named as the folder; broken files are in `left_out`, and warned of.
+      The corpus, named after the folder. Broken files are in `left_out`, and a line on the console names them.
     Raises:
       FileNotFoundError: if there is no captions.jsonl.
-      ValueError: for a line that does not fit, a file that is not in the folder or is no picture or clip, or pictures
-        and clips in one folder; names the line, and the nearest file.
+      ValueError: if a line is wrong, a file is not in the folder or of another kind, or the folder mixes images and
+        audio clips; names the line, and the nearest file.
     """
     corpus = _listed(Path(folder), validation, test)
     if check is not None:
@@ -58,7 +58,7 @@ def read_captions(
 
 
 def _listed(folder: Path, validation: float, test: float) -> Corpus:
-    """The records that captions.jsonl names; their files are there, and not read."""
+    """Returns the records of captions.jsonl, after checking that their files exist, but without reading them."""
     path = folder / FILE
     merged = merge_lines(path, CAPTIONS)
     media = {}
@@ -84,7 +84,7 @@ def _listed(folder: Path, validation: float, test: float) -> Corpus:
 
 
 def _media(folder: Path, name: str) -> Media:
-    """The picture or clip in a file, by the ending of its name."""
+    """Returns the image or clip in a file; the ending of its name tells the kind."""
     file = locate(folder, name)
     if not file.is_file:
         names = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != FILE]
@@ -95,18 +95,20 @@ def _media(folder: Path, name: str) -> Media:
 
 def _check_kind(media: Media, first: Media) -> None:
     if media.kind != first.kind:
-        raise ValueError(f"file {media.name!r} is a {media.kind}, {first.name!r} is a {first.kind}; needed one kind")
+        raise ValueError(
+            f"all files must be of one kind, but {media.name!r} is a {media.kind} and {first.name!r} is a {first.kind}"
+        )
 
 
 def _broken(media: dict[str, Media]) -> dict[str, tuple[str, str]]:
-    """By id, the name of each file that cannot be read, and why; shows progress."""
-    found = {}
-    with ThreadPoolExecutor() as pool, Progress(len(media), description="reading pictures or clips") as progress:
+    """Reads all files and shows progress; returns name and reason of those that cannot be read, by id."""
+    broken = {}
+    with ThreadPoolExecutor() as pool, Progress(len(media), description="reading images or clips") as progress:
         for number, (key, error) in enumerate(zip(media, pool.map(_error, media.values()), strict=True), 1):
             if error is not None:
-                found[key] = (error.name, error.reason)
+                broken[key] = (error.name, error.reason)
             progress.update(number)
-    return found
+    return broken
 
 
 def _error(media: Media) -> Unreadable | None:

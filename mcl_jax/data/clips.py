@@ -1,7 +1,7 @@
-"""Sound files of any kind → 16 kHz, one channel, float32, of one loudness; and the length that a recipe wants.
+"""Sound files of any kind to mono float32 at 16 kHz with a common loudness, and cropping or padding to a fixed length.
 
-Recordings differ in loudness by language and speaker (20-fold among the stamps), and a model could go by that: every
-clip is brought to the same RMS when it is read.
+Recordings differ in loudness by language and speaker (20-fold among the stamps), which a model could exploit, so every
+clip is scaled to the same RMS when it is read.
 """
 
 import functools
@@ -14,26 +14,32 @@ from jaxtyping import Float32
 from mcl_jax.extras import needed_for
 
 SAMPLE_RATE = 16_000  # Hz
-SHORTEST = 0.025  # s: one window of a spectrogram
-LOUDNESS = 0.1  # RMS of full scale (−20 dB), less where a peak would leave [−1, 1]
+SHORTEST = 0.025  # s, one window of a spectrogram
+LOUDNESS = 0.1  # RMS relative to full scale (−20 dB); lower if a peak would leave [−1, 1]
 
 
 def decode_clip(encoded: bytes) -> Float32[np.ndarray, "T"]:
-    """The samples of a clip at 16 kHz: channels averaged, resampled, at the common loudness.
+    """Decodes a clip: averages its channels, resamples it to 16 kHz and scales it to the common loudness.
 
     Args:
-      encoded: a file in one of the formats of `sound_files`, such as WAV, FLAC, Ogg Vorbis or MP3.
+      encoded: content of a file in one of the formats of `sound_files`, such as WAV, FLAC, Ogg Vorbis or MP3.
+    Returns:
+      The samples.
     Raises:
-      ValueError: if it is none, cut off as far as its format lets one know (see `sound_files`), shorter than
-        `SHORTEST`, or with samples that are not finite; says which.
+      ValueError: if the file is not a sound file, truncated (as far as its format tells, see `sound_files`) or shorter
+        than `SHORTEST`, or has samples that are not finite.
     """
     from mcl_jax.data.sound_files import read_sound  # needs a library that a core install lacks
 
     samples, rate = read_sound(encoded)
-    if not len(samples) or not np.isfinite(samples).all():
-        raise ValueError("a clip with samples that are not finite" if len(samples) else "a clip without samples")
+    if not len(samples):
+        raise ValueError("the clip has no samples")
+    if not np.isfinite(samples).all():
+        raise ValueError("the clip has samples that are not finite")
     if len(samples) < SHORTEST * rate:
-        raise ValueError(f"a clip of {1000 * len(samples) / rate:.1f} ms; needed {1000 * SHORTEST:.0f} or more")
+        raise ValueError(
+            f"the clip must have at least {1000 * SHORTEST:.0f} ms, got {1000 * len(samples) / rate:.1f} ms"
+        )
     channels = samples.shape[1]
     return with_loudness(resample(samples @ np.full(channels, 1 / channels, np.float32), rate))
 
@@ -56,21 +62,21 @@ def _low_pass(factor: int) -> Float32[np.ndarray, "N"]:
 
 
 def with_loudness(samples: Float32[np.ndarray, "T"]) -> Float32[np.ndarray, "T"]:
-    """Scaled to an RMS of `LOUDNESS`, or to a peak of 1 if that is less; silence stays."""
+    """Scales to an RMS of `LOUDNESS`, or to a peak of 1 if that is less; silence stays silent."""
     rms, peak = np.sqrt(np.mean(samples**2)), np.abs(samples).max()
     return samples * np.float32(min(LOUDNESS / rms, 1 / peak)) if rms > 0 else samples
 
 
 def fit_length(samples: Float32[np.ndarray, "T"], seconds: float) -> tuple[Float32[np.ndarray, "N"], int]:
-    """The first `seconds` of a clip, with silence after it if it is shorter.
+    """Crops a clip to `seconds`, or pads it with silence.
 
     Args:
-      samples: at 16 kHz.
-      seconds: the recipe's length, such as 10 for AudioCaps and 30 for Clotho.
+      samples: mono samples at 16 kHz.
+      seconds: the length, such as 10 for AudioCaps and 30 for Clotho.
     Returns:
-      N = 16000 · seconds samples, and how many of them are the clip's: min(T, N).
+      N = 16000 · seconds samples, and the number of samples that come from the clip, min(T, N).
     Raises:
-      ValueError: for a clip of several channels.
+      ValueError: if the clip has several channels.
     """
     if np.ndim(samples) != 1:
         raise ValueError(f"a clip must be mono, [T], got shape {np.shape(samples)}")

@@ -1,14 +1,14 @@
-"""Anyone's one-to-many text: a JSON-lines file, one object a line.
+"""Your own one-to-many text: a JSON-lines file with one object per line.
 
     {"id": "7", "source": "a cat on a mat", "target": "un gato", "mode": "es", "split": "train"}
     {"id": "7", "source": "a cat on a mat", "target": "a cat", "mode": "en", "split": "train"}
     {"id": "8", "source": "a dog", "target": "un perro", "references": ["un can", {"target": "a dog", "mode": "en"}]}
 
-`id` (text or an integer), `source` and `target` are needed. Lines with one id are one record: they share the source and
-the split, and their targets add up (an exact repetition counts once). `mode` names the kind of a target. `split` is
-"train", "validation" or "test"; without it a hash of the id decides. `references` are further right answers for
-evaluation, never trained on: texts, or objects with `target` and `mode`. Other fields are ignored, unless their names
-look like a misspelt one.
+`id` (text or an integer), `source` and `target` are required. Lines with the same id form one record: they share the
+source and the split, and their targets are collected (an exact repetition counts once). `mode` names the kind of a
+target. `split` is "train", "validation" or "test"; without it, a hash of the id decides. `references` are further right
+answers for evaluation only: texts, or objects with `target` and `mode`. Other fields are ignored, unless their names
+look like typos.
 """
 
 import dataclasses
@@ -28,11 +28,12 @@ class Layout:
     """Names of the fields of a line.
 
     Attributes:
-      needed, optional: of a line.
-      subject: what is answered, "source"; lines with one id share it.
-      answer: "target"; also in references that are objects.
-      locate: of subjects that are files, (folder, name) to the file; lines with one file are one record too, with the
-        id of the first of them, and `id` may lack. None of subjects that are text.
+      needed: required fields of a line.
+      optional: optional fields of a line.
+      subject: name of the input field, such as "source"; lines with the same id share its value.
+      answer: name of the answer field, such as "target"; also in references that are objects.
+      locate: finds the file of a subject, (folder, name) -> file, if subjects are files. Lines with the same file then
+        form one record, with the id of the first line, and `id` is optional. None if subjects are texts.
     """
 
     needed: tuple[str, ...]
@@ -46,16 +47,16 @@ TEXT = Layout(("id", "source", "target"), ("mode", "split", "references"), "sour
 
 
 def read_jsonl(path: Path | str, validation: float = 0.05, test: float = 0.05) -> Corpus:
-    """The corpus in a JSON-lines file.
+    """Reads a corpus from a JSON-lines file.
 
     Args:
       path: the file, UTF-8.
       validation, test: expected fractions of the ids without a `split`.
     Returns:
-      The corpus, named as the file.
+      The corpus, named after the file.
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: for a line that does not fit; names file and line, what was needed and what came.
+      ValueError: if a line is wrong; names file and line, what was needed and what came.
     """
     path = Path(path)
     records = (
@@ -72,15 +73,15 @@ def read_jsonl(path: Path | str, validation: float = 0.05, test: float = 0.05) -
 
 
 def write_jsonl(path: Path | str, corpus: Corpus) -> None:
-    """Writes a corpus so that `read_jsonl` gives the same records; a line for each target.
+    """Writes a corpus so that `read_jsonl` returns the same records; one line per target.
 
     Raises:
-      ValueError: for a record with a picture or clip, which these lines cannot hold.
+      ValueError: if a record has an image or audio clip, which these lines cannot hold.
     """
     lines = []
     for record in corpus.records:
         if record.media is not None:
-            raise ValueError(f"record {record.id!r} has a {record.media.kind}; {path} would hold text alone")
+            raise ValueError(f"record {record.id!r} has a {record.media.kind}, but {path} can hold only text")
         for number, target in enumerate(record.targets):
             line = {"id": record.id, "source": record.source, **_as_fields(target), "split": record.split}
             if number == 0 and record.further_references:
@@ -94,14 +95,14 @@ def _as_fields(target: Target) -> dict[str, str]:
 
 
 def merge_lines(path: Path, layout: Layout) -> dict[str, dict[str, Any]]:
-    """The records of a file by id: number of the first line, subject, split (or None), targets, references.
+    """Reads the records of a file by id: number of the first line, subject, split (or None), targets, references.
 
     Raises:
-      FileNotFoundError, ValueError: as `read_jsonl`.
+      FileNotFoundError, ValueError: as `read_jsonl` does.
     """
-    needed = f"needed JSON lines with {', '.join(layout.needed)}"
+    needed = f"must hold JSON lines with {', '.join(layout.needed)}"
     if not path.is_file():
-        raise FileNotFoundError(f"data {str(path)!r}: no such file; {needed}")
+        raise FileNotFoundError(f"{path} {needed}, but there is no such file")
     merged: dict[str, dict[str, Any]] = {}
     known: dict[Hashable, tuple[str, str]] = {}
     for number, line in _lines(path):
@@ -113,41 +114,41 @@ def merge_lines(path: Path, layout: Layout) -> dict[str, dict[str, Any]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     if not merged:
-        raise ValueError(f"{path}: {needed}, got an empty file")
+        raise ValueError(f"{path} {needed}, got an empty file")
     return merged
 
 
 def _use_one_name(fields: dict[str, Any], file: Located, known: dict[Hashable, tuple[str, str]]) -> None:
-    """Gives a line the id and the name that its file has in earlier lines; the id may be the path as it was written."""
+    """Gives a line the id and the name that its file has in earlier lines; the default id is the path as written."""
     first_id = file.name if fields["id"] == fields["subject"] else fields["id"]
     fields["id"], fields["subject"] = known.setdefault(file.identity, (first_id, file.name))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with something on them. Split at newlines only: JSON text may hold other separators as they are.
+    """Yields numbered lines that are not empty. Splits only at newlines, since JSON may contain other separators.
 
     Raises:
-      ValueError: for a line that is not UTF-8; names file and line.
+      ValueError: if a line is not UTF-8; names file and line.
     """
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number}: needed UTF-8, got {error}") from None
+                raise ValueError(f"{path}, line {number}: must be UTF-8, got {error}") from None
             if line:
                 yield number, line
 
 
 def _parse(line: str, layout: Layout) -> dict[str, Any]:
-    """The fields of a line: id, subject, target, split (or None), references.
+    """Returns the fields of a line: id, subject, target, split (or None), references.
 
     Raises:
-      ValueError: says what was needed and what came.
+      ValueError: if the line is wrong; says what was needed and what came.
     """
     try:
         fields = json.loads(line)
-    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets without end
+    except (ValueError, RecursionError) as error:  # thousands of nested brackets raise a RecursionError
         raise ValueError(f"needed a JSON object, got {line[:60]!r} ({error})") from None
     if not isinstance(fields, dict):
         raise ValueError(f"needed a JSON object with {', '.join(layout.needed)}, got {line[:60]!r}")
@@ -170,11 +171,11 @@ def _parse(line: str, layout: Layout) -> dict[str, Any]:
 
 
 def _check_names(fields: dict[str, Any], layout: Layout) -> None:
-    """Raises ValueError for a missing field, or one whose name is close to a known one."""
+    """Raises a ValueError if a field is missing, or its name is close to a known one."""
     known = layout.needed + layout.optional
     unknown = [name for name in fields if name not in known]
     misspelt = {name: near[0] for name in unknown if (near := difflib.get_close_matches(name, known, 1, cutoff=0.8))}
-    hint = "".join(f"; did you mean {near!r} by {name!r}?" for name, near in misspelt.items())
+    hint = "".join(f"; did you mean {near!r} instead of {name!r}?" for name, near in misspelt.items())
     if missing := [name for name in layout.needed if name not in fields]:
         raise ValueError(f"needed {', '.join(layout.needed)}, got {sorted(fields)} without {', '.join(missing)}{hint}")
     if misspelt:
@@ -182,7 +183,7 @@ def _check_names(fields: dict[str, Any], layout: Layout) -> None:
 
 
 def _reference(value: Any, answer: str) -> Target:
-    """A reference that is a text, or an object with the text and its mode."""
+    """Parses a reference: a text, or an object with the text and its mode."""
     if not isinstance(value, dict):
         return _target({answer: value}, answer, "references")
     _check_names(value, Layout((answer,), ("mode",), answer, answer))
@@ -196,24 +197,29 @@ def _target(fields: dict[str, Any], answer: str, name: str) -> Target:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} must be a text that is not empty, got {value!r}")
+        raise ValueError(f"{name} must be a non-empty text, got {value!r}")
     return check_unicode(value, name)
 
 
 def _merge(merged: dict[str, dict[str, Any]], fields: dict[str, Any], number: int, layout: Layout) -> None:
-    """Adds a line to the record with its id.
+    """Adds a line to the record with the same id.
 
     Raises:
-      ValueError: if they differ in the subject or the split; names the earlier line.
+      ValueError: if the subject or the split differs; names the earlier line.
     """
     first = {"line": number, "subject": fields["subject"], "split": None, "targets": [], "references": []}
     record = merged.setdefault(fields["id"], first)
     if record["subject"] != fields["subject"]:
         name = layout.subject
-        raise ValueError(f"id {fields['id']!r} has another {name} in line {record['line']}; an id is of one {name}")
+        raise ValueError(
+            f"id {fields['id']!r} has another {name} in line {record['line']}; lines with the same id must have the "
+            f"same {name}"
+        )
     if None not in (record["split"], fields["split"]) and record["split"] != fields["split"]:
-        had, has = record["split"], fields["split"]
-        raise ValueError(f"id {fields['id']!r} has split {has!r} here and {had!r} in an earlier line; needed one")
+        raise ValueError(
+            f"id {fields['id']!r} has split {fields['split']!r} here but {record['split']!r} in an earlier line; lines "
+            "with the same id must have the same split"
+        )
     record["split"] = record["split"] or fields["split"]
     for key, new in (("targets", [fields["target"]]), ("references", fields["references"])):
         record[key] += [target for target in dict.fromkeys(new) if target not in record[key]]

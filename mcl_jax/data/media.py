@@ -1,7 +1,7 @@
-"""Pictures and clips of records: they stay in their file, or in the data set, until they are read.
+"""Images and audio clips of records. They stay in their file or data set until they are read.
 
 record.media.read()        # Picture: uint8 [H, W, 3];  Clip: float32 [T] at 16 kHz
-record.media.data_uri()    # for a page: <img src=...>, <audio src=...>
+record.media.data_uri()    # for a web page: <img src=...>, <audio src=...>
 """
 
 import abc
@@ -20,7 +20,12 @@ ON_A_PAGE = 480  # pixels of the longer side
 
 
 class Unreadable(ValueError):
-    """A picture or clip that is missing or broken: its `name`, and the `reason`."""
+    """An image or clip that is missing or damaged.
+
+    Attributes:
+      name: name of its file.
+      reason: what is wrong.
+    """
 
     def __init__(self, name: str, reason: str):
         super().__init__(f"{name}: {reason}")
@@ -29,13 +34,13 @@ class Unreadable(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Media(abc.ABC):
-    """A picture or a clip that is read when it is needed; see `Picture` and `Clip`.
+    """An image or audio clip that is read when needed; see `Picture` and `Clip`.
 
     Attributes:
       kind: "picture" or "clip".
-      endings: of the names of files of this kind.
-      name: of its file, for messages and pages.
-      load: gives the bytes of the file; a bound method or partial, so that media can be pickled.
+      endings: endings of the file names of this kind.
+      name: name of the file, for messages and pages.
+      load: returns the bytes of the file; a bound method or partial, so that media can be pickled.
     """
 
     kind: ClassVar[str]
@@ -44,7 +49,7 @@ class Media(abc.ABC):
     load: Callable[[], bytes] = dataclasses.field(repr=False, compare=False)
 
     def read(self) -> np.ndarray:
-        """The picture or clip as an array.
+        """Reads the image or clip as an array.
 
         Raises:
           Unreadable: if the file is missing or broken; says which file and how.
@@ -62,15 +67,15 @@ class Media(abc.ABC):
 
     @abc.abstractmethod
     def pack(self) -> bytes:
-        """The bytes that a data set keeps of it, which `read` understands; raises as `read` does."""
+        """Returns bytes for a data set, which `read` understands; raises as `read` does."""
 
     @abc.abstractmethod
     def data_uri(self) -> str:
-        """What is read, as a data: URI that any browser shows or plays; raises as `read` does."""
+        """Returns a data: URI that any browser can show or play; raises as `read` does."""
 
 
 class Picture(Media):
-    """A picture; `read` gives uint8 [H, W, 3], RGB, see `pictures`."""
+    """An image; `read` returns uint8 [H, W, 3], RGB, see `pictures`."""
 
     kind = "picture"
     endings = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif")
@@ -81,7 +86,7 @@ class Picture(Media):
         return decode_picture(encoded)
 
     def pack(self) -> bytes:
-        """The file as it is, after it was read once."""
+        """Returns the unchanged file, after reading it once as a check."""
         self.read()
         return self.load()
 
@@ -93,7 +98,7 @@ class Picture(Media):
 
 
 class Clip(Media):
-    """A clip; `read` gives float32 [T] at 16 kHz, of a common loudness, see `clips`; of cut files, `sound_files`."""
+    """An audio clip; `read` returns float32 [T] at 16 kHz with a common loudness, see `clips`."""
 
     kind = "clip"
     endings = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au")
@@ -102,11 +107,11 @@ class Clip(Media):
         return decode_clip(encoded)
 
     def pack(self) -> bytes:
-        """A FLAC file of what is read: later readings need not resample."""
+        """Returns a FLAC file of the decoded clip, so that later reads need not resample."""
         return encode_flac(self.read())
 
     def data_uri(self) -> str:
-        """A FLAC clip of what is read."""
+        """Returns a FLAC file of the decoded clip."""
         return _data_uri("audio/flac", encode_flac(self.read()))
 
 
@@ -114,16 +119,19 @@ KINDS: dict[str, type[Media]] = {media.kind: media for media in (Picture, Clip)}
 
 
 def media_in(path: Path, name: str) -> Media:
-    """The picture or clip in a file, by the ending of its name.
+    """Returns the image or clip in a file; the ending of its name tells the kind.
 
+    Args:
+      path: the file.
+      name: its name for messages.
     Raises:
-      ValueError: for another ending; says which there are.
+      ValueError: if the ending is unknown; names the known ones.
     """
     for kind in KINDS.values():
         if path.suffix.lower() in kind.endings:
             return kind(name, path.read_bytes)
     endings = ", ".join(ending for kind in KINDS.values() for ending in kind.endings)
-    raise ValueError(f"file {name!r} is neither a picture nor a clip; needed one that ends in {endings}")
+    raise ValueError(f"file {name!r} must be an image or an audio clip; its name must end in one of {endings}")
 
 
 def _data_uri(mime_type: str, encoded: bytes) -> str:

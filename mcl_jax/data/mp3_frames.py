@@ -1,4 +1,4 @@
-"""Frames of an MP3 file (MPEG audio, layer III): each states how long it is, so one that is broken off can be told.
+"""Frames of an MP3 file (MPEG audio, layer III). Each frame states its length, so a truncated one is detected.
 
 Source: ISO/IEC 11172-3, section 2.4.2.3, and 13818-3 for the lower rates, MPEG 2 and 2.5.
 """
@@ -11,24 +11,25 @@ KBPS = {
     False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 MPEG_1, LAYER_III = 3, 1
-SAMPLES = 1152  # of a frame, or half of it; encoders differ in whether they count the frame of the header
-TAGS = (b"TAG", b"APETAGEX", b"LYRICS", b"3DI", b"ID3")  # may follow the sound
-SEARCHED = 1 << 16  # bytes in which to look for the first frame
+SAMPLES = 1152  # samples of a frame (or half as many); encoders differ in whether they count the header's frame
+TAGS = (b"TAG", b"APETAGEX", b"LYRICS", b"3DI", b"ID3")  # these may follow the sound
+SEARCHED = 1 << 16  # bytes in which to search for the first frame
 
 
 def check_last(encoded: bytes) -> None:
-    """Raises ValueError for a file that ends inside a frame, or of a free bit rate, whose frames cannot be followed.
+    """Checks that a file does not end inside a frame. It cannot tell if other data lie between the frames.
 
-    Nothing is found where there is something else between frames.
+    Raises:
+      ValueError: if the file ends inside a frame, or has a free bit rate, whose frames do not state their length.
     """
     if _is_header(encoded[:4]) and encoded[2] >> 4 == 0:
-        raise ValueError("an MP3 clip of a free bit rate; needed one with a bit rate in every frame")
+        raise ValueError("the MP3 clip must have a bit rate in every frame, got a free bit rate")
     end = 0
     for at, length in _frames(encoded):
         end = at + length
     half_a_header = end and encoded[end : end + 1] == b"\xff" and len(encoded) < end + 4
     if end > len(encoded) or half_a_header:
-        raise ValueError(f"a clip cut off after {len(encoded)} bytes, inside a frame")
+        raise ValueError(f"the clip is cut off after {len(encoded)} bytes, inside a frame")
 
 
 def states_length(encoded: bytes) -> bool:
@@ -40,7 +41,7 @@ def states_length(encoded: bytes) -> bool:
 
 
 def _frames(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """(start, length) of each frame, up to something that is none; the last may be longer than the file."""
+    """Yields (start, length) of consecutive frames; the last one may extend beyond the end of the file."""
     at = _first(encoded)
     first = encoded[at : at + 4]
     while length := _length(header := encoded[at : at + 4]):
@@ -51,7 +52,7 @@ def _frames(encoded: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _first(encoded: bytes) -> int:
-    """Where the first frame begins: one that another follows, or with which the file ends; the end if there is none."""
+    """Returns the start of the first frame that is followed by another one or ends the file; the end without any."""
     at = encoded.find(b"\xff", 0, SEARCHED)
     while at >= 0:
         if length := _length(header := encoded[at : at + 4]):
@@ -64,18 +65,18 @@ def _first(encoded: bytes) -> int:
 
 
 def _kind(header: bytes) -> tuple[int, int]:
-    """Version and layer, and rate: the same in all frames."""
+    """Returns version, layer and rate, which are the same in all frames."""
     return header[1] & 0xFE, header[2] & 0x0C
 
 
 def _is_header(header: bytes) -> bool:
-    """Whether these are the four bytes before a frame of layer III."""
+    """Whether these four bytes are the header of a layer III frame."""
     known = len(header) == 4 and header[0] == 0xFF and header[1] >> 5 == 7
     return known and header[1] >> 3 & 3 in RATES and header[1] >> 1 & 3 == LAYER_III and header[2] >> 2 & 3 < 3
 
 
 def _length(header: bytes) -> int | None:
-    """Bytes of the frame with this header, or None if it is none, or of a free bit rate."""
+    """Returns the length in bytes of the frame with this header; None if it is no header or the bit rate is free."""
     if not _is_header(header) or (bit_rate := header[2] >> 4) in (0, 15):
         return None
     version, rate, padding = header[1] >> 3 & 3, header[2] >> 2 & 3, header[2] >> 1 & 1

@@ -1,17 +1,17 @@
-"""One-to-many text: a source, a picture or a clip, several right targets, and which split it belongs to.
+"""Records of one-to-many data: a source text, image or audio clip, several right targets, and the split.
 
-A `Corpus` is what every loader gives (a TFDS builder, a JSON-lines file, a folder) and what batches are made of.
-Its records are in the order of their ids, wherever they come from: the same text gives the same batches.
+Every loader (a TFDS builder, a JSON-lines file, a folder) returns a `Corpus`, and batches are made from it. Its records
+are sorted by id, so the same data always gives the same batches.
 """
 
 import dataclasses
 import difflib
 import hashlib
 import itertools
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from mcl_jax.console import say
 from mcl_jax.data.media import Media
 from mcl_jax.json_io import check_unicode
 
@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A right answer, and the name of the mode it belongs to if that is known (such as "es")."""
+    """A right answer, and the name of its mode if that is known (such as "es")."""
 
     text: str
     mode: str | None = None
@@ -31,12 +31,14 @@ class Record:
     """A source with its right answers.
 
     Attributes:
-      id: unique in its corpus.
-      source: the text that the model is given; may be empty if there is a picture or clip.
+      id: a text that is unique in its corpus.
+      source: the input text of the model; may be empty if there is an image or audio clip.
       targets: right answers, at least one; training draws one of them in each epoch.
-      further_references: right answers that are for evaluation only, never trained on.
+      further_references: right answers for evaluation only.
       split: one of `SPLITS`.
-      media: the picture or clip that the targets caption, if any.
+      media: the image or audio clip that the targets describe, if any.
+    Raises:
+      ValueError: if the split is unknown, a text is empty or not valid Unicode, or there is no target.
     """
 
     id: str
@@ -50,11 +52,11 @@ class Record:
         if self.split not in SPLITS:
             raise ValueError(f"record {self.id!r}: split {describe_unknown(self.split, SPLITS)}")
         if not self.source.strip() and self.media is None:
-            raise ValueError(f"record {self.id!r}: the source is empty, and there is no picture or clip")
+            raise ValueError(f"record {self.id!r} needs a source text, an image or an audio clip, got none")
         if not self.targets:
-            raise ValueError(f"record {self.id!r}: needs at least one target, got none")
+            raise ValueError(f"record {self.id!r} needs at least one target, got none")
         if any(not target.text.strip() for target in self.references):
-            raise ValueError(f"record {self.id!r}: a target or reference is empty")
+            raise ValueError(f"record {self.id!r}: targets and references must not be empty")
         check_unicode(self.id, f"the id {self.id!r} of a record")
         check_unicode(self.source, f"record {self.id!r}: the source")
         for target in self.references:
@@ -63,7 +65,7 @@ class Record:
 
     @property
     def references(self) -> tuple[Target, ...]:
-        """Every right answer, with its mode: what held-out answers are compared with."""
+        """All right answers, for comparison with held-out answers."""
         return self.targets + self.further_references
 
 
@@ -72,12 +74,12 @@ class Corpus:
     """Records of all splits, sorted by id.
 
     Attributes:
-      name: what messages call it.
-      records: in any order when given, sorted by id afterwards.
-      left_out: what the data holds but `records` does not, such as broken files: pairs of a name and the reason.
-      made_of: a checksum of the names, sizes and times of the files that it was read from; "" if it is not known.
+      name: name of the corpus in messages.
+      records: the records, which are sorted by id.
+      left_out: entries of the data that became no record, such as broken files: pairs of a name and the reason.
+      made_of: checksum of the names, sizes and times of the files; "" if it is unknown.
     Raises:
-      ValueError: for an id that occurs twice, or no records at all.
+      ValueError: if an id occurs twice, or there are no records.
     """
 
     name: str
@@ -97,38 +99,41 @@ class Corpus:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """Names of the modes of all splits, sorted; empty if none are named."""
+        """Names of the modes in all splits, sorted; empty if the targets name none."""
         targets = (target for record in self.records for target in record.references)
         return tuple(sorted({target.mode for target in targets if target.mode is not None}))
 
     def split(self, name: str) -> tuple[Record, ...]:
-        """The records of one split, in the order of their ids.
+        """Returns the records of one split, in the order of their ids.
 
         Args:
           name: one of `SPLITS`.
         Raises:
-          ValueError: for another name, or if the split is empty; says how many records each split has.
+          ValueError: if the name is unknown, or the split is empty; says how many records each split has.
         """
         if name not in SPLITS:
             raise ValueError(f"split {describe_unknown(name, SPLITS)}")
         records = tuple(record for record in self.records if record.split == name)
         if not records:
-            hint = "; `corpus.with_validation()` takes some of the training split" if name == "validation" else ""
-            raise ValueError(f"corpus {self.name!r} has no records in {name!r}; it has {self.counts()}{hint}")
+            hint = "; `corpus.with_validation()` moves some of the training split there" if name == "validation" else ""
+            raise ValueError(f"corpus {self.name!r} has no records in {name!r}, only {self.counts()}{hint}")
         return records
 
     def with_validation(self, fraction: float = 0.05) -> "Corpus":
-        """The same if it has a validation split; otherwise some of the training split is for validation.
+        """Moves some training records to the validation split if that is empty.
 
-        A hash of a record's source decides (of its id, if it has a picture or clip), so that records with one source
-        stay together, and the same records are chosen on every machine.
+        A hash of a record's source decides (of its id, if it has an image or audio clip), so records with the same
+        source stay together, and the choice is the same on every machine.
 
         Args:
-          fraction: expected part of the training split; at least one source, and never all of them.
+          fraction: expected share of the training split; at least one source is moved, and never all of them.
         Returns:
-          The corpus, unchanged if there is not more than one source to train on.
+          The corpus; unchanged if it has a validation split or only one training source.
         """
-        key_of = lambda record: record.source if record.media is None else record.id
+
+        def key_of(record: Record) -> str:
+            return record.source if record.media is None else record.id
+
         keys = {key_of(record) for record in self.records if record.split == "train"}
         if self.counts()["validation"] or len(keys) < 2:
             return self
@@ -136,23 +141,32 @@ class Corpus:
         chosen = {key for key, place in places.items() if place < fraction}
         if not chosen or chosen == keys:
             chosen = {min(keys, key=places.get)}
-        move = lambda record: record.split == "train" and key_of(record) in chosen
-        records = (dataclasses.replace(r, split="validation") if move(r) else r for r in self.records)
+        records = [
+            dataclasses.replace(record, split="validation")
+            if record.split == "train" and key_of(record) in chosen
+            else record
+            for record in self.records
+        ]
         return dataclasses.replace(self, records=tuple(records))
 
     def with_modes(self, *modes: str) -> "Corpus":
-        """The same with the targets and references of these modes alone; records that lack one of them are left out.
+        """Keeps only the targets and references of these modes; records that lack a mode are left out.
 
         Args:
-          *modes: such as "en", "fr"; each record then has the modes in this order.
+          *modes: names such as "en", "fr"; each record then has the modes in this order.
+        Returns:
+          The smaller corpus.
         Raises:
-          ValueError: for a mode that no record has.
+          ValueError: if no record has one of the modes.
         """
         if modes and not self.modes:
-            raise ValueError(f"corpus {self.name!r}: its targets name no modes, needed {', '.join(modes)}")
+            raise ValueError(f"corpus {self.name!r}: the targets must name the modes {', '.join(modes)}, got no modes")
         if unknown := [mode for mode in modes if mode not in self.modes]:
             raise ValueError(f"corpus {self.name!r}: a mode {describe_unknown(unknown[0], self.modes)}")
-        chosen = lambda targets: tuple(target for mode in modes for target in targets if target.mode == mode)
+
+        def chosen(targets: tuple[Target, ...]) -> tuple[Target, ...]:
+            return tuple(target for mode in modes for target in targets if target.mode == mode)
+
         records, left_out = [], list(self.left_out)
         for record in self.records:
             targets = chosen(record.targets)
@@ -164,23 +178,25 @@ class Corpus:
         return dataclasses.replace(self, records=tuple(records), left_out=tuple(left_out))
 
     def counts(self) -> dict[str, int]:
-        """Number of records in each split."""
+        """Returns the number of records in each split."""
         return {name: sum(record.split == name for record in self.records) for name in SPLITS}
 
 
 def split_of(key: str, validation: float = 0.05, test: float = 0.05) -> str:
-    """The split that a text falls into: pseudo-random, but the same on every machine and in every version.
+    """Assigns a key to a split: pseudo-random, but the same on every machine and in every version.
 
     Args:
-      key: what must stay together, such as a chapter's name.
-      validation, test: expected fractions of keys.
+      key: a text; equal keys are in the same split, for example the name of a chapter.
+      validation, test: expected fractions of the keys.
     Returns:
       One of `SPLITS`.
     Raises:
-      ValueError: unless both fractions are at least 0 and leave something to train on.
+      ValueError: if a fraction is negative, or nothing is left for training.
     """
     if min(validation, test) < 0 or validation + test >= 1:
-        raise ValueError(f"need fractions ≥ 0 with a sum below 1, got validation={validation} and test={test}")
+        raise ValueError(
+            f"validation and test must be at least 0 with a sum below 1, got validation={validation} and test={test}"
+        )
     place = _place(key)
     if place < test:
         return "test"
@@ -188,38 +204,41 @@ def split_of(key: str, validation: float = 0.05, test: float = 0.05) -> str:
 
 
 def _place(key: str) -> float:
-    """A pseudo-random number in [0, 1), the same on every machine and in every version."""
+    """Returns a pseudo-random number in [0, 1), the same on every machine and in every version."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def warn_of_left_out(corpus: Corpus) -> None:
-    """A warning that counts and names what a corpus leaves out, if there is any."""
+    """Prints a line that counts and names the entries that a corpus leaves out, if there are any."""
     if corpus.left_out:
-        warnings.warn(summary_of_left_out(corpus), stacklevel=3)
+        say(f"Warning: {summary_of_left_out(corpus)}")
 
 
 def summary_of_left_out(corpus: Corpus) -> str:
-    """A line that counts and names what a corpus leaves out."""
+    """Returns a line that counts and names the entries that a corpus leaves out."""
     count, names = len(corpus.left_out), describe_left_out(corpus.left_out)
     return f"corpus {corpus.name!r}: left out {count}, kept {len(corpus.records)}; {names}"
 
 
 def describe_left_out(left_out: Iterable[tuple[str, str]], most: int = 5) -> str:
-    """ "REASON: NAME, NAME and 3 more; REASON: ...", `most` names for each reason."""
+    """Returns "REASON: NAME, NAME and 3 more; REASON: ...", with `most` names for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_out:
         by_reason.setdefault(reason, []).append(name)
-    some = lambda names: ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+    def some(names: list[str]) -> str:
+        return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
     return "; ".join(f"{reason}: {some(names)}" for reason, names in by_reason.items())
 
 
 def printable(name: str) -> str:
-    """A file's name that anything can print: bytes that are not UTF-8 are written as escapes."""
+    """Returns a file name that can always be printed: bytes that are not UTF-8 become escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def describe_unknown(value: Any, known: Iterable[str]) -> str:
-    """ "must be one of [...], got VALUE; did you mean NEAREST?", the end of a message about a name."""
+    """Returns "must be one of [...], got VALUE; did you mean NEAREST?", the end of an error about a name."""
     known = list(known)
     near = difflib.get_close_matches(str(value), known, n=1)
     return f"must be one of {known}, got {value!r}" + (f"; did you mean {near[0]!r}?" if near else "")

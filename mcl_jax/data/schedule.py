@@ -1,11 +1,11 @@
-"""Which examples make up which batch, of which length: a pure function of (seed, epoch, place in the epoch).
+"""Assignment of examples to batches: a pure function of (seed, epoch, position in the epoch).
 
-In each epoch the records are shuffled, a target is drawn for each, and the order is cut into windows of `window`
-batches. Inside a window examples are sorted by length, so that those of one batch have about the same; then the batches
-of the epoch are shuffled. Each is padded to the shortest of a few lengths that holds it, so that a jitted step compiles
-once a length. Records that do not fill a last batch sit the epoch out; others do in the next.
+Each epoch shuffles the records, draws a target for each, and cuts the order into windows of `window` batches. Inside a
+window, examples are sorted by length, so that those of a batch have similar lengths; then the batches of the epoch are
+shuffled. Each batch is padded to the shortest allowed length that holds it, so a jitted step compiles once per length.
+Records that do not fill the last batch are left out of the epoch; the next epoch leaves out others.
 
-Nothing is remembered from one batch to the next: batch i of a run is the same whether the run got there or resumed.
+No state is carried from one batch to the next, so batch i is the same whether a run reached it or resumed there.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from mcl_jax import options
 
 NO_RECORD = -1
-ORDER, DRAW, SHUFFLE = range(3)  # streams of random numbers
+ORDER, DRAW, SHUFFLE = range(3)  # random number streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,12 @@ class BatchConfig:
     """Shapes and order of batches.
 
     Attributes:
-      batch_size: B, examples a batch, over all processes.
-      lengths: T, the predicted positions that batches may have, ascending: the step compiles once for each.
-      seed: of order and drawn targets.
-      window: batches within which examples are sorted by length; 1 for no sorting.
+      batch_size: B, examples per batch, over all processes.
+      lengths: allowed values of T, the predicted positions of a batch, ascending. The step compiles once for each.
+      seed: random seed of the order and of the drawn targets.
+      window: number of batches within which examples are sorted by length; 1 means no sorting.
+    Raises:
+      ValueError: if a value is out of range, or the lengths are not ascending.
     """
 
     batch_size: int = 16
@@ -47,7 +49,13 @@ class BatchConfig:
 
 
 class Rows(NamedTuple):
-    """A batch before its tokens are gathered: places of record and target [B], and T."""
+    """A batch before its tokens are gathered.
+
+    Attributes:
+      record: index of each record, [B].
+      target: index of its target, [B].
+      length: T.
+    """
 
     record: np.ndarray
     target: np.ndarray
@@ -58,11 +66,11 @@ class TrainSchedule:
     """Batches of a training run, as a random-access sequence.
 
     Args:
-      lengths: of each record, predicted positions [number of targets].
+      lengths: number of predicted positions for each target of each record.
       config: shapes and seed.
-      epochs: passes over the records; None for no end.
+      epochs: passes over the records; None means no end.
     Raises:
-      ValueError: if there are fewer records than a batch holds, or longer ones than fit.
+      ValueError: if there are fewer records than a batch holds, or an example is too long.
     """
 
     def __init__(self, lengths: Sequence[np.ndarray], config: BatchConfig, epochs: int | None = None):
@@ -70,7 +78,10 @@ class TrainSchedule:
         self.config = config
         self.batches_per_epoch = len(lengths) // config.batch_size
         if not self.batches_per_epoch:
-            raise ValueError(f"{len(lengths)} records do not fill a batch of {config.batch_size}")
+            raise ValueError(
+                f"a batch needs {config.batch_size} records, got only {len(lengths)}; lower the batch size or add "
+                "records"
+            )
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs must be at least 1 or None, got {epochs}")
         self._length = sys.maxsize if epochs is None else epochs * self.batches_per_epoch
@@ -84,18 +95,18 @@ class TrainSchedule:
         return self._length
 
     def __getitem__(self, number: int) -> Rows:
-        """Batch `number` of the run."""
+        """Returns batch `number` of the run."""
         epoch, place = divmod(int(number), self.batches_per_epoch)
         records, targets = self.epoch(epoch)
         record, target = records[place], targets[place]
         return Rows(record, target, _padded(self._lengths[record, target].max(), self.config))
 
     def drawn_targets(self, epoch: int) -> np.ndarray:
-        """Which target each record has in an epoch [records]: uniform, and a function of (seed, epoch, record)."""
+        """Returns the index of each record's target in an epoch: uniform, and a function of (seed, epoch, record)."""
         return (self._random(DRAW, epoch).random(len(self._num_targets)) * self._num_targets).astype(np.int64)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Records and their targets of every batch of an epoch, [batches, B] each."""
+        """Returns the records and the targets of every batch of an epoch, [batches, B] each."""
         targets, shape = self.drawn_targets(epoch), (self.batches_per_epoch, self.config.batch_size)
         order = self._random(ORDER, epoch).permutation(len(targets))[: shape[0] * shape[1]]
         window = np.arange(len(order)) // (self.config.window * self.config.batch_size)
@@ -109,13 +120,13 @@ class TrainSchedule:
 
 
 class EvalSchedule:
-    """Batches that hold every target of every record once, sorted by length; the last is filled up with NO_RECORD.
+    """Batches with every target of every record once, sorted by length; NO_RECORD fills the last one.
 
     Args:
-      lengths: of each record, predicted positions [number of targets].
-      config: shapes; the seed plays no part.
+      lengths: number of predicted positions for each target of each record.
+      config: shapes; the seed is not used.
     Raises:
-      ValueError: if an example is longer than fits.
+      ValueError: if an example is too long.
     """
 
     def __init__(self, lengths: Sequence[np.ndarray], config: BatchConfig):
@@ -130,13 +141,13 @@ class EvalSchedule:
         return len(self._pairs)
 
     def __getitem__(self, number: int) -> Rows:
-        """Batch `number`, the longest first."""
+        """Returns batch `number`; the longest comes first."""
         length, record, target = self._pairs[number].T
         return Rows(record, target, _padded(length.max(), self.config))
 
 
 def _padded(length: int, config: BatchConfig) -> int:
-    """The shortest of the config's lengths that holds `length`."""
+    """Returns the shortest allowed length that holds `length`."""
     return config.lengths[int(np.searchsorted(config.lengths, length))]
 
 
@@ -144,6 +155,6 @@ def _check_fits(lengths: Sequence[np.ndarray], config: BatchConfig) -> None:
     longest = max(row.max() for row in lengths)
     if longest > config.lengths[-1]:
         raise ValueError(
-            f"an example has {longest} predicted positions, the longest batch {config.lengths[-1]}; "
-            "encode_records(max_length=...) must be at most the last of the config's lengths"
+            f"an example has {longest} predicted positions, but the longest batch has {config.lengths[-1]}; call "
+            "encode_records with a max_length of at most the last of the config's lengths"
         )

@@ -1,4 +1,4 @@
-"""The size that the header of a sound file states, and whether so much is there: WAV, AIFF, AU, CAF, RF64, W64, Ogg."""
+"""Checks that a sound file is as long as its header says: WAV, AIFF, AU, CAF, RF64, W64, Ogg."""
 
 import dataclasses
 from typing import Literal
@@ -6,16 +6,16 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks:
-    """How a format lays out its chunks: name, size, content.
+    """Layout of the chunks of a format: name, size, content.
 
     Attributes:
-      start: of the first chunk, in bytes.
-      order: of the bytes of a size.
-      sound: the name of the chunk with the sound; names of all are as long.
-      size: bytes of a size.
-      align: chunks begin at multiples of this.
-      whole: whether the size is that of the whole chunk, with name and size.
-      before: bytes of the chunk's content before the samples.
+      start: offset of the first chunk, in bytes.
+      order: byte order of a size.
+      sound: name of the chunk with the sound; all names have this length.
+      size: number of bytes of a size.
+      align: chunks begin at multiples of this number of bytes.
+      whole: whether the size counts the whole chunk, including name and size.
+      before: bytes of content before the samples.
     """
 
     start: int
@@ -27,10 +27,10 @@ class _Chunks:
     before: int = 0
 
 
-UNKNOWN = 0x7F000000  # bytes: SoX, FFmpeg and ALSA write one or another size from here on where they do not know it
-TOTALS = (b"RIFF", b"RIFX", b"FORM")  # these state the size of the whole file too, and a 0 may be true
+UNKNOWN = 0x7F000000  # bytes; SoX, FFmpeg and ALSA write some larger size if they do not know it
+TOTALS = (b"RIFF", b"RIFX", b"FORM")  # these also state the size of the whole file, and a size of 0 may be true
 ZERO_IS_UNKNOWN = (*TOTALS, b".snd", b"dns.")
-W64 = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # the end of the names of most chunks
+W64 = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # end of most chunk names
 CHUNKS = {
     b"RIFF": _Chunks(12, "little"),
     b"RIFX": _Chunks(12, "big"),
@@ -41,29 +41,29 @@ CHUNKS = {
 
 
 def with_true_size(encoded: bytes) -> bytes:
-    """The file with the size of what is there, if it was written to a pipe and states none.
+    """Returns the file with its true size in the header, if it was written to a pipe and states none.
 
     Raises:
-      ValueError: for a file shorter than it says.
+      ValueError: if the file is shorter than it says.
     """
     magic = encoded[:4]
     if magic == b"OggS":
         _check_pages(encoded)
-    if magic == b"RF64" and (found := _find_sound(encoded, CHUNKS[b"RIFF"])):
-        return _with_size(encoded, _Size(28, 8, "little", found[0], found[0]))  # of ds64, always the first chunk
+    if magic == b"RF64" and (sound := _find_sound(encoded, CHUNKS[b"RIFF"])):
+        return _with_size(encoded, _Size(28, 8, "little", sound[0], sound[0]))  # in ds64, always the first chunk
     if magic in (b".snd", b"dns."):
         order = "big" if magic == b".snd" else "little"
         start = int.from_bytes(encoded[4:8], order)
         return _with_size(encoded, _Size(8, 4, order, start, start))
-    if (layout := CHUNKS.get(magic)) is None or (found := _find_sound(encoded, layout)) is None:
-        return encoded  # libsndfile refuses it, if it is one of these formats
-    start, at = found
+    if (layout := CHUNKS.get(magic)) is None or (sound := _find_sound(encoded, layout)) is None:
+        return encoded  # libsndfile refuses it if it has one of these formats
+    start, at = sound
     counted_from = start - len(layout.sound) - layout.size if layout.whole else start
     return _with_size(encoded, _Size(at, layout.size, layout.order, counted_from, start + layout.before))
 
 
 def _find_sound(encoded: bytes, layout: _Chunks) -> tuple[int, int] | None:
-    """Where the content of the chunk with the sound begins, and where its size is."""
+    """Returns the offset of the content of the sound chunk, and that of its size."""
     at, header = layout.start, len(layout.sound) + layout.size
     while at + header <= len(encoded):
         size_at = at + len(layout.sound)
@@ -77,7 +77,15 @@ def _find_sound(encoded: bytes, layout: _Chunks) -> tuple[int, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """A size in a header: where it is, its bytes and their order, from where it counts, where the samples begin."""
+    """A size in a header.
+
+    Attributes:
+      at: offset of the size.
+      bytes: number of its bytes.
+      order: their order.
+      counted_from: offset from which the size counts.
+      samples: offset of the samples.
+    """
 
     at: int
     bytes: int
@@ -87,31 +95,31 @@ class _Size:
 
 
 def _with_size(encoded: bytes, size: _Size) -> bytes:
-    """As `with_true_size`, for the size that was found."""
-    said = size.counted_from + int.from_bytes(encoded[size.at : size.at + size.bytes], size.order)
-    nothing = said <= size.samples < len(encoded) and encoded[:4] in ZERO_IS_UNKNOWN
+    """Does the work of `with_true_size` for this size."""
+    stated = size.counted_from + int.from_bytes(encoded[size.at : size.at + size.bytes], size.order)
+    nothing = stated <= size.samples < len(encoded) and encoded[:4] in ZERO_IS_UNKNOWN
     if nothing and encoded[:4] in TOTALS:
         nothing = 8 + int.from_bytes(encoded[4:8], size.order) < len(encoded)
-    unknown = said - size.counted_from >= UNKNOWN and said > len(encoded) > size.counted_from
+    unknown = stated - size.counted_from >= UNKNOWN and stated > len(encoded) > size.counted_from
     if nothing or unknown:
         true = (len(encoded) - size.counted_from).to_bytes(size.bytes, size.order)
         return encoded[: size.at] + true + encoded[size.at + size.bytes :]
-    if len(encoded) < said:
-        raise ValueError(f"a clip cut off after {len(encoded)} of {said} bytes")
+    if len(encoded) < stated:
+        raise ValueError(f"the clip is cut off after {len(encoded)} of {stated} bytes")
     return encoded
 
 
 def _check_pages(encoded: bytes) -> None:
-    """Raises ValueError for an Ogg file that ends inside a page, or before the last page of a stream."""
+    """Raises a ValueError if an Ogg file ends inside a page, or before the last page of a stream."""
     at, open_streams = 0, set()
     while encoded[at : at + 4] == b"OggS":
         header = encoded[at : at + 27]
         table = encoded[at + 27 : at + 27 + (header[26] if len(header) == 27 else 255)]
         end = at + 27 + len(table) + sum(table)
         if len(header) < 27 or len(table) < header[26] or end > len(encoded):
-            raise ValueError(f"a clip cut off after {len(encoded)} bytes, inside a page")
+            raise ValueError(f"the clip is cut off after {len(encoded)} bytes, inside a page")
         last, stream = header[5] & 4, header[14:18]
         open_streams = open_streams - {stream} if last else open_streams | {stream}
         at = end
     if open_streams:
-        raise ValueError(f"a clip cut off after {len(encoded)} bytes, before its last page")
+        raise ValueError(f"the clip is cut off after {len(encoded)} bytes, before its last page")

@@ -1,10 +1,10 @@
-"""Decoding: `generate` runs every hypothesis on every prompt; decoders say how the next token is chosen.
+"""Decoding: `generate` runs every hypothesis on every prompt; a decoder chooses the next token.
 
     tokens = mcl.generate(model, params, adapters, {"tokens": tokens, "mask": mask}, BeamSearch(num_beams=4),
                           max_new_tokens=32, eos_token_id=2)                                            # [K, B, n, T]
 
-`decode` returns scores and lengths too. `log_likelihoods` has every hypothesis read every answer, and `mixture_scores`
-ranks them by it; `mcl_jax.metrics.minimum_bayes_risk` picks one without a model.
+`decode` also returns scores and lengths. `log_likelihoods` scores every answer under every hypothesis, and
+`mixture_scores` ranks the answers by these; `mcl_jax.metrics.minimum_bayes_risk` picks an answer without a model.
 """
 
 from mcl_jax.generation.decoders import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling

@@ -1,8 +1,8 @@
-"""Decoders: which token each row takes next, and when an item is finished. Frozen dataclasses of pure functions.
+"""Decoders choose the next token of each row and decide when an item is finished. They are frozen dataclasses.
 
 An item is one prompt under one hypothesis; it has `width` rows (beams or samples) that are continued together. A
-decoder never sees the model: `generate` gives it next-token scores [N, W, V] for N = K·B items, and it answers with the
-tokens [N, W] and, where rows are reordered, with the row that each continues.
+decoder never sees the model: `generate` gives it next-token scores [N, W, V] for N = K·B items. It returns the tokens
+[N, W] and, if it reorders rows, the row that each of them continues.
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from mcl_jax import options
 from mcl_jax.generation import filters
 
-FAR = -1e9  # the score of what does not exist yet
+FAR = -1e9  # score of beams that do not exist yet
 
 
 @flax.struct.dataclass
 class Rows:
-    """Rows that are continued on their own until they end.
+    """Rows that are continued independently until they end.
 
     Attributes:
-      tokens: chosen so far; the padding token behind the end.
+      tokens: tokens chosen so far; padding tokens after the end.
       ended: whether the row has ended.
-      log_likelihood: Σ log p of the tokens under the model, in nats (the end token included).
+      log_likelihood: Σ log p of the tokens under the model, in nats (including the end token).
     """
 
     tokens: Int[Array, "N W T"]
@@ -37,13 +37,15 @@ class Rows:
 
 @flax.struct.dataclass
 class Beams:
-    """Running beams of each item, and the best finished ones.
+    """Running beams and best finished beams of each item.
 
     Attributes:
-      tokens, scores: of the running beams; scores are Σ log p in nats.
-      finished, finished_scores: the best finished beams, best first, and their scores Σ log p / length^α.
-      complete: which of those are there.
-      open: whether a running beam of the item could still enter.
+      tokens: tokens of the running beams.
+      scores: Σ log p of the running beams, in nats.
+      finished: the best finished beams, best first.
+      finished_scores: their scores, Σ log p / length^α.
+      complete: which entries of `finished` exist.
+      open: whether a running beam of the item could still become one of the best.
     """
 
     tokens: Int[Array, "N W T"]
@@ -56,12 +58,14 @@ class Beams:
 
 @flax.struct.dataclass
 class Step:
-    """Where a search stands.
+    """One step of a search.
 
     Attributes:
-      t: number of tokens chosen before this one.
-      rng: a key for each row at this step.
-      eos: tokens that end a row. pad: the token behind the end. limit: T, most tokens of a row.
+      t: number of tokens chosen before this step.
+      rng: random key of each row for this step.
+      eos: tokens that end a row.
+      pad: token after the end.
+      limit: T, the largest number of tokens of a row.
     """
 
     t: Int[Array, ""]
@@ -71,26 +75,26 @@ class Step:
     limit: int = flax.struct.field(pytree_node=False)
 
     def ends(self, tokens: Int[Array, "*N"]) -> Bool[Array, "*N"]:
-        """Whether a row ends with this token: at an end token, or for want of room."""
+        """Whether a row ends with this token: at an end token, or because it has reached the limit."""
         at_eos = jnp.isin(tokens, jnp.array(self.eos, tokens.dtype)) if self.eos else jnp.zeros(tokens.shape, bool)
         return at_eos | (self.t + 1 >= self.limit)
 
 
 class Independent:
-    """Rows that know nothing of each other."""
+    """Decoding of rows that do not depend on each other."""
 
     reorders = False
     on_log_probabilities = False
 
     def init(self, num_items: int, limit: int, pad: int) -> Rows:
-        """Nothing chosen yet."""
+        """Returns rows without tokens."""
         shape = (num_items, self.width)
         return Rows(jnp.full((*shape, limit), pad, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape))
 
     def advance(
         self, scores: Float[Array, "N W V"], log_p: Float[Array, "N W V"], rows: Rows, step: Step
     ) -> tuple[Int[Array, "N W"], None, Rows]:
-        """(tokens, None, rows) after one more token."""
+        """Chooses one more token; returns the tokens, None (rows are not reordered) and the rows."""
         tokens = jnp.where(rows.ended, step.pad, self.choose(scores, step.rng)).astype(jnp.int32)
         gain = jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0]
         rows = Rows(
@@ -105,33 +109,33 @@ class Independent:
         return rows.ended.all()
 
     def result(self, rows: Rows) -> tuple[Int[Array, "N n T"], Float[Array, "N n"]]:
-        """Tokens of the rows and their scores, Σ log p in nats."""
+        """Returns the tokens of the rows and their scores, Σ log p in nats."""
         return rows.tokens, rows.log_likelihood
 
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(Independent):
-    """The likeliest token at each step; n = 1."""
+    """Takes the most probable token at each step; n = 1."""
 
     width = 1
 
     def choose(self, scores: Float[Array, "N W V"], rng: Key[Array, "N W"]) -> Int[Array, "N W"]:
+        """Returns the token with the highest score in each row."""
         return jnp.argmax(scores, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Independent):
-    """Tokens drawn from the filtered distribution; `num_samples` rows an item.
+    """Draws tokens from the filtered distribution.
 
     Args:
-      num_samples: n.
-      temperature: scores are divided by it.
-      top_k: keep the k likeliest; 0 keeps all.
-      top_p: keep the nucleus of this mass; 1 keeps all.
-      typical_p: keep the typical set of this mass; 1 keeps all.
-
+      num_samples: n, samples per item.
+      temperature: divisor of the scores.
+      top_k: keep the k most probable tokens; 0 keeps all.
+      top_p: keep the nucleus of this probability mass; 1 keeps all.
+      typical_p: keep the typical set of this probability mass; 1 keeps all.
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: if a value is outside its range.
     """
 
     num_samples: int = 1
@@ -146,17 +150,18 @@ class Sampling(Independent):
         options.check_integers(0, top_k=self.top_k)
         options.check_numbers(temperature=self.temperature, top_p=self.top_p, typical_p=self.typical_p)
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}; for 0 use Greedy()")
+            raise ValueError(f"temperature must be positive, got {self.temperature}; use Greedy() in place of 0")
         for name in ("top_p", "typical_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
 
     @property
     def width(self) -> int:
+        """Rows per item."""
         return self.num_samples
 
     def filtered(self, scores: Float[Array, "*N V"]) -> Float[Array, "*N V"]:
-        """Temperature, top-k, top-p and typical filtering, in this order."""
+        """Applies temperature, top-k, top-p and typical filtering, in this order."""
         scores = scores / self.temperature
         if self.top_k:
             scores = filters.top_k(scores, self.top_k)
@@ -165,29 +170,34 @@ class Sampling(Independent):
         return filters.typical(scores, self.typical_p) if self.typical_p < 1 else scores
 
     def choose(self, scores: Float[Array, "N W V"], rng: Key[Array, "N W"]) -> Int[Array, "N W"]:
-        draw = jax.vmap(jax.vmap(jax.random.categorical))  # each row by its own key, whatever stands around it
+        """Draws a token for each row."""
+        draw = jax.vmap(jax.vmap(jax.random.categorical))  # each row uses its own key, so other rows do not matter
         return draw(rng, self.filtered(scores))
 
 
 class Search:
-    """What beam search and diverse beam search share."""
+    """Common parts of beam search and diverse beam search."""
 
     reorders = True
-    on_log_probabilities = True  # as in transformers, penalties act on log p here, on logits elsewhere
-    counts_ended = False  # whether a beam that just ended speaks for going on
+    on_log_probabilities = True  # as in transformers, penalties act on log p here, and on logits elsewhere
+    counts_ended = False  # whether a beam that has just ended counts when deciding whether to continue
 
     def _start(self, num_items: int, width: int, limit: int, pad: int) -> Beams:
         tokens = jnp.full((num_items, width, limit), pad, jnp.int32)
-        only_first = jnp.zeros((num_items, width)).at[:, 1:].set(FAR)  # or all beams would take the same first token
+        only_first = jnp.zeros((num_items, width)).at[:, 1:].set(FAR)  # else all beams would take the same first token
         return Beams(
-            tokens, only_first, tokens, jnp.full((num_items, width), FAR), jnp.zeros((num_items, width), bool),
+            tokens,
+            only_first,
+            tokens,
+            jnp.full((num_items, width), FAR),
+            jnp.zeros((num_items, width), bool),
             jnp.ones(num_items, bool),
-        )  # fmt: skip
+        )
 
     def _advance(
         self, scores: Float[Array, "N W V"], beams: Beams, step: Step
     ) -> tuple[Int[Array, "N W"], Int[Array, "N W"], Beams]:
-        """(tokens, parents, beams) after one more token: of the 2W best continuations the W best running ones go on."""
+        """Chooses one more token and returns (tokens, parents, beams): of the 2W best continuations, W keep running."""
         num_items, width, vocab = scores.shape
         total = (beams.scores[..., None] + scores).reshape(num_items, -1)
         keep = max(2, 1 + len(step.eos)) * width
@@ -198,13 +208,13 @@ class Search:
 
         running, best = jax.lax.top_k(jnp.where(ends, total + FAR, total), width)
         finished = self._finish(beams, candidates, total, ends, step, width)
-        at = lambda x: jnp.take_along_axis(x, best, axis=1)
+        tokens, parents = (jnp.take_along_axis(x, best, axis=1) for x in (tokens, parents))
         beams = finished.replace(tokens=_rows(candidates, best), scores=running)
         hope = total[:, :1] if self.counts_ended else running[:, :1]
-        return at(tokens), at(parents), beams.replace(open=beams.open & self._can_improve(beams, hope, step))
+        return tokens, parents, beams.replace(open=beams.open & self._can_improve(beams, hope, step))
 
     def _finish(self, beams, candidates, total, ends, step, width):
-        """Beams with the candidates that ended now, of which only the `width` best count, among the finished ones."""
+        """Adds the candidates that ended now to the finished beams; only the `width` best candidates count."""
         new = ends & (jnp.arange(total.shape[1]) < width)[None]
         closed = ~beams.open | (beams.complete.all(1) if self.early_stopping is True else False)
         new_scores = total / (step.t + 1).astype(jnp.float32) ** self.length_penalty
@@ -217,7 +227,7 @@ class Search:
         )
 
     def _can_improve(self, beams: Beams, hope: Float[Array, "N 1"], step: Step) -> Bool[Array, " N"]:
-        """Whether a beam of score `hope` could beat the worst finished one (transformers' heuristic)."""
+        """Whether a beam with score `hope` could beat the worst finished one (transformers' heuristic)."""
         at_most = self.early_stopping == "never" and self.length_penalty > 0
         length = jnp.float32(step.limit) if at_most else (step.t + 1).astype(jnp.float32)
         worst = jnp.where(beams.complete, beams.finished_scores.min(1, keepdims=True), FAR)
@@ -230,19 +240,18 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class BeamSearch(Search):
-    """The `num_return` best of `num_beams` beams, by Σ log p / length^length_penalty.
+    """Returns the `num_return` best of `num_beams` beams, ranked by Σ log p / length^length_penalty.
 
     Args:
       num_beams: W.
-      length_penalty: α; above 0 it favours long answers.
-      early_stopping: True ends an item with its W-th finished beam; False when that is unlikely to get better; "never"
-        when it cannot.
-      num_return: n answers an item, best first.
-
+      length_penalty: α; a value above 0 favours long answers.
+      early_stopping: when to end an item: True at its W-th finished beam; False when an improvement is unlikely;
+        "never" when an improvement is impossible.
+      num_return: n, answers per item, best first.
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: if a value is outside its range.
 
-    Source: Hugging Face transformers 5.23, to which it is equal token for token.
+    Source: Hugging Face transformers 5.23; the tokens are identical.
     """
 
     num_beams: int = 4
@@ -257,39 +266,39 @@ class BeamSearch(Search):
 
     @property
     def width(self) -> int:
+        """Rows per item."""
         return self.num_beams
 
     def init(self, num_items: int, limit: int, pad: int) -> Beams:
-        """One empty beam."""
+        """Returns one empty beam per item."""
         return self._start(num_items, self.num_beams, limit, pad)
 
     def advance(self, scores: Float[Array, "N W V"], log_p: Float[Array, "N W V"], beams: Beams, step: Step) -> Any:
-        """(tokens, parents, beams) after one more token."""
+        """Chooses one more token; returns the tokens, the parent rows and the beams."""
         return self._advance(scores, beams, step)
 
     def done(self, beams: Beams) -> Bool[Array, ""]:
-        """Whether no item can get better."""
+        """Whether no item can improve."""
         return self._closed(beams).all()
 
     def result(self, beams: Beams) -> tuple[Int[Array, "N n T"], Float[Array, "N n"]]:
-        """The best finished beams and their scores."""
+        """Returns the best finished beams and their scores."""
         return beams.finished[:, : self.num_return], beams.finished_scores[:, : self.num_return]
 
 
 @dataclasses.dataclass(frozen=True)
 class DiverseBeamSearch(Search):
-    """Beam search in groups, each paying `diversity_penalty` for every earlier group's beam with the same token.
+    """Beam search in groups. A group pays `diversity_penalty` for each beam of earlier groups with the same token.
 
     Args:
       num_beams: W, over all groups.
-      num_groups: G; divides W.
+      num_groups: G; must divide W.
       diversity_penalty: λ.
-      length_penalty, early_stopping, num_return: as in `BeamSearch`; the best of all groups are returned.
-
+      length_penalty, early_stopping, num_return: as in `BeamSearch`; the best answers of all groups are returned.
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: if a value is outside its range.
 
-    Source: Vijayakumar et al., arXiv 1610.02424; equal token for token to Hugging Face transformers 4.56.2.
+    Source: Vijayakumar et al., arXiv 1610.02424; the tokens are those of Hugging Face transformers 4.56.2.
     """
 
     counts_ended = True  # as in that version
@@ -313,17 +322,18 @@ class DiverseBeamSearch(Search):
 
     @property
     def width(self) -> int:
+        """Rows per item."""
         return self.num_beams
 
     def init(self, num_items: int, limit: int, pad: int) -> tuple[Beams, ...]:
-        """One empty beam in each group."""
-        one = lambda: self._start(num_items, self.num_beams // self.num_groups, limit, pad)
-        return tuple(one() for _ in range(self.num_groups))
+        """Returns one empty beam per item in each group."""
+        size = self.num_beams // self.num_groups
+        return tuple(self._start(num_items, size, limit, pad) for _ in range(self.num_groups))
 
     def advance(
         self, scores: Float[Array, "N W V"], log_p: Float[Array, "N W V"], groups: tuple[Beams, ...], step: Step
     ) -> Any:
-        """(tokens, parents, groups) after one more token."""
+        """Chooses one more token; returns the tokens, the parent rows and the groups."""
         size = self.num_beams // self.num_groups
         tokens, parents, after, used = [], [], [], jnp.zeros((scores.shape[0], 1, scores.shape[-1]))
         for g, beams in enumerate(groups):
@@ -335,11 +345,11 @@ class DiverseBeamSearch(Search):
         return jnp.concatenate(tokens, 1), jnp.concatenate(parents, 1), tuple(after)
 
     def done(self, groups: tuple[Beams, ...]) -> Bool[Array, ""]:
-        """Whether no group of any item can get better."""
+        """Whether no group of any item can improve."""
         return jnp.stack([self._closed(beams) for beams in groups]).all()
 
     def result(self, groups: tuple[Beams, ...]) -> tuple[Int[Array, "N n T"], Float[Array, "N n"]]:
-        """The best finished beams of all groups, and their scores."""
+        """Returns the best finished beams of all groups, and their scores."""
         scores, best = jax.lax.top_k(jnp.concatenate([g.finished_scores for g in groups], 1), self.num_return)
         return _rows(jnp.concatenate([g.finished for g in groups], 1), best), scores
 

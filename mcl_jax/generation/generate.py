@@ -1,7 +1,7 @@
 """K continuations: every hypothesis decodes every prompt, in one compiled program.
 
-Each prompt is run once under each hypothesis. Its keys and values are kept in one copy, whatever the number of beams or
-samples; only those of the continuations are kept per row, and reordered with the beams.
+Each prompt runs once under each hypothesis. Its keys and values are stored once, whatever the number of beams or
+samples; only those of the continuations are stored per row and reordered with the beams.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ MAX_NEW_TOKENS = 64
 
 @flax.struct.dataclass
 class Generation:
-    """What `decode` returns.
+    """The continuations that `decode` returns.
 
     Attributes:
-      tokens: continuations, the padding token behind the end token (which is kept).
-      scores: of each: Σ log p in nats for greedy and sampling, Σ log p / length^α for beams; best first there. NaN
-        where the model's own log p were, which `decode` refuses unless it is traced.
-      lengths: in tokens, the end token included.
+      tokens: the continuations; the end token is kept, and padding tokens follow it.
+      scores: Σ log p in nats for greedy decoding and sampling; Σ log p / length^α for beams, best first. NaN where the
+        model's log p is NaN, for which `decode` raises an error unless it is traced.
+      lengths: lengths in tokens, including the end token.
     """
 
     tokens: Int[Array, "K B n T"]
@@ -45,17 +45,17 @@ class Generation:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What ends and constrains every continuation, whatever the decoder. None is the default of each.
+    """Limits of every continuation, whatever the decoder. None means the default of each field.
 
     Args:
       max_new_tokens: T.
-      min_new_tokens: no end token before this many.
-      eos_token_id: one or several tokens that end a continuation; none if ().
-      pad_token_id: put behind the end, be it in the vocabulary or not; the first end token if None, or 0 without any.
-      repetition_penalty: above 1, makes tokens of the prompt and of the continuation less likely.
-
+      min_new_tokens: number of tokens before which no end token is allowed.
+      eos_token_id: one or more tokens that end a continuation; () for none.
+      pad_token_id: token after the end, inside or outside the vocabulary; if None, the first end token, or 0 if there
+        is none.
+      repetition_penalty: a value above 1 makes the tokens of the prompt and of the continuation less probable.
     Raises:
-      ValueError: for a value outside its range.
+      ValueError: if a value is outside its range.
     """
 
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -82,7 +82,7 @@ class Limits:
         object.__setattr__(self, "pad_token_id", pad)
 
     def check_vocabulary(self, vocab_size: int | None) -> None:
-        """Raises a ValueError for an end token that the model does not have; nothing would ever end with it."""
+        """Raises a ValueError if an end token is outside the vocabulary, since no continuation would end with it."""
         if vocab_size is not None and (outside := [token for token in self.eos_token_id if token >= vocab_size]):
             raise ValueError(f"eos_token_id must be in the vocabulary [0, {vocab_size}), got {outside}")
 
@@ -96,7 +96,7 @@ def generate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     **options: Any,
 ) -> Int[Array, "K B n T"]:
-    """The tokens of `decode`, which also returns scores and lengths; same arguments."""
+    """Returns the tokens of `decode`, which has the same arguments and also returns scores and lengths."""
     return decode(model, params, adapters, inputs, decoder, max_new_tokens, **options).tokens
 
 
@@ -114,23 +114,26 @@ def decode(
     repetition_penalty: float = 1.0,
     rng: Key[Array, ""] | Key[Array, " B"] | None = None,
 ) -> Generation:
-    """Continuations of B prompts under each of K hypotheses.
+    """Continues B prompts under each of K hypotheses.
 
     Args:
-      model: `Hypotheses` or a `MixtureOfExperts` of a language model of `mcl_jax.models`.
-      params, adapters: of the base, and of the K hypotheses.
-      inputs: prompts, tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left, or
-        the {"input_ids", "attention_mask"} of a tokenizer; also "features" [B, N, D] of a picture or clip, as the
-        model's `encode` gave them. Values that are traced are not checked.
+      model: `Hypotheses` or `MixtureOfExperts` of a language model.
+      params: parameters of the base.
+      adapters: adapters of the K hypotheses.
+      inputs: prompts: tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left; or
+        the {"input_ids", "attention_mask"} of a tokenizer. For images or audio clips also "features" [B, N, D], from
+        the model's `encode`. Traced values are not checked.
       decoder: `Greedy()`, `Sampling(...)`, `BeamSearch(...)` or `DiverseBeamSearch(...)`.
       max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty: see `Limits`.
-      rng: for sampling: a typed key, of which example b takes `fold_in(rng, b)`, or one key for each example. A sample
-        depends on the example's key, on the numbers of its hypothesis and of the sample, and on nothing else of the
-        batch. None is `jax.random.key(0)`: the same samples in every call.
+      rng: random key for sampling: one typed key, of which example b takes `fold_in(rng, b)`, or one key per example. A
+        sample depends only on the key of its example and the numbers of its hypothesis and of the sample, not on the
+        rest of the batch. None means `jax.random.key(0)`: the same samples in every call.
+    Returns:
+      The continuations, with scores and lengths.
     Raises:
-      ValueError: inputs as in `prompts_of`; a prompt too long for a model with position embeddings; an option outside
-        its range, or an end token outside of the vocabulary.
-      FloatingPointError: the model's scores are NaN; names the hypotheses and the prompts.
+      ValueError: if the inputs are wrong (see `prompts_of`), a prompt is too long for a model with position embeddings,
+        an option is outside its range, or an end token is outside the vocabulary.
+      FloatingPointError: if the scores of the model are NaN; names the hypotheses and the prompts.
     """
     limits = Limits(max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty)
     decoder = _checked(GREEDY if decoder is None else decoder)
@@ -140,22 +143,22 @@ def decode(
     limits.check_vocabulary(getattr(model.module, "vocab_size", None))
     keys = _example_keys(rng, len(prompts.tokens))
     arrays = params, adapters, prompts.tokens, prompts.mask, prompts.features, keys
-    found, broken = _decode(model, decoder, limits, *arrays)
+    generation, broken = _decode(model, decoder, limits, *arrays)
     _check_scores(broken)
-    return found
+    return generation
 
 
 def _example_keys(rng: Any, batch: int) -> Key[Array, " B"]:
     rng = jax.random.key(0) if rng is None else jnp.asarray(rng)
     objectives.check_key(rng)
     if rng.shape not in ((), (batch,)):
-        raise ValueError(f"rng must be one key, or one for each of {batch} prompts, got {rng.shape}")
+        raise ValueError(f"rng must be one key, or one key for each of {batch} prompts, got shape {rng.shape}")
     return objectives.example_keys(rng, batch)
 
 
 def _checked(decoder: Any) -> Decoder:
     if isinstance(decoder, type) or not hasattr(decoder, "advance"):
-        raise ValueError(f"decoder must be one such as Greedy() or BeamSearch(num_beams=4), got {decoder!r}")
+        raise ValueError(f"decoder must be an instance such as Greedy() or BeamSearch(num_beams=4), got {decoder!r}")
     return decoder
 
 
@@ -164,8 +167,8 @@ def _check_scores(broken: Bool[Array, "K B"]) -> None:
     if values is not None and values.any():
         of_hypotheses, of_prompts = (np.flatnonzero(values.any(axis)).tolist() for axis in (1, 0))
         raise FloatingPointError(
-            f"the scores of hypotheses {of_hypotheses} are NaN for prompts {of_prompts}: look for NaN or infinity in "
-            "their adapters, in the parameters and in the features, or compute in a wider dtype"
+            f"the scores of hypotheses {of_hypotheses} are NaN for prompts {of_prompts}; look for NaN or infinity in "
+            "their adapters, the parameters and the features, or compute in a wider dtype"
         )
 
 
@@ -175,8 +178,8 @@ class _Carry:
     scores: Float[Array, "N W V"]  # logits of the next token
     seen: Bool[Array, "N W V"] | None
     search: Any
-    kept: Segment  # of the continuations, with a leading axis K
-    broken: Bool[Array, " N"]  # whether log p of the item were NaN
+    kept: Segment  # keys and values of the continuations, with a leading axis K
+    broken: Bool[Array, " N"]  # whether log p of the item was NaN at some step
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -191,7 +194,7 @@ def _decode(model, decoder, limits, params, adapters, tokens, mask, features, ke
     def body(carry):
         step = Step(carry.t, _folded(keys, carry.t), limits.eos_token_id, limits.pad_token_id, T)
         scores, log_p = _constrained(carry, decoder, limits)
-        broken = carry.broken | jnp.isnan(log_p[..., 0]).any(-1)  # one NaN among the scores is in all of log p
+        broken = carry.broken | jnp.isnan(log_p[..., 0]).any(-1)  # one NaN score makes all of log p NaN
         chosen, parents, search = decoder.advance(scores, log_p, carry.search, step)
         seen, kept = carry.seen, carry.kept
         if parents is not None:
@@ -201,26 +204,28 @@ def _decode(model, decoder, limits, params, adapters, tokens, mask, features, ke
             seen = seen | jax.nn.one_hot(chosen, seen.shape[-1], dtype=bool)
         here = (lengths + carry.t)[:, None]
         past = (prompt, kept.replace(mask=kept.mask & (jnp.arange(T) < carry.t)[None, None]))
-        fed = jnp.clip(chosen, 0, vocab - 1).reshape(K, B * W, 1)  # the padding token may be any
+        fed = jnp.clip(chosen, 0, vocab - 1).reshape(K, B * W, 1)  # the padding token may be outside the vocabulary
         logits, new = extend(fed, jnp.ones((B * W, 1), bool), here, past)
         kept = jax.tree.map(lambda all_, one, axis: _write(all_, one, carry.t, axis), kept, new, SLOT_AXES)
         return _Carry(carry.t + 1, logits[:, :, 0].reshape(K * B, W, -1), seen, search, kept, broken)
 
-    going_on = lambda carry: (carry.t < T) & ~decoder.done(carry.search)
+    def unfinished(carry):
+        return (carry.t < T) & ~decoder.done(carry.search)
+
     last = logits[:, :, -1].reshape(K * B, 1, -1)
     seen = _seen(tokens, mask, vocab, K, W) if limits.repetition_penalty != 1.0 else None
     first = jnp.broadcast_to(last, (K * B, W, vocab))
     search, kept = decoder.init(K * B, T, limits.pad_token_id), _empty(prompt, B * W, T)
     start = _Carry(jnp.int32(0), first, seen, search, kept, jnp.zeros(K * B, bool))
-    final = jax.lax.while_loop(going_on, body, start)
-    found, scores = decoder.result(final.search)
+    final = jax.lax.while_loop(unfinished, body, start)
+    continuations, scores = decoder.result(final.search)
     scores = jnp.where(final.broken[:, None], jnp.nan, scores)
-    of_items = Generation(found, scores, _lengths(found, limits))
+    of_items = Generation(continuations, scores, _lengths(continuations, limits))
     return jax.tree.map(lambda x: x.reshape(K, B, *x.shape[1:]), of_items), final.broken.reshape(K, B)
 
 
 def _row_keys(keys: Key[Array, " B"], K: int, W: int) -> Key[Array, "N W"]:
-    """A key for each row, from that of its example and the numbers of its hypothesis and of its sample."""
+    """Derives a key for each row from the key of its example and the numbers of its hypothesis and its sample."""
     of_hypothesis = jax.vmap(lambda k: _folded(keys, k))(jnp.arange(K))
     of_sample = jax.vmap(lambda w: _folded(of_hypothesis, w), out_axes=-1)(jnp.arange(W))
     return of_sample.reshape(-1, W)
@@ -232,7 +237,7 @@ def _folded(keys: Key[Array, "*N"], number: Int[Array, ""]) -> Key[Array, "*N"]:
 
 
 def _extend(model, params, adapters, tokens, mask, positions, past, **features):
-    """(logits [K, R, t, V] of the last position (prompt) or of all (t = 1), segment with a leading axis K)."""
+    """Runs tokens after `past`; returns logits [K, R, 1, V] of the last position, and the segment [K, ...]."""
 
     def one(adapters_k, tokens_k, past_k):
         call = functools.partial(model.apply, params, adapters_k)
@@ -242,11 +247,11 @@ def _extend(model, params, adapters, tokens, mask, positions, past, **features):
     return jax.vmap(one)(adapters, tokens, past)
 
 
-SLOT_AXES = Segment(keys=3, values=3, positions=2, mask=2)  # of the time slots, behind K (and L, for keys and values)
+SLOT_AXES = Segment(keys=3, values=3, positions=2, mask=2)  # axis of the time slots, after K (and L) and the rows
 
 
 def _empty(prompt: Segment, rows: int, slots: int) -> Segment:
-    """Room for `slots` tokens of `rows` continuations."""
+    """Allocates a segment for `slots` tokens of `rows` continuations."""
     K, L, _, _, *heads = prompt.keys.shape
     zeros = jnp.zeros((K, L, rows, slots, *heads), prompt.keys.dtype)
     return Segment(zeros, zeros, jnp.zeros((K, rows, slots), jnp.int32), jnp.ones((K, rows, slots), bool))
@@ -257,15 +262,15 @@ def _write(all_, one, slot, axis):
 
 
 def _reorder(kept: Segment, parents: Int[Array, "K B W"]) -> Segment:
-    """Rows in the order of the beams that go on; positions and masks are those of all beams of an item alike."""
+    """Reorders the rows like the surviving beams. All beams of an item share their positions and masks."""
     K, B, W = parents.shape
     rows = (jnp.arange(B)[None, :, None] * W + parents).reshape(K, 1, B * W, 1, 1, 1)
-    take = lambda x: jnp.take_along_axis(x, rows, axis=2)
-    return kept.replace(keys=take(kept.keys), values=take(kept.values))
+    keys, values = (jnp.take_along_axis(x, rows, axis=2) for x in (kept.keys, kept.values))
+    return kept.replace(keys=keys, values=values)
 
 
 def _constrained(carry: _Carry, decoder: Decoder, limits: Limits):
-    """(scores for the decoder, log p of the model), both [N, W, V]."""
+    """Returns the scores for the decoder and log p of the model, both [N, W, V]."""
     log_p = jax.nn.log_softmax(carry.scores, axis=-1)
     scores = log_p if decoder.on_log_probabilities else carry.scores
     if carry.seen is not None:
@@ -276,8 +281,11 @@ def _constrained(carry: _Carry, decoder: Decoder, limits: Limits):
 
 
 def _seen(tokens, mask, vocab, K, W) -> Bool[Array, "N W V"]:
-    """Tokens of each prompt, padding aside."""
-    one = lambda row, real: jnp.zeros(vocab, bool).at[jnp.where(real, row, vocab)].set(True, mode="drop")
+    """Marks the tokens that occur in each prompt, without padding."""
+
+    def one(row, real):
+        return jnp.zeros(vocab, bool).at[jnp.where(real, row, vocab)].set(True, mode="drop")
+
     return jnp.tile(jnp.repeat(jax.vmap(one)(tokens, mask)[:, None], W, axis=1), (K, 1, 1))
 
 

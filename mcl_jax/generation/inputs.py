@@ -1,4 +1,4 @@
-"""Prompts as `decode` takes them: names, shapes and values are checked once a call, before anything is traced."""
+"""Prompts for `decode`. Names, shapes and values are checked once per call, before anything is traced."""
 
 import difflib
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from mcl_jax.models.decoder import check_placeholders
 
 Inputs = Int[Array, "B P"] | Mapping[str, Array]
 NAMES = ("tokens", "mask", "features")
-TOKENIZERS = {"input_ids": "tokens", "attention_mask": "mask"}  # names that Hugging Face's tokenizers give
-SEGMENTS = "token_type_ids"  # of a tokenizer too; they say nothing where all are 0
-MEDIA = ("pixel_values", "index", "mel", "frames")  # of a processor: what the model's `encode` takes
+TOKENIZERS = {"input_ids": "tokens", "attention_mask": "mask"}  # names that Hugging Face's tokenizers use
+SEGMENTS = "token_type_ids"  # also from tokenizers; ignored where all are 0
+MEDIA = ("pixel_values", "index", "mel", "frames")  # outputs of a processor, inputs of the model's `encode`
 
 
 class Prompts(NamedTuple):
-    """Prompts that can be decoded from.
+    """Checked prompts.
 
     Attributes:
-      tokens: padded on the left.
+      tokens: token ids, padded on the left.
       mask: False on padding.
-      features: {"features"} [B, N, D] of pictures or clips, for the module's methods; {} if there are none.
-      longest: tokens of the longest prompt, padding aside; P where the mask is traced.
+      features: {"features": [B, N, D]} of images or audio clips, for the module's methods; {} if there are none.
+      longest: number of tokens of the longest prompt, without padding; P if the mask is traced.
     """
 
     tokens: Int[Array, "B P"]
@@ -36,22 +36,25 @@ class Prompts(NamedTuple):
 
 
 def prompts_of(inputs: Inputs, module: Any) -> Prompts:
-    """Prompts of a tokens array, or of a dict with our names or a tokenizer's.
+    """Checks prompts, given as an array of tokens or as a dict with our names or a tokenizer's.
 
     Args:
       inputs: see `decode`.
       module: the base model.
+    Returns:
+      The prompts.
     Raises:
-      ValueError: for a name that is not known, another shape or dtype, no prompts, an empty one, padding on the right,
-        ids outside of the vocabulary, features that do not fit, or more placeholder tokens than there are features.
-        The message names the rows.
+      ValueError: if a name is unknown, a shape or dtype is wrong, there are no prompts, a prompt is empty or padded on
+        the right, an id is outside the vocabulary, the features do not fit, or there are more placeholder tokens than
+        features. The message names the rows.
     """
     entries = _named(inputs)
     tokens, mask = _array("tokens", entries["tokens"]), entries.get("mask")
     mask = np.ones(tokens.shape, bool) if mask is None else _array("mask", mask)
     if tokens.ndim != 2 or mask.shape != tokens.shape or not tokens.shape[0]:
         raise ValueError(
-            f"prompts must be tokens [B, P] with a mask alike and B of at least 1, got {tokens.shape} and {mask.shape}"
+            f"prompts must be tokens [B, P] with a mask of the same shape and B of at least 1, got {tokens.shape} and "
+            f"{mask.shape}"
         )
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, got {tokens.dtype}")
@@ -63,25 +66,28 @@ def prompts_of(inputs: Inputs, module: Any) -> Prompts:
 
 
 def check_room(module: Any, longest: int, new: int) -> None:
-    """Raises a ValueError if the model has embeddings of fewer positions than a prompt and `new` tokens need."""
+    """Raises a ValueError if the model has fewer position embeddings than a prompt plus `new` tokens need."""
     most = getattr(module, "max_positions", None)
     if most is not None and longest + new > most:
-        raise ValueError(f"the model has {most} positions, too few for a prompt of {longest} tokens and {new} new ones")
+        raise ValueError(
+            f"a prompt of {longest} tokens and {new} new tokens need {longest + new} positions, but the model has only "
+            f"{most}; shorten the prompt or lower max_new_tokens"
+        )
 
 
 def _named(inputs: Inputs) -> dict[str, Any]:
-    """The inputs under our names."""
+    """Returns the inputs under our names."""
     if not isinstance(inputs, Mapping):
         return {"tokens": inputs}
     entries = {}
     for name, value in options.given(inputs).items():
         ours = TOKENIZERS.get(name, name)
         if ours in entries:
-            raise ValueError(f"inputs must have {ours!r} once, got it as {ours!r} and under a tokenizer's name")
+            raise ValueError(f"inputs must have {ours!r} once, got it under our name and under a tokenizer's")
         if name == SEGMENTS and not np.any(token_ids.known(value)):
             continue
         if ours not in NAMES:
-            raise ValueError(f"inputs must have the names {', '.join(NAMES)}, got {name!r}; {_hint(name)}")
+            raise ValueError(f"inputs may have the names {', '.join(NAMES)}, got {name!r}; {_hint(name)}")
         entries[ours] = value
     if "tokens" not in entries:
         raise ValueError(f"inputs must have 'tokens' (or a tokenizer's 'input_ids'), got {sorted(inputs)}")
@@ -101,11 +107,14 @@ def _array(name: str, value: Any) -> Any:
     try:
         return np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"{name} must be one array [B, P]: pad the rows on the left to one length ({error})") from None
+        raise ValueError(
+            f"{name} must be one array [B, P], got rows that do not form one ({error}); pad them on the left to the "
+            "same length"
+        ) from None
 
 
 def _check_padding(mask: Any) -> int:
-    """Tokens of the longest prompt; raises where there is padding on the right of a prompt, or nothing else."""
+    """Returns the number of tokens of the longest prompt; raises if a prompt is empty or padded on the right."""
     values = token_ids.known(mask)
     if values is None:
         return mask.shape[1]
@@ -113,7 +122,9 @@ def _check_padding(mask: Any) -> int:
     right = (np.diff(values, axis=1) < 0).any(1) | ~values.any(1)
     if right.any():
         rows = np.flatnonzero(right).tolist()
-        raise ValueError(f"prompts must be padded on the left and not be empty; rows {rows} are not so")
+        raise ValueError(
+            f"prompts must be non-empty and padded on the left, but rows {rows} are empty or padded on the right"
+        )
     return int(values.sum(1).max())
 
 
@@ -121,14 +132,14 @@ def _features(entries: Mapping[str, Any], tokens: Any, module: Any) -> dict[str,
     features, placeholder = entries.get("features"), getattr(module, "placeholder", None)
     if placeholder is None:
         if features is not None:
-            raise ValueError(f"{type(module).__name__} neither sees nor hears, so inputs must not have 'features'")
+            raise ValueError(f"{type(module).__name__} takes text only, so inputs must not have 'features'")
         return {}
     if features is not None:
         width = module.config.text_config.hidden_size
         if jnp.ndim(features) != 3 or (len(features), features.shape[2]) != (len(tokens), width):
             raise ValueError(
                 f"features must be [B, N, D] with B = {len(tokens)} prompts and D = {width}, as the model's 'encode' "
-                f"gives them, got {jnp.shape(features)}"
+                f"returns them, got {jnp.shape(features)}"
             )
     if (ids := token_ids.known(tokens)) is not None:
         check_placeholders(ids, placeholder, 0 if features is None else features.shape[1])

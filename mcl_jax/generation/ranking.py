@@ -1,4 +1,4 @@
-"""Which of the K answers is likeliest: every hypothesis reads every answer."""
+"""Ranking of the K answers by their likelihood under all hypotheses."""
 
 import functools
 from typing import Any
@@ -20,16 +20,19 @@ from mcl_jax.models.decoder import positions_of
 def log_likelihoods(
     model: AdaptedModule, params: Any, adapters: Any, inputs: Inputs, answers: Generation
 ) -> Float[Array, "H K B n"]:
-    """log p_h(answer | prompt) in nats, of every answer under every hypothesis h; the end token counts.
-
-    NaN where hypothesis h itself gives NaN.
+    """Computes log p_h(answer | prompt) of every answer under every hypothesis h. The end token counts.
 
     Args:
-      model, params, adapters, inputs: as given to `decode`; the H hypotheses need not be those that answered.
-      answers: what `decode` returned for these prompts.
+      model: hypotheses of a language model.
+      params: parameters of the base.
+      adapters: adapters of H hypotheses, which need not be those that gave the answers.
+      inputs: the prompts, as passed to `decode`.
+      answers: the result of `decode` for these prompts.
+    Returns:
+      Log-likelihoods in nats; NaN where hypothesis h gives NaN.
     Raises:
-      ValueError: inputs as in `decode`; answers that are not those of as many prompts, have no or too many tokens, or
-        tokens outside of the vocabulary.
+      ValueError: if the inputs are wrong (see `decode`), or the answers have another number of prompts, no or too many
+        tokens, or tokens outside the vocabulary.
     """
     check_language_model(model.module)
     prompts = prompts_of(inputs, model.module)
@@ -40,10 +43,10 @@ def log_likelihoods(
 
 
 def _check_answers(answers: Generation, num_prompts: int, vocab_size: int | None) -> int:
-    """Tokens of the longest answer."""
+    """Returns the number of tokens of the longest answer."""
     shape = jnp.shape(answers.tokens)
     if len(shape) != 4 or shape[1] != num_prompts or not all(shape):
-        raise ValueError(f"answers must be [K, B, n, T] of B = {num_prompts} prompts, got {shape}")
+        raise ValueError(f"answers must be [K, B, n, T] with B = {num_prompts} prompts, got {shape}")
     if jnp.shape(answers.lengths) != shape[:3]:
         raise ValueError(f"lengths of the answers must be [K, B, n] = {shape[:3]}, got {jnp.shape(answers.lengths)}")
     if (lengths := token_ids.known(answers.lengths)) is None:
@@ -57,18 +60,24 @@ def _check_answers(answers: Generation, num_prompts: int, vocab_size: int | None
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_likelihoods(model, params, adapters, tokens, mask, answers, lengths, features):
-    (K, B, n, T), rows = answers.shape, lambda x: x.swapaxes(0, 1).reshape(B * K * n, *x.shape[3:])
+    K, B, n, T = answers.shape
+
+    def rows(x):
+        return x.swapaxes(0, 1).reshape(B * K * n, *x.shape[3:])
+
+    def per_answer(x):
+        return jnp.repeat(x, K * n, axis=0)  # one row per prompt -> one row per answer
+
     answers, real = rows(answers), jnp.arange(T)[None] < rows(lengths)[:, None]
-    each = lambda x: jnp.repeat(x, K * n, axis=0)  # of a prompt, for each of its answers
 
     def under(adapters_h):
         call = functools.partial(model.apply, params, adapters_h)
         prompt_hidden, prompt = call(tokens, mask, positions_of(tokens, mask), (), **features, method="extend")
-        here = each(mask.sum(1))[:, None] + jnp.arange(T)[None]
+        here = per_answer(mask.sum(1))[:, None] + jnp.arange(T)[None]
         hidden, _ = call(answers, real, here, (prompt,), method="extend")
-        hidden = jnp.concatenate([each(prompt_hidden[:, -1:]), hidden[:, :-1]], axis=1)
+        hidden = jnp.concatenate([per_answer(prompt_hidden[:, -1:]), hidden[:, :-1]], axis=1)
 
-        def of_row(row):  # one at a time, so that [T, V] logits is all there ever is
+        def of_row(row):  # one row at a time, so that only [T, V] logits exist
             h, x, m = (leaf[None] for leaf in row)
             return sequence_log_likelihood(call(h, method="logits"), x, m)[0][0]
 
@@ -80,26 +89,28 @@ def _log_likelihoods(model, params, adapters, tokens, mask, answers, lengths, fe
 def mixture_scores(
     log_p: Float[Array, "H K B n"], lengths: Int[Array, "K B n"], length_penalty: float | None = 1.0
 ) -> Float[Array, "K B n"]:
-    """log (1/H Σ_h p_h(answer)) / length^α: the likelihood of an answer under all hypotheses together.
+    """Computes log (1/H Σ_h p_h(answer)) / length^α, the likelihood of an answer under all hypotheses together.
 
-    An answer that one hypothesis finds likely scores well even if the others do not, at a cost of at most log H nats;
-    so answers of different modes can be compared. argsort of −scores ranks the K answers.
+    An answer that is probable under one hypothesis scores well even if it is not under the others, at a cost of at most
+    log H nats, so answers of different modes can be compared. The argsort of −scores ranks the K answers.
 
     Args:
-      log_p: of `log_likelihoods`, nats.
-      lengths: in tokens.
-      length_penalty: α; 1 (or None) for nats a token, 0 for the plain log-likelihood.
+      log_p: log-likelihoods in nats, from `log_likelihoods`.
+      lengths: lengths of the answers in tokens.
+      length_penalty: α; 1 (or None) gives nats per token, 0 the plain log-likelihood.
+    Returns:
+      A score per answer; higher is more probable.
     Raises:
-      ValueError: for a NaN, which would put its answer at one end of the ranking (names the hypotheses); shapes that do
-        not fit; or lengths below 1. Values that are traced are not checked.
+      ValueError: if a value is NaN (names the hypotheses), the shapes do not fit, or a length is below 1. Traced values
+        are not checked.
     """
     if jnp.ndim(log_p) != 4 or jnp.shape(log_p)[1:] != jnp.shape(lengths):
         raise ValueError(
-            f"log_p [H, K, B, n] and lengths [K, B, n] must fit, got {jnp.shape(log_p)}, {jnp.shape(lengths)}"
+            f"log_p must be [H, K, B, n] and lengths [K, B, n], got {jnp.shape(log_p)} and {jnp.shape(lengths)}"
         )
     if (values := token_ids.known(log_p)) is not None and np.isnan(values).any():
         hypotheses = np.flatnonzero(np.isnan(values).any((1, 2, 3))).tolist()
-        raise ValueError(f"log_p must be numbers to rank answers by, got NaN under hypotheses {hypotheses}")
+        raise ValueError(f"log_p must not be NaN to rank answers, got NaN under hypotheses {hypotheses}")
     if (counts := token_ids.known(lengths)) is not None and (counts < 1).any():
         raise ValueError(f"lengths must be at least 1 token, got {counts.min()}")
     length_penalty = 1.0 if length_penalty is None else length_penalty

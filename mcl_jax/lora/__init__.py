@@ -1,10 +1,10 @@
 """Low-rank adapters for Flax Linen modules that know nothing about them.
 
-A method interceptor adds, at every targeted linear layer,
+A method interceptor changes every targeted linear layer to
 
     y = W x + (α/r) · B A x
 
-and keeps A and B in a variable collection of their own, `"lora"`, under the path of the layer:
+and keeps A and B in their own variable collection, `"lora"`, under the path of the layer:
 
     params                               lora (one hypothesis)
     └── block                            └── block
@@ -12,9 +12,9 @@ and keeps A and B in a variable collection of their own, `"lora"`, under the pat
             ├── kernel [in, out]                 ├── a [in, r]
             └── bias   [out]                     └── b [r, out]
 
-`a` keeps the contracted axes of the kernel and ends in r; `b` is the kernel with its contracted axes replaced by r, so
-that both are read off the kernel for `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum` alike, with any leading axis that
-`nn.scan` adds in front. Source: Hu et al., LoRA (arXiv 2106.09685); rank-stabilised scaling α/√r: arXiv 2312.03732.
+`a` has the contracted axes of the kernel and ends in r; `b` has the axes of the kernel with r in place of the
+contracted ones. This rule holds for `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum`, and for the leading axis that
+`nn.scan` adds. Source: Hu et al., LoRA (arXiv 2106.09685); rank-stabilised scaling α/√r: arXiv 2312.03732.
 """
 
 from mcl_jax.lora.config import LoraConfig, matches, with_layer_ranks, with_layer_scales

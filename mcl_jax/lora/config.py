@@ -1,4 +1,4 @@
-"""Which layers are adapted, and with which rank and scale."""
+"""Choice of the layers to adapt, with their ranks and scales."""
 
 import dataclasses
 import math
@@ -15,13 +15,13 @@ from mcl_jax import options
 
 
 def matches(pattern: str, path: str) -> bool:
-    """True if `pattern` is the last component(s) of the module path `a/b/c`, or a regular expression for all of it."""
+    """Whether `pattern` is the end of the module path `a/b/c` (whole names), or a regular expression for all of it."""
     return path == pattern or path.endswith("/" + pattern) or re.fullmatch(pattern, path) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """What to adapt and how.
+    """Settings of the adapters: layers to adapt, ranks, scales, dropout and dtypes.
 
     Args:
       rank: r, the inner dimension of the adapters.
@@ -29,12 +29,12 @@ class LoraConfig:
       dropout: probability of dropping each input feature of the adapter (not of the base layer) in training.
       targets: names of linear layers (`"q_proj"`, `"attn/out"`), or regular expressions over whole module paths
         (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them.
-      rank_stabilized: scale by α/√r.
-      rank_pattern, alpha_pattern: target pattern → rank or alpha, for layers that differ; the first match wins. Layers
-        that `nn.scan` stacks share one path: a sequence, `{"layers/q_proj": (8, 4, 4)}`, has one value for each.
-      dtype: in which the delta is computed; None is the dtype of the layer's output.
-      param_dtype: in which adapters are stored, float32 whatever the base is.
-
+      rank_stabilized: scale by α/√r instead of α/r.
+      rank_pattern: target pattern → rank, for layers that differ; the first match wins. Layers that `nn.scan` stacks
+        share one path: give them a sequence with one value each, such as `{"layers/q_proj": (8, 4, 4)}`.
+      alpha_pattern: target pattern → alpha, in the same way.
+      dtype: dtype of the delta's computation; None uses the dtype of the layer's output.
+      param_dtype: dtype of the stored adapters, float32 whatever the base is.
     Raises:
       ValueError: for a rank that is no integer of at least 1, an alpha that is no finite number, a dropout outside
         [0, 1), or no targets.
@@ -60,7 +60,7 @@ class LoraConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoraConfig: dropout must be in [0, 1), got {self.dropout}")
         if not self.patterns:
-            raise ValueError("LoraConfig: targets is empty; name at least one linear layer")
+            raise ValueError("LoraConfig: targets must name at least one linear layer, got none")
         for pattern in (*self.patterns, *self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(pattern)
@@ -68,37 +68,37 @@ class LoraConfig:
                 raise ValueError(f"LoraConfig: {pattern!r} is not a valid regular expression: {error}") from error
 
     def __hash__(self):
-        """Of what it says: mappings are not hashable themselves, and a config must be, to be static under jit."""
+        """Hashes the text form: a config must be hashable to be static under jit, and its mappings are not."""
         return hash(repr(self))
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """The targets as a tuple of patterns."""
+        """The targets, always as a tuple."""
         return (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
 
     def rank_of(self, path: str) -> int:
-        """r of the layer at `path`; of stacked layers the largest, to which the others are padded."""
+        """Returns r of the layer at `path`; for stacked layers the largest one, to which the others are padded."""
         return max(self.ranks_of(path))
 
     def ranks_of(self, path: str) -> tuple[int, ...]:
-        """r of each of the layers stacked at `path`, or the one r of all."""
+        """Returns r of each layer stacked at `path`, or a single r for all of them."""
         return _each(self._matching(self.rank_pattern, path, self.rank))
 
     def alphas_of(self, path: str) -> tuple[float, ...]:
-        """α of each of the layers stacked at `path`, or the one α of all."""
+        """Returns α of each layer stacked at `path`, or a single α for all of them."""
         return _each(self._matching(self.alpha_pattern, path, self.alpha))
 
     def scale_of(self, path: str) -> float:
-        """The factor of B A x at `path`: α/r or α/√r, or 1 where `with_layer_scales` applies that of each layer."""
+        """Returns the factor of B A x at `path`: α/r or α/√r, or 1 if `with_layer_scales` scales each layer itself."""
         if self.stacked(path) is not None:
             return 1.0
         return self.scale(self.rank_of(path), *self.alphas_of(path))
 
     def stacked(self, path: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """(r [L], α [L]) of the layers stacked at `path`, or None where the config has one rank and alpha for all.
+        """Returns (r [L], α [L]) of the layers stacked at `path`, or None if one rank and one alpha hold for all.
 
         Raises:
-          ValueError: if there are not as many ranks as alphas.
+          ValueError: if the numbers of ranks and alphas differ.
         """
         ranks, alphas = self.ranks_of(path), self.alphas_of(path)
         patterns = (self.rank_pattern, self.alpha_pattern)
@@ -106,11 +106,14 @@ class LoraConfig:
             return None
         L = max(len(ranks), len(alphas))
         if not {len(ranks), len(alphas)} <= {1, L}:
-            raise ValueError(f"LoraConfig: {path} has {len(ranks)} ranks in rank_pattern and {len(alphas)} alphas")
+            raise ValueError(
+                f"LoraConfig: {path} needs as many ranks in rank_pattern as alphas in alpha_pattern, got {len(ranks)} "
+                f"ranks and {len(alphas)} alphas"
+            )
         return np.broadcast_to(ranks, L), np.broadcast_to(np.array(alphas, float), L)
 
     def scale(self, rank: int | np.ndarray, alpha: float | np.ndarray) -> float | np.ndarray:
-        """α/r, or α/√r when rank-stabilised."""
+        """Returns α/r, or α/√r if the config is rank-stabilised."""
         return alpha / (rank**0.5 if self.rank_stabilized else rank)
 
     def _matching(self, patterns: Mapping[str, Any], path: str, default: Any) -> Any:
@@ -134,18 +137,23 @@ def _check_alphas(name: str, alphas: Any) -> None:
 
 
 def with_layer_scales(config: LoraConfig, adapters: PyTree[Array]) -> PyTree[Array]:
-    """One set of adapters, where A of stacked layers is multiplied by the α/r of each layer, and by 0 in its padding.
+    """Multiplies A of stacked layers by the α/r of each layer, and by 0 in the padding beyond its rank.
 
-    Padding beyond the rank of a layer then counts for nothing, and has no gradient.
+    The padding then has no effect and no gradient.
 
+    Args:
+      config: ranks and scales.
+      adapters: one set of adapters.
+    Returns:
+      The scaled adapters.
     Raises:
-      ValueError: if stacked layers are not as many, or not of the rank, as the config says.
+      ValueError: if the number or the rank of stacked layers is not that of the config.
     """
     return _with_layers(config, adapters, config.scale)
 
 
 def with_layer_ranks(config: LoraConfig, adapters: PyTree[Array]) -> PyTree[Array]:
-    """One set of adapters, where A of stacked layers is 0 in the padding beyond the rank of each."""
+    """Sets A of stacked layers to 0 in the padding beyond the rank of each layer; for one set of adapters."""
     return _with_layers(config, adapters, lambda ranks, alphas: np.ones_like(alphas))
 
 
@@ -160,7 +168,7 @@ def _with_layers(config: LoraConfig, adapters: PyTree[Array], factor: Callable) 
         L, R = len(ranks), max(ranks)
         if leaf.ndim < 3 or (leaf.shape[0], leaf.shape[-1]) != (L, R):
             raise ValueError(
-                f"LoraConfig gives {path} ranks and alphas for {L} layers stacked by nn.scan, of rank {R} at most: "
+                f"LoraConfig gives {path} ranks and alphas for {L} layers stacked by nn.scan, with rank {R} at most; "
                 f"its A must have shape [{L}, ..., {R}], got {leaf.shape}"
             )
         factors = np.where(np.arange(R) < ranks[:, None], factor(ranks, alphas)[:, None], 0.0)

@@ -1,4 +1,4 @@
-"""The interceptor that adds deltas to targeted linear layers, and the variables that it declares in them."""
+"""The method interceptor that adds deltas to targeted linear layers and declares the adapters as their variables."""
 
 import contextlib
 import dataclasses
@@ -18,16 +18,20 @@ from mcl_jax.lora.linear import LinearSpec, delta, init_a, linear_spec, rank_axe
 COLLECTION = "lora"
 LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
 LINEAR_CALLS = tuple(inspect.unwrap(layer.__call__) for layer in LINEAR_LAYERS)
-REPARAMETERIZED = (nn.WeightNorm, nn.SpectralNorm)  # they compute a kernel from the parameters of the layer inside
+REPARAMETERIZED = (nn.WeightNorm, nn.SpectralNorm)  # compute a new kernel from the parameters of the inner layer
 
-STACKED_HINT = " Layers that nn.scan stacks share one path: give that path a sequence with one value for each layer."
+STACKED_HINT = " Layers that nn.scan stacks share one path; give that path a sequence with one value per layer."
 
 
 @dataclasses.dataclass
 class Adapted:
-    """What an interceptor saw: every module path, which of them are linear layers, and which are targets.
+    """The modules that an interceptor has seen.
 
-    `entered` holds the modules whose calls have begun and not ended, the innermost last.
+    Attributes:
+      linear: type of each linear layer, by path.
+      other: type of every other module, by path.
+      targets: contraction of each adapted layer, by path.
+      entered: modules whose calls have begun but not ended, the innermost last.
     """
 
     linear: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -37,7 +41,7 @@ class Adapted:
 
     @contextlib.contextmanager
     def entering(self, module: nn.Module):
-        """While `module` is called, it is among those entered."""
+        """Keeps `module` in `entered` while it is called."""
         self.entered.append(module)
         try:
             yield
@@ -45,22 +49,26 @@ class Adapted:
             self.entered.pop()
 
     def enclosing(self, kinds: type | tuple[type, ...]) -> nn.Module | None:
-        """The innermost module of these kinds whose call has not ended."""
+        """Returns the innermost module of these types whose call has not ended, or None."""
         return next((module for module in reversed(self.entered) if isinstance(module, kinds)), None)
 
     def why_absent(self) -> str:
-        """Why the target that is being called may have no adapters."""
+        """Explains why the layer that is being called may have no adapters."""
         recurrent = self.enclosing(nn.RNN)
         if recurrent is not None and not in_filter(recurrent.variable_broadcast, COLLECTION):
             return f'It is inside nn.RNN, which needs variable_broadcast=("params", "{COLLECTION}").'
         return (
-            "Were they made with other targets? Inside nn.scan or nn.vmap the collection needs "
-            f'variable_axes={{"params": 0, "{COLLECTION}": 0}}, or, where all steps share one kernel, '
+            "Check that the adapters were made with the same targets. Inside nn.scan or nn.vmap the collection needs "
+            f'variable_axes={{"params": 0, "{COLLECTION}": 0}}, or, if all steps share one kernel, '
             f'variable_broadcast=("params", "{COLLECTION}").'
         )
 
     def check(self, config: LoraConfig) -> None:
-        """Raises a ValueError that lists the nearest module paths if any pattern of `config` names no linear layer."""
+        """Checks that every pattern of `config` matches a linear layer.
+
+        Raises:
+          ValueError: if a pattern matches none; lists the nearest module paths.
+        """
         for field, patterns in [
             ("targets", config.patterns),
             ("rank_pattern", config.rank_pattern),
@@ -73,24 +81,29 @@ class Adapted:
                     raise ValueError(f"LoraConfig.{field}: {pattern!r} matches no linear layer. {hint}")
 
     def _hint(self, pattern: str) -> str:
-        found = [f"{path} is a {kind}" for path, kind in self.other.items() if matches(pattern, path)]
+        not_linear = [f"{path} is a {kind}" for path, kind in self.other.items() if matches(pattern, path)]
         by_name = {path.rsplit("/", 1)[-1]: path for path in self.linear}
         names = difflib.get_close_matches(pattern.rsplit("/", 1)[-1], by_name, n=5, cutoff=0.4)
         nearest = [by_name[name] for name in names] or list(self.linear)[:20]
-        hint = f"Nearest of {len(self.linear)} linear layers: {', '.join(nearest) or 'none at all'}."
+        hint = f"The nearest of {len(self.linear)} linear layers: {', '.join(nearest) or 'none'}."
         adaptable = "nn.Dense, nn.DenseGeneral and nn.Einsum"
-        return (f"{'; '.join(found[:3])}: only {adaptable} can be adapted. " if found else "") + hint
+        return (f"{'; '.join(not_linear[:3])}; only {adaptable} can be adapted. " if not_linear else "") + hint
 
 
-# delta_fn(layer, path, spec, x) -> what is added to the output of the target layer
+# delta_fn(layer, path, spec, x) -> the term to add to the output of the target layer
 DeltaFn = Callable[[nn.Module, str, LinearSpec, Array], Array]
 
 
 def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = None):
-    """Context in which each targeted linear layer of any Linen module has `delta_fn` added to its output.
+    """Returns a context manager in which `delta_fn` is added to the output of every targeted linear layer.
 
-    Of a subclass of a linear layer it is the call of the layer itself that is adapted, once, whatever the subclass does
-    before and after it: W + (α/r) B A stands where W stood.
+    In a subclass of a linear layer, the call of the linear layer itself is adapted, once, whatever the subclass does
+    before and after it: W + (α/r) B A takes the place of W.
+
+    Args:
+      config: targets, ranks and scales.
+      delta_fn: computes the term to add.
+      adapted: collects the modules that are called; a new one if None.
     """
     adapted = Adapted() if adapted is None else adapted
 
@@ -99,7 +112,7 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
             return next_fun(*args, **kwargs)
         layer, path = context.module, "/".join(context.module.path)
         if path == "params":
-            raise ValueError('a submodule of the root is named "params", which Flax cannot apply: rename it')
+            raise ValueError('a submodule of the root is named "params", which Flax cannot apply; rename it')
         refuse_batch_statistics(layer, path, *args, **kwargs)
         with adapted.entering(layer):
             y = next_fun(*args, **kwargs)
@@ -123,53 +136,53 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
 
 
 def subclass_output(adapted: Adapted, layer: nn.Module, path: str, y: Array) -> Array:
-    """The output of a subclass's own `__call__`, in which the call of the linear layer itself was adapted.
+    """Returns the output y of a subclass's own `__call__`, after checking that the inner linear layer was adapted.
 
     Raises:
-      ValueError: if there was no such call.
+      ValueError: if the subclass did not call the linear layer.
     """
     if path not in adapted.targets:
         base = next(base.__name__ for base in LINEAR_LAYERS if isinstance(layer, base))
         raise ValueError(
-            f"{path} is a {type(layer).__name__}, whose __call__ does not call that of nn.{base}, so that what it does "
-            f"with its kernel is not known: use super().__call__ in it, or leave {path} out of the targets"
+            f"{path} is a {type(layer).__name__}, whose __call__ does not call that of nn.{base}, so its use of "
+            f"the kernel is unknown; call super().__call__ in it, or leave {path} out of the targets"
         )
     return y
 
 
 def refuse_reparameterized(adapted: Adapted, path: str) -> None:
-    """Raises a ValueError if the layer at `path` is inside a module that computes its kernel from other parameters."""
+    """Raises a ValueError if the layer at `path` is inside a module that computes a new kernel from its parameters."""
     outside = adapted.enclosing(REPARAMETERIZED)
     if outside is not None:
         kind = type(outside).__name__
         raise ValueError(
-            f"{path} is inside nn.{kind}, which normalizes its kernel, so that B A could not be merged into it: "
-            f"leave {path} out of the targets, or fold the normalization into the kernel first"
+            f"{path} is inside nn.{kind}, which normalizes its kernel, so B A could not be merged into it; leave "
+            f"{path} out of the targets, or fold the normalization into the kernel first"
         )
 
 
 def refuse_batch_statistics(layer: nn.Module, path: str, *args, use_running_average: bool | None = None, **_) -> None:
-    """Raises a ValueError if `layer` is a BatchNorm that is about to normalize by the statistics of the batch."""
+    """Raises a ValueError if `layer` is a BatchNorm that would normalize by the statistics of the batch."""
     if not isinstance(layer, nn.BatchNorm):
         return
     given = args[1] if len(args) > 1 else use_running_average
     if not (layer.use_running_average if given is None else given):
         raise ValueError(
-            f"{path} is an nn.BatchNorm in training mode: the examples of a batch would depend on each other, and "
-            "hypotheses need them independent. Give it use_running_average=True"
+            f"{path} is an nn.BatchNorm in training mode, which makes the examples of a batch depend on each other, "
+            "but hypotheses need independent examples; set use_running_average=True"
         )
 
 
 def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
-    """The delta of one hypothesis, with A and B in the `"lora"` collection of the layer itself (declared if absent)."""
+    """Returns the delta function of one hypothesis; A and B are "lora" variables of the layer, declared if absent."""
 
     def delta_fn(layer, path, spec, x):
         rank = config.rank_of(path)
         shape_of_a, shape_of_b = (spec.shape_of(axes, rank) for axes in (spec.a, spec.b))
         if rank_axes(spec.shape, shape_of_a, shape_of_b)[0] != spec.b.index(spec.rank_axis):
             raise ValueError(
-                f"{path}: at rank {rank} the shapes of A {shape_of_a} and B {shape_of_b} do not tell how they fit the "
-                f"kernel {spec.shape}; choose another rank"
+                f"{path}: at rank {rank} the shapes of A {shape_of_a} and B {shape_of_b} fit the kernel {spec.shape} "
+                "in more than one way; choose another rank"
             )
         a = variable(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
         b = variable(layer, path, "b", lambda: jnp.zeros(shape_of_b, config.param_dtype))
@@ -180,32 +193,35 @@ def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
 
 
 class AbsentAdapterError(LookupError):
-    """A target layer finds no adapter in its `"lora"` collection and cannot declare one."""
+    """A target layer has no adapter in its `"lora"` collection and cannot declare one."""
 
 
 def variable(layer: nn.Module, path: str, name: str, init: Callable[[], Array]) -> Array:
-    """What the `"lora"` collection of the layer holds under `name`; declared as `init()` if absent.
+    """Returns a variable of the layer's `"lora"` collection; declares it as `init()` if it is absent.
 
     Raises:
-      AbsentAdapterError: if it is absent and the collection is not mutable.
+      AbsentAdapterError: if the variable is absent and the collection is not mutable.
     """
     scope = layer.scope
     if not scope.has_variable(COLLECTION, name):
         if not scope.is_mutable_collection(COLLECTION):
-            raise AbsentAdapterError(f"{path} is a target, but the adapters hold no {path}/{name}")
+            raise AbsentAdapterError(f"{path} is a target, but the adapters have no {path}/{name}")
         scope.put_variable(COLLECTION, name, init())
     return scope.get_variable(COLLECTION, name)
 
 
 def dropout(layer: nn.Module, path: str, x: Array, probability: float) -> Array:
-    """x with each feature dropped with this probability, the others scaled up; x itself at 0.
+    """Drops each feature of x with the given probability and scales up the others; returns x if it is 0.
 
     Raises:
-      ValueError: if the layer has no "dropout" stream of keys.
+      ValueError: if the layer has no "dropout" stream of random keys.
     """
     if probability == 0.0:
         return x
     if not layer.has_rng("dropout"):
-        raise ValueError(f'{path}: dropout needs a "dropout" stream; nn.scan needs split_rngs={{"dropout": True}}')
+        raise ValueError(
+            f'{path}: dropout needs a "dropout" stream of random keys; inside nn.scan, set '
+            'split_rngs={"dropout": True}'
+        )
     keep = jax.random.bernoulli(layer.make_rng("dropout"), 1.0 - probability, x.shape)
     return jnp.where(keep, x / (1.0 - probability), jnp.zeros_like(x))

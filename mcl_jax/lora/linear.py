@@ -1,4 +1,4 @@
-"""Linear layers as contractions of an input with a kernel, their low-rank deltas, and deltas merged into kernels."""
+"""Linear layers as contractions of an input with a kernel; their low-rank deltas, and how to merge deltas."""
 
 import dataclasses
 import functools
@@ -17,7 +17,14 @@ from mcl_jax.dtypes import at_least_float32
 
 @dataclasses.dataclass(frozen=True)
 class LinearSpec:
-    """A linear layer as the contraction `equation` = "x,kernel->y" of its input with a kernel of shape `shape`."""
+    """A linear layer as the contraction of its input with a kernel.
+
+    Attributes:
+      equation: an einsum equation "x,kernel->y".
+      shape: shape of the kernel.
+    Raises:
+      ValueError: if the kernel's batch axes do not come first, or its contracted axes are not adjacent.
+    """
 
     equation: str
     shape: tuple[int, ...]
@@ -26,32 +33,38 @@ class LinearSpec:
         in_order = self.kernel.startswith(self.batch) and self.contracted in self.kernel
         if not in_order or not self.contracted or len(set(self.kernel)) < len(self.kernel):
             raise ValueError(
-                f"cannot factorise {self.equation!r}: the kernel must hold its batch axes first and its contracted "
-                "axes side by side, each once"
+                f"cannot factorise {self.equation!r}: the kernel must have its batch axes first and its contracted "
+                "axes next to each other, each axis once"
             )
 
     @property
     def x(self) -> str:
+        """Axes of the input."""
         return self.equation.split(",")[0]
 
     @property
     def kernel(self) -> str:
+        """Axes of the kernel."""
         return self.equation.split(",")[1].split("->")[0]
 
     @property
     def y(self) -> str:
+        """Axes of the output."""
         return self.equation.split("->")[1]
 
     @property
     def batch(self) -> str:
+        """Axes of the kernel that the input and the output have too."""
         return "".join(c for c in self.kernel if c in self.x and c in self.y)
 
     @property
     def contracted(self) -> str:
+        """Axes of the kernel that are summed over."""
         return "".join(c for c in self.kernel if c in self.x and c not in self.y)
 
     @property
     def rank_axis(self) -> str:
+        """Letter of the rank axis r, one that the equation does not use."""
         return next(c for c in string.ascii_letters if c not in self.equation)
 
     @property
@@ -61,21 +74,22 @@ class LinearSpec:
 
     @property
     def b(self) -> str:
-        """Axes of B: those of the kernel, with r in the place of the contracted ones."""
+        """Axes of B: those of the kernel, with r in place of the contracted ones."""
         return self.kernel.replace(self.contracted, self.rank_axis)
 
     def shape_of(self, axes: str, rank: int) -> tuple[int, ...]:
+        """Returns the sizes of these axes, given r."""
         sizes = dict(zip(self.kernel, self.shape, strict=True)) | {self.rank_axis: rank}
         return tuple(sizes[c] for c in axes)
 
     @property
     def hidden(self) -> str:
-        """Axes of A x: those of x, with r in the place of the contracted ones."""
+        """Axes of A x: those of x, with r in place of the contracted ones."""
         return "".join(c for c in dict.fromkeys(self.x) if c not in self.contracted) + self.rank_axis
 
 
 def linear_spec(layer: nn.Module, inputs: Array, einsum_str: str | None = None) -> LinearSpec:
-    """How `layer`, called with these arguments, contracts its inputs with its kernel."""
+    """Returns the contraction that `layer` computes when it is called with these arguments."""
     if isinstance(layer, nn.Einsum):
         equation = nn.merge_param("einsum_str", layer.einsum_str, einsum_str).replace(" ", "")
         return LinearSpec(_without_ellipsis(equation, jnp.ndim(inputs)), tuple(layer.shape))
@@ -85,18 +99,22 @@ def linear_spec(layer: nn.Module, inputs: Array, einsum_str: str | None = None) 
 
 
 def _without_ellipsis(equation: str, ndim: int) -> str:
-    """The equation with "..." written out as the letters that an input of `ndim` axes needs."""
+    """Replaces "..." in the equation by the letters that an input of `ndim` axes needs."""
     named = len(equation.split(",")[0].replace("...", ""))
     free = [c for c in string.ascii_letters if c not in equation]
     return equation.replace("...", "".join(free[: ndim - named]))
 
 
 def _dense_general_spec(x: Array, features, axis, batch_dims) -> LinearSpec:
-    as_tuple = lambda value: (value,) if isinstance(value, int) else tuple(value)
-    features = as_tuple(features)
-    axes = x_axes = string.ascii_letters[: x.ndim]
-    in_order = lambda dims: "".join(axes[i] for i in sorted(i % x.ndim for i in as_tuple(dims)))
-    contracted, batch = in_order(axis), in_order(batch_dims)
+    x_axes = string.ascii_letters[: x.ndim]
+
+    def as_tuple(value):
+        return (value,) if isinstance(value, int) else tuple(value)
+
+    def in_order(dims):
+        return "".join(x_axes[i] for i in sorted(i % x.ndim for i in as_tuple(dims)))
+
+    features, contracted, batch = as_tuple(features), in_order(axis), in_order(batch_dims)
     free = string.ascii_letters[x.ndim : x.ndim + len(features)]
     others = "".join(c for c in x_axes if c not in contracted + batch)
     sizes = dict(zip(x_axes, x.shape, strict=True))
@@ -105,27 +123,27 @@ def _dense_general_spec(x: Array, features, axis, batch_dims) -> LinearSpec:
 
 
 def delta(spec: LinearSpec, x: Array, a: Array, b: Array, scale: float) -> Array:
-    """scale · B A x in the dtype of x. Reverse mode only: see `contract`."""
+    """Computes scale · B A x in the dtype of x. Differentiable in reverse mode only, see `contract`."""
     hidden = contract(f"{spec.x},{spec.a}->{spec.hidden}", x, a.astype(x.dtype))
     return scale * contract(f"{spec.hidden},{spec.b}->{spec.y}", hidden, b.astype(x.dtype))
 
 
 def contract(equation: str, x: Array, weight: Array) -> Array:
-    """jnp.einsum(equation, x, weight), with gradients written out where each is a contraction of the other two."""
+    """Computes jnp.einsum(equation, x, weight), with explicit gradients where these are contractions themselves."""
     x_axes, weight_axes, y_axes = operands = re.split(",|->", equation)
     once = all(len(set(axes)) == len(axes) for axes in operands)
     if once and set(x_axes) <= {*weight_axes, *y_axes} and set(weight_axes) <= {*x_axes, *y_axes}:
         return _contract(equation, x, weight)
-    return jnp.einsum(equation, x, weight)  # an axis is summed over or taken twice in one operand alone
+    return jnp.einsum(equation, x, weight)  # one operand alone has an axis that is summed over or occurs twice
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _contract(equation: str, x: Array, weight: Array) -> Array:
-    """jnp.einsum(equation, x, weight).
+    """Computes jnp.einsum(equation, x, weight).
 
-    The gradients are the usual ones. They are written out for the order of their operands: from the order that JAX's
-    own rule gives, XLA makes transposed copies of x and of the cotangent for every adapted layer, each with the chain
-    of residual sums before it computed anew, which took half of the backward pass on a CPU.
+    The gradients are the usual ones, but with another order of operands. With the order of JAX's own rule, XLA makes
+    transposed copies of x and of the cotangent for every adapted layer and recomputes the residual stream for each,
+    which took half of the backward pass on a CPU.
     """
     return jnp.einsum(equation, x, weight)
 
@@ -145,16 +163,16 @@ _contract.defvjp(_contract_forward, _contract_backward)
 
 
 def init_a(key: Key[Array, ""], spec: LinearSpec, rank: int, dtype: Any) -> Float[Array, "*fan_in R"]:
-    """A ~ U(−1/√d_in, 1/√d_in), torch's kaiming_uniform with a=√5."""
+    """Draws A ~ U(−1/√d_in, 1/√d_in), as torch's kaiming_uniform does with a=√5."""
     bound = 1.0 / math.sqrt(math.prod(spec.shape_of(spec.contracted, rank)))
     return jax.random.uniform(key, spec.shape_of(spec.a, rank), dtype, -bound, bound)
 
 
 def rank_axes(kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> list[int]:
-    """Where r can stand among the axes of B, given the three shapes, most often one place.
+    """Returns the possible positions of r among the axes of B, given the three shapes; usually there is one.
 
-    A rank as large as the inputs of a square layer leaves two; the first is then the right one, since `adapter_delta`
-    refuses to make the others.
+    If the rank equals the input size of a square layer there are two; the first one is right, since `adapter_delta`
+    refuses to create the others.
     """
     contracted = len(kernel) - len(b) + 1
     batch, inputs = len(a) - 1 - contracted, a[-1 - contracted : -1]
@@ -164,18 +182,21 @@ def rank_axes(kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -
 
 
 def merge_kernel(kernel: Array, a: Array, b: Array, scale: float) -> Array:
-    """kernel + scale · A B, computed in float32 or wider; the axes are read off the three shapes.
+    """Computes kernel + scale · A B in float32 or wider. The three shapes determine the axes.
 
     Args:
       kernel: [*pre, *contracted, *post], with the layer axis of a scan in `pre`.
-      a: [*batch, *contracted, r], where batch is the beginning of pre.
+      a: [*batch, *contracted, r], where `batch` is the beginning of `pre`.
       b: [*pre, r, *post].
+      scale: factor of A B.
+    Returns:
+      The merged kernel, in the dtype of `kernel`.
     Raises:
-      ValueError: when the shapes do not fit together.
+      ValueError: if the shapes do not fit together.
     """
     fits = rank_axes(kernel.shape, a.shape, b.shape)
     if not fits:
-        raise ValueError(f"cannot merge: a {a.shape} and b {b.shape} do not fit the kernel {kernel.shape}")
+        raise ValueError(f"cannot merge: A {a.shape} and B {b.shape} do not fit the kernel {kernel.shape}")
     contracted = kernel.ndim - b.ndim + 1
     axes = string.ascii_letters[: kernel.ndim]
     inner = axes[fits[0] : fits[0] + contracted]

@@ -1,13 +1,13 @@
-"""Metrics of K answers an item: quality against references, diversity among the answers, specialisation of hypotheses.
+"""Metrics of K answers per item: quality against references, diversity of the answers, specialisation of hypotheses.
 
-Texts come as `answers` (N items of K texts) and `references` (N items of R texts). Every metric returns a `Score`:
-a value for each item, the mean, and a bootstrap interval. Blank answers score and never crash.
+Texts are given as `answers` (N items of K texts) and `references` (N items of R texts). Every metric returns a `Score`:
+one value per item, the mean, and a bootstrap interval. Blank answers are allowed.
 
     score = metrics.oracle_bleu(answers, references)
     score.per_item, score.mean, score.low, score.high
-    scores = metrics.score_captions(answers, references)  # by name; what is not available says why
+    scores = metrics.score_captions(answers, references)  # by name; an unavailable metric gives its reason
 
-`python -m mcl_jax.metrics FILE.jsonl [--captions]` computes them all. Reading order: `score`, `text`, `bleu`,
+`python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
 `items`, `report`.
 """

@@ -1,4 +1,4 @@
-"""`python -m mcl_jax.metrics FILE.jsonl` scores anyone's answers."""
+"""Command line of the metrics: `python -m mcl_jax.metrics FILE.jsonl` scores your own answers."""
 
 import math
 import sys
@@ -36,25 +36,25 @@ Group = Literal["translation", "captioning", "diversity", "embedding", "speciali
 
 @dataclass(frozen=True)
 class Config:
-    """Scores K answers an item against references: quality, diversity and specialisation, with bootstrap intervals.
+    """Scores K answers per item against references: quality, diversity and specialisation, with bootstrap intervals.
 
-    FILE holds one JSON object a line: {"id": "17", "answers": [K texts], "references": [texts]}, and optionally
-    "mode" (a name) and "winner" (a hypothesis from 0) for specialisation. Blank answers score 0.
+    FILE holds one JSON object per line: {"id": "17", "answers": [K texts], "references": [texts]}, and optionally
+    "mode" (a name) and "winner" (index of a hypothesis, from 0) for specialisation. Blank answers score 0.
 
     Args:
-        file: the JSONL file, or a pipe such as /dev/stdin.
-        captions: score captions, as coco-caption does: BLEU-1 and -4, ROUGE-L, CIDEr-D, METEOR, SPICE, SPIDEr.
-        metrics: groups to compute; all by default, and what is not available is said. With --captions the groups are
-            captioning (diversity included), embedding and specialization.
-        tokenize: how text becomes words, sacrebleu's names: 13a for Western languages, zh for Chinese, none for
-            text that is tokenized already.
-        lowercase: ignore case.
-        resamples: of the bootstrap.
-        level: of the intervals.
-        seed: of the bootstrap.
-        encoder: folder with config.json, tokenizer.json and model.safetensors; the installed MiniLM by default.
-        corenlp: folder with the two jars of CoreNLP 3.6.0, for SPICE.
-        json: file to write the scores to, values of each item included; before anything is printed.
+      file: JSONL file, or a pipe such as /dev/stdin.
+      captions: Score captions, as coco-caption does: BLEU-1 and -4, ROUGE-L, CIDEr-D, METEOR, SPICE, SPIDEr.
+      metrics: Groups to compute; all by default. With --captions the groups are captioning (including diversity),
+        embedding and specialization.
+      tokenize: Tokenizer, by sacrebleu's names: 13a for Western languages, zh for Chinese, none for text that is
+        already tokenized.
+      lowercase: Ignore case.
+      resamples: Number of bootstrap resamples.
+      level: Confidence level of the intervals.
+      seed: Random seed of the bootstrap.
+      encoder: Folder with config.json, tokenizer.json and model.safetensors; the installed MiniLM by default.
+      corenlp: Folder with the two jars of CoreNLP 3.6.0, for SPICE.
+      json: File for the scores, including the values of each item.
     """
 
     file: tyro.conf.Positional[Path]
@@ -71,15 +71,15 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Score | NotAvailable]:
-    """Reads, scores, prints, and writes if asked to.
+    """Reads the items, scores them, prints the scores, and writes them if asked to.
 
     Raises:
-        ValueError: for a file, or an option, that does not fit; names it.
+      ValueError: if a file or an option is wrong; names it.
     """
     bootstrap = Bootstrap(config.resamples, config.level, config.seed)
     tokenization = Tokenization(config.tokenize, config.lowercase)
     if config.captions and tokenization != Tokenization():
-        raise ValueError("--captions has coco-caption's own words: leave out --tokenize and --lowercase")
+        raise ValueError("--captions uses coco-caption's tokenizer; leave out --tokenize and --lowercase")
     settings = Settings(tokenization, bootstrap, config.encoder, config.corenlp)
     if config.json is not None and not config.json.parent.is_dir():
         raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
     try:
         if config.json is not None:
             write_json(config.json, _document(config, items, scores, matrix))
-    finally:  # a file that cannot be written does not cost the table
+    finally:  # print the table even if the file cannot be written
         _print(config, items, scores, matrix)
     return scores
 
@@ -100,7 +100,7 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
 def _win_matrix(items: Sequence[Item]) -> WinMatrix | None:
     try:
         return win_matrix(*winners_and_modes(items))
-    except ValueError:  # which the scores say
+    except ValueError:  # the scores give the reason
         return None
 
 
@@ -132,7 +132,7 @@ def _cells(score: Score | NotAvailable) -> tuple[Any, ...]:
 
 
 def _reasons(scores: dict[str, Score | NotAvailable]) -> dict[str, list[str]]:
-    """Names of the metrics that have no value, by reason."""
+    """Returns the names of the metrics without a value, by reason."""
     reasons: dict[str, list[str]] = {}
     for name, score in scores.items():
         if isinstance(score, NotAvailable):
@@ -141,7 +141,7 @@ def _reasons(scores: dict[str, Score | NotAvailable]) -> dict[str, list[str]]:
             reasons.setdefault(NOT_DEFINED, []).append(name)
         elif score.num_defined == 1 and math.isnan(score.low):
             which = "all intervals" if len(score.per_item) == 1 else f"interval of {name}"
-            reasons.setdefault("one item tells nothing of others, an interval needs 2", []).append(which)
+            reasons.setdefault("an interval needs at least 2 items", []).append(which)
     return {reason: list(dict.fromkeys(names)) for reason, names in reasons.items()}
 
 
@@ -155,7 +155,7 @@ def _document(
 
 
 def cli(args: Sequence[str] | None = None) -> None:
-    """The command line; errors are one line on stderr and exit status 1."""
+    """Runs the command line; an error is one line on stderr with exit status 1."""
     with errors_in_a_line():
         main(tyro.cli(Config, prog="python -m mcl_jax.metrics", args=args))
 

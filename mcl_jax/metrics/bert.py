@@ -1,6 +1,6 @@
 """BERT as a plain Flax Linen module: a bidirectional post-norm transformer, for the sentence encoder of the metrics.
 
-Names of the parameters, and Hugging Face's of a `BertModel` beside them:
+Names of the parameters here, and in Hugging Face's `BertModel`:
 
     words/embedding, positions/embedding, types/embedding      embeddings.{word,position,token_type}_embeddings.weight
     norm/{scale,bias}                                          embeddings.LayerNorm.{weight,bias}
@@ -9,7 +9,7 @@ Names of the parameters, and Hugging Face's of a `BertModel` beside them:
     layer_0/up                                                 encoder.layer.0.intermediate.dense
     layer_0/down, layer_0/norm                                 encoder.layer.0.output.{dense,LayerNorm}
 
-Inference only: there is no dropout and no pooler. Source: Devlin et al. (2019); transformers 5.23, `models/bert`.
+It is for inference only, without dropout and pooler. Source: Devlin et al. (2019); transformers 5.23, `models/bert`.
 """
 
 import dataclasses
@@ -53,7 +53,11 @@ HF_LEAF = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias":
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Sizes of a BERT, under Hugging Face's names."""
+    """Sizes of a BERT, under Hugging Face's names.
+
+    Raises:
+      ValueError: if a value has the wrong type, or two sizes do not fit together.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -77,7 +81,7 @@ class BertConfig:
         """Reads the dict of a `config.json`.
 
         Raises:
-            ValueError: an entry is absent, or the dict describes something this model does not compute.
+          ValueError: if a required entry is missing, or the model cannot compute what the dict describes.
         """
         for name, needed in COMPUTED.items():
             if hf_config.get(name, needed) != needed:
@@ -97,7 +101,10 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         c = self.config
-        norm = lambda name: nn.LayerNorm(epsilon=c.layer_norm_eps, use_fast_variance=False, name=name)
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(epsilon=c.layer_norm_eps, use_fast_variance=False, name=name)
+
         heads = (*x.shape[:2], c.num_attention_heads, c.hidden_size // c.num_attention_heads)
 
         q, k, v = (nn.Dense(c.hidden_size, name=name)(x).reshape(heads) for name in ("query", "key", "value"))
@@ -111,14 +118,17 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Hidden states of one sequence a row, [B, T, D]; `mask` is True on tokens and False on padding, on the right."""
+    """Computes hidden states of one sequence per row; `mask` is True on tokens and False on padding, on the right."""
 
     config: BertConfig
 
     @nn.compact
     def __call__(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
         c = self.config
-        embed = lambda name, rows, ids: nn.Embed(rows, c.hidden_size, name=name)(ids)
+
+        def embed(name: str, rows: int, ids: Array) -> Array:
+            return nn.Embed(rows, c.hidden_size, name=name)(ids)
+
         x = embed("words", c.vocab_size, tokens)
         x = x + embed("positions", c.max_position_embeddings, jnp.arange(tokens.shape[1])[None])
         x = x + embed("types", c.type_vocab_size, jnp.zeros_like(tokens))
@@ -129,22 +139,21 @@ class Bert(nn.Module):
 
 
 def params_from_hf(state_dict: Mapping[str, np.ndarray], config: BertConfig) -> dict[str, Any]:
-    """The `params` collection of `Bert(config)`, in float32, from a Hugging Face state dict of a `BertModel`.
+    """Makes the `params` collection of `Bert(config)`, in float32, from a Hugging Face state dict of a `BertModel`.
 
     Args:
-        state_dict: arrays by name, of a `BertModel` or of a model with a head; what the model does not use (pooler,
-            position ids, heads) is ignored.
-        config: the model's configuration.
-
+      state_dict: arrays by name, from a `BertModel` or a model with a head; tensors that the model does not use
+        (pooler, position ids, heads) are ignored.
+      config: config of the model.
     Raises:
-        ValueError: names tensors that are missing, of the wrong shape, no floating-point numbers or not finite.
+      ValueError: if a tensor is missing, of the wrong shape, not floating-point or not finite; names it.
     """
     state_dict = {name.removeprefix("bert."): tensor for name, tensor in state_dict.items()}
     inputs = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1, 1), jnp.bool_)
     spec = flatten_dict(jax.eval_shape(Bert(config).init, jax.random.key(0), *inputs)["params"])
     missing = [name for name in map(_hf_name, spec) if name not in state_dict]
     if missing:
-        raise ValueError(f"a state dict of this BERT must have {missing}, got {sorted(state_dict)}")
+        raise ValueError(f"the state dict of this BERT must have {missing}, got {sorted(state_dict)}")
     return unflatten_dict({path: _from_hf(state_dict, path, shape.shape) for path, shape in spec.items()})
 
 
@@ -159,11 +168,11 @@ def _hf_name(path: tuple[str, ...]) -> str:
 def _from_hf(state_dict: Mapping[str, np.ndarray], path: tuple[str, ...], shape: tuple[int, ...]) -> Array:
     name = _hf_name(path)
     if not jnp.issubdtype(state_dict[name].dtype, jnp.floating):
-        raise ValueError(f"{name} must hold floating-point numbers, got {state_dict[name].dtype}: is it quantised?")
+        raise ValueError(f"{name} must hold floating-point numbers (not quantised), got {state_dict[name].dtype}")
     tensor = np.asarray(state_dict[name], np.float32)
     if not np.isfinite(tensor).all():
-        raise ValueError(f"{name} must hold finite numbers, got NaN or infinity: is the file damaged?")
-    tensor = tensor.T if path[-1] == "kernel" else tensor  # torch's Linear keeps [out, in]
+        raise ValueError(f"{name} must hold finite numbers, got NaN or infinity; download the file again")
+    tensor = tensor.T if path[-1] == "kernel" else tensor  # torch's Linear stores [out, in]
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {shape} (after transposing a kernel), got {tensor.shape}")
     return jnp.asarray(tensor)

@@ -1,8 +1,8 @@
-"""BLEU by sacrebleu, of many answers against the same references, and of statistics pooled over items.
+"""BLEU by sacrebleu: many answers against the same references, and statistics pooled over items.
 
 BLEU = 100 · BP · exp((1/4) Σ_{n≤4} log p_n), p_n clipped n-gram precisions, BP = exp(min(0, 1 − ref_len / sys_len)).
-Sentence BLEU here is `sacrebleu.sentence_bleu`: exponential smoothing, and only orders that the answer is long enough
-for. Source: Papineni et al. (2002); Post (2018), "A call for clarity in reporting BLEU scores".
+Sentence BLEU here is `sacrebleu.sentence_bleu`: exponential smoothing, and only the orders that fit into the answer.
+Source: Papineni et al. (2002); Post (2018), "A call for clarity in reporting BLEU scores".
 """
 
 import functools
@@ -16,17 +16,17 @@ from mcl_jax.metrics.score import Bootstrap, Score
 from mcl_jax.metrics.text import Tokenization, written
 
 ORDER = 4
-REMEMBERED = 2**15  # sets of answers and references: sentence and corpus metrics ask for the same ones
+REMEMBERED = 2**15  # cached sets of answers and references, since sentence and corpus metrics use the same ones
 
 
 @dataclass(frozen=True)
 class BleuScores:
-    """Sentence BLEU of K answers, and what it is made of.
+    """Sentence BLEU of K answers, with its statistics.
 
     Attributes:
-        values: [K], 0 to 100.
-        statistics: [K, 10]: length of the answer and of the nearest reference, then matching n-grams and all n-grams of
-            orders 1 to 4. Sums of them give corpus BLEU.
+      values: BLEU, [K], 0 to 100.
+      statistics: [K, 10]: lengths of the answer and of the nearest reference, then numbers of matching and of all
+        n-grams of orders 1 to 4. Their sums give corpus BLEU.
     """
 
     values: np.ndarray
@@ -36,13 +36,13 @@ class BleuScores:
 def bleu_scores(
     answers: Sequence[str], references: Sequence[str], tokenization: Tokenization, smooth_method: str = "exp"
 ) -> BleuScores:
-    """Sentence BLEU of each answer against all the references at once; blank references are left out.
+    """Computes sentence BLEU of each answer against all references together; blank references are ignored.
 
     Args:
-        answers: K texts; a blank one scores 0.
-        references: R texts, not all blank. Their n-grams are counted once.
-        tokenization: how text becomes words.
-        smooth_method: of sacrebleu: "exp", "add-k" (1 is added to the orders above 1) or "none".
+      answers: K texts; a blank one scores 0.
+      references: R texts, not all blank. Their n-grams are counted once.
+      tokenization: splits texts into words.
+      smooth_method: sacrebleu's smoothing: "exp", "add-k" (adds 1 to the orders above 1) or "none".
     """
     return _bleu_scores(tuple(answers), tuple(written(references)), tokenization, smooth_method)
 
@@ -66,10 +66,10 @@ def _bleu_scores(
 
 
 def pooled_bleu(totals: np.ndarray, smooth_method: str = "exp") -> float:
-    """Corpus BLEU, 0 to 100, of `statistics` [10] that were added up over answers.
+    """Computes corpus BLEU, 0 to 100, from `statistics` [10] that were summed over answers.
 
-    It is `sacrebleu.corpus_bleu`, but where no answer at all has four words it takes the orders there are: sacrebleu's
-    0 would call a corpus of equal short answers a diverse one.
+    It equals `sacrebleu.corpus_bleu`, except that it uses only the existing orders if no answer has four words:
+    sacrebleu's 0 would make a corpus of equal short answers look diverse.
     """
     from sacrebleu.metrics import BLEU
 
@@ -85,15 +85,18 @@ def pooled_bleu(totals: np.ndarray, smooth_method: str = "exp") -> float:
 
 
 def corpus_score(per_item: np.ndarray, bootstrap: Bootstrap, smooth_method: str = "exp") -> Score:
-    """(1/S) Σ_s BLEU of all items pooled, where s are parallel systems or sets of references.
+    """Computes (1/S) Σ_s BLEU of all items pooled, where s are parallel systems or sets of references.
 
     Args:
-        per_item: `statistics` [N, S, 10], NaN for items that do not count. The value reported for each item pools its
-            own answers alone.
-        bootstrap: of the interval: statistics of resampled items are pooled anew.
-        smooth_method: of sacrebleu.
+      per_item: `statistics` [N, S, 10], NaN for items that do not count. The value of each item pools only its own
+        answers.
+      bootstrap: computes the interval, by pooling the statistics of resampled items.
+      smooth_method: sacrebleu's smoothing.
     """
-    mean_bleu = lambda sums: np.mean([pooled_bleu(s, smooth_method) for s in sums])
+
+    def mean_bleu(sums: np.ndarray) -> float:
+        return np.mean([pooled_bleu(s, smooth_method) for s in sums])
+
     counted = ~np.isnan(per_item).any(axis=(1, 2))
     own = [mean_bleu(sums) if counts else np.nan for sums, counts in zip(per_item, counted, strict=True)]
 

@@ -1,10 +1,10 @@
 """Metrics of K captions with several references each, as coco-caption computes them.
 
-`tokenize_captions` gives the words that every metric here reads; the metrics give a value for each answer, for
+`tokenize_captions` makes the words that all metrics here read. The metrics return one value per answer, for
 `score.oracle` and `score.average`. CIDEr-D runs from 0 to 10, all others from 0 to 1. METEOR and SPICE are in `java`.
 
-Where this differs from coco-caption: blank references are left out, and an answer without words scores 0 (against a
-reference without words, coco-caption's ROUGE-L is 1).
+Differences from coco-caption: blank references are ignored, and an answer without words scores 0 (against a reference
+without words, coco-caption's ROUGE-L is 1).
 """
 
 import collections
@@ -22,18 +22,18 @@ from mcl_jax.metrics.score import Bootstrap, Score
 from mcl_jax.metrics.text import Texts, check_pairs, written
 
 ORDER = 4
-BETA = 1.2  # of ROUGE-L: recall counts β times as much as precision
-SIGMA = 6.0  # words by which lengths may differ in CIDEr-D
-TINY, SMALL = 1e-15, 1e-9  # of coco-caption's BLEU: no n-gram at all is a precision of 1e-6
+BETA = 1.2  # in ROUGE-L, recall counts β times as much as precision
+SIGMA = 6.0  # in CIDEr-D, standard deviation of the length penalty, in words
+TINY, SMALL = 1e-15, 1e-9  # in coco-caption's BLEU: without any n-gram the precision is 1e-6
 
 
 @dataclass(frozen=True)
 class Captions:
-    """N items of K answers and R references, in coco-caption's words with a space between two of them.
+    """N items of K answers and R references, as coco-caption's words joined by spaces.
 
     Attributes:
-        answers: N lists of K texts; "" for an answer without words.
-        references: N lists of R texts.
+      answers: N lists of K texts; "" for an answer without words.
+      references: N lists of R texts.
     """
 
     answers: list[list[str]]
@@ -44,11 +44,12 @@ def tokenize_captions(answers: Texts, references: Texts) -> Captions:
     """Tokenizes as coco-caption does: all references as one file, and the k-th answers of all items as one file.
 
     Args:
-        answers: N items of K texts; K may differ.
-        references: N items of R texts; blank ones are left out.
-
+      answers: N items of K texts; K may differ between items.
+      references: N items of R texts; blank ones are ignored.
+    Returns:
+      The tokenized captions.
     Raises:
-        ValueError: for items that do not match, or without an answer or a reference.
+      ValueError: if items do not match, or lack an answer or a reference.
     """
     check_pairs(answers, references)
     by_rank = [iter(tokenize([texts[k] for texts in answers if k < len(texts)])) for k in range(max(map(len, answers)))]
@@ -59,7 +60,7 @@ def tokenize_captions(answers: Texts, references: Texts) -> Captions:
 
 
 def tokenize_references(references: Texts) -> list[list[str]]:
-    """Those of `tokenize_captions` alone."""
+    """Tokenizes only references, as `tokenize_captions` does."""
     references = [written(texts) for texts in references]
     lines = iter(tokenize([text for texts in references for text in texts]))
     return [[next(lines) for _ in texts] for texts in references]
@@ -70,29 +71,29 @@ def tokenize_references(references: Texts) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Counts:
-    """What a metric counts of each answer, and its value on sums of that.
+    """The counts of a metric for each answer, and the function of their sums.
 
     Attributes:
-        counts: N arrays [K, S].
-        value: from sums [..., S] to values [...], 0 to 1.
+      counts: N arrays [K, S].
+      value: function from sums [..., S] to values [...], 0 to 1.
     """
 
     counts: list[np.ndarray]
     value: Callable[[np.ndarray], np.ndarray] = dataclasses.field(repr=False)
 
     def per_answer(self) -> list[np.ndarray]:
-        """Values of single answers: N vectors [K]."""
+        """Returns the values of single answers: N vectors [K]."""
         return [self.value(counts) for counts in self.counts]
 
     def corpus_oracle(self, bootstrap: Bootstrap | None = None) -> Score:
-        """The metric on all items pooled, each with its best answer."""
+        """Computes the metric on all items pooled, each with its best answer."""
         return self._pooled([c[[self.value(c).argmax()]] for c in self.counts], bootstrap)
 
     def corpus_mean(self, bootstrap: Bootstrap | None = None) -> Score:
-        """(1/K) Σ_k of the metric on all items pooled, each with its k-th answer: coco-caption's own number if K = 1.
+        """Averages over k the metric on all items pooled, each with its k-th answer: coco-caption's number if K = 1.
 
         Raises:
-            ValueError: if not every item has the same number of answers.
+          ValueError: if items have different numbers of answers.
         """
         sizes = sorted({len(counts) for counts in self.counts})
         if len(sizes) > 1:
@@ -101,15 +102,19 @@ class Counts:
 
     def _pooled(self, counts: Sequence[np.ndarray], bootstrap: Bootstrap | None) -> Score:
         counts = np.stack(counts)  # [N, systems, S]
-        value = lambda sums, _: self.value(sums).mean(axis=-1)
+
+        def value(sums: np.ndarray, num_items: int) -> np.ndarray:
+            return self.value(sums).mean(axis=-1)
+
         return (bootstrap or Bootstrap()).pooled(value(counts, 1), counts, value)
 
 
 def coco_bleu(captions: Captions) -> list[Counts]:
-    """BLEU-1, BLEU-2, BLEU-3 and BLEU-4 of coco-caption: BP · (Π_{m≤n} p_m)^(1/n), not smoothed.
+    """Computes coco-caption's BLEU-1, BLEU-2, BLEU-3 and BLEU-4: BP · (Π_{m≤n} p_m)^(1/n), not smoothed.
 
-    An answer of fewer than four words has BLEU-4 of at most 0.03, however right it is: all four orders count, and no
-    n-gram at all is a precision of 1e-6. Source: Papineni et al. (2002); Chen et al. (2015), "Microsoft COCO captions".
+    An answer of fewer than four words has a BLEU-4 of at most 0.03, even if it is perfect: all four orders count, and
+    an order without n-grams has precision 1e-6. Source: Papineni et al. (2002); Chen et al. (2015), "Microsoft COCO
+    captions".
     """
     counts = [_bleu_counts(a, r) for a, r in zip(captions.answers, captions.references, strict=True)]
     return [Counts(counts, functools.partial(_bleu, order=order)) for order in range(1, ORDER + 1)]
@@ -123,12 +128,9 @@ def _bleu(sums: np.ndarray, order: int) -> np.ndarray:
 
 
 def _bleu_counts(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """[K, 10]: lengths of the answer and of the nearest reference; matching n-grams and all of them, of orders 1 to 4.
-
-    Of two references as near, the shorter one counts.
-    """
+    """Returns [K, 10]: lengths of answer and nearest reference (the shorter in a tie); matching and all n-grams."""
     lengths = [len(text.split()) for text in references]
-    highest = collections.defaultdict(int)  # count of an n-gram in the reference that has most of it
+    highest = collections.defaultdict(int)  # largest count of an n-gram in any reference
     for text in references:
         for counts in _ngrams(text):
             for gram, count in counts.items():
@@ -144,7 +146,7 @@ def _bleu_counts(answers: Sequence[str], references: Sequence[str]) -> np.ndarra
 
 
 def _ngrams(text: str) -> list[Counter]:
-    """How often each n-gram is in the text, for the orders 1 to 4."""
+    """Counts the n-grams of a text, for the orders 1 to 4."""
     words = text.split()
     return [Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1)) for n in range(1, ORDER + 1)]
 
@@ -153,9 +155,9 @@ def _ngrams(text: str) -> list[Counter]:
 
 
 def rouge_l(captions: Captions) -> list[np.ndarray]:
-    """ROUGE-L of every answer: F_β of the longest common subsequence, N vectors [K], 0 to 1.
+    """Computes ROUGE-L of every answer: F_β of the longest common subsequence; N vectors [K], 0 to 1.
 
-    F = (1 + β²) P R / (R + β² P) with β = 1.2; P and R are the highest over the references, each by itself.
+    F = (1 + β²) P R / (R + β² P) with β = 1.2; P and R are each the highest over the references.
     Source: Lin (2004), "ROUGE: a package for automatic evaluation of summaries".
     """
     return [
@@ -177,8 +179,8 @@ def _rouge_l(answer: str, references: Sequence[str]) -> float:
 
 
 def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest one."""
-    row = [0] * (len(second) + 1)  # row[j]: of `first` so far and the first j words of `second`
+    """Returns the length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)  # row[j]: for the words of `first` so far and the first j words of `second`
     for word in first:
         diagonal = 0
         for j, other in enumerate(second, start=1):
@@ -187,23 +189,28 @@ def _common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def cider_d(captions: Captions, split: Sequence[Sequence[str]] | None = None) -> list[np.ndarray]:
-    """CIDEr-D of every answer, N vectors [K], 0 to 10: 10 · mean over n ≤ 4 and references of
+    """Computes CIDEr-D of every answer: 10 times the mean over n ≤ 4 and references of
 
         exp(−(l − l_r)² / 2σ²) · Σ min(g, g_r) g_r / (|g| |g_r|)
 
-    g and g_r hold the n-grams' counts times log(N / items that have them in a reference), l and l_r lengths, σ = 6.
-    The N items are the split, and N enters the value: a subset has other values, and a single item has 0 whatever
-    the answer is (see `tells_apart`).
+    g and g_r are the n-grams' counts times log(N / number of items that have them in a reference), l and l_r are
+    lengths, and σ = 6. The N items are the split, and N enters the value: a subset has other values, and a single item
+    has 0 whatever the answer is (see `tells_apart`).
     Source: Vedantam et al. (2015), "CIDEr: consensus-based image description evaluation".
 
     Args:
-        captions: the items that have answers.
-        split: references of all N items of the split, in coco-caption's words, if only some have answers.
+      captions: the items that have answers.
+      split: references of all N items of the split, in coco-caption's words, if only some items have answers.
+    Returns:
+      N vectors [K], 0 to 10.
     """
     of_references = [[_ngrams(text) for text in texts] for texts in captions.references]
     of_split = of_references if split is None else [[_ngrams(text) for text in texts] for texts in split]
     frequency = _frequency(of_split)
-    rarity = lambda gram: math.log(len(of_split) / max(1, frequency[gram]))
+
+    def rarity(gram: tuple[str, ...]) -> float:
+        return math.log(len(of_split) / max(1, frequency[gram]))
+
     values = []
     for answers, texts in zip(captions.answers, of_references, strict=True):
         vectors = [_TfIdf.of(ngrams, rarity) for ngrams in texts]
@@ -213,15 +220,16 @@ def cider_d(captions: Captions, split: Sequence[Sequence[str]] | None = None) ->
 
 
 def _frequency(of_split: Sequence[Sequence[list[Counter]]]) -> Counter:
-    """In how many items each n-gram is in a reference."""
+    """Counts the items that have each n-gram in a reference."""
     return Counter(gram for texts in of_split for gram in {g for t in texts for c in t for g in c})
 
 
 def tells_apart(references: Sequence[Sequence[str]], split: Sequence[Sequence[str]] | None = None) -> bool:
-    """Whether some n-gram of the references has a weight: if none has, CIDEr-D is 0 whatever the answers are.
+    """Whether some n-gram of the references has a weight; otherwise CIDEr-D is 0 whatever the answers are.
 
     Args:
-        references, split: as in `cider_d`.
+      references: references of the items, in coco-caption's words.
+      split: as in `cider_d`.
     """
     split = references if split is None else split
     frequency = _frequency([[_ngrams(text) for text in texts] for texts in split])
@@ -231,7 +239,7 @@ def tells_apart(references: Sequence[Sequence[str]], split: Sequence[Sequence[st
 
 @dataclass(frozen=True)
 class _TfIdf:
-    """A caption as CIDEr-D sees it: weights of n-grams and their norm by order, and the number of words."""
+    """A caption for CIDEr-D: weights of n-grams and their norm for each order, and the number of words."""
 
     weights: list[dict[tuple[str, ...], float]]
     norms: list[float]

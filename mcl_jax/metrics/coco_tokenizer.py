@@ -1,14 +1,14 @@
-"""Captions to words as coco-caption has them: Penn Treebank tokens, in lower case, without punctuation marks.
+"""Tokenization of captions as in coco-caption: Penn Treebank tokens, in lower case, without punctuation marks.
 
-coco-caption runs a Java program, `PTBTokenizer -preserveLines -lowerCase` of Stanford CoreNLP 3.4.1, on a file of one
-caption a line, and drops a list of marks. `tokenize` gives the same words without Java. Its rules were found by asking
-that program; tests/golden/make_captions.py keeps its answers, and tests/metrics/test_coco_tokenizer.py asks it again.
+coco-caption runs a Java program, `PTBTokenizer -preserveLines -lowerCase` of Stanford CoreNLP 3.4.1, on a file with one
+caption per line, and drops a list of marks. `tokenize` returns the same words without Java. Its rules were derived from
+the program's output: tests/golden/make_captions.py stores it, and tests/metrics/test_coco_tokenizer.py compares again.
 
-What looks odd is so there, and in every published number: brackets and "!!" are words, £ is "#" and € is "$", and a
-single letter keeps its period ("the letter a.") unless the text goes on, in this line or a later one, with a word such
-as "The". So captions are given as they stand in coco-caption's file: all of them, in order.
+Oddities are kept, since every published number has them: brackets and "!!" are words, £ is "#" and € is "$", and a
+single letter keeps its period ("the letter a.") unless the text continues, on this line or a later one, with a word
+such as "The". Therefore pass all captions in the order of coco-caption's file.
 
-As in every lexer, the longest match wins, and the first rule among equals.
+As in every lexer, the longest match wins, and the first rule in case of a tie.
 """
 
 import functools
@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 
 # --- Characters -------------------------------------------------------------------------------------------------------
 
-# Marks over and under letters stay with these; symbols are words. What is neither, nor a letter or digit, parts words
-# as a space does: emoji too.
+# Combining marks stay with their letters; symbols are words. Any other character that is not a letter or digit, such as
+# an emoji, separates words like a space.
 MARKS = "".join(
     chr(c)
     for c in [*range(0x2C2, 0xD49), *range(0xE31, 0xE4F)]
@@ -38,7 +38,7 @@ REPLACED = {
 
 
 class _Characters(dict[int, str]):
-    """What each character is read as; a table for `str.translate` that fills itself."""
+    """Replacement of each character; a table for `str.translate` that fills itself."""
 
     def __missing__(self, code: int) -> str:
         self[code] = value = _read_as(chr(code))
@@ -91,11 +91,11 @@ FILES += " sql tar txt wav x xml zip"
 
 
 def _any(words: str, *cases: Callable[[str], str]) -> str:
-    """An expression for each of the words, in each of the cases."""
+    """Returns an expression for any of the words, in any of the cases."""
     return "(?:" + "|".join(case(word) for case in cases for word in words.split()) + ")"
 
 
-# In parentheses what is the token, if it is not all of the match.
+# A group in parentheses is the token if it is not the whole match.
 RULES = [
     # Contractions: is n't, dog 's, 't is
     rf"([A-Za-z]*[A-MO-Za-mo-z]){NOT}",
@@ -141,12 +141,12 @@ RULES = [
     rf"(?:[^\W_]+\.)+(?i:{_any(FILES, str)})(?=[\s.,-])",
     r"</?[!?]?[A-Za-z][A-Za-z0-9_:.@-]*(?: +[A-Za-z][A-Za-z0-9_:.-]*(?:=(?:\"[^\"\n]*\"|'[^'\n]*'))?)* */?>",
     r"&(?:amp|lt|gt|quot|apos|nbsp);",
-    # Smileys; marks that come in rows; whatever is left
+    # Smileys; repeated marks; anything else
     r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]](?![A-Za-z])|[-^x=~<>']_[-^x=~<>']",
     r"-+|\.{3,}|_+|\*+|[!?]+|``|''|<<|>>|##+|@@+",
     r"\S",
 ]
-# Most of a caption: tokens that no other rule goes beyond, nor an abbreviation.
+# Most tokens of a caption: no other rule matches more, and they are not abbreviations.
 PLAIN = re.compile(r"[A-Za-z]+(?=[,;:!?\"]?[ \n])|[A-Za-z]{7,}(?=\.[ \n])|[.,;:!?\"](?=[ \n])")
 
 
@@ -161,15 +161,18 @@ DROPPED = re.compile(r"['’‘‛`\".?!,:;-]|''|``|-{2,4}|\.{3,}|\u00a0")
 SHORTENED = re.compile(rf"{NOT}|{ENDING}")
 TWO_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "gimme": 3, "lemme": 3}  # can not, gon na, ..
 BRACKETS = {"[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-INSIDE = str.maketrans({"(": "-lrb-", ")": "-rrb-", " ": "\u00a0"})  # of smileys, telephones and tags too
+INSIDE = str.maketrans({"(": "-lrb-", ")": "-rrb-", " ": "\u00a0"})  # also inside smileys, telephone numbers and tags
 ASCII = str.maketrans("’‘‛", "'``")
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:
-    """The captions of one file, in order, each as its words with a space between two of them.
+    """Tokenizes the captions of one file.
 
-    A caption without words becomes "". A word may hold a no-break space, as in a telephone number: coco-caption parts
-    it there for BLEU and CIDEr-D, and does not for ROUGE-L.
+    Args:
+      captions: the captions, in order.
+    Returns:
+      The words of each caption, joined by spaces; "" for a caption without words. A word may contain a no-break
+      space, as in a telephone number, where coco-caption splits it for BLEU and CIDEr-D but not for ROUGE-L.
     """
     text = "\n".join(re.sub(r"[^\S ]", " ", caption) for caption in captions).translate(CHARACTERS)
     lines: list[list[str]] = [[] for _ in captions]
@@ -193,7 +196,7 @@ def _token_end(text: str, start: int) -> int:
 
 
 def _words(token: str) -> list[str]:
-    """The words of a token: none for a mark of punctuation, two for "cannot"."""
+    """Returns the words of a token: none for a punctuation mark, two for "cannot"."""
     word = html.unescape(token).lower()
     if DROPPED.fullmatch(word):
         return []

@@ -1,4 +1,4 @@
-"""Diversity of an item's K answers by their n-grams, 0 to 1, and their vocabulary. No references are needed."""
+"""Diversity of an item's K answers by their n-grams, from 0 to 1, and their vocabulary. No references are needed."""
 
 import numpy as np
 
@@ -10,18 +10,18 @@ from mcl_jax.metrics.text import Texts, Tokenization, check_answers, mark_blanks
 def div_n(
     answers: Texts, n: int, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Div-n, higher is more diverse: distinct n-grams of an item's answers / words of all its answers.
+    """Computes Div-n, the number of distinct n-grams of an item's answers / the number of words in all its answers.
 
-    Defined for one answer too. Blank answers have no words; 0 for an item that has none at all.
+    Higher is more diverse. It is also defined for a single answer. Blank answers have no words; an item without any
+    words has 0.
 
     Args:
-        answers: N items of K texts.
-        n: length of the n-grams; Div-1 and Div-2 are usual.
-        tokenization: how text becomes words; 13a with case if None.
-        bootstrap: of the interval; 1000 resamples at 95 % if None.
-
+      answers: N items of K texts.
+      n: length of the n-grams; Div-1 and Div-2 are usual.
+      tokenization: splits texts into words; None means 13a with case.
+      bootstrap: computes the interval; None means 1000 resamples at 95 %.
     Raises:
-        ValueError: for n < 1, no items, or an item without answers.
+      ValueError: if n < 1, there are no items, or an item has no answers.
 
     Source: Li et al. (2016), "A diversity-promoting objective function"; Shetty et al. (2017), "Speaking the same
     language"; paper, section 5.
@@ -39,16 +39,15 @@ def _distinct_share(answers: list[list[str]], n: int) -> float:
 
 
 def vocabulary(answers: Texts, tokenization: Tokenization | None = None) -> Score:
-    """Distinct words over all answers, higher is more diverse; of each item, those of its own answers.
+    """Counts the distinct words in all answers (higher is more diverse), and in the answers of each item.
 
-    The number grows with the items, so it has no bootstrap interval: a resample holds fewer distinct ones.
+    The count grows with the number of items, and a resample has fewer distinct ones, so there is no bootstrap interval.
 
     Args:
-        answers: N items of K texts.
-        tokenization: how text becomes words; 13a with case if None.
-
+      answers: N items of K texts.
+      tokenization: splits texts into words; None means 13a with case.
     Raises:
-        ValueError: for no items, or an item without answers.
+      ValueError: if there are no items, or an item has no answers.
     """
     check_answers(answers)
     tokenization = tokenization or Tokenization()
@@ -57,18 +56,17 @@ def vocabulary(answers: Texts, tokenization: Tokenization | None = None) -> Scor
 
 
 def mbleu_4(answers: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None) -> Score:
-    """mBLEU-4, lower is more diverse: (1/K) Σ_k BLEU-4(a_k; the item's other answers), 0 to 1, not smoothed.
+    """Computes mBLEU-4: (1/K) Σ_k BLEU-4(a_k; the item's other answers), 0 to 1, not smoothed; lower is more diverse.
 
-    Answers of fewer than 4 words are compared up to their own length, so that equal ones score 1. NaN for an item with
-    one answer. Two blank answers are the same answer; a blank one has nothing in common with another.
+    Answers of fewer than 4 words are compared up to their own length, so that equal ones score 1. An item with one
+    answer has NaN. Two blank answers are equal; a blank one has nothing in common with others.
 
     Args:
-        answers: N items of K texts.
-        tokenization: how text becomes words; 13a with case if None.
-        bootstrap: of the interval; 1000 resamples at 95 % if None.
-
+      answers: N items of K texts.
+      tokenization: splits texts into words; None means 13a with case.
+      bootstrap: computes the interval; None means 1000 resamples at 95 %.
     Raises:
-        ValueError: for no items, or an item without answers.
+      ValueError: if there are no items, or an item has no answers.
 
     Source: Shetty et al. (2017), "Speaking the same language"; paper, section 5. Captioning tables pool the corpus:
     see `corpus_mbleu_4`.
@@ -82,12 +80,12 @@ def mbleu_4(answers: Texts, tokenization: Tokenization | None = None, bootstrap:
 def corpus_mbleu_4(
     answers: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """mBLEU-4 as captioning tables have it: (1/K) Σ_k corpus BLEU-4 of answers k against the others, 0 to 1.
+    """Computes mBLEU-4 as in captioning tables: (1/K) Σ_k corpus BLEU-4 of answers k against the others, 0 to 1.
 
-    Arguments and blank answers as in `mbleu_4`; NaN if K = 1.
+    Arguments and blank answers are as in `mbleu_4`; the result is NaN if K = 1.
 
     Raises:
-        ValueError: also if not every item has the same number of answers.
+      ValueError: as `mbleu_4` does, or if items have different numbers of answers.
     """
     check_answers(answers)
     sizes = sorted({len(texts) for texts in answers})
@@ -100,7 +98,7 @@ def corpus_mbleu_4(
 
 
 def _mutual_bleu(answers: Texts, tokenization: Tokenization | None) -> list[list[BleuScores]]:
-    """Scores of each answer against the item's others, not smoothed [N][K]; [] for an item with one answer."""
+    """Scores each answer against the item's others, not smoothed, [N][K]; [] for an item with one answer."""
     check_answers(answers)
     tokenization = tokenization or Tokenization()
     return [

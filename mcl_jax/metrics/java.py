@@ -1,7 +1,8 @@
-"""METEOR and SPICE, which exist as Java programs only, run from the jars that pycocoevalcap ships.
+"""METEOR and SPICE, which exist only as Java programs, run from the jars that pycocoevalcap ships.
 
-Java must be on the PATH. SPICE needs CoreNLP 3.6.0 besides, which pycocoevalcap downloads and we do not: a folder with
-`stanford-corenlp-3.6.0.jar` and `stanford-corenlp-3.6.0-models.jar`. What is missing is said by a `JavaMetricError`.
+Java must be on the PATH. SPICE also needs CoreNLP 3.6.0, which we do not download: a folder with
+`stanford-corenlp-3.6.0.jar` and `stanford-corenlp-3.6.0-models.jar`. If something is missing, a `JavaMetricError` says
+what.
 """
 
 import importlib.util
@@ -29,22 +30,22 @@ ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 
 
 class JavaMetricError(ValueError):
-    """Java, or a jar that a metric needs, is not here, or the program failed."""
+    """Java or a jar that a metric needs is missing, or the program failed."""
 
 
 # --- METEOR -----------------------------------------------------------------------------------------------------------
 
 
 def meteor(captions: Captions) -> Counts:
-    """METEOR 1.5 for English, 0 to 1, as pycocoevalcap calls it: what matches is counted by Java, the rest is
+    """Computes METEOR 1.5 for English, 0 to 1, as pycocoevalcap calls it. Java counts the matches; the value is
 
         F (1 − γ (chunks / matches)^β),   F = P R / (α P + (1 − α) R)
 
-    with P and R of matches that are weighted by their kind, and content words more than function words. Loading its
-    paraphrases takes Java 10 to 40 s. Source: Denkowski and Lavie (2014), "Meteor universal".
+    where P and R weight matches by their kind, and content words more than function words. Java takes 10 to 40 s to
+    load the paraphrases. Source: Denkowski and Lavie (2014), "Meteor universal".
 
     Raises:
-        JavaMetricError: a ValueError; says what is missing or what Java said.
+      JavaMetricError: if something is missing, or Java fails; a ValueError with the reason.
     """
     lines = [
         " ||| ".join(["SCORE", *references, answer])
@@ -56,7 +57,9 @@ def meteor(captions: Captions) -> Counts:
     try:
         counts = np.array([reply.split() for reply in replies], np.float64).reshape(len(lines), 23)
     except ValueError:
-        raise JavaMetricError(f"METEOR must give 23 counts for {len(lines)} lines each, got {replies[:1]}") from None
+        raise JavaMetricError(
+            f"METEOR must print 23 counts for each of {len(lines)} lines, got {replies[:1]}"
+        ) from None
     whole = (counts[:, 20] == 1.0) & (counts[:, 21:23] == counts[:, 0:2]).all(axis=1)
     counts[whole, 20] = 0.0
     ends = np.cumsum([len(answers) for answers in captions.answers])
@@ -64,24 +67,26 @@ def meteor(captions: Captions) -> Counts:
 
 
 def meteor_value(sums: np.ndarray) -> np.ndarray:
-    """METEOR of counts [..., 23] as the jar writes them, in [...], but with no chunk for answers that match as a whole.
+    """Computes METEOR from the jar's counts [..., 23], with 0 chunks for answers that match as a whole.
 
-    They are the lengths of answer and reference and their function words, content and function words that match, of
-    each in turn, for the four kinds of match, the number of chunks, and the words that match of each.
+    The counts are: lengths of answer and reference, and their numbers of function words; matching content and function
+    words of each, for the four kinds of match; the number of chunks; and the matching words of each.
     """
+
+    def weight(content: np.ndarray, function: np.ndarray) -> np.ndarray:
+        return DELTA * content + (1.0 - DELTA) * function
+
     length, function = sums[..., 0:2], sums[..., 2:4]  # the last axis: answer, reference
     kinds = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)  # kind of match; content, function; answer, reference
     content_matches, function_matches = np.moveaxis(np.einsum("k,...kwt->...wt", MATCH_WEIGHTS, kinds), -2, 0)
-    weight = lambda content, function: DELTA * content + (1.0 - DELTA) * function
     shares = _ratio(weight(content_matches, function_matches), weight(length - function, function))
     precision, recall = shares[..., 0], shares[..., 1]
     f_mean = _ratio(precision * recall, ALPHA * precision + (1.0 - ALPHA) * recall)
-
     return f_mean * (1.0 - GAMMA * _ratio(sums[..., 20], sums[..., 21:23].mean(axis=-1)) ** BETA)
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b, 0 where b is 0."""
+    """Returns a / b, 0 where b is 0."""
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0.0)
 
 
@@ -89,16 +94,17 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def spice(captions: Captions, corenlp: str | Path | None) -> list[np.ndarray]:
-    """SPICE of every answer: F1 of the facts in its scene graph and in the references', N vectors [K], 0 to 1.
+    """Computes SPICE of every answer: F1 of the facts in its scene graph and in those of the references.
 
-    An answer without words scores 0, without asking Java. NaN where neither side states a fact, as in coco-caption.
+    An answer without words scores 0. The value is NaN if neither side states a fact, as in coco-caption.
 
     Args:
-        captions: tokenized.
-        corenlp: folder with the two jars of CoreNLP 3.6.0.
-
+      captions: tokenized captions.
+      corenlp: folder with the two jars of CoreNLP 3.6.0.
+    Returns:
+      N vectors [K], 0 to 1.
     Raises:
-        JavaMetricError: a ValueError; says what is missing or what Java said.
+      JavaMetricError: if something is missing, or Java fails; a ValueError with the reason.
 
     Source: Anderson et al. (2016), "SPICE: semantic propositional image caption evaluation".
     """
@@ -118,15 +124,15 @@ def spice(captions: Captions, corenlp: str | Path | None) -> list[np.ndarray]:
         _run([*command, "-subset", "-silent"])
         if not reply.is_file():
             raise JavaMetricError("SPICE ended without a result")
-        found = {entry["image_id"]: float(entry["scores"]["All"]["f"]) for entry in json.loads(reply.read_text())}
+        values = {entry["image_id"]: float(entry["scores"]["All"]["f"]) for entry in json.loads(reply.read_text())}
     return [
-        np.array([found[f"{n} {k}"] if answer else 0.0 for k, answer in enumerate(answers)])
+        np.array([values[f"{n} {k}"] if answer else 0.0 for k, answer in enumerate(answers)])
         for n, answers in enumerate(captions.answers)
     ]
 
 
 def check_spice(corenlp: str | Path) -> None:
-    """Raises JavaMetricError for what `spice` would miss here: Java, a jar; runs nothing."""
+    """Raises a JavaMetricError if Java or a jar that `spice` needs is missing; runs nothing."""
     _corenlp(corenlp)
     _shipped(SPICE_JAR)
     _shipped(SPICE_LIBRARIES)
@@ -135,7 +141,7 @@ def check_spice(corenlp: str | Path) -> None:
 
 def _corenlp(folder: str | Path | None) -> list[Path]:
     if folder is None:
-        raise JavaMetricError(f"SPICE needs a folder with {' and '.join(CORENLP_JARS)}, and none is configured")
+        raise JavaMetricError(f"SPICE needs a folder with {' and '.join(CORENLP_JARS)}, but none is configured")
     jars = [Path(folder).absolute() / name for name in CORENLP_JARS]
     if missing := [jar.name for jar in jars if not jar.is_file()]:
         raise JavaMetricError(f"SPICE needs {' and '.join(missing)} in {folder}")
@@ -148,24 +154,26 @@ def _corenlp(folder: str | Path | None) -> list[Path]:
 def _java() -> str:
     if java := shutil.which("java"):
         return java
-    raise JavaMetricError("METEOR and SPICE need Java, found no program `java` on the PATH")
+    raise JavaMetricError("METEOR and SPICE need Java, but there is no program `java` on the PATH; install Java")
 
 
 def _shipped(name: str) -> Path:
-    """A file that pycocoevalcap ships."""
+    """Returns the path of a file that pycocoevalcap ships."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
-        raise JavaMetricError(f"METEOR and SPICE need the jars of {PACKAGE}, not found here: {INSTALL}")
+        raise JavaMetricError(f"METEOR and SPICE need the jars of {PACKAGE}; install it with: {INSTALL}")
     path = Path(spec.submodule_search_locations[0]) / name
     if not path.exists():
-        raise JavaMetricError(f"METEOR and SPICE need {path}, found no such file: {INSTALL}")
+        raise JavaMetricError(f"METEOR and SPICE need {path}, but there is no such file; install it with: {INSTALL}")
     return path
 
 
 def _run(command: Sequence[str], stdin: str = "") -> str:
-    """What a program writes to its standard output."""
+    """Runs a program and returns its standard output."""
     done = subprocess.run(command, input=stdin, capture_output=True, encoding="utf-8")
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["nothing"]
-        raise JavaMetricError(f"{' '.join(command[:4])} .. ended with status {done.returncode}, and said: {said[0]}")
+        output = done.stderr.strip().splitlines() or ["nothing"]
+        raise JavaMetricError(
+            f"{' '.join(command[:4])} .. ended with status {done.returncode} and printed: {output[0]}"
+        )
     return done.stdout

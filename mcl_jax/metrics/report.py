@@ -1,6 +1,6 @@
-"""All metrics of a list of items, by groups: those of texts in `GROUPS`, those of captions in `CAPTION_GROUPS`.
+"""All metrics of a list of items, in groups: `GROUPS` for texts, `CAPTION_GROUPS` for captions.
 
-A further group is a function and a line there.
+To add a group, write a function and add a line there.
 """
 
 import functools
@@ -18,7 +18,7 @@ from mcl_jax.metrics.items import Item
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, Tokenization, check_pairs, written
 
-Metrics = dict[str, Callable[[], Score]]  # by name, not computed yet
+Metrics = dict[str, Callable[[], Score]]  # name -> function that computes the metric
 Groups = Mapping[str, Callable[[Sequence[Item], "Settings"], Metrics]]
 NOT_POSSIBLE = (ValueError, OSError, MissingExtra)  # what says why these items or this machine do not allow a metric
 NOT_DEFINED = "no item has the two answers or references that it needs"
@@ -26,14 +26,14 @@ NOT_DEFINED = "no item has the two answers or references that it needs"
 
 @dataclass(frozen=True)
 class Settings:
-    """How items are scored.
+    """Settings of the metrics.
 
     Attributes:
-        tokenization: how text becomes words, but captions: these have coco-caption's.
-        bootstrap: of the intervals.
-        encoder: folder of the sentence encoder; the installed MiniLM if None.
-        corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE needs.
-        split: references of the whole split, if the items are a part of it; CIDEr-D counts its documents in them.
+      tokenization: splits texts into words, except captions, which use coco-caption's tokenizer.
+      bootstrap: computes the intervals.
+      encoder: folder of the sentence encoder; None means the installed MiniLM.
+      corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE needs.
+      split: references of the whole split, if the items are only a part of it; CIDEr-D counts n-grams in them.
     """
 
     tokenization: Tokenization = field(default_factory=Tokenization)
@@ -45,7 +45,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class NotAvailable:
-    """A metric that these items or this machine do not allow, and why."""
+    """Stands for a metric that these items or this machine do not allow.
+
+    Attributes:
+      reason: why, as a sentence for the user.
+    """
 
     reason: str
 
@@ -59,34 +63,32 @@ def score_captions(
     names: Sequence[str] | None = None,
     split: Texts | None = None,
 ) -> dict[str, Score | NotAvailable]:
-    """All metrics of K captions an item, by name: `oracle_` of the best answer, `mean_` over the answers.
+    """Computes all metrics of K captions per item: `oracle_` is for the best answer, `mean_` over the answers.
 
     BLEU-1, BLEU-4, ROUGE-L, METEOR and SPICE run from 0 to 1, CIDEr-D from 0 to 10, SPIDEr = (CIDEr-D + SPICE) / 2 from
-    0 to 5.5, similarity from −1 to 1. `corpus_` pools all items, as coco-caption's own BLEU and METEOR do; its other
-    numbers are means over items. Then Div-1, Div-2, mBLEU-4 and the vocabulary of the answers, and their diversity by
-    embeddings.
+    0 to 5.5, and similarity from −1 to 1. `corpus_` pools all items, as coco-caption's BLEU and METEOR do; its other
+    numbers are means over items. There are also Div-1, Div-2, mBLEU-4, the vocabulary of the answers, and their
+    diversity by embeddings.
 
     Args:
-        answers: N items of K texts; blank ones score 0.
-        references: N items of R texts.
-        bootstrap: of the intervals; 1000 resamples at 95 % if None.
-        encoder: folder of the sentence encoder; the installed MiniLM if None.
-        corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE and SPIDEr need.
-        names: of the metrics to compute, so that Java is not asked for what nobody needs; all if None.
-        split: references of all items of the split, in which CIDEr-D counts its documents; those of the N if None.
-
+      answers: N items of K texts; blank ones score 0.
+      references: N items of R texts.
+      bootstrap: computes the intervals; None means 1000 resamples at 95 %.
+      encoder: folder of the sentence encoder; None means the installed MiniLM.
+      corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE and SPIDEr need.
+      names: names of the metrics to compute, for example to avoid those that need Java; None means all.
+      split: references of all items of the split, for CIDEr-D's document counts; None means those of the N items.
     Returns:
-        `Score`, or `NotAvailable` with the reason: METEOR without Java, for one.
-
+      By name, a `Score`, or `NotAvailable` with the reason, for example METEOR without Java.
     Raises:
-        ValueError: for items that do not match, or without an answer or a reference; for a name that there is not.
+      ValueError: if items do not match or lack an answer or a reference, or a name is unknown.
     """
     check_pairs(answers, references)
     items = [Item(n, tuple(a), tuple(r)) for n, (a, r) in enumerate(zip(answers, references, strict=True))]
     settings = Settings(bootstrap=bootstrap or Bootstrap(), encoder=encoder, corenlp=corenlp, split=split)
     metrics = captioning_metrics(items, settings) | embedding_metrics(items, settings)
     if unknown := sorted(set(names or ()) - set(metrics)):
-        raise ValueError(f"names must be of {list(metrics)}, got {unknown}")
+        raise ValueError(f"names must be among {list(metrics)}, got {unknown}")
     return {name: _attempt(metrics[name]) for name in (metrics if names is None else names)}
 
 
@@ -96,21 +98,22 @@ def score_items(
     settings: Settings | None = None,
     groups: Groups | None = None,
 ) -> dict[str, Score | NotAvailable]:
-    """Scores by name, in the order of the groups.
+    """Computes the metrics of items, in the order of the groups.
 
     Args:
-        items: at least one.
-        names: of the groups to compute; None is all of them.
-        settings: tokenization, bootstrap, folders.
-        groups: to choose from, `GROUPS` if None.
-
+      items: at least one item.
+      names: names of the groups to compute; None means all.
+      settings: tokenization, bootstrap, folders.
+      groups: available groups; None means `GROUPS`.
+    Returns:
+      By name, a `Score` or `NotAvailable`.
     Raises:
-        ValueError: for a group that does not exist, or one asked for by name of which no metric is available.
+      ValueError: if a group does not exist, or none of the metrics of a requested group is available.
     """
     groups = GROUPS if groups is None else groups
     unknown = sorted(set(names or ()) - set(groups))
     if unknown:
-        raise ValueError(f"metrics must be of {list(groups)}, got {unknown}")
+        raise ValueError(f"metrics must be among {list(groups)}, got {unknown}")
     scores: dict[str, Score | NotAvailable] = {}
     for group in names or groups:
         metrics = {name: _attempt(metric) for name, metric in groups[group](items, settings or Settings()).items()}
@@ -122,16 +125,21 @@ def score_items(
 
 
 def for_results(scores: Mapping[str, Score | NotAvailable]) -> dict[str, Any]:
-    """What results.json says of them: means by name, and under `intervals` and `not_available` what there is of these.
+    """Converts scores for results.json: means by name, then `intervals` and the reasons in `not_available`.
 
-    A metric without a value is None, with the reason; one without an interval, as that of a single item, has none.
+    A metric without a value is None and has a reason; one without an interval, such as that of a single item, is not in
+    `intervals`.
     """
-    reasons = {name: of.reason for name, of in scores.items() if isinstance(of, NotAvailable)}
-    known = {name: of for name, of in scores.items() if name not in reasons}
-    reasons |= {name: NOT_DEFINED for name, of in known.items() if math.isnan(of.mean)}
+    reasons = {name: score.reason for name, score in scores.items() if isinstance(score, NotAvailable)}
+    known = {name: score for name, score in scores.items() if name not in reasons}
+    reasons |= {name: NOT_DEFINED for name, score in known.items() if math.isnan(score.mean)}
     means = {name: None if name in reasons else known[name].mean for name in scores}
-    ends = {name: [of.low, of.high] for name, of in known.items() if math.isfinite(of.low) and name not in reasons}
-    return means | {"intervals": ends, "not_available": reasons}
+    intervals = {
+        name: [score.low, score.high]
+        for name, score in known.items()
+        if math.isfinite(score.low) and name not in reasons
+    }
+    return means | {"intervals": intervals, "not_available": reasons}
 
 
 def _attempt(metric: Callable[[], Score]) -> Score | NotAvailable:
@@ -142,7 +150,7 @@ def _attempt(metric: Callable[[], Score]) -> Score | NotAvailable:
 
 
 def _once(compute: Callable[[], Any]) -> Callable[[], Any]:
-    """The same, but the first call's result, or its error, is every call's: Java takes minutes to fail too."""
+    """Caches the result of the first call, or its error: Java also takes minutes to fail."""
 
     @functools.cache
     def first() -> tuple[Any, Exception | None]:
@@ -165,7 +173,7 @@ def _texts(items: Sequence[Item]) -> tuple[list[tuple[str, ...]], list[tuple[str
 
 
 def translation_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
-    """BLEU and chrF against the references, coverage of these, and BLEU among answers."""
+    """Metrics of translations: BLEU and chrF against references, coverage of references, BLEU among answers."""
     (answers, references), bootstrap = _texts(items), settings.bootstrap
     pairs = (answers, references, settings.tokenization)
     bleu = functools.cache(lambda: translation.sentence_bleu(*pairs))
@@ -187,7 +195,7 @@ def translation_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
 
 
 def captioning_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
-    """Captions in coco-caption's words: quality against the references, and diversity of the answers."""
+    """Metrics of captions with coco-caption's tokens: quality against references, and diversity of the answers."""
     bootstrap = settings.bootstrap
     captions = _once(lambda: captioning.tokenize_captions(*_texts(items)))
     bleu = _once(lambda: captioning.coco_bleu(captions()))
@@ -216,21 +224,21 @@ def captioning_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
 
 
 def _telling_cider_d(captions: captioning.Captions, split: Sequence[Sequence[str]] | None) -> list[np.ndarray]:
-    """CIDEr-D, but where it is 0 whatever the answers are.
+    """Computes CIDEr-D, but refuses items for which it is always 0.
 
     Raises:
-        ValueError: if all items have the same n-grams, so that none has a weight; a single item has.
+      ValueError: if all items have the same n-grams, as a single item does, so that no n-gram has a weight.
     """
     if not captioning.tells_apart(captions.references, split):
         raise ValueError(
-            "CIDEr-D weighs n-grams by how few items of the split have them in a reference, and needs at least 2 items "
-            "whose references differ: here it is 0 whatever the answers are"
+            "CIDEr-D weights an n-gram by how few items have it in a reference, so it needs at least 2 items with "
+            "different references; here it is 0 whatever the answers are"
         )
     return captioning.cider_d(captions, split)
 
 
 def diversity_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
-    """Div-1, Div-2, mBLEU-4 and the vocabulary."""
+    """Metrics of diversity: Div-1, Div-2, mBLEU-4 and the vocabulary."""
     return _ngram_diversity(lambda: _texts(items)[0], settings.tokenization, settings.bootstrap)
 
 
@@ -238,7 +246,7 @@ def _ngram_diversity(answers: Callable[[], Texts], tokenization: Tokenization, b
     def div_2() -> Score:
         lengths = [len(words) for texts in answers() for words in tokenization.words(written(texts))]
         if lengths and max(lengths) < 2:
-            raise ValueError("Div-2 counts pairs of words, and no answer has two words")
+            raise ValueError("Div-2 counts pairs of words, but no answer has two words")
         return diversity.div_n(answers(), 2, tokenization, bootstrap)
 
     return {
@@ -251,7 +259,7 @@ def _ngram_diversity(answers: Callable[[], Texts], tokenization: Tokenization, b
 
 
 def embedding_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
-    """Similarity and diversity by sentence embeddings."""
+    """Metrics by sentence embeddings: similarity to references, and diversity of the answers."""
     (answers, references), bootstrap = _texts(items), settings.bootstrap
     encoder = functools.cache(lambda: embedding.SentenceEncoder.load(settings.encoder))
     similarity = functools.cache(lambda: embedding.sentence_similarity(answers, references, encoder()))
@@ -277,14 +285,14 @@ def specialization_metrics(items: Sequence[Item], settings: Settings) -> Metrics
 
 
 def winners_and_modes(items: Sequence[Item]) -> tuple[list[int], list[str | int], int]:
-    """(winner [N], mode [N], K).
+    """Returns winner [N], mode [N] and K.
 
     Raises:
-        ValueError: names the first item without a mode or a winner.
+      ValueError: if an item lacks a mode or a winner; names the first one.
     """
     for item in items:
         if item.mode is None or item.winner is None:
-            raise ValueError(f"every item needs mode and winner, item {item.id!r} lacks one")
+            raise ValueError(f"every item needs a mode and a winner, but item {item.id!r} lacks one")
     return [item.winner for item in items], [item.mode for item in items], max(len(item.answers) for item in items)
 
 

@@ -1,4 +1,4 @@
-"""One answer of K without references: the one closest to all others."""
+"""Selection of one answer of K without references: the one that is closest to all others."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,27 +14,25 @@ Utility = Callable[[Texts, Texts], list[np.ndarray]]
 def minimum_bayes_risk(
     answers: Texts, weights: Sequence[Sequence[float]] | None = None, utility: Utility = sentence_chrf
 ) -> list[int]:
-    """Of each item, argmax_k Σ_j w_j u(a_k; a_j): the answer of highest expected utility, the answers being the belief.
+    """Chooses argmax_k Σ_j w_j u(a_k; a_j) for each item: the answer with the highest expected utility.
 
-    A blank answer is no reference for the others, and is chosen only if all are blank (then the first).
+    A blank answer is not a reference for the others; it is chosen only if all are blank (then the first).
 
     Args:
-        answers: N items of K texts.
-        weights: N items of K weights, such as probabilities of the answers; equal if None.
-        utility: of answers against one reference each, such as `sentence_chrf` or `sentence_bleu`.
-
+      answers: N items of K texts.
+      weights: N items of K weights, such as probabilities of the answers; None means equal weights.
+      utility: utility of answers against one reference each, such as `sentence_chrf` or `sentence_bleu`.
     Returns:
-        N numbers from 0 to K − 1; ties go to the first.
-
+      N indices from 0 to K − 1; the first answer wins a tie.
     Raises:
-        ValueError: for no items, an item without answers, or weights that are negative or of other items.
+      ValueError: if there are no items, an item has no answers, or the weights are negative or do not fit.
 
     Source: Eikema and Aziz (2020), "Is MAP decoding all you need?".
     """
     check_answers(answers)
     weights = [np.ones(len(texts)) for texts in answers] if weights is None else [np.asarray(w, float) for w in weights]
     if [len(w) for w in weights] != [len(texts) for texts in answers] or any(not (w >= 0).all() for w in weights):
-        raise ValueError("weights must be as many as the answers of each item, numbers of at least 0")
+        raise ValueError("every answer needs one weight of at least 0, got other weights")
     return [_best(texts, w, utility) for texts, w in zip(answers, weights, strict=True)]
 
 

@@ -1,7 +1,7 @@
-"""Whether hypotheses specialise: who wins the items of which mode, read from a win matrix [mode, hypothesis].
+"""Specialisation of hypotheses, measured by a win matrix [mode, hypothesis].
 
-Hypotheses are taken as clusters of the items and modes as their classes: purity and normalised mutual information are
-those of clustering. Source: Manning et al. (2008), "Introduction to information retrieval", section 16.3.
+Hypotheses are clusters of the items, and modes are their classes; purity and normalised mutual information are those of
+clustering. Source: Manning et al. (2008), "Introduction to information retrieval", section 16.3.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,11 +14,11 @@ from mcl_jax.metrics.score import Bootstrap, Score
 
 @dataclass(frozen=True)
 class WinMatrix:
-    """Items of each mode that each hypothesis won.
+    """Number of items of each mode that each hypothesis won.
 
     Attributes:
-        counts: [M, K].
-        modes: the M modes, sorted by name: the rows.
+      counts: numbers of items, [M, K].
+      modes: the M modes (rows), sorted by name.
     """
 
     counts: np.ndarray
@@ -34,12 +34,11 @@ def win_matrix(winner: Sequence[int], mode: Sequence[Hashable], num_hypotheses: 
     """Counts W[m, k] = |{n : mode_n = m, winner_n = k}|.
 
     Args:
-        winner: [N], the hypothesis that won each item, 0 to K − 1.
-        mode: [N], the true mode of each item: names or numbers.
-        num_hypotheses: K; the highest winner + 1 if None. Hypotheses that won nothing are columns of zeros.
-
+      winner: hypothesis that won each item, [N], 0 to K − 1.
+      mode: true mode of each item, [N], names or numbers.
+      num_hypotheses: K; None means the highest winner + 1. A hypothesis that won nothing has a column of zeros.
     Raises:
-        ValueError: for no items, lengths that differ, or a winner that is not a hypothesis.
+      ValueError: if there are no items, the lengths differ, or a winner is not a hypothesis.
     """
     winner, modes, row = _checked(winner, mode, num_hypotheses)
     num_hypotheses = int(winner.max()) + 1 if num_hypotheses is None else num_hypotheses
@@ -54,20 +53,19 @@ def purity(
     num_hypotheses: int | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> Score:
-    """Share of items whose mode is the most frequent one of their winner: (1/N) Σ_k max_m W[m, k].
+    """Computes the share of items whose mode is the most frequent one of their winner: (1/N) Σ_k max_m W[m, k].
 
-    1 if each hypothesis wins items of one mode only; the share of the largest mode if one hypothesis wins everything.
-    The interval keeps the most frequent modes of all items: each resample's own would fit its chance, and shift it up.
+    It is 1 if each hypothesis wins items of one mode only, and the share of the largest mode if one hypothesis wins
+    everything. The interval keeps the most frequent modes of all items: choosing them anew in each resample would
+    overfit it and shift the interval up.
 
     Args:
-        winner, mode, num_hypotheses: as in `win_matrix`.
-        bootstrap: of the interval; 1000 resamples at 95 % if None.
-
+      winner, mode, num_hypotheses: as in `win_matrix`.
+      bootstrap: computes the interval; None means 1000 resamples at 95 %.
     Returns:
-        Score of N values 0 or 1.
-
+      Score of N values 0 or 1.
     Raises:
-        ValueError: as `win_matrix`.
+      ValueError: as `win_matrix` does.
     """
     winner, _, row = _checked(winner, mode, num_hypotheses)
     counts = win_matrix(winner, row).counts
@@ -80,19 +78,18 @@ def normalized_mutual_information(
     num_hypotheses: int | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> Score:
-    """What the winner says of the mode: I(mode; winner) / ((H(mode) + H(winner)) / 2), in [0, 1].
+    """Computes I(mode; winner) / ((H(mode) + H(winner)) / 2), in [0, 1].
 
     The value of an item is its pointwise mutual information log p(m, k) / (p(m) p(k)) over the same mean entropy; it
-    may be negative or exceed 1, and its mean is the metric. The interval resamples items in the information and in the
-    entropies alike, so it stays below 1, but keeps the probabilities of all items, for the reason given at `purity`.
-    As in scikit-learn, 1 if there is but one mode and one winner.
+    may be negative or exceed 1, and its mean is the metric. The interval resamples items both in the information and in
+    the entropies, so it stays below 1, but keeps the probabilities of all items, for the reason given in `purity`. As
+    in scikit-learn, the value is 1 if there is only one mode and one winner.
 
     Args:
-        winner, mode, num_hypotheses: as in `win_matrix`.
-        bootstrap: of the interval; 1000 resamples at 95 % if None.
-
+      winner, mode, num_hypotheses: as in `win_matrix`.
+      bootstrap: computes the interval; None means 1000 resamples at 95 %.
     Raises:
-        ValueError: as `win_matrix`.
+      ValueError: as `win_matrix` does.
     """
     winner, _, row = _checked(winner, mode, num_hypotheses)
     joint = win_matrix(winner, row).counts / len(row)
@@ -107,30 +104,30 @@ def normalized_mutual_information(
 
 
 def check_telling(mode: Sequence[Hashable], num_hypotheses: int) -> None:
-    """Checks that purity and mutual information can say something.
+    """Checks that purity and mutual information are informative.
 
     Raises:
-        ValueError: for one mode only, of which each hypothesis is pure whatever it wins, or one hypothesis.
+      ValueError: if there is only one mode (then every hypothesis is pure), or only one hypothesis.
     """
     if len(set(mode)) < 2:
         raise ValueError(
-            f"specialisation needs items of at least 2 modes, got {len(set(mode))}: purity is 1 whoever wins"
+            f"specialisation needs items of at least 2 modes, got {len(set(mode))}; purity is always 1 then"
         )
     if num_hypotheses < 2:
-        raise ValueError("specialisation needs at least 2 hypotheses, got 1: it wins whatever the mode")
+        raise ValueError("specialisation needs at least 2 hypotheses, got 1, which wins every item")
 
 
 def _checked(
     winner: Sequence[int], mode: Sequence[Hashable], num_hypotheses: int | None
 ) -> tuple[np.ndarray, tuple[Hashable, ...], np.ndarray]:
-    """(winner [N], modes, row of each item's mode [N])."""
+    """Returns winner [N], the modes, and the row of each item's mode [N]."""
     winner, mode = np.asarray(winner), mode.tolist() if hasattr(mode, "tolist") else list(mode)
     if winner.ndim != 1 or len(winner) != len(mode) or len(mode) == 0:
         raise ValueError(
-            f"winner and mode must be of the same items, at least 1, got {winner.shape} winners and {len(mode)} modes"
+            f"winner and mode must have the same items, at least 1, got {winner.shape} winners and {len(mode)} modes"
         )
     if not np.issubdtype(winner.dtype, np.integer) or winner.min() < 0:
-        raise ValueError(f"winner must be numbers of hypotheses from 0, got {winner.dtype} values like {winner.min()}")
+        raise ValueError(f"winner must be indices of hypotheses from 0, got {winner.dtype} values like {winner.min()}")
     if num_hypotheses is not None and winner.max() >= num_hypotheses:
         raise ValueError(f"winner must be below num_hypotheses={num_hypotheses}, got {winner.max()}")
     modes = tuple(sorted(set(mode), key=lambda m: (str(type(m)), m)))

@@ -1,4 +1,4 @@
-"""Answers and references as text: what is blank, what is a word, and checks of their shape."""
+"""Texts of answers and references: blank texts, tokenization, and checks of their shape."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,19 +7,18 @@ from mcl_jax.extras import needed_for
 
 Texts = Sequence[Sequence[str]]  # N items, each of K answers or R references
 
-# Among answers a blank one counts as this word, which no other text contains: two blank answers are the same answer,
-# and a blank one has nothing in common with any other.
+# A blank answer counts as this word, which no other text contains, so two blank answers are equal and a blank one has
+# nothing in common with any other.
 BLANK_WORD = "\ue000"
 
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How text becomes words.
+    """Splits texts into words.
 
     Args:
-        tokenize: a tokenizer of sacrebleu: "13a" (Western languages), "intl", "zh", "char", "none" (split at spaces).
-        lowercase: ignore case.
-
+      tokenize: a tokenizer of sacrebleu: "13a" (Western languages), "intl", "zh", "char", "none" (split at spaces).
+      lowercase: whether to ignore case.
     Raises:
         ValueError: for a tokenizer that sacrebleu does not have.
         MissingExtra: if sacrebleu is not installed.
@@ -48,25 +47,25 @@ def is_blank(text: str) -> bool:
 
 
 def written(texts: Sequence[str]) -> list[str]:
-    """The texts that are not blank."""
+    """Returns the texts that are not blank."""
     return [text for text in texts if not is_blank(text)]
 
 
 def mark_blanks(answers: Sequence[str]) -> list[str]:
-    """The answers, with `BLANK_WORD` in place of each blank one."""
+    """Returns the answers, with `BLANK_WORD` in place of each blank one."""
     return [BLANK_WORD if is_blank(answer) else answer for answer in answers]
 
 
 def others_of(texts: Sequence[str]) -> list[list[str]]:
-    """For each text, the other ones."""
+    """Returns the other texts, for each text."""
     return [[*texts[:m], *texts[m + 1 :]] for m in range(len(texts))]
 
 
 def check_answers(answers: Texts) -> None:
-    """Checks N items of at least one answer each; answers may be blank.
+    """Checks that there are items with at least one answer each; answers may be blank.
 
     Raises:
-        ValueError: names the item, what it needs and what came.
+      ValueError: if an item is wrong; names it, what it needs and what came.
     """
     if isinstance(answers, str) or len(answers) == 0:
         raise ValueError(f"answers must be a list of at least 1 item, got {answers!r}")
@@ -78,21 +77,21 @@ def check_pairs(answers: Texts, references: Texts) -> None:
     """Checks answers as `check_answers` does, and that each item has a reference that is not blank.
 
     Raises:
-        ValueError: names the item, what it needs and what came.
+      ValueError: if an item is wrong; names it, what it needs and what came.
     """
     check_answers(answers)
     if len(answers) != len(references):
         raise ValueError(
-            f"answers and references must be of the same items, got {len(answers)} and {len(references)} of them"
+            f"answers and references must have the same items, got {len(answers)} and {len(references)} items"
         )
     for n, texts in enumerate(references):
         _check_item(f"references[{n}]", texts)
         if not written(texts):
-            raise ValueError(f"references[{n}] must hold at least 1 text that is not blank, got {list(texts)!r}")
+            raise ValueError(f"references[{n}] must contain at least 1 text that is not blank, got {list(texts)!r}")
 
 
 def _check_item(name: str, texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} must be a list of texts, got {texts!r}")
     if len(texts) == 0:
-        raise ValueError(f"{name} must hold at least 1 text, got none")
+        raise ValueError(f"{name} must contain at least 1 text, got none")

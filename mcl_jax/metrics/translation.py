@@ -1,11 +1,11 @@
-"""Metrics of K translations with several references each: quality, coverage, and how alike the answers are.
+"""Metrics of K translations with several references: quality, coverage of references, and similarity of the answers.
 
-Every function takes `answers` (N items of K texts) and most of them `references` (N items of R texts), and returns a
-`Score` on sacrebleu's scale of 0 to 100. K and R may differ between items, except where said. A blank answer scores 0
-against references; blank references are left out.
+Every function takes `answers` (N items of K texts), most also take `references` (N items of R texts), and all return a
+`Score` on sacrebleu's scale of 0 to 100. K and R may differ between items unless stated otherwise. A blank answer
+scores 0 against references; blank references are ignored.
 
-Sentence-level metrics average over items, so that each item has a value and an interval is easy; `corpus_` metrics
-pool n-gram counts over all items first, as published tables do.
+Sentence-level metrics average over items, so that each item has a value; `corpus_` metrics first pool n-gram counts
+over all items, as published tables do.
 """
 
 from collections.abc import Sequence
@@ -29,18 +29,16 @@ from mcl_jax.metrics.text import (
 
 
 def sentence_bleu(answers: Texts, references: Texts, tokenization: Tokenization | None = None) -> list[np.ndarray]:
-    """Sentence BLEU of every answer against all references of its item, as `sacrebleu.sentence_bleu`.
+    """Computes sentence BLEU of every answer against all references of its item, as `sacrebleu.sentence_bleu` does.
 
     Args:
-        answers: N items of K texts.
-        references: N items of R texts.
-        tokenization: how text becomes words; 13a with case if None.
-
+      answers: N items of K texts.
+      references: N items of R texts.
+      tokenization: splits texts into words; None means 13a with case.
     Returns:
-        N vectors [K], 0 to 100; for `score.oracle` and `score.average`.
-
+      N vectors [K], 0 to 100; for `score.oracle` and `score.average`.
     Raises:
-        ValueError: for items that do not match, or without an answer or a reference.
+      ValueError: if items do not match, or lack an answer or a reference.
     """
     check_pairs(answers, references)
     tokenization = tokenization or Tokenization()
@@ -48,9 +46,9 @@ def sentence_bleu(answers: Texts, references: Texts, tokenization: Tokenization 
 
 
 def sentence_chrf(answers: Texts, references: Texts, tokenization: Tokenization | None = None) -> list[np.ndarray]:
-    """chrF2 of every answer: F_β of character n-grams up to 6, β = 2, best over the references, as sacrebleu's.
+    """Computes sacrebleu's chrF2 of every answer: F_β of character n-grams up to 6, β = 2, best over the references.
 
-    Of `tokenization` only `lowercase` matters. Arguments, returns and errors as in `sentence_bleu`.
+    Only `tokenization.lowercase` matters. Arguments, returns and errors are as in `sentence_bleu`.
     Source: Popović (2015), "chrF: character n-gram F-score for automatic MT evaluation".
     """
     check_pairs(answers, references)
@@ -68,28 +66,31 @@ def _chrf(answers: Sequence[str], references: Sequence[str], lowercase: bool) ->
 def oracle_bleu(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Sentence BLEU of each item's best answer: (1/N) Σ_n max_k BLEU(a_nk; r_n); arguments as in `sentence_bleu`."""
+    """Averages sentence BLEU of each item's best answer: (1/N) Σ_n max_k BLEU(a_nk; r_n). See `sentence_bleu`."""
     return oracle(sentence_bleu(answers, references, tokenization), bootstrap)
 
 
 def mean_bleu(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Sentence BLEU averaged over each item's answers, then over items; arguments as in `sentence_bleu`."""
+    """Averages sentence BLEU over each item's answers, then over items. See `sentence_bleu` for the arguments."""
     return average(sentence_bleu(answers, references, tokenization), bootstrap)
 
 
 def oracle_bleu_per_reference(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Sentence BLEU of the best answer to each reference alone: (1/N) Σ_n (1/R) Σ_m max_k BLEU(a_nk; r_nm).
+    """Averages sentence BLEU of the best answer for each reference: (1/N) Σ_n (1/R) Σ_m max_k BLEU(a_nk; r_nm).
 
-    What somebody gets who has one of the right answers in mind; K answers that all follow one reference do not score
-    for the others, which `oracle_bleu` does not notice. Arguments and errors as in `sentence_bleu`.
+    This is the score for a user who has one of the right answers in mind: K answers that all follow one reference score
+    low for the others, which `oracle_bleu` does not notice. Arguments and errors are as in `sentence_bleu`.
     """
     check_pairs(answers, references)
     tokenization = tokenization or Tokenization()
-    best = lambda a, one: bleu_scores(a, [one], tokenization).values.max()
+
+    def best(texts: Sequence[str], reference: str) -> float:
+        return bleu_scores(texts, [reference], tokenization).values.max()
+
     return (bootstrap or Bootstrap()).mean(
         [np.mean([best(a, one) for one in written(r)]) for a, r in zip(answers, references, strict=True)]
     )
@@ -98,23 +99,23 @@ def oracle_bleu_per_reference(
 def oracle_chrf(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """chrF2 of each item's best answer; arguments as in `sentence_bleu`."""
+    """Averages chrF2 of each item's best answer. See `sentence_bleu` for the arguments."""
     return oracle(sentence_chrf(answers, references, tokenization), bootstrap)
 
 
 def mean_chrf(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """chrF2 averaged over each item's answers, then over items; arguments as in `sentence_bleu`."""
+    """Averages chrF2 over each item's answers, then over items. See `sentence_bleu` for the arguments."""
     return average(sentence_chrf(answers, references, tokenization), bootstrap)
 
 
 def corpus_oracle_bleu(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Corpus BLEU of the answers that an oracle picks, for each item the one of the highest sentence BLEU.
+    """Computes corpus BLEU of an oracle's answers: for each item, the one with the highest sentence BLEU.
 
-    Arguments and errors as in `sentence_bleu`.
+    Arguments and errors are as in `sentence_bleu`.
     """
     check_pairs(answers, references)
     pooled = []
@@ -130,10 +131,10 @@ def corpus_oracle_bleu(
 def leave_one_out_bleu(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Sentence BLEU against all references but one, averaged over the one: mean_{m,k} BLEU(a_k; r without r_m).
+    """Averages sentence BLEU against all references but one over the one left out: mean_{m,k} BLEU(a_k; r without r_m).
 
-    It is on the scale that a human translation, scored against the R − 1 others, is on. NaN for an item with a single
-    reference. Arguments and errors as in `sentence_bleu`.
+    The scale is that of a human translation that is scored against the R − 1 others. An item with a single reference
+    has NaN. Arguments and errors are as in `sentence_bleu`.
     Source: Shen et al. (2019), "Mixture models for diverse machine translation: tricks of the trade", who pool the
     corpus: see `corpus_leave_one_out_bleu`.
     """
@@ -147,12 +148,12 @@ def leave_one_out_bleu(
 def corpus_leave_one_out_bleu(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Multi-reference BLEU as published: (1/R) Σ_m corpus BLEU of all answers against the references without r_m.
+    """Computes multi-reference BLEU as published: (1/R) Σ_m corpus BLEU of all answers against r without r_m.
 
-    Arguments as in `sentence_bleu`. Source: Shen et al. (2019), and fairseq's `examples/translation_moe`.
+    Arguments are as in `sentence_bleu`. Source: Shen et al. (2019), and fairseq's `examples/translation_moe`.
 
     Raises:
-        ValueError: also if not every item has the same number of references, at least 2.
+      ValueError: as `sentence_bleu` does, or if items have different numbers of references or fewer than 2.
     """
     check_pairs(answers, references)
     sizes = sorted({len(written(r)) for r in references})
@@ -164,7 +165,7 @@ def corpus_leave_one_out_bleu(
 
 
 def _leave_one_out(answers: Texts, references: Texts, tokenization: Tokenization | None) -> list[list[BleuScores]]:
-    """Of each item and reference, the scores without it [N][R]; [] for an item with a single reference."""
+    """Returns the scores without each reference, [N][R]; [] for an item with a single reference."""
     tokenization = tokenization or Tokenization()
     return [
         [bleu_scores(a, others, tokenization) for others in others_of(written(r)) if others]
@@ -175,11 +176,11 @@ def _leave_one_out(answers: Texts, references: Texts, tokenization: Tokenization
 def references_covered(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """How many references of an item are the best match of some answer: |{argmax_m BLEU(a_k; r_m) : k}|.
+    """Counts the references of an item that are the best match of some answer: |{argmax_m BLEU(a_k; r_m) : k}|.
 
     BLEU of a match adds 1 to the counts of orders 2 to 4. Equal references count once. A tie goes to the first
     reference (fairseq draws one), and an answer that shares no word with any reference matches none.
-    Arguments and errors as in `sentence_bleu`. Source: Ott et al. (2018), "Analyzing uncertainty in neural machine
+    Arguments and errors are as in `sentence_bleu`. Source: Ott et al. (2018), "Analyzing uncertainty in neural machine
     translation"; Shen et al. (2019).
     """
     covered = _covered(answers, references, tokenization)
@@ -189,21 +190,21 @@ def references_covered(
 def reference_coverage(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """`references_covered` as a share, 0 to 1, of an item's distinct references; at most min(K, R) / R."""
+    """Divides `references_covered` by the number of distinct references: 0 to 1, at most min(K, R) / R."""
     covered = _covered(answers, references, tokenization)
     return (bootstrap or Bootstrap()).mean([count / total for count, total in covered])
 
 
 def _covered(answers: Texts, references: Texts, tokenization: Tokenization | None) -> list[tuple[int, int]]:
-    """(covered, distinct references) of each item."""
+    """Returns (covered references, distinct references) of each item."""
     check_pairs(answers, references)
     tokenization = tokenization or Tokenization()
     counts = []
     for a, r in zip(answers, references, strict=True):
         distinct = list(dict.fromkeys(text.strip() for text in written(r)))
         match = np.stack([bleu_scores(a, [one], tokenization, "add-k").values for one in distinct])  # [R, K]
-        best, found = match.argmax(axis=0), match.max(axis=0) > 0.0
-        counts.append((len(set(best[found].tolist())), len(distinct)))
+        best, matched = match.argmax(axis=0), match.max(axis=0) > 0.0
+        counts.append((len(set(best[matched].tolist())), len(distinct)))
     return counts
 
 
@@ -213,17 +214,16 @@ def _covered(answers: Texts, references: Texts, tokenization: Tokenization | Non
 def pairwise_bleu(
     answers: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """How alike an item's answers are, lower is more diverse: mean_{j≠k} BLEU(a_j; a_k), sentence BLEU.
+    """Computes the similarity of an item's answers: mean_{j≠k} BLEU(a_j; a_k), sentence BLEU; lower is more diverse.
 
-    NaN for an item with one answer. Two blank answers are the same answer (100), a blank and another one are not (0).
+    An item with one answer has NaN. Two blank answers are equal (100); a blank and another one are not (0).
 
     Args:
-        answers: N items of K texts.
-        tokenization: how text becomes words; 13a with case if None.
-        bootstrap: of the interval; 1000 resamples at 95 % if None.
-
+      answers: N items of K texts.
+      tokenization: splits texts into words; None means 13a with case.
+      bootstrap: computes the interval; None means 1000 resamples at 95 %.
     Raises:
-        ValueError: for no items, or an item without answers.
+      ValueError: if there are no items, or an item has no answers.
 
     Source: Shen et al. (2019), who pool the corpus: see `corpus_pairwise_bleu`.
     """
@@ -234,9 +234,9 @@ def pairwise_bleu(
 def corpus_pairwise_bleu(
     answers: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:
-    """Pairwise BLEU as published: corpus BLEU of all ordered pairs of answers of the same item, pooled.
+    """Computes pairwise BLEU as published: corpus BLEU of all ordered pairs of answers of the same item.
 
-    Arguments, errors and blank answers as in `pairwise_bleu`. Source: Shen et al. (2019), and fairseq's
+    Arguments, errors and blank answers are as in `pairwise_bleu`. Source: Shen et al. (2019), and fairseq's
     `examples/translation_moe`.
     """
     pairs = _pairs(answers, tokenization)
@@ -245,7 +245,7 @@ def corpus_pairwise_bleu(
 
 
 def _pairs(answers: Texts, tokenization: Tokenization | None) -> list[BleuScores]:
-    """Of each item, the scores of all ordered pairs of its answers: K (K − 1) of them."""
+    """Returns the scores of all K (K − 1) ordered pairs of answers of each item."""
     check_answers(answers)
     tokenization = tokenization or Tokenization()
     pairs = []

@@ -1,10 +1,10 @@
-"""Base models: plain functional Flax Linen modules that know nothing about LoRA or hypotheses.
+"""Base models: plain Flax Linen modules that know nothing about LoRA or hypotheses.
 
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
-`decoder` says what all of them share; `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2) are the families.
-`llava_next` (over `clip` and `tiling`) sees and `qwen2_audio` (over `whisper`) hears; `multimodal` and `processor` say
-what these two share. They come with a processor, not a tokenizer.
+`decoder` holds what all models share; the families are `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2).
+`llava_next` (with `clip` and `tiling`) takes images, and `qwen2_audio` (with `whisper`) takes audio; `multimodal` and
+`processor` hold what these two share. They come with a processor instead of a tokenizer.
 """
 
 from mcl_jax.models.gpt2 import GPT2, GPT2Config

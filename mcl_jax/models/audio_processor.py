@@ -1,6 +1,6 @@
-"""Prompts and clips to the arrays of a Qwen2-Audio, in NumPy.
+"""Inputs of Qwen2-Audio from prompts and audio clips, in NumPy.
 
-Tokens and log-mel frames are those of Hugging Face's `Qwen2AudioProcessor` without torch.
+Tokens and log-mel frames equal those of Hugging Face's `Qwen2AudioProcessor`, without torch.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,18 @@ from mcl_jax.models.qwen2_audio import Qwen2AudioConfig
 from mcl_jax.models.whisper import check_clips, num_features
 
 Clip = Float[np.ndarray, " S"]
-SAMPLE_RATE = 16_000  # Hz: Whisper's, and that of clips of `mcl_jax.data`
-LOUDEST = 2.0  # of full scale; resampling may overshoot 1, and whole numbers as floats lie far above
+SAMPLE_RATE = 16_000  # Hz, for Whisper and the clips of `mcl_jax.data`
+LOUDEST = 2.0  # relative to full scale; resampling may overshoot 1, and integers stored as floats are far above
 
 
 class AudioProcessor(Processor):
-    """`processor(prompts, clips)` gives what `Qwen2Audio` takes.
+    """Prepares the inputs of `Qwen2Audio`: `processor(prompts, clips)`.
 
     Args:
-      config: of the model.
+      config: config of the model.
       hf: a `transformers.Qwen2AudioProcessor`.
-
     Raises:
-      ValueError: if it makes other frames, or has another audio token, than the model's config says, or if it hears
-        clips of another rate than 16 kHz.
+      ValueError: if its frames or audio token are not those of the model's config, or its sampling rate is not 16 kHz.
     """
 
     media = "clips"
@@ -53,36 +51,41 @@ class AudioProcessor(Processor):
         return processor.read(folder, lambda: cls(config, Qwen2AudioProcessor.from_pretrained(folder)))
 
     def num_features(self, clip: Clip) -> int:
-        """Audio tokens that a clip takes; raises as `__call__` does for what is none."""
+        """Returns the number of audio tokens of a clip; raises as `__call__` does if it is not a valid clip."""
         samples = min(len(self._checked(clip)), self.extractor.n_samples)
         return int(num_features(np.int32(-(-samples // self.extractor.hop_length))))
 
     def inputs(self, clips: Sequence[Clip | None], *, window: int | None = None) -> dict[str, np.ndarray]:
-        """What `encode` takes: mel and frames of B clips, see `__call__`; of None, silence and 0."""
+        """Returns the inputs of `encode`: mel and frames of B clips (see `__call__`); None gives silence, 0 frames."""
         mel, frames = self._mel(clips, self.config.audio_config.window if window is None else window)
         return {"mel": mel, "frames": frames}
 
     def __call__(
-        self, prompts: Sequence[str], clips: Sequence[Clip | None], *, length: int | None = None,
-        window: int | None = None, padding_side: str = "left",
-    ) -> dict[str, np.ndarray]:  # fmt: skip
-        """A batch of prompts with a clip each, or None.
+        self,
+        prompts: Sequence[str],
+        clips: Sequence[Clip | None],
+        *,
+        length: int | None = None,
+        window: int | None = None,
+        padding_side: str = "left",
+    ) -> dict[str, np.ndarray]:
+        """Prepares a batch of prompts, each with an audio clip or None.
 
         Args:
           prompts: texts, with the audio token (`<|AUDIO|>`) once where there is a clip.
-          clips: as many, mono, floats in [-1, 1], at 16 kHz (which an array does not tell: `mcl_jax.data` gives it), of
-            any lengths; what is longer than the extractor's window (30 s) is cut, as in Hugging Face.
-          length: T; of the longest prompt if None.
-          window: mel frames to compute, at least two more than any clip has (100 a second); the model's whole window if
-            None, which is mostly silence where clips are short.
+          clips: one clip or None per prompt: mono floats in [-1, 1] at 16 kHz (as `mcl_jax.data` reads them), of any
+            length. Clips longer than the extractor's window (30 s) are cropped, as in Hugging Face.
+          length: T; the length of the longest prompt if None.
+          window: number of mel frames to compute (100 per second), at least two more than any clip has; None uses the
+            model's whole window, which is mostly silence for short clips.
           padding_side: "left", to generate from the prompts, or "right".
         Returns:
-          tokens int32 [B, T], the audio token repeated for each feature, and mask bool [B, T]; mel float32 [B, M,
-          window], and frames int32 [B] of each clip, 0 where there is none.
+          tokens int32 [B, T], with the audio token repeated once per feature, and mask bool [B, T]; mel float32
+          [B, M, window], and frames int32 [B] of each clip, 0 where there is none.
         Raises:
-          ValueError: prompts and clips that do not belong together; a clip that is not mono, of whole numbers (PCM),
-            beyond [-1, 1], not finite, too short for a feature, or longer than the window asked for; a prompt longer
-            than T.
+          ValueError: if the numbers of prompts and clips differ; a clip is not mono, not floats (but PCM integers),
+            outside [-1, 1], not finite, too short for one feature, or longer than `window`; or a prompt is longer than
+            T.
         """
         self.check_number(prompts, clips)
         inputs = self.inputs(clips, window=window)
@@ -106,13 +109,13 @@ class AudioProcessor(Processor):
         return mel, frames
 
     def _checked(self, clip: Clip, name: str = "a clip") -> Clip:
-        """As float32."""
+        """Checks a clip and returns it as float32."""
         clip, least = np.asarray(clip), 2 * self.extractor.hop_length
         if clip.ndim != 1 or len(clip) <= least:
             raise ValueError(f"{name} must be mono, [S] with S > {least} samples, got shape {clip.shape}")
         if not np.issubdtype(clip.dtype, np.floating):
-            raise ValueError(f"{name} must be floats in [-1, 1], got {clip.dtype}; divide PCM of 16 bits by 32768")
+            raise ValueError(f"{name} must be floats in [-1, 1], got {clip.dtype}; divide 16-bit PCM by 32768")
         loudest = np.abs(clip).max()
-        if not loudest <= LOUDEST:  # also of NaN
+        if not loudest <= LOUDEST:  # true for NaN as well
             raise ValueError(f"{name} must be in [-1, 1], got a sample of {loudest:g}")
         return clip.astype(np.float32)

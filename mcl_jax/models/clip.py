@@ -1,6 +1,6 @@
-"""CLIP's vision tower (Radford et al., arXiv 2103.00020): pictures to hidden states of their patches, at any layer.
+"""CLIP's vision tower (Radford et al., arXiv 2103.00020): images to hidden states of their patches, at any layer.
 
-Only what models that see need: no pooling, no text tower. The module tree has Hugging Face's names:
+It has only the parts that image models need: no pooling and no text tower. The module tree has Hugging Face's names:
 
     params, below vision_model                             Hugging Face
     embeddings/class_embedding               [D]           embeddings.class_embedding
@@ -34,8 +34,15 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
 }
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size",
-         "patch_size")  # fmt: skip
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +53,17 @@ class CLIPVisionConfig:
       hidden_size: D.
       intermediate_size: F, width of the feed-forward layers.
       num_hidden_layers: L.
-      num_attention_heads: H; divides D.
-      num_channels: C of a picture.
-      image_size: height and width of a picture, in pixels.
+      num_attention_heads: H; must divide D.
+      num_channels: C, channels of an image.
+      image_size: height and width of an image, in pixels.
       patch_size: p, height and width of a patch, in pixels.
       hidden_act: one of `ACTIVATIONS`.
       layer_norm_eps: added to the variance in every layer norm.
-      initializer_range: std of freshly drawn weights.
-      dtype: of the computation; attention scores are float32 whatever it is.
-      param_dtype: of the parameters.
-
+      initializer_range: standard deviation of randomly initialised weights.
+      dtype: dtype of the computation; attention scores are always float32.
+      param_dtype: dtype of the parameters.
     Raises:
-      ValueError: a size is not a positive integer, two of them do not fit together, or an unknown activation.
+      ValueError: if a size is not a positive integer, two sizes do not fit together, or the activation is unknown.
     """
 
     hidden_size: int = 768
@@ -88,25 +94,25 @@ class CLIPVisionConfig:
 
     @property
     def num_patches(self) -> int:
-        """n, patches of a picture."""
+        """n, the number of patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "CLIPVisionConfig":
-        """Reads the dict of a `vision_config`; what it leaves out has its default, as in Hugging Face.
+        """Reads the dict of a `vision_config`; missing entries have their defaults, as in Hugging Face.
 
         Raises:
-          ValueError: for another kind of tower, or a value that this one does not compute.
+          ValueError: if the tower is of another kind, or a value is not supported.
         """
         hf_config = options.given(hf_config)
         kind = hf_config.get("model_type", MODEL_TYPE)
         if kind != MODEL_TYPE:
-            raise ValueError(f"model_type of a vision tower must be {MODEL_TYPE!r}, got {kind!r}.")
+            raise ValueError(f"vision_config: model_type must be {MODEL_TYPE!r}, got {kind!r}.")
         given = {name: hf_config[name] for name in cls._hf_names() if name in hf_config}
         return cls(**given | overrides)
 
     def to_hf(self) -> dict[str, Any]:
-        """The `vision_config` of a Hugging Face `config.json`."""
+        """Returns the `vision_config` of a Hugging Face `config.json`."""
         return {"model_type": MODEL_TYPE} | {name: getattr(self, name) for name in self._hf_names()}
 
     @classmethod
@@ -124,7 +130,7 @@ def _layer_norm(config: CLIPVisionConfig, name: str | None = None) -> LayerNorm:
 
 
 class Embeddings(nn.Module):
-    """A class token and the patches of a picture, each with its position added."""
+    """Embeds a class token and the patches of an image, and adds positions."""
 
     config: CLIPVisionConfig
 
@@ -134,9 +140,15 @@ class Embeddings(nn.Module):
         dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
         size = (config.patch_size, config.patch_size)
         to_patches = nn.Conv(
-            config.hidden_size, size, strides=size, padding="VALID", use_bias=False, kernel_init=init,
-            name="patch_embedding", **dtypes,
-        )  # fmt: skip
+            config.hidden_size,
+            size,
+            strides=size,
+            padding="VALID",
+            use_bias=False,
+            kernel_init=init,
+            name="patch_embedding",
+            **dtypes,
+        )
         patches = to_patches(pixels.astype(config.dtype)).reshape(len(pixels), config.num_patches, config.hidden_size)
         token = self.param("class_embedding", init, (config.hidden_size,), config.param_dtype).astype(config.dtype)
         tokens = jnp.broadcast_to(token[None, None], (len(pixels), 1, config.hidden_size))
@@ -147,7 +159,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """softmax(Q Kᵀ / √d) V; every patch sees every other."""
+    """Computes softmax(Q Kᵀ / √d) V; every patch sees every other patch."""
 
     config: CLIPVisionConfig
 
@@ -161,7 +173,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """fc2(act(fc1(x)))."""
+    """Computes fc2(act(fc1(x)))."""
 
     config: CLIPVisionConfig
 
@@ -183,7 +195,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers. A list, not a scan: those above the last one wanted are never run, and no state is kept unasked."""
+    """The layers, as a list instead of a scan, so that layers above the last one needed never run."""
 
     config: CLIPVisionConfig
 
@@ -191,7 +203,7 @@ class Encoder(nn.Module):
         self.layers = [Layer(self.config) for _ in range(self.config.num_hidden_layers)]
 
     def __call__(self, x: Float[Array, "N T D"], last: int) -> list[Float[Array, "N T D"]]:
-        """What goes into the first layer, and what comes out of each of the first `last` layers."""
+        """Returns the input of the first layer, and the output of each of the first `last` layers."""
         states = [x]
         for layer in self.layers if self.is_initializing() else self.layers[:last]:
             states.append(layer(states[-1]))
@@ -199,7 +211,7 @@ class Encoder(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, L layers, and a last norm that is in the checkpoints though no hidden state passes through it."""
+    """Patches, L layers, and a last norm, which is in the checkpoints although no hidden state passes through it."""
 
     config: CLIPVisionConfig
 
@@ -213,10 +225,10 @@ class VisionTransformer(nn.Module):
         config = self.config
         shape = (config.image_size, config.image_size, config.num_channels)
         if pixels.ndim != 4 or pixels.shape[1:] != shape:
-            raise ValueError(f"the vision tower needs pictures [N, {', '.join(map(str, shape))}], got {pixels.shape}")
+            raise ValueError(f"the vision tower needs images [N, {', '.join(map(str, shape))}], got {pixels.shape}")
         if not jnp.issubdtype(pixels.dtype, jnp.floating):
             raise ValueError(
-                f"the vision tower needs normalised pixels, floats as the processor gives, got {pixels.dtype}"
+                f"the vision tower needs normalised float pixels, as the processor returns them, got {pixels.dtype}"
             )
         wanted = [range(config.num_hidden_layers + 1)[layer] for layer in layers]
         states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)), max(wanted))
@@ -226,7 +238,7 @@ class VisionTransformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """A CLIP vision model under its name in checkpoints, `vision_model`."""
+    """Wraps a CLIP vision model under its name in checkpoints, `vision_model`."""
 
     config: CLIPVisionConfig
 
@@ -234,13 +246,14 @@ class VisionTower(nn.Module):
         self.vision_model = VisionTransformer(self.config)
 
     def __call__(self, pixels: Float[Array, "N S S C"], layers: Sequence[int]) -> Float[Array, "N 1+n D*"]:
-        """Hidden states of the class token and the n patches, those of several layers side by side.
+        """Computes hidden states of the class token and the n patches; those of several layers are concatenated.
 
         Args:
-          pixels: pictures, normalised.
-          layers: 0 for what goes into the first layer, i for what comes out of layer i; negative ones count from the
-            last.
+          pixels: normalised images.
+          layers: 0 for the input of the first layer, i for the output of layer i; negative numbers count from the end.
+        Returns:
+          The hidden states.
         Raises:
-          ValueError: for pictures of another size.
+          ValueError: if the images have another size.
         """
         return self.vision_model(pixels, layers)

@@ -1,20 +1,20 @@
-"""What all decoder-only language models share: positions, which keys a query sees, attention, and the stack of layers.
+"""Common parts of decoder-only language models: positions, visibility of keys, attention, and the stack of layers.
 
-Every model here is a Linen module with the same four methods:
+Every model is a Linen module with the same four methods:
 
     module(tokens, mask)                          next-token logits [B, T, V], float32
-    module.hidden(tokens, mask)                   hidden states [B, T, D], for a likelihood that never holds the logits
-    module.extend(tokens, mask, positions, past)  the same behind keys and values kept from before: (hidden, Segment)
+    module.hidden(tokens, mask)                   hidden states [B, T, D], for a likelihood without the full logits
+    module.extend(tokens, mask, positions, past)  the same after earlier keys and values: (hidden, Segment)
     module.logits(hidden)                         the output layer alone
 
-and `Module.unembedding(params)`, the output matrix [D, V]. `mask` is True on tokens and False on padding, on either
-side, and what stands there changes nothing; positions count tokens only. A model never writes a cache: it reads
-`past`, segments of keys and values, and returns the segment of the tokens it was given. What is kept of it, and where,
-is up to the caller (`generation`).
+and `Module.unembedding(params)`, the output matrix [D, V]. `mask` is True on tokens and False on padding, which may be
+on either side; token ids under padding have no effect, and positions count tokens only. A model never writes a cache:
+it reads `past`, a tuple of segments of keys and values, and returns the segment of the tokens it was given. The caller
+(`generation`) decides what to keep of it.
 
-A model that sees or hears has a fifth method, `encode`: its frozen tower, from pictures or clips to features [B, N, D],
-run once an example whatever K. The first three then take `features=`, which stand in for placeholder tokens of the
-prompt (`merge_features`).
+A model that takes images or audio has a fifth method, `encode`: its frozen tower, from images or audio clips to
+features [B, N, D], which runs once per example whatever K is. The first three methods then take `features=`, which
+replace the placeholder tokens of the prompt (`merge_features`).
 """
 
 from collections.abc import Sequence
@@ -36,12 +36,13 @@ NO_WINDOW = jnp.iinfo(jnp.int32).max
 class Segment:
     """Keys and values of S tokens in every layer.
 
-    Rows may be fewer than those of the queries: n·B queries with B rows are n queries to a row, in the order (B, n), so
-    that n continuations share one copy of their prompt.
+    A segment may have fewer rows than the queries: with n·B queries and B rows, n queries share a row, in the order
+    (B, n), so that n continuations share one copy of their prompt.
 
     Attributes:
-      keys, values: per layer, before they are repeated for groups of query heads.
-      positions: of the tokens, from 0 in each row.
+      keys: keys of each layer, before they are repeated for groups of query heads.
+      values: values of each layer, likewise.
+      positions: positions of the tokens, from 0 in each row.
       mask: False where there is no token.
     """
 
@@ -54,16 +55,24 @@ class Segment:
 def merge_features(
     x: Float[Array, "B T D"], tokens: Int[Array, "B T"], placeholder: int, features: Float[Array, "B N D"]
 ) -> Float[Array, "B T D"]:
-    """Embeddings x of the tokens, with feature i of a row in the place of its i-th placeholder token.
+    """Replaces the embedding of the i-th placeholder token of each row by feature i.
 
-    N is at least the number of placeholders of any row; features behind a row's last one are padding, and placeholders
-    without a feature are NaN.
-
+    Args:
+      x: embeddings of the tokens.
+      tokens: token ids.
+      placeholder: id of the placeholder token.
+      features: features, at least as many as any row has placeholders; the rest is padding. A placeholder without a
+        feature becomes NaN.
+    Returns:
+      The embeddings.
     Raises:
-      ValueError: for features of another number of rows, or another width.
+      ValueError: if the features have another number of rows, or another width.
     """
     if features.ndim != 3 or (features.shape[0], features.shape[2]) != (x.shape[0], x.shape[2]):
-        raise ValueError(f"features must be [B, N, D] with B and D of {x.shape} (B, T, D), got {features.shape}")
+        raise ValueError(
+            f"features must be [B, N, D] with B = {x.shape[0]} and D = {x.shape[2]}, as the embeddings, got "
+            f"{features.shape}"
+        )
     here = tokens == placeholder
     index = jnp.maximum(jnp.cumsum(here, axis=1) - 1, 0)
     placed = jnp.take_along_axis(features.astype(x.dtype), index[..., None], axis=1, mode="fill", fill_value=jnp.nan)
@@ -71,17 +80,17 @@ def merge_features(
 
 
 def check_placeholders(tokens: Int[np.ndarray, "B T"], placeholder: int, most: int) -> None:
-    """Raises a ValueError that names the rows with more placeholder tokens than `most`, the features of a row."""
+    """Raises a ValueError that names the rows with more placeholder tokens than `most`, the features per row."""
     needed = (np.asarray(tokens) == placeholder).sum(1)
     if (rows := np.flatnonzero(needed > most)).size:
         raise ValueError(
-            f"rows {rows.tolist()} have {needed[rows].tolist()} placeholder tokens ({placeholder}) for features of a "
-            f"picture or clip, got {most} features a row"
+            f"rows {rows.tolist()} have {needed[rows].tolist()} placeholder tokens ({placeholder}) for an image or "
+            f"audio clip and need as many features, got {most} features per row"
         )
 
 
 def embed(table: nn.Embed, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Embeddings; NaN for ids outside of the table, of which `jnp.take` counts the negative ones from its end."""
+    """Looks up embeddings; NaN for ids outside the table (`jnp.take` would count negative ones from its end)."""
     tokens = jnp.asarray(tokens)
     if jnp.issubdtype(tokens.dtype, jnp.integer):  # `nn.Embed` refuses others
         tokens = jnp.where(tokens < 0, table.num_embeddings, tokens.astype(jnp.int32))
@@ -89,19 +98,19 @@ def embed(table: nn.Embed, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
 
 
 def blank(x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
-    """x with zeros at padding: an id that is no token has no embedding, and a NaN would go through any weight of 0."""
+    """Sets x to zero at padding, where embeddings may be NaN: NaN times an attention weight of 0 is still NaN."""
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 
 
 def positions_of(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None) -> Int[Array, "B T"]:
-    """Position of each token among the unmasked ones of its row, from 0; masked ones before the first also get 0."""
+    """Returns the position of each token among the unmasked ones of its row, from 0 (also for padding on the left)."""
     if mask is None:
         return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
     return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def distances(queries: Int[Array, "B T"], keys: Int[Array, "b S"], mask: Bool[Array, "b S"]) -> Int[Array, "B T S"]:
-    """How many tokens each key lies behind each query; negative where it must not be seen."""
+    """Returns how many tokens before each query each key lies; negative if the query must not see the key."""
     repeat = queries.shape[0] // keys.shape[0]
     keys, mask = (jnp.repeat(x, repeat, axis=0) if repeat > 1 else x for x in (keys, mask))
     return jnp.where(mask[:, None], queries[:, :, None] - keys[:, None], -1)
@@ -114,12 +123,15 @@ def attend(
     window: Int[Array, ""] | None = None,
     scale: float,
 ) -> Float[Array, "B T H d"]:
-    """softmax(scale · Q Kᵀ) V over the keys of all segments, where 0 ≤ distance < window; scores in float32.
+    """Computes softmax(scale · Q Kᵀ) V over the keys of all segments where 0 ≤ distance < window; scores in float32.
 
     Args:
-      q: queries; heads come in Hkv groups of H / Hkv.
-      segments: (keys, values, distances) of each.
-      window: tokens that a query sees, itself included; no limit if None.
+      q: queries; the heads form Hkv groups of H / Hkv.
+      segments: (keys, values, distances) of each segment.
+      window: number of tokens that a query sees, including itself; None means no limit.
+      scale: factor of the scores.
+    Returns:
+      The weighted sums of the values.
     """
     B, T, H, d = q.shape
     scores = []
@@ -140,14 +152,19 @@ def attend(
 
 
 def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: bool, remat: bool) -> Any:
-    """L layers to be bound to a name in `setup`, a list or scanned into one; `run_layers` calls them.
+    """Makes L layers, as a list or scanned into one, to be assigned to a name in `setup`; `run_layers` calls them.
 
-    Scanned, one layer is compiled instead of L, parameters get a leading axis L, and the residual stream is held at
-    each layer (XLA on a CPU otherwise sums it anew for every reader, from the first layer on).
+    With `scan`, one layer is compiled instead of L, parameters get a leading axis L, and the residual stream is stored
+    at each layer (otherwise XLA on a CPU recomputes it from the first layer for every use).
 
     Args:
-      layer: module whose call is (x, shared, (window, past)) -> (x, (keys, values) or None).
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      layer: module with the call (x, shared, (window, past)) -> (x, (keys, values) or None).
+      config: config of each layer.
+      num_layers: L.
+      scan: whether to scan the layers.
+      remat: recompute each layer in the backward pass instead of storing its activations.
+    Returns:
+      The layers.
     """
     if remat:
         layer = nn.remat(layer, prevent_cse=not scan)
@@ -163,13 +180,16 @@ def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: b
 
 
 def run_layers(layers: Any, x: Float[Array, "B T D"], shared: Any, windows: Sequence[int | None], past: Any) -> Any:
-    """(x after all layers, what they returned, stacked over L).
+    """Runs the layers on x.
 
     Args:
-      layers: of `layer_stack`.
-      shared: the same for all layers.
-      windows: of each layer; None sees everything.
+      layers: the result of `layer_stack`.
+      x: input of the first layer.
+      shared: argument of every layer.
+      windows: attention window of each layer in tokens; None sees everything.
       past: pytree with leading axis L.
+    Returns:
+      Output of the last layer, and the second results of all layers, stacked over L.
     """
     limits = None if not any(windows) else jnp.array([w or NO_WINDOW for w in windows], jnp.int32)
     if not isinstance(layers, (list, tuple)):
@@ -183,7 +203,14 @@ def run_layers(layers: Any, x: Float[Array, "B T D"], shared: Any, windows: Sequ
 
 @flax.struct.dataclass
 class Context:
-    """What every layer is given: positions and distances of the tokens, and whether their keys are wanted."""
+    """Arguments of every layer.
+
+    Attributes:
+      positions: positions of the tokens.
+      own: distances between the tokens themselves.
+      past: distances between the tokens and each earlier segment.
+      keep: whether the layers return keys and values.
+    """
 
     positions: Int[Array, "B T"]
     own: Int[Array, "B T T"]
@@ -194,7 +221,7 @@ class Context:
 def context_of(
     positions: Int[Array, "B T"], mask: Bool[Array, "B T"] | None, past: Sequence[Segment], *, keep: bool
 ) -> Context:
-    """Positions and distances for tokens at `positions` behind `past`."""
+    """Makes the context for tokens at `positions` that follow the segments `past`."""
     mask = jnp.ones(positions.shape, bool) if mask is None else mask
     own = distances(positions, positions, mask)
     return Context(positions, own, tuple(distances(positions, s.positions, s.mask) for s in past), keep)
@@ -203,7 +230,7 @@ def context_of(
 def check_inputs(
     tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None, vocab_size: int, max_positions: int | None = None
 ) -> None:
-    """Raises a ValueError for shapes that do not fit, more tokens than positions, or ids outside of the vocabulary."""
+    """Raises a ValueError if shapes do not fit, there are more tokens than positions, or ids outside the vocabulary."""
     if tokens.ndim != 2:
         raise ValueError(f"tokens must be [B, T], got shape {tokens.shape}.")
     if max_positions is not None and tokens.shape[1] > max_positions:

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format) of Llama and Qwen2 models: config, tokenizer and dequantised tensors.
 
-Tensors are presented under their Hugging Face names and in Hugging Face's order of rows: llama.cpp interleaves the
-halves of each rotated head of Llama models, which is undone here. A model may be split into several files.
+Tensors have their Hugging Face names and Hugging Face's order of rows: llama.cpp interleaves the halves of each rotated
+head of Llama models, which is undone here. A model may be split into several files.
 """
 
 import re
@@ -30,32 +30,43 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 ARCHITECTURES = ("llama", "qwen2")
-ROPE_FACTORS = "rope_freqs.weight"  # of Llama 3: by what each frequency is divided
+ROPE_FACTORS = "rope_freqs.weight"  # divisors of the frequencies, in Llama 3
 PART = r"(.+)-(\d{5})-of-(\d{5})\.gguf"
-# Metadata of the architecture that are read, or that change nothing. Any other must have a value that changes nothing.
+# Metadata that we read or that have no effect. Any other entry must have a value without effect.
 READ = {
-    "context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count",
-    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
-    "rope.freq_base", "rope.dimension_count", "rope.scaling.type", "vocab_size", "tensor_data_layout",
-}  # fmt: skip
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    "rope.freq_base",
+    "rope.dimension_count",
+    "rope.scaling.type",
+    "vocab_size",
+    "tensor_data_layout",
+}
 NEUTRAL = {"rope.scale_linear": 1.0, "rope.scaling.factor": 1.0, "attention.causal": True}
 
 
 def find(path: Path) -> Path | None:
-    """The GGUF file at `path`, or the one in it, the first part of one that is split; None if there is none.
+    """Returns the GGUF file at `path` or in it (the first part of a split file); None if there is none.
 
     Raises:
-      ValueError: if `path` does not exist, or a folder without config.json holds several.
+      ValueError: if `path` does not exist, or is a folder without config.json that holds several GGUF files.
     """
     if not path.exists():
-        raise ValueError(f"there is no {path}; needed a Hugging Face folder or a GGUF file")
+        raise ValueError(f"{path} must be a Hugging Face folder or a GGUF file, but it does not exist")
     if path.is_file():
         return path
     files = sorted(path.glob("*.gguf"))
     if (path / "config.json").is_file() or not files:
         return None
     if len({re.sub(PART, r"\1 \3", file.name) for file in files}) > 1:
-        raise ValueError(f"{path} holds several GGUF files; name one of {[file.name for file in files]}")
+        raise ValueError(f"{path} holds several GGUF files; pass the path of one of {[file.name for file in files]}")
     return files[0]
 
 
@@ -64,16 +75,16 @@ def _open(file: Path) -> tuple[Any, dict[str, Any]]:
     with needed_for("reading a GGUF file", "text"):
         import gguf  # brings a dozen modules
     if not file.is_file():
-        raise ValueError(f"there is no {file}, a part of a split GGUF file")
+        raise ValueError(f"{file}, a part of a split GGUF file, does not exist")
     try:
         reader = gguf.GGUFReader(file)
         return reader, {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:
-        raise ValueError(f"{file} is no whole GGUF file: {error}") from error
+        raise ValueError(f"{file} is damaged or not a GGUF file: {error}") from error
 
 
 def _open_all(file: Path) -> tuple[list[Any], dict[str, Any]]:
-    """(readers of all parts, metadata of the first) of the model of which `file` is the whole, or any part."""
+    """Opens the model of which `file` is the whole or any part; returns all readers and the first part's metadata."""
     reader, fields = _open(file)
     count = fields.get("split.count", 0)
     if count <= 1:
@@ -81,29 +92,32 @@ def _open_all(file: Path) -> tuple[list[Any], dict[str, Any]]:
     match = re.fullmatch(PART, file.name)
     if match is None or int(match[3]) != count:
         raise ValueError(
-            f"{file} is part {fields.get('split.no', 0) + 1} of {count} of a split GGUF file: put the parts into one "
-            f"folder under the names that they had, NAME-00001-of-{count:05}.gguf and so on"
+            f"{file} is part {fields.get('split.no', 0) + 1} of {count} of a split GGUF file; put all parts into one "
+            f"folder under their original names, NAME-00001-of-{count:05}.gguf and so on"
         )
     parts = [file.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
     opened = [_open(part) for part in parts]
     for i, (part, (_, of_part)) in enumerate(zip(parts, opened, strict=True)):
         if (of_part.get("split.no"), of_part.get("split.count")) != (i, count):
             raise ValueError(
-                f"{part} must be part {i + 1} of {count}, but says that it is not: is it of another model?"
+                f"{part} must be part {i + 1} of {count}, but its metadata say otherwise; check that all parts belong "
+                "to the same model"
             )
     readers, first = [reader for reader, _ in opened], opened[0][1]
-    found, needed = sum(len(reader.tensors) for reader in readers), first.get("split.tensors.count")
-    if needed is not None and found != needed:
-        raise ValueError(f"{parts[0]} and its other parts must hold {needed} tensors, got {found}")
+    held, needed = sum(len(reader.tensors) for reader in readers), first.get("split.tensors.count")
+    if needed is not None and held != needed:
+        raise ValueError(f"{parts[0]} and its other parts must hold {needed} tensors, got {held}")
     return readers, first
 
 
 class GGUF:
     """A GGUF file as a source of tensors, with its config and tokenizer.
 
+    Args:
+      file: the file, or any part of a split file.
     Raises:
-      ValueError: for a file that is no GGUF file, cut short or without its other parts; for another architecture than
-        those known, settings that are not read, or a quantisation that cannot be undone.
+      ValueError: if the file is truncated, not in this format or without its other parts, or if its architecture, a
+        setting or its quantisation is not supported.
     """
 
     def __init__(self, file: Path):
@@ -121,12 +135,18 @@ class GGUF:
         self.dtypes = dict.fromkeys(self.shapes, "F32")  # as `read` gives them
 
     def _check_settings(self) -> None:
-        of = {name.removeprefix(f"{self.architecture}."): value for name, value in self.fields.items()
-              if name.startswith(f"{self.architecture}.")}  # fmt: skip
-        changed = lambda name: of[name] not in ([NEUTRAL[name]] if name in NEUTRAL else (0, "", "none", []))
-        if unread := sorted(name for name in of if name not in READ and changed(name)):
-            said = ", ".join(f"{self.architecture}.{name} = {of[name]}" for name in unread)
-            raise ValueError(f"{self.file} has settings that are not read: {said}")
+        settings = {
+            name.removeprefix(f"{self.architecture}."): value
+            for name, value in self.fields.items()
+            if name.startswith(f"{self.architecture}.")
+        }
+
+        def has_effect(name: str) -> bool:
+            return settings[name] not in ([NEUTRAL[name]] if name in NEUTRAL else (0, "", "none", []))
+
+        if unread := sorted(name for name in settings if name not in READ and has_effect(name)):
+            entries = ", ".join(f"{self.architecture}.{name} = {settings[name]}" for name in unread)
+            raise ValueError(f"{self.file} has settings that are not supported: {entries}")
 
     def _check_quantisation(self) -> None:
         import gguf
@@ -138,7 +158,7 @@ class GGUF:
             except NotImplementedError as error:
                 kind = tensor.tensor_type.name
                 raise ValueError(
-                    f"{self.file}: {name} is stored as {kind}, which the gguf package cannot undo"
+                    f"{self.file}: {name} is stored as {kind}, which the gguf package cannot dequantise"
                 ) from error
 
     def _hf_name(self, name: str) -> str:
@@ -149,7 +169,7 @@ class GGUF:
         return f"{layer}{NAMES[match[2]]}.{match[3]}"
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor in float32, dequantised."""
+        """Reads a tensor and dequantises it to float32."""
         import gguf
 
         tensor = self.tensors[name]
@@ -161,50 +181,50 @@ class GGUF:
         return pairs.swapaxes(1, 2).reshape(values.shape)
 
     def _number(self, name: str, default: Any = None) -> Any:
-        """A number above 0."""
+        """Returns an entry that must be a number above 0."""
         value = self.fields.get(f"{self.architecture}.{name}", default)
         if value is None:
-            raise ValueError(f"{self.file} has no {self.architecture}.{name}")
+            raise ValueError(f"{self.file} must have an entry {self.architecture}.{name}, but has none")
         if isinstance(value, (list, str)) or not value > 0:
             raise ValueError(f"{self.file}: {self.architecture}.{name} must be one number above 0, got {value}")
         return value
 
     @cached_property
     def hf_config(self) -> Mapping[str, Any]:
-        """What a `config.json` of the same model says.
+        """The entries of a `config.json` of the same model.
 
         Raises:
-          ValueError: for a field that is missing or no number, rotary scaling, or a rotation of part of the head.
+          ValueError: if a field is missing or not a number, or the file uses rotary scaling or rotates part of a head.
         """
         if self.fields.get(f"{self.architecture}.rope.scaling.type", "none") != "none":
-            raise ValueError(f"{self.file}: rotary scaling is not read from GGUF files")
+            raise ValueError(f"{self.file} uses rotary scaling, which is not supported in GGUF files")
         if "model.embed_tokens.weight" not in self.shapes:
-            raise ValueError(f"{self.file} has no tensor token_embd.weight")
-        of = self._number
-        head_dim = of("attention.key_length", of("embedding_length") // of("attention.head_count"))
+            raise ValueError(f"{self.file} must have a tensor token_embd.weight, but has none")
+        number = self._number
+        head_dim = number("attention.key_length", number("embedding_length") // number("attention.head_count"))
         for name in ("attention.value_length", "rope.dimension_count"):
-            if of(name, head_dim) != head_dim:
+            if (width := number(name, head_dim)) != head_dim:
                 raise ValueError(
-                    f"{self.file}: {self.architecture}.{name} must be the width of a head, {head_dim}, got {of(name)}"
+                    f"{self.file}: {self.architecture}.{name} must be the width of a head, {head_dim}, got {width}"
                 )
-        rope = {"rope_type": "default", "rope_theta": of("rope.freq_base", 10000.0)}
+        rope = {"rope_type": "default", "rope_theta": number("rope.freq_base", 10000.0)}
         for factors in self.rope_factors:
             rope |= dict(rope_type="longrope", short_factor=factors, long_factor=factors, attention_factor=1.0)
         return {
             "model_type": self.architecture,
             "vocab_size": self.shapes["model.embed_tokens.weight"][0],
-            "hidden_size": of("embedding_length"),
-            "intermediate_size": of("feed_forward_length"),
-            "num_hidden_layers": of("block_count"),
-            "num_attention_heads": of("attention.head_count"),
-            "num_key_value_heads": of("attention.head_count_kv", of("attention.head_count")),
+            "hidden_size": number("embedding_length"),
+            "intermediate_size": number("feed_forward_length"),
+            "num_hidden_layers": number("block_count"),
+            "num_attention_heads": number("attention.head_count"),
+            "num_key_value_heads": number("attention.head_count_kv", number("attention.head_count")),
             "head_dim": head_dim,
-            "max_position_embeddings": of("context_length"),
-            "rms_norm_eps": of("attention.layer_norm_rms_epsilon"),
+            "max_position_embeddings": number("context_length"),
+            "rms_norm_eps": number("attention.layer_norm_rms_epsilon"),
             "rope_parameters": rope,
             "tie_word_embeddings": "lm_head.weight" not in self.shapes,
         }
 
     def tokenizer(self) -> Any:
-        """The tokenizer in the file, see `gguf_tokenizer.build`."""
+        """Builds the tokenizer of the file, see `gguf_tokenizer.build`."""
         return gguf_tokenizer.build(self.file, self.fields)

@@ -1,6 +1,6 @@
-"""Tokenizers of GGUF files: byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM2) and SentencePiece's (Llama 2, Mistral).
+"""Tokenizers of GGUF files: byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM2) and SentencePiece BPE (Llama 2, Mistral).
 
-What is written there under `tokenizer.ggml`, and what llama.cpp does with it, follows its `llama-vocab.cpp`.
+The entries under `tokenizer.ggml` and their meaning follow llama.cpp's `llama-vocab.cpp`.
 """
 
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from typing import Any
 from mcl_jax.extras import needed_for
 
 PREFIX = "tokenizer.ggml."
-# What comes before the bytes, by tokenizer.ggml.pre: digits one by one and GPT-2's rule; GPT-2's rule alone; or a rule
-# as a regular expression.
+# Splitting before the bytes, by tokenizer.ggml.pre: digits one by one and GPT-2's rule; GPT-2's rule alone; or a
+# regular expression.
 DIGITS, PLAIN = ("smollm",), ("default", "gpt-2")
 RULE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 RULES = {"qwen2": RULE % "", "llama-bpe": RULE % "{1,3}"}
-WHOLE_WORDS = ("llama-bpe",)  # a word that is a token is one, whatever the merges say; and texts begin with a token
-SPACE = "▁"  # SentencePiece's
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # of tokenizer.ggml.token_type
+WHOLE_WORDS = ("llama-bpe",)  # a word in the vocabulary is one token, whatever the merges say; texts begin with a token
+SPACE = "▁"  # SentencePiece's space
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
 NAMED = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -32,10 +32,10 @@ SENTENCEPIECE_IDS = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2
 
 
 def build(file: Path, metadata: Mapping[str, Any]) -> Any:
-    """A transformers tokenizer from the metadata of a GGUF file; None if they hold no vocabulary.
+    """Builds a transformers tokenizer from the metadata of a GGUF file; None if they hold no vocabulary.
 
     Raises:
-      ValueError: for another kind of tokenizer, or metadata that are absent or do not fit together; names the file.
+      ValueError: if the kind of tokenizer is not supported, or metadata are missing or inconsistent; names the file.
     """
     with needed_for("reading the tokenizer of a GGUF file", "text"):
         from transformers import PreTrainedTokenizerFast  # takes seconds to import
@@ -47,8 +47,8 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
         ids = SENTENCEPIECE_IDS
     elif given.get("model") != "gpt2" or given.get("pre") not in (*DIGITS, *PLAIN, *RULES):
         raise ValueError(
-            f"{file}: tokenizer {given.get('model')!r} with pre-tokenizer {given.get('pre')!r} is not read from GGUF "
-            "files; put it in a folder with the model's Hugging Face tokenizer files and load that"
+            f"{file}: the tokenizer {given.get('model')!r} with pre-tokenizer {given.get('pre')!r} is not supported; "
+            "put the file in a folder with the model's Hugging Face tokenizer files and load that folder"
         )
     _check(file, given, "scores" if sentencepiece else "merges")
     tokens = given["tokens"]
@@ -66,10 +66,10 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
 
 
 def _check(file: Path, given: dict[str, Any], needed: str) -> None:
-    """Fills in token types; raises a ValueError where the metadata do not fit together."""
+    """Adds missing token types; raises a ValueError if the metadata are inconsistent."""
     size = len(given["tokens"])
     if needed not in given:
-        raise ValueError(f"{file} has no {PREFIX}{needed}, which its tokenizer {given['model']!r} needs")
+        raise ValueError(f"{file} must have {PREFIX}{needed} for its tokenizer {given['model']!r}, but has none")
     given.setdefault("token_type", [NORMAL] * size)
     for name in ("token_type", "scores"):
         if name in given and len(given[name]) != size:
@@ -81,7 +81,7 @@ def _check(file: Path, given: dict[str, Any], needed: str) -> None:
         if not isinstance(given.get(key, 0), int) or not 0 <= given.get(key, 0) < size:
             raise ValueError(f"{file}: {PREFIX}{key} must be one of {size} tokens, got {given[key]}")
     if broken := [pair for pair in given.get("merges", ()) if pair.count(" ") != 1][:3]:
-        raise ValueError(f"{file}: {PREFIX}merges must be pairs of tokens with a space between, got {broken}")
+        raise ValueError(f"{file}: {PREFIX}merges must be pairs of tokens separated by a space, got {broken}")
 
 
 def _byte_level(given: Mapping[str, Any]) -> Any:
@@ -104,7 +104,7 @@ def _byte_level(given: Mapping[str, Any]) -> Any:
 
 
 def _sentencepiece(given: Mapping[str, Any], named: Mapping[str, str]) -> Any:
-    """SentencePiece's BPE: of two neighbours those are joined first whose union has the highest score."""
+    """Builds SentencePiece's BPE, which first merges the two neighbours whose union has the highest score."""
     import tokenizers as tk
 
     vocabulary = {token: i for i, token in enumerate(given["tokens"])}
@@ -124,26 +124,31 @@ def _sentencepiece(given: Mapping[str, Any], named: Mapping[str, str]) -> Any:
 
 
 def _add_tokens(tokenizer: Any, tokens: list[str], kinds: list[int]) -> None:
-    """Makes control tokens and those that users defined whole wherever they stand; the former are special."""
+    """Keeps control tokens (which are special) and user-defined tokens whole wherever they occur."""
     import tokenizers as tk
 
-    of = lambda wanted: [token for token, kind in zip(tokens, kinds, strict=True) if kind == wanted]
-    tokenizer.add_special_tokens([tk.AddedToken(token, special=True, normalized=False) for token in of(CONTROL)])
-    tokenizer.add_tokens([tk.AddedToken(token, special=False, normalized=False) for token in of(USER_DEFINED)])
+    def added(wanted: int, special: bool) -> list[Any]:
+        chosen = (token for token, kind in zip(tokens, kinds, strict=True) if kind == wanted)
+        return [tk.AddedToken(token, special=special, normalized=False) for token in chosen]
+
+    tokenizer.add_special_tokens(added(CONTROL, special=True))
+    tokenizer.add_tokens(added(USER_DEFINED, special=False))
 
 
 def _frame(file: Path, tokenizer: Any, named: Mapping[str, str], begins: bool, ends: bool) -> None:
-    """Makes texts begin and end with tokens, where the file says so."""
+    """Makes texts begin and end with special tokens if the file says so."""
     import tokenizers as tk
 
     wanted = [name for name, asked in (("bos_token", begins), ("eos_token", ends)) if asked]
     if missing := [name for name in wanted if name not in named]:
-        raise ValueError(f"{file}: texts are to begin or end with {missing}, but {PREFIX}{NAMED[missing[0]]} is absent")
+        raise ValueError(
+            f"{file} needs {PREFIX}{NAMED[missing[0]]}, since texts begin or end with {missing}, but has none"
+        )
     if wanted:
-        around = lambda text: [*wanted[: int(begins)], text, *wanted[int(begins) :]]
+        first, second = ([*wanted[: int(begins)], text, *wanted[int(begins) :]] for text in ("$A", "$B"))
         ids = {name: tokenizer.token_to_id(named[name]) for name in wanted}
         tokenizer.post_processor = tk.processors.TemplateProcessing(
-            single=around("$A"),
-            pair=around("$A") + around("$B"),
+            single=first,
+            pair=first + second,
             special_tokens=[{"id": name, "ids": [ids[name]], "tokens": [named[name]]} for name in wanted],
         )

@@ -1,4 +1,4 @@
-"""The shape that GPT-2 and GPT-Neo share: learned positions, layer norms, a GELU feed-forward layer, a tied head.
+"""Common architecture of GPT-2 and GPT-Neo: learned positions, layer norms, a GELU feed-forward layer, a tied head.
 
 They differ in attention (`gpt2`, `gpt_neo`). The module tree has Hugging Face's names, scanned or not:
 
@@ -29,7 +29,7 @@ from mcl_jax.models.hf_config import check_types
 from mcl_jax.models.norms import LayerNorm
 
 POSITIVE_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings")
-OWN_FIELDS = {"dtype", "param_dtype", "remat", "scan", "embedding_std", "position_std"}  # not those of a config.json
+OWN_FIELDS = {"dtype", "param_dtype", "remat", "scan", "embedding_std", "position_std"}  # not in a config.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,23 +38,22 @@ class GPTConfig:
 
     Args:
       vocab_size: V, number of tokens.
-      hidden_size: D, width of the residual stream; a multiple of `num_heads`.
+      hidden_size: D, width of the residual stream; must be a multiple of `num_heads`.
       num_layers: L, number of blocks.
       num_heads: H, attention heads, each of width D / H.
-      max_position_embeddings: longest input, in tokens, padding included.
-      intermediate_size: width of the feed-forward layer; 4 D if None.
+      max_position_embeddings: length of the longest input in tokens, including padding.
+      intermediate_size: width of the feed-forward layer; None means 4 D.
       layer_norm_epsilon: added to the variance in every layer norm.
-      initializer_range: std of freshly drawn weights (biases start at 0, layer norms at the identity).
-      embedding_std: std of freshly drawn token embeddings; `initializer_range` if None. The head is tied, so in a
-        frozen random base it also bounds how far apart two logits can get.
-      position_std: std of freshly drawn position embeddings; `initializer_range` if None.
-      dtype: of the computation; attention scores and logits are float32 whatever it is.
-      param_dtype: of the parameters.
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      scan: one scanned block rather than L of them.
-
+      initializer_range: standard deviation of random weights (biases start at 0, layer norms at the identity).
+      embedding_std: standard deviation of random token embeddings; None means `initializer_range`. Since the head is
+        tied, it also limits the difference between two logits of a frozen random base.
+      position_std: standard deviation of random position embeddings; None means `initializer_range`.
+      dtype: dtype of the computation; attention scores and logits are always float32.
+      param_dtype: dtype of the parameters.
+      remat: recompute each block in the backward pass instead of storing its activations.
+      scan: use one scanned block instead of L blocks.
     Raises:
-      ValueError: a size is not positive, or two of them do not fit together.
+      ValueError: if a size is not positive, or two sizes do not fit together.
     """
 
     attention: ClassVar[type[nn.Module]]
@@ -93,36 +92,38 @@ class GPTConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Tokens that a query sees in each layer, itself included; None sees everything."""
+        """Number of tokens that a query sees in each layer, including itself; None sees everything."""
         return (None,) * self.num_layers
 
     @classmethod
     def _from_entries(cls, entries: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
         entries = options.given(entries)
         if not entries.get("tie_word_embeddings", True):
-            raise ValueError("tie_word_embeddings must be true, got false: this model has no separate output layer.")
+            raise ValueError(
+                "tie_word_embeddings must be true, since the model has no output layer of its own, got false."
+            )
         names = {field.name for field in dataclasses.fields(cls)} - OWN_FIELDS
         fields = {name: entries[name] for name in names if name in entries} | dict(overrides)
         needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         if missing := [name for name in needed if name not in fields]:
-            raise ValueError(f"A config.json for {cls.__name__} must have {missing}, got only {sorted(entries)}.")
+            raise ValueError(f"a config.json for {cls.__name__} must have {missing}, got only {sorted(entries)}.")
         return cls(**fields)
 
 
 def dense(config: GPTConfig, features: int, name: str, use_bias: bool = True) -> nn.Dense:
-    """A linear layer in the dtypes of the config."""
+    """Makes a linear layer with the dtypes of the config."""
     kernel_init = nn.initializers.normal(config.initializer_range)
     dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
     return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name, **dtypes)
 
 
 def layer_norm(config: GPTConfig, name: str | None = None) -> LayerNorm:
-    """A layer norm in the dtypes of the config."""
+    """Makes a layer norm with the dtypes of the config."""
     return LayerNorm(config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
 
 
 class MLP(nn.Module):
-    """c_proj(gelu(c_fc(x))), with the tanh form of gelu ("gelu_new")."""
+    """Computes c_proj(gelu(c_fc(x))), with the tanh form of gelu ("gelu_new")."""
 
     config: GPTConfig
 
@@ -154,13 +155,16 @@ class Transformer(nn.Module):
 
     def setup(self):
         config = self.config
-        embed = lambda rows, std: nn.Embed(
-            rows,
-            config.hidden_size,
-            embedding_init=nn.initializers.normal(config.initializer_range if std is None else std),
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-        )
+
+        def embed(rows: int, std: float | None) -> nn.Embed:
+            return nn.Embed(
+                rows,
+                config.hidden_size,
+                embedding_init=nn.initializers.normal(config.initializer_range if std is None else std),
+                dtype=config.dtype,
+                param_dtype=config.param_dtype,
+            )
+
         self.wte = embed(config.vocab_size, config.embedding_std)
         self.wpe = embed(config.max_position_embeddings, config.position_std)
         self.h = decoder.layer_stack(Block, config, config.num_layers, scan=config.scan, remat=config.remat)
@@ -179,7 +183,7 @@ class GPT(nn.Module):
 
     @property
     def max_positions(self) -> int:
-        """Tokens that a prompt and its continuation may have together: there are embeddings of no more positions."""
+        """Largest number of tokens of a prompt and its continuation together, as there are no more positions."""
         return self.config.max_position_embeddings
 
     @property
@@ -191,46 +195,47 @@ class GPT(nn.Module):
         self.transformer = Transformer(self.config)
 
     def __call__(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T V"]:
-        """Next-token logits.
+        """Computes next-token logits.
 
         Args:
-          tokens: [B, T] token ids.
-          mask: [B, T] True on tokens, False on padding; None if there is no padding.
-
+          tokens: token ids.
+          mask: True on tokens, False on padding; None if there is no padding.
         Returns:
           Logits [B, T, V] in float32, whatever `config.dtype` is.
-
         Raises:
-          ValueError: T exceeds `max_position_embeddings`, or `mask` is not boolean or not [B, T].
+          ValueError: if T exceeds `max_position_embeddings`, or `mask` is not boolean or not [B, T].
         """
         return self.logits(self.hidden(tokens, mask))
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
-        """Hidden states [B, T, D] after the last layer norm, in `config.dtype`; arguments as in `__call__`."""
+        """Returns the hidden states after the last layer norm, in `config.dtype`; arguments as in `__call__`."""
         decoder.check_inputs(tokens, mask, self.vocab_size, self.config.max_position_embeddings)
         context = decoder.context_of(decoder.positions_of(tokens, mask), mask, (), keep=False)
         return self.transformer(decoder.blank(self.embed(tokens), mask), context, ())[0]
 
     def extend(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
         past: tuple[decoder.Segment, ...] = (),
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
-        """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:
+        """Returns the hidden states of tokens at `positions` that follow the segments `past`, and their own segment."""
         context = decoder.context_of(positions, mask, past, keep=True)
         kv = tuple((s.keys, s.values) for s in past)
         hidden, (keys, values) = self.transformer(decoder.blank(self.embed(tokens), mask), context, kv)
         return hidden, decoder.Segment(keys, values, positions, mask)
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Token embeddings, without those of positions."""
+        """Returns token embeddings, without position embeddings."""
         return decoder.embed(self.transformer.wte, tokens)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """The output layer, in float32."""
+        """Applies the output layer, in float32."""
         wte = self.transformer.wte.embedding.astype(hidden.dtype)
         return jnp.einsum("btd,vd->btv", hidden, wte, preferred_element_type=jnp.float32)
 
     @staticmethod
     def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
-        """Output matrix [D, V], the transposed token embeddings, from the `params` collection."""
+        """Returns the output matrix, the transposed token embeddings, from the `params` collection."""
         return params["transformer"]["wte"]["embedding"].T

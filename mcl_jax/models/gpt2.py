@@ -1,6 +1,6 @@
 """GPT-2: one fused projection to queries, keys and values. The rest is in `gpt`.
 
-Hugging Face keeps GPT-2's weights as [in, out] already (its Conv1D), so nothing is transposed in loading them.
+Hugging Face stores GPT-2's weights as [in, out] (its Conv1D), so loading does not transpose them.
 Source: Hugging Face transformers 5.23, `models/gpt2/modeling_gpt2.py`.
 """
 
@@ -17,20 +17,23 @@ from mcl_jax.models import decoder
 from mcl_jax.models.gpt import GPT, GPTConfig, dense
 
 RENAMED = {
-    "n_embd": "hidden_size", "n_layer": "num_layers", "n_head": "num_heads", "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "n_positions": "max_position_embeddings",
     "n_inner": "intermediate_size",
-}  # fmt: skip
+}
 UNSUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 
 class Attention(nn.Module):
-    """softmax(Q Kᵀ / √d) V from one projection `c_attn` [D, 3 D]."""
+    """Computes softmax(Q Kᵀ / √d) V from one projection `c_attn` [D, 3 D]."""
 
     config: "GPT2Config"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, past: Any):
-        """(output [B, T, D], (keys, values) [B, T, H, d] if the context keeps them)."""
+        """Returns the output [B, T, D], and (keys, values) [B, T, H, d] if the context keeps them."""
         D, H = self.config.hidden_size, self.config.num_heads
         q, k, v = jnp.split(dense(self.config, 3 * D, "c_attn")(x), 3, axis=-1)
         q, k, v = (y.reshape(*x.shape[:2], H, D // H) for y in (q, k, v))
@@ -50,18 +53,18 @@ class GPT2Config(GPTConfig):
         """Reads the dict of a Hugging Face `config.json`, as `GPTNeoConfig.from_hf` does.
 
         Raises:
-          ValueError: a needed entry is absent, or the dict describes something this model does not compute.
+          ValueError: if a required entry is missing, or the model cannot compute what the dict describes.
         """
         hf_config = options.given(hf_config)
         if hf_config.get("activation_function", "gelu_new") != "gelu_new":
             raise ValueError(f"activation_function must be 'gelu_new', got {hf_config['activation_function']!r}.")
         for name, needed in UNSUPPORTED.items():
             if hf_config.get(name, needed) != needed:
-                raise ValueError(f"{name} must be {needed}, got {hf_config[name]!r}: this model has no other form.")
+                raise ValueError(f"{name} must be {needed}, since nothing else is supported, got {hf_config[name]!r}.")
         return cls._from_entries({RENAMED.get(name, name): value for name, value in hf_config.items()}, overrides)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of a Hugging Face `config.json` of this model."""
+        """Returns the dict of a Hugging Face `config.json` of this model."""
         known = {theirs: getattr(self, ours) for theirs, ours in RENAMED.items()}
         known |= {name: getattr(self, name) for name in ("vocab_size", "layer_norm_epsilon", "initializer_range")}
         return known | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "tie_word_embeddings": True}

@@ -1,4 +1,4 @@
-"""GPT-Neo: causal attention without the usual 1/√d, global or within a local window per layer.
+"""GPT-Neo: causal attention without the usual 1/√d; each layer is global or has a local window.
 
 The rest is in `gpt`; attention has q_proj, k_proj, v_proj and out_proj under `attn/attention`, as in Hugging Face.
 Source: Hugging Face transformers 5.23, `models/gpt_neo/modeling_gpt_neo.py`.
@@ -19,13 +19,13 @@ ATTENTION_KINDS = ("global", "local")
 
 
 class SelfAttention(nn.Module):
-    """softmax(Q Kᵀ) V: unscaled, as GPT-Neo was trained."""
+    """Computes softmax(Q Kᵀ) V, unscaled, as GPT-Neo was trained."""
 
     config: "GPTNeoConfig"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, past: Any):
-        """(output [B, T, D], (keys, values) [B, T, H, d] if the context keeps them)."""
+        """Returns the output [B, T, D], and (keys, values) [B, T, H, d] if the context keeps them."""
         D, H = self.config.hidden_size, self.config.num_heads
         q, k, v = (dense(self.config, D, name, use_bias=False)(x) for name in ("q_proj", "k_proj", "v_proj"))
         q, k, v = (y.reshape(*x.shape[:2], H, D // H) for y in (q, k, v))
@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Holds `attention`, for the name: Hugging Face nests it as `attn.attention`."""
+    """Wraps `attention` to get Hugging Face's name, `attn.attention`."""
 
     config: "GPTNeoConfig"
 
@@ -46,11 +46,13 @@ class Attention(nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GPTNeoConfig(GPTConfig):
-    """`GPTConfig` with
+    """Sizes and numerics of a GPT-Neo: those of `GPTConfig`, and the windows of its layers.
 
     Args:
-      window_size: tokens that a query of a local layer sees, itself included.
+      window_size: number of tokens that a query of a local layer sees, including itself.
       attention_layers: "global" or "local" for each of the L layers.
+    Raises:
+      ValueError: as `GPTConfig` does, or if a layer has no kind or an unknown one.
     """
 
     attention = Attention
@@ -73,19 +75,18 @@ class GPTNeoConfig(GPTConfig):
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Tokens that a query sees in each layer, itself included; None sees everything."""
+        """Number of tokens that a query sees in each layer, including itself; None sees everything."""
         return tuple(self.window_size if kind == "local" else None for kind in self.attention_layers)
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "GPTNeoConfig":
-        """Reads the dict of a Hugging Face `config.json`; its dropout rates are ignored, the base being frozen.
+        """Reads the dict of a Hugging Face `config.json`. Dropout rates are ignored, since the base is frozen.
 
         Args:
-          hf_config: the dict, e.g. `json.loads(path.read_text())`.
-          **overrides: fields of this class that win over the dict's, e.g. `dtype=jnp.bfloat16`.
-
+          hf_config: the dict, for example `json.loads(path.read_text())`.
+          **overrides: fields of this class that replace those of the dict, for example `dtype=jnp.bfloat16`.
         Raises:
-          ValueError: a needed entry is absent, or the dict describes something this model does not compute.
+          ValueError: if a required entry is missing, or the model cannot compute what the dict describes.
         """
         hf_config = options.given(hf_config)
         if hf_config.get("activation_function", "gelu_new") != "gelu_new":
@@ -93,7 +94,7 @@ class GPTNeoConfig(GPTConfig):
         return cls._from_entries({**hf_config, "attention_layers": _attention_layers(hf_config)}, overrides)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of a Hugging Face `config.json` of this model."""
+        """Returns the dict of a Hugging Face `config.json` of this model."""
         names = {f.name for f in dataclasses.fields(self)} - OWN_FIELDS
         types = [[[kind], 1] for kind in self.attention_layers]
         known = {name: getattr(self, name) for name in sorted(names)} | {
@@ -103,12 +104,12 @@ class GPTNeoConfig(GPTConfig):
 
 
 def _attention_layers(hf_config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Kind of each layer: `attention_types` [[kinds, repeats], ...] written out, or `attention_layers` as it stands."""
+    """Returns the kind of each layer, from `attention_types` [[kinds, repeats], ...] or `attention_layers`."""
     if "attention_types" in hf_config:
         return tuple(kind for kinds, repeats in hf_config["attention_types"] for _ in range(repeats) for kind in kinds)
     if "attention_layers" in hf_config:
         return tuple(hf_config["attention_layers"])
-    raise ValueError(f"A GPT-Neo config.json must have attention_types, got only {sorted(hf_config)}.")
+    raise ValueError(f"a GPT-Neo config.json must have attention_types, got only {sorted(hf_config)}.")
 
 
 class GPTNeo(GPT):
@@ -120,8 +121,8 @@ class GPTNeo(GPT):
         hidden = model.apply({"params": params}, tokens, mask, method="hidden")      # [B, T, D]
         logits = hidden @ GPTNeo.unembedding(params)                                 # the same (in float32)
 
-    `mask` is True on tokens and False on padding, which may lie on either side and changes nothing: padding is never
-    attended to, and positions count tokens only. Outputs at padding are finite and mean nothing.
+    `mask` is True on tokens and False on padding, which may be on either side and has no effect: no token attends to
+    it, and positions count tokens only. Outputs at padding are finite but meaningless.
     """
 
     config: GPTNeoConfig

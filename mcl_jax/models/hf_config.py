@@ -1,6 +1,6 @@
-"""The `config.json` of a Hugging Face folder: read, refused where weights are quantised, its values of the right types.
+"""Reading of a Hugging Face `config.json`: checks that the weights are not quantised and that values have their types.
 
-What a family does with the values is said in its own config class; that each has the type its field wants, here.
+The config class of each family interprets the values.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import numpy as np
 from mcl_jax.json_io import read_json_object
 
 QUANTISED = ("quantization_config", "compression_config")
-QUANTISER_FILES = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}  # beside the config, of older tools
+QUANTISER_FILES = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}  # written by older tools
 KINDS = {
     bool: ("true or false", (bool, np.bool_)),
     int: ("an integer", numbers.Integral),
@@ -27,27 +27,27 @@ KINDS = {
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The dict of the folder's `config.json`.
+    """Reads the `config.json` of a folder.
 
     Raises:
-      ValueError: if there is none, it is no JSON object, or it says that the weights are quantised.
+      ValueError: if the file does not exist, is not a JSON object, or says that the weights are quantised.
     """
     folder = Path(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is no Hugging Face folder (no config.json) and holds no GGUF file")
+        raise ValueError(f"{folder} must hold a config.json (Hugging Face) or a GGUF file, got neither")
     config = read_json_object(file)
     beside = next((f"{kind} ({name})" for name, kind in QUANTISER_FILES.items() if (folder / name).is_file()), None)
     if method := quantiser(config) or beside:
         raise ValueError(
-            f"{folder}: the weights are quantised with {method}, which is not read here; get the weights of this model "
+            f"{folder}: the weights are quantised with {method}, which is not supported; get the weights of this model "
             "in float32, float16 or bfloat16, or as a GGUF file"
         )
     return config
 
 
 def quantiser(config: Mapping[str, Any]) -> str | None:
-    """What a `config.json`, or a part of one such as its `text_config`, says the weights are quantised with."""
+    """Returns the quantisation method in a `config.json`, or in a part such as its `text_config`; None without one."""
     for name in QUANTISED:
         if given := config.get(name):
             method = _method(given)
@@ -57,7 +57,7 @@ def quantiser(config: Mapping[str, Any]) -> str | None:
 
 
 def _method(quantization: Any) -> str | None:
-    """None for bitsandbytes that is switched off."""
+    """Returns the name of the method; None if it is bitsandbytes and switched off."""
     if not isinstance(quantization, Mapping):
         return str(quantization)
     off = not (quantization.get("load_in_8bit") or quantization.get("load_in_4bit"))
@@ -67,18 +67,18 @@ def _method(quantization: Any) -> str | None:
 
 @contextlib.contextmanager
 def errors_name(file: Path) -> Iterator[None]:
-    """Makes whatever goes wrong with the values of a file a ValueError that names the file."""
+    """Turns errors about the values of a file into a ValueError that names the file."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-        what = str(error) if isinstance(error, ValueError) else f"a value is absent or of another type ({error!r})"
-        raise ValueError(f"{file}: {what}") from error
+        reason = str(error) if isinstance(error, ValueError) else f"a value is missing or of the wrong type ({error!r})"
+        raise ValueError(f"{file}: {reason}") from error
 
 
 def check_types(config: Any) -> None:
-    """Raises a ValueError that names the first field of a dataclass whose value is not of its annotated type.
+    """Raises a ValueError that names the first field of a dataclass whose value does not have its annotated type.
 
-    Numbers of NumPy are numbers; fields of other types are not looked at.
+    NumPy numbers count as numbers. Only fields annotated as bool, int or float are checked.
     """
     for field in dataclasses.fields(config):
         allowed = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)

@@ -1,8 +1,8 @@
-"""Llama and its kin as one plain Flax Linen module: Llama 1 to 3, ALMA, Vicuna, Mistral, SmolLM2, Qwen2.
+"""Llama and related models as one plain Flax Linen module: Llama 1 to 3, ALMA, Vicuna, Mistral, SmolLM2, Qwen2.
 
-They differ in sizes, grouped queries, biases, tied embeddings, rotary scaling and sliding windows, all of it in the
-config. The module tree has the names of Hugging Face's `LlamaForCausalLM`; scanned, the L layers are one `layers` with
-a leading axis L, else `layers_0`, `layers_1`, …:
+They differ in sizes, grouped queries, biases, tied embeddings, rotary scaling and sliding windows, which are all fields
+of the config. The module tree has the names of Hugging Face's `LlamaForCausalLM`; if scanned, the L layers are one
+`layers` with a leading axis L, else `layers_0`, `layers_1`, …:
 
     params                                             Hugging Face
     model/embed_tokens/embedding          [V, D]       model.embed_tokens.weight
@@ -33,22 +33,27 @@ from mcl_jax.models.rotary import Rope, rotate
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 FAMILIES = tuple(ARCHITECTURES)
 SIZES = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim",
-)  # fmt: skip
-# What a config.json may leave out: where it equals the default of Hugging Face's class.
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+# Defaults of Hugging Face's classes, for entries that a config.json leaves out.
 DEFAULTS = {
     "llama": dict(),
     "mistral": dict(num_key_value_heads=8, max_position_embeddings=131072, sliding_window=4096),
     "qwen2": dict(num_key_value_heads=32, max_position_embeddings=32768, sliding_window=4096, max_window_layers=28),
 }
-# What only a text_config inside another config.json may leave out.
+# Defaults for entries that only a text_config inside another config.json may leave out.
 TEXT_DEFAULTS = {
     "llama": dict(vocab_size=32000, intermediate_size=11008),
     "mistral": dict(vocab_size=32000, intermediate_size=14336),
     "qwen2": dict(vocab_size=151936, intermediate_size=22016),
 }
-# Where null says something else than the default, as in Hugging Face: as many as there are heads, and no window.
+# Entries for which null has a meaning of its own in Hugging Face: as many as there are heads, and no window.
 MEANT_NULL = ("num_key_value_heads", "sliding_window")
 
 
@@ -62,21 +67,20 @@ class LlamaConfig:
       intermediate_size: F, width of the feed-forward layers.
       num_hidden_layers: L.
       num_attention_heads: H.
-      num_key_value_heads: Hkv, of keys and values; divides H. H if None.
-      head_dim: d of a head; D / H if None.
+      num_key_value_heads: Hkv, heads of keys and values; must divide H. None means H.
+      head_dim: d, width of a head; None means D / H.
       rms_norm_eps: added to the mean square in every norm.
       rope: rotary embeddings.
       tie_word_embeddings: whether the output layer is the transposed token embedding.
       qkv_bias, o_bias, mlp_bias: whether those projections have biases.
-      sliding_windows: tokens that a query sees in each layer, itself included; None sees everything.
-      initializer_range: std of freshly drawn weights.
-      dtype: of the computation; attention scores and logits are float32 whatever it is.
-      param_dtype: of the parameters.
-      scan: one scanned layer rather than L of them.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
-
+      sliding_windows: number of tokens that a query sees in each layer, including itself; None sees everything.
+      initializer_range: standard deviation of randomly initialised weights.
+      dtype: dtype of the computation; attention scores and logits are always float32.
+      param_dtype: dtype of the parameters.
+      scan: use one scanned layer instead of L layers.
+      remat: recompute each layer in the backward pass instead of storing its activations.
     Raises:
-      ValueError: a size is not positive, or two of them do not fit together.
+      ValueError: if a size is not positive, or two sizes do not fit together.
     """
 
     vocab_size: int
@@ -108,7 +112,7 @@ class LlamaConfig:
         if self.head_dim is None:
             if self.hidden_size % self.num_attention_heads:
                 raise ValueError(
-                    f"hidden_size must be a multiple of num_attention_heads where head_dim is not given, got "
+                    f"hidden_size must be a multiple of num_attention_heads if head_dim is not given, got "
                     f"{self.hidden_size} and {self.num_attention_heads}."
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
@@ -118,7 +122,7 @@ class LlamaConfig:
                 f"{self.num_attention_heads}."
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even to be rotated, got {self.head_dim}.")
+            raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
         self.rope.check_head(self.head_dim)
         if self.sliding_windows is not None:
             object.__setattr__(self, "sliding_windows", tuple(self.sliding_windows))  # a list would not be hashable
@@ -130,15 +134,18 @@ class LlamaConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Tokens that a query sees in each layer; None sees everything."""
+        """Number of tokens that a query sees in each layer; None sees everything."""
         return self.sliding_windows or (None,) * self.num_hidden_layers
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlamaConfig":
-        """Reads the dict of a Hugging Face `config.json`; its dropout rates are ignored, the base being frozen.
+        """Reads the dict of a Hugging Face `config.json`. Dropout rates are ignored, since the base is frozen.
 
+        Args:
+          hf_config: the dict.
+          **overrides: fields of this class that replace those of the dict.
         Raises:
-          ValueError: a needed entry is absent, or the dict describes something this model does not compute.
+          ValueError: if a required entry is missing, or the model cannot compute what the dict describes.
         """
         family = hf_config.get("model_type")
         if family not in FAMILIES:
@@ -150,7 +157,7 @@ class LlamaConfig:
         fields = {name: hf_config[name] for name in plain if hf_config.get(name) is not None}
         missing = [name for name in SIZES[:5] if name not in fields]
         if missing:
-            raise ValueError(f"A {family} config.json must have {missing}, got only {sorted(hf_config)}.")
+            raise ValueError(f"a {family} config.json must have {missing}, got only {sorted(hf_config)}.")
         fields["rope"] = Rope.from_hf(hf_config)
         fields["sliding_windows"] = _sliding_windows(hf_config, fields["num_hidden_layers"])
         fields["qkv_bias"] = family == "qwen2" or bool(hf_config.get("attention_bias"))
@@ -159,14 +166,14 @@ class LlamaConfig:
 
     @classmethod
     def from_text_config(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlamaConfig":
-        """Reads the `text_config` of a model that sees or hears, as `from_hf` does, with Hugging Face's defaults."""
+        """Reads the `text_config` of an image or audio model, as `from_hf` does, with Hugging Face's defaults."""
         hf_config = options.given(hf_config, meaning=MEANT_NULL)
         family = hf_config.get("model_type", "llama")
         sizes = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
         return cls.from_hf({"model_type": family} | sizes | TEXT_DEFAULTS.get(family, {}) | hf_config, **overrides)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of a Hugging Face `config.json` of this model."""
+        """Returns the dict of a Hugging Face `config.json` of this model."""
         windowed = any(self.windows)
         family = "qwen2" if self.qkv_bias and not self.o_bias else "mistral" if windowed else "llama"
         plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings")
@@ -183,13 +190,13 @@ class LlamaConfig:
 
 
 def _sliding_windows(hf_config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...] | None:
-    """Of Mistral every layer, of Qwen2 those that `layer_types` names or from `max_window_layers` on, if it says so."""
+    """Returns the windows: in Mistral for every layer; in Qwen2 by `layer_types`, or from `max_window_layers` on."""
     window = hf_config.get("sliding_window")
     if window is None or hf_config["model_type"] == "llama":
         return None
     if hf_config["model_type"] == "mistral":
         if hf_config.get("layer_types"):
-            raise ValueError("layer_types must be absent of a mistral: all of its layers have one window.")
+            raise ValueError("a mistral config.json must not have layer_types, since all layers share one window.")
         return (window,) * num_layers
     if not hf_config.get("use_sliding_window", False):
         return None
@@ -211,7 +218,7 @@ def _dense(config: LlamaConfig, features: int, name: str | None = None, use_bias
 
 
 class RMSNorm(nn.Module):
-    """x / √(E[x²] + ε) · scale, the quotient in float32."""
+    """Computes x / √(E[x²] + ε) · scale, with the quotient in float32."""
 
     config: LlamaConfig
 
@@ -230,11 +237,13 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, past: Any):
-        """(output [B, T, D], (keys, values) [B, T, Hkv, d] if the context keeps them)."""
+        """Returns the output [B, T, D], and (keys, values) [B, T, Hkv, d] if the context keeps them."""
         config = self.config
-        heads = lambda name, number: _dense(config, number * config.head_dim, name, config.qkv_bias)(x).reshape(
-            *x.shape[:2], number, config.head_dim
-        )
+
+        def heads(name: str, number: int) -> Array:
+            y = _dense(config, number * config.head_dim, name, config.qkv_bias)(x)
+            return y.reshape(*x.shape[:2], number, config.head_dim)
+
         q = heads("q_proj", config.num_attention_heads)
         k, v = (heads(name, config.num_key_value_heads) for name in ("k_proj", "v_proj"))
         q, k = (rotate(y, context.positions, config.rope) for y in (q, k))
@@ -245,7 +254,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) · up(x))."""
+    """Computes down(silu(gate(x)) · up(x))."""
 
     config: LlamaConfig
 
@@ -315,14 +324,14 @@ class Llama(nn.Module):
             self.lm_head = _dense(self.config, self.config.vocab_size)
 
     def __call__(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T V"]:
-        """Next-token logits in float32."""
+        """Returns next-token logits in float32."""
         return self.logits(self.hidden(tokens, mask))
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm, in `config.dtype`.
+        """Returns the hidden states after the last norm, in `config.dtype`.
 
         Raises:
-          ValueError: `mask` is not boolean or not [B, T].
+          ValueError: if `mask` is not boolean or not [B, T].
         """
         decoder.check_inputs(tokens, mask, self.vocab_size)
         return self.hidden_embedded(self.embed(tokens), decoder.positions_of(tokens, mask), mask)
@@ -330,32 +339,38 @@ class Llama(nn.Module):
     def hidden_embedded(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T D"]:
-        """`hidden` from embeddings, for inputs that are not all tokens."""
+        """Computes `hidden` from embeddings, for inputs that are not all tokens."""
         return self.model(decoder.blank(x, mask), decoder.context_of(positions, mask, (), keep=False), ())[0]
 
     def extend(
-        self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
         past: tuple[decoder.Segment, ...] = (),
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
-        """Hidden states of tokens at `positions` behind the segments `past`, and their own segment."""
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:
+        """Returns the hidden states of tokens at `positions` that follow the segments `past`, and their own segment."""
         return self.extend_embedded(self.embed(tokens), mask, positions, past)
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Token embeddings."""
+        """Returns token embeddings."""
         return decoder.embed(self.model.embed_tokens, tokens)
 
     def extend_embedded(
-        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], positions: Int[Array, "B T"],
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
         past: tuple[decoder.Segment, ...] = (),
-    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:  # fmt: skip
-        """`extend` from embeddings, for inputs that are not all tokens."""
+    ) -> tuple[Float[Array, "B T D"], decoder.Segment]:
+        """Computes `extend` from embeddings, for inputs that are not all tokens."""
         context = decoder.context_of(positions, mask, past, keep=True)
         past = tuple((s.keys, s.values) for s in past)
         hidden, (keys, values) = self.model(decoder.blank(x, mask), context, past)
         return hidden, decoder.Segment(keys, values, positions, mask)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """The output layer, in float32."""
+        """Applies the output layer, in float32."""
         if self.config.tie_word_embeddings:
             embedding = self.model.embed_tokens.embedding.astype(hidden.dtype)
             return jnp.einsum("btd,vd->btv", hidden, embedding, preferred_element_type=jnp.float32)
@@ -363,7 +378,7 @@ class Llama(nn.Module):
 
     @staticmethod
     def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:
-        """Output matrix from the `params` collection."""
+        """Returns the output matrix from the `params` collection."""
         if "lm_head" in params:
             return params["lm_head"]["kernel"]
         return params["model"]["embed_tokens"]["embedding"].T

@@ -1,11 +1,11 @@
-"""LLaVA-1.6, or LLaVA-NeXT (Liu et al., 2024): CLIP's tower, a projector, and a Llama, Mistral or Qwen2 behind them.
+"""LLaVA-1.6, or LLaVA-NeXT (Liu et al., 2024): CLIP's tower, a projector, and then a Llama, Mistral or Qwen2.
 
     inputs = processor(prompts, pictures)                       # NumPy: tokens, mask, pixel_values, index
     features = module.apply({"params": params}, inputs["pixel_values"], inputs["index"], method="encode")
     logits = module.apply({"params": params}, inputs["tokens"], inputs["mask"], features)
 
-`encode` is called once an example, outside of the hypotheses: it knows no adapters, and all K of them share what it
-returns, embeddings for the placeholder tokens of the prompt (which of them is what: see `tiling`). The module tree:
+`encode` is called once per example, outside the hypotheses: it has no adapters, and all K hypotheses share its result,
+the embeddings of the placeholder tokens of the prompt (`tiling` explains their order). The module tree:
 
     params                            Hugging Face (the names of the published files)
     vision_tower/vision_model/...     vision_tower.vision_model...       see `clip`
@@ -40,16 +40,15 @@ class LlavaNextConfig:
     """Sizes, under Hugging Face's names and with its defaults.
 
     Args:
-      text_config: of the language model.
-      vision_config: of the tower.
-      image_token_index: the placeholder token.
-      image_grid_pinpoints: resolutions that pictures are tiled at, (height, width) in pixels.
-      vision_feature_layer: layers of the tower whose states go side by side into the projector, see `VisionTower`.
+      text_config: config of the language model.
+      vision_config: config of the tower.
+      image_token_index: id of the placeholder token.
+      image_grid_pinpoints: resolutions for tiling images, (height, width) in pixels.
+      vision_feature_layer: layers of the tower whose states are concatenated for the projector, see `VisionTower`.
       projector_hidden_act: one of `clip.ACTIVATIONS`.
       multimodal_projector_bias: whether the projector's layers have biases.
-
     Raises:
-      ValueError: if two of them do not fit together, or an unknown activation.
+      ValueError: if two fields do not fit together, or the activation is unknown.
     """
 
     text_config: LlamaConfig
@@ -66,7 +65,7 @@ class LlavaNextConfig:
         states = self.vision_config.num_hidden_layers + 1
         if not self.vision_feature_layer or any(not -states <= i < states for i in self.vision_feature_layer):
             raise ValueError(
-                f"vision_feature_layer must be in [{-states}, {states}) of a tower of {states - 1} layers, got "
+                f"vision_feature_layer must be in [{-states}, {states}) for a tower of {states - 1} layers, got "
                 f"{self.vision_feature_layer}."
             )
         if self.projector_hidden_act not in ACTIVATIONS:
@@ -74,14 +73,14 @@ class LlavaNextConfig:
             raise ValueError(f"projector_hidden_act must be one of {known}, got {self.projector_hidden_act!r}.")
         if not 0 <= self.image_token_index < self.text_config.vocab_size:
             raise ValueError(
-                f"image_token_index must be a token of vocab_size={self.text_config.vocab_size}, got "
+                f"image_token_index must be below vocab_size={self.text_config.vocab_size}, got "
                 f"{self.image_token_index}."
             )
-        _ = self.tiling  # raises where the resolutions do not fit the tower
+        _ = self.tiling  # raises if the resolutions do not fit the tower
 
     @property
     def tiling(self) -> Tiling:
-        """How pictures are cut."""
+        """The tiling of images."""
         return Tiling(self.image_grid_pinpoints, self.vision_config.image_size, self.vision_config.patch_size)
 
     @classmethod
@@ -89,13 +88,14 @@ class LlavaNextConfig:
         """Reads the dict of a Hugging Face `config.json`.
 
         Args:
-          **overrides: fields of the language model's config; dtypes are the tower's too.
+          hf_config: the dict.
+          **overrides: fields of the language model's config; dtypes also apply to the tower.
         Raises:
-          ValueError: a part is absent, or the dict describes something this model does not compute.
+          ValueError: if a part is missing, or the model cannot compute what the dict describes.
         """
         hf_config = options.given(hf_config)
         if missing := [name for name in ("text_config", "vision_config") if not hf_config.get(name)]:
-            raise ValueError(f"A llava_next config.json must have {missing}, got only {sorted(hf_config)}.")
+            raise ValueError(f"a llava_next config.json must have {missing}, got only {sorted(hf_config)}.")
         strategy = hf_config.get("vision_feature_select_strategy", "default")
         if strategy != "default":  # Hugging Face's own packing fails on class tokens among the patches
             raise ValueError(f"vision_feature_select_strategy must be 'default' for a CLIP tower, got {strategy!r}.")
@@ -115,7 +115,7 @@ class LlavaNextConfig:
         return cls(**fields)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of a Hugging Face `config.json` of this model."""
+        """Returns the dict of a Hugging Face `config.json` of this model."""
         layers = self.vision_feature_layer
         known = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return known | {
@@ -130,22 +130,29 @@ class LlavaNextConfig:
 
 
 class Projector(nn.Module):
-    """linear_2(act(linear_1(x))), from the tower's width to the language model's."""
+    """Computes linear_2(act(linear_1(x))), from the tower's width to the language model's."""
 
     config: LlavaNextConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "N n Dv"]) -> Float[Array, "N n D"]:
         text = self.config.text_config
-        dense = lambda name: nn.Dense(
-            text.hidden_size, use_bias=self.config.multimodal_projector_bias, name=name, dtype=text.dtype,
-            param_dtype=text.param_dtype, kernel_init=nn.initializers.normal(text.initializer_range),
-        )  # fmt: skip
+
+        def dense(name: str) -> nn.Dense:
+            return nn.Dense(
+                text.hidden_size,
+                use_bias=self.config.multimodal_projector_bias,
+                name=name,
+                dtype=text.dtype,
+                param_dtype=text.param_dtype,
+                kernel_init=nn.initializers.normal(text.initializer_range),
+            )
+
         return dense("linear_2")(ACTIVATIONS[self.config.projector_hidden_act](dense("linear_1")(x)))
 
 
 class LlavaNext(Multimodal):
-    """A language model that sees."""
+    """A language model with images as input."""
 
     config: LlavaNextConfig
 
@@ -159,19 +166,19 @@ class LlavaNext(Multimodal):
 
     @property
     def placeholder(self) -> int:
-        """The token whose embeddings features stand in for."""
+        """Id of the token that features replace."""
         return self.config.image_token_index
 
-    def encode(
-        self, pixel_values: Float[Array, "B P S S C"], index: Int[Array, "B N"]
-    ) -> Float[Array, "B N D"]:  # fmt: skip
-        """Features of pictures: the projected patches and newlines that `index` names; zeros where it is PADDING.
+    def encode(self, pixel_values: Float[Array, "B P S S C"], index: Int[Array, "B N"]) -> Float[Array, "B N D"]:
+        """Computes features of images: the projected patches and newlines that `index` selects; zeros at PADDING.
 
         Args:
-          pixel_values: tiles of each picture, normalised, filled up with any; tile 0 is the whole picture.
-          index: see `Tiling.index`, filled up with PADDING.
+          pixel_values: normalised tiles of each image; tile 0 is the whole image, and padding tiles may have any value.
+          index: see `Tiling.index`, padded with PADDING.
+        Returns:
+          Features, one per placeholder token.
         Raises:
-          ValueError: for tiles of another size, or another B.
+          ValueError: if the tiles have another size, or the batch sizes differ.
         """
         if pixel_values.ndim != 5 or len(pixel_values) != len(index):
             raise ValueError(
@@ -189,7 +196,7 @@ class LlavaNext(Multimodal):
         return jnp.where(index == PADDING, 0.0, features)
 
     def encode_empty(self) -> None:
-        """`encode` of one black tile."""
+        """Calls `encode` on one black tile."""
         vision = self.config.vision_config
         tile = jnp.zeros((1, 1, vision.image_size, vision.image_size, vision.num_channels), vision.dtype)
         self.encode(tile, jnp.zeros((1, 1), jnp.int32))

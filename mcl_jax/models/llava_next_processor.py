@@ -21,14 +21,13 @@ Picture = UInt8[np.ndarray, "H W 3"]
 
 
 class LlavaNextProcessor(Processor):
-    """`processor(prompts, pictures)` gives what `LlavaNext` takes.
+    """Prepares the inputs of `LlavaNext`: `processor(prompts, pictures)`.
 
     Args:
-      config: of the model.
+      config: config of the model.
       hf: a `transformers.LlavaNextProcessor`.
-
     Raises:
-      ValueError: if it cuts pictures otherwise than the model's config says.
+      ValueError: if the processor tiles images in another way than the model's config says.
     """
 
     media = "pictures"
@@ -51,22 +50,22 @@ class LlavaNextProcessor(Processor):
         return processor.read(folder, lambda: cls(config, HuggingFaces.from_pretrained(folder, backend="pil")))
 
     def picture(self, picture: Picture) -> tuple[Float[np.ndarray, "P S S 3"], Int[np.ndarray, " N"]]:
-        """(normalised tiles, index of its tokens, see `Tiling`) of one picture.
+        """Returns the normalised tiles of one image and the index of its tokens, see `Tiling`.
 
         Raises:
-          ValueError: for anything but uint8 RGB.
+          ValueError: if the image is not uint8 RGB.
         """
         picture = _checked(picture)
-        # The axis of channels is said, not guessed: a picture 3 pixels high is taken for channels first.
+        # Without input_data_format, transformers takes an image 3 pixels high for one with channels first.
         tiles = self.hf.image_processor([picture], input_data_format="channels_last", return_tensors="np")
         return tiles["pixel_values"][0].transpose(0, 2, 3, 1), self.tiling.index(*picture.shape[:2])
 
     def num_features(self, picture: Picture) -> int:
-        """Placeholder tokens that a picture takes; raises as `picture` does."""
+        """Returns the number of placeholder tokens of an image; raises as `picture` does."""
         return len(self.tiling.index(*_checked(picture).shape[:2]))
 
     def inputs(self, pictures: Sequence[Picture | None]) -> dict[str, np.ndarray]:
-        """What `encode` takes: pixel_values and index of B pictures, see `__call__`; of None, black and PADDING."""
+        """Returns the inputs of `encode`: pixel_values and index of B images (see `__call__`); None gives black."""
         size, B = self.config.vision_config.image_size, len(pictures)
         pixel_values = np.zeros((B, self.tiling.most_tiles, size, size, 3), np.float32)
         index = np.full((B, self.tiling.most_tokens), PADDING, np.int32)
@@ -79,17 +78,18 @@ class LlavaNextProcessor(Processor):
     def __call__(
         self, prompts: Sequence[str], pictures: Sequence[Picture | None], *, length: int | None = None
     ) -> dict[str, np.ndarray]:
-        """A batch of prompts with a picture each, or None.
+        """Prepares a batch of prompts, each with an image or None.
 
         Args:
-          prompts: texts, with the placeholder once where there is a picture.
-          pictures: as many.
-          length: T; of the longest prompt if None.
+          prompts: texts, with the placeholder once where there is an image.
+          pictures: one image or None per prompt.
+          length: T; the length of the longest prompt if None.
         Returns:
           tokens int32 [B, T] and mask bool [B, T], padded on the left; pixel_values float32 [B, P, S, S, 3] and index
-          int32 [B, N], filled up to the most that any picture takes, so that shapes do not depend on the pictures.
+          int32 [B, N], padded to the largest size of any image, so that shapes do not depend on the images.
         Raises:
-          ValueError: as `picture` and `prompt`, for numbers that differ, or a prompt longer than T.
+          ValueError: as `picture` and `prompt` do; also if the numbers of prompts and images differ, or a prompt is
+            longer than T.
         """
         self.check_number(prompts, pictures)
         inputs = self.inputs(pictures)
@@ -98,8 +98,8 @@ class LlavaNextProcessor(Processor):
 
 
 def _checked(picture: Picture) -> Picture:
-    """Raises a ValueError for anything but uint8 RGB."""
+    """Returns the image as an array; raises a ValueError if it is not uint8 RGB."""
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise ValueError(f"a picture must be RGB, uint8[H, W, 3], got {picture.dtype}{list(picture.shape)}")
+        raise ValueError(f"an image must be RGB, uint8[H, W, 3], got {picture.dtype}{list(picture.shape)}")
     return picture

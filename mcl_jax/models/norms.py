@@ -1,4 +1,4 @@
-"""Layer norm that keeps to strict dtype promotion."""
+"""A layer norm that works with strict dtype promotion."""
 
 import flax.linen as nn
 import jax
@@ -8,14 +8,14 @@ from jaxtyping import Array, Float
 
 
 class LayerNorm(nn.Module):
-    """(x − E[x]) / √(Var[x] + ε) · scale + bias, in float32.
+    """Computes (x − E[x]) / √(Var[x] + ε) · scale + bias, in float32.
 
-    `nn.LayerNorm` mixes dtypes implicitly below float32, which strict dtype promotion refuses.
+    `nn.LayerNorm` promotes smaller dtypes implicitly, which strict dtype promotion does not allow.
 
     Args:
       epsilon: ε.
-      dtype: of the output.
-      param_dtype: of scale and bias.
+      dtype: dtype of the output.
+      param_dtype: dtype of scale and bias.
     """
 
     epsilon: float

@@ -1,8 +1,8 @@
 """Pretrained weights: `from_pretrained` reads a Hugging Face folder or a GGUF file, `save_pretrained` writes a folder.
 
-Every leaf of a model's parameters has one tensor in a checkpoint, or one for each layer where layers are scanned; which
-one follows from its path (`hf_names`). Weights are read one tensor at a time, straight into the wanted dtype and
-sharding, so that no second copy of the model is ever in memory.
+Every leaf of a model's parameters corresponds to one tensor of a checkpoint, or to one per layer if layers are scanned;
+`hf_names` derives the names from the path of the leaf. Weights are read one tensor at a time, straight into the wanted
+dtype and sharding, so memory never holds a second copy of the model.
 """
 
 import dataclasses
@@ -37,19 +37,21 @@ Path_ = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How a `model_type` of Hugging Face is built here.
+    """Our implementation of a Hugging Face `model_type`, and its names in checkpoints.
 
     Attributes:
-      module, config: the Linen module and its config class.
+      module: the Linen module.
+      config: its config class.
       transposed: whether linear layers are stored as [out, in] (torch's Linear), not [in, out] (GPT-2's Conv1D).
-      ignored: names of tensors that hold no weights, such as the causal masks of old checkpoints.
-      renames: (regular expression, replacement) for names of other versions of transformers and of models without a
-        head; the first counts.
-      in_memory: the same the other way round, for what transformers names otherwise in memory, and so PEFT in files.
-      tied: name of a tensor that may be there though it equals another, and that other.
-      writes_tied: whether that tensor is always written, for Hugging Face does not tie it.
-      processor: of pictures or clips beside text; its `from_pretrained` takes the folder and the model's config.
-      targets: what `lora_targets` gives.
+      ignored: pattern of the names of tensors that hold no weights, such as the causal masks of old checkpoints.
+      renames: (regular expression, replacement) for the names of other versions of transformers and of models without a
+        head; the first match counts.
+      in_memory: the reverse, for layers with another name in transformers' memory, which PEFT writes into its files.
+      tied: name of a tensor that may be stored although it equals another one, and the name of that other one.
+      writes_tied: whether that tensor is always written, because Hugging Face does not tie it.
+      processor: class that prepares images or audio clips, if the model takes any; its `from_pretrained` takes the
+        folder and the model's config.
+      targets: the result of `lora_targets`.
     """
 
     module: type[nn.Module]
@@ -64,14 +66,16 @@ class Family:
     targets: tuple[str, ...] = LoraConfig.targets
 
 
-OTHER_HEADS = r"^(score|classifier|qa_outputs|multiple_choice_head)\."  # of models of other tasks on the same base
+OTHER_HEADS = r"^(score|classifier|qa_outputs|multiple_choice_head)\."  # heads for other tasks on the same base
 TO_GPT = ((r"(?=(wte|wpe|h|ln_f)\.)", "transformer."),)
 LLAMA = Family(
-    Llama, LlamaConfig, ignored=r"rotary_emb\.inv_freq$",
-    renames=((r"(transformer\.)?(?=(embed_tokens|layers|norm)\.)", "model."),),  # "transformer" of question answering
+    Llama,
+    LlamaConfig,
+    ignored=r"rotary_emb\.inv_freq$",
+    renames=((r"(transformer\.)?(?=(embed_tokens|layers|norm)\.)", "model."),),  # "transformer" in question answering
     tied=("lm_head.weight", "model.embed_tokens.weight"),
-)  # fmt: skip
-# Published files have the names of the module tree; transformers from 4.52 on has others in memory.
+)
+# Published files use the names of the module tree; transformers from 4.52 on uses others in memory.
 OF_TEXT_MODEL = (
     (r"(model\.)?language_model\.(?=(embed_tokens|layers|norm)\.)", "language_model.model."),
     (r"lm_head\b", "language_model.lm_head"),
@@ -79,19 +83,28 @@ OF_TEXT_MODEL = (
 IN_MEMORY = ((r"language_model\.model\.", "model.language_model."), (r"language_model\.lm_head\b", "lm_head"))
 TIED_TEXT_MODEL = ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight")
 LLAVA_NEXT = Family(
-    LlavaNext, LlavaNextConfig, ignored=rf"{LLAMA.ignored}|embeddings\.position_ids$",
-    renames=(  # from 5 on transformers writes the tower's without "vision_model"
+    LlavaNext,
+    LlavaNextConfig,
+    ignored=rf"{LLAMA.ignored}|embeddings\.position_ids$",
+    renames=(  # transformers from 5 on writes the tower's names without "vision_model"
         (r"(model\.)?vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
         (r"model\.(?=vision_tower|multi_modal_projector|image_newline)", ""),
         *OF_TEXT_MODEL,
     ),
-    in_memory=IN_MEMORY, tied=TIED_TEXT_MODEL, processor=LlavaNextProcessor,
-)  # fmt: skip
+    in_memory=IN_MEMORY,
+    tied=TIED_TEXT_MODEL,
+    processor=LlavaNextProcessor,
+)
 QWEN2_AUDIO = Family(
-    Qwen2Audio, Qwen2AudioConfig, ignored=LLAMA.ignored,
+    Qwen2Audio,
+    Qwen2AudioConfig,
+    ignored=LLAMA.ignored,
     renames=((r"model\.(?=audio_tower|multi_modal_projector)", ""), *OF_TEXT_MODEL),
-    in_memory=IN_MEMORY, tied=TIED_TEXT_MODEL, writes_tied=True, processor=AudioProcessor,
-)  # fmt: skip
+    in_memory=IN_MEMORY,
+    tied=TIED_TEXT_MODEL,
+    writes_tied=True,
+    processor=AudioProcessor,
+)
 FAMILIES = {
     "gpt2": Family(
         GPT2,
@@ -117,10 +130,10 @@ FAMILIES = {
 
 
 def family_of(hf_config: Mapping[str, Any]) -> Family:
-    """The family of a `config.json`.
+    """Returns the family of a `config.json`.
 
     Raises:
-      ValueError: names the unknown model_type and the nearest known ones.
+      ValueError: if the model_type is unknown; names the nearest known ones.
     """
     name = hf_config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
@@ -130,47 +143,61 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
 
 
 def lora_targets(module: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that the paper adapts (projections of queries, keys and values, and of the MLP but its gate),
-    as the family of a language model of `mcl_jax.models` calls them: the `targets` of a `LoraConfig`."""
+    """Returns the layers that the paper adapts, under their names in this model: the `targets` of a `LoraConfig`.
+
+    These are the projections of queries, keys and values, and those of the MLP except its gate.
+
+    Args:
+      module: a language model from `mcl_jax.models`.
+    """
     return family_of(module.config.to_hf()).targets
 
 
 def build(hf_config: Mapping[str, Any], **overrides: Any) -> tuple[Family, nn.Module]:
-    """Family and module of a `config.json`; overrides are fields of the model's config, such as dtype or scan."""
+    """Builds the module of a `config.json`; overrides are fields of the model's config, such as dtype or scan."""
     family = family_of(hf_config)
     return family, family.module(family.config.from_hf(hf_config, **overrides))
 
 
 def abstract_params(module: nn.Module) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the `params` collection; nothing is computed."""
+    """Returns the shapes and dtypes of the `params` collection without computing anything."""
     return jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
 
 
 # ------------------------------------------------------------------------------------------------------------- Names
 
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # others are named alike
-# Axes of a torch tensor [out, in, *window] in the order of a Linen kernel [*window, in, out], by their number.
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # other names are the same
+# By number of axes: those of a torch tensor [out, in, *window] in the order of a Linen kernel [*window, in, out].
 KERNEL_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 STACKS = r"layers|h"
 
 
 def hf_names(path: Path_, shape: tuple[int, ...]) -> str | list[str]:
-    """The tensor of the leaf at `path`, or the tensors of its L layers if they are stacked.
+    """Returns the Hugging Face name of the leaf at `path`, or the names of its L layers if they are stacked.
 
     model/layers_3/mlp/up_proj/kernel -> model.layers.3.mlp.up_proj.weight
-    model/layers/mlp/up_proj/kernel   -> the same for each i
+    model/layers/mlp/up_proj/kernel   -> the same for each layer
     """
     *modules, leaf = path
     written = [re.sub(rf"^({STACKS})_(\d+)$", r"\1.\2", module) for module in modules]
     if not any(re.fullmatch(STACKS, module) for module in modules):
         return ".".join([*written, LEAVES.get(leaf, leaf)])
-    of_layer = lambda i: [f"{module}.{i}" if re.fullmatch(STACKS, module) else module for module in written]
+
+    def of_layer(i: int) -> list[str]:
+        return [f"{module}.{i}" if re.fullmatch(STACKS, module) else module for module in written]
+
     return [".".join([*of_layer(i), LEAVES.get(leaf, leaf)]) for i in range(shape[0])]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """The tensor(s) of one leaf: `names` (one, or one a layer) of shape `shape`, whose `axes` are put in this order."""
+    """The checkpoint tensors of one leaf.
+
+    Attributes:
+      names: name of the tensor, or one name per layer.
+      shape: shape of each tensor in the checkpoint.
+      axes: order of its axes in the leaf.
+    """
 
     names: str | list[str]
     shape: tuple[int, ...]
@@ -178,18 +205,19 @@ class Place:
 
     @property
     def all_names(self) -> list[str]:
+        """The names, always as a list."""
         return [self.names] if isinstance(self.names, str) else self.names
 
 
 def places(abstract: PyTree[jax.ShapeDtypeStruct], family: Family) -> dict[Path_, Place]:
-    """Where each leaf of the parameters is found in a checkpoint of the family."""
-    found = {}
+    """Returns the place of each parameter leaf in a checkpoint of the family."""
+    by_path = {}
     for path, leaf in flatten_dict(abstract).items():
         names = hf_names(path, leaf.shape)
         shape = leaf.shape if isinstance(names, str) else leaf.shape[1:]
         axes = KERNEL_AXES[len(shape)] if family.transposed and path[-1] == "kernel" else tuple(range(len(shape)))
-        found[path] = Place(names, tuple(shape[axes.index(axis)] for axis in range(len(shape))), axes)
-    return found
+        by_path[path] = Place(names, tuple(shape[axes.index(axis)] for axis in range(len(shape))), axes)
+    return by_path
 
 
 def check(wanted: Mapping[Path_, Place], shapes: Mapping[str, tuple[int, ...]], family: Family) -> None:
@@ -199,7 +227,7 @@ def check(wanted: Mapping[Path_, Place], shapes: Mapping[str, tuple[int, ...]], 
     extra = given - set(needed) - ({family.tied[0]} if family.tied[0] not in needed else set())
     if (missing := sorted(set(needed) - given)) or extra:
         raise ValueError(
-            f"weights do not fit the config, which needs {len(needed)} tensors and finds {len(given)}. "
+            f"the weights do not fit the config, which needs {len(needed)} tensors, got {len(given)}. "
             f"Missing: {_some(missing)}. Unexpected: {_some(sorted(extra))}."
         )
     wrong = [
@@ -210,10 +238,10 @@ def check(wanted: Mapping[Path_, Place], shapes: Mapping[str, tuple[int, ...]], 
 
 
 def check_dtypes(wanted: Mapping[Path_, Place], dtypes: Mapping[str, str]) -> None:
-    """Raises a ValueError that names tensors that are stored as something else than floating-point numbers."""
+    """Raises a ValueError that names the tensors that are not stored as floating-point numbers."""
     names = [name for place in wanted.values() for name in place.all_names]
     if wrong := [f"{name} is stored as {dtypes[name]}" for name in names if dtypes[name] not in FLOATS]:
-        raise ValueError(f"weights must be stored as one of {FLOATS}, but {_some(wrong)}: are they quantised?")
+        raise ValueError(f"weights must be stored as one of {FLOATS} (not quantised), but {_some(wrong)}")
 
 
 def _some(names: list[str]) -> str:
@@ -224,22 +252,29 @@ def _some(names: list[str]) -> str:
 
 
 def load_params(module: nn.Module, source: TensorSource, family: Family, *, sharding: Any = None) -> PyTree[Array]:
-    """The `params` collection of the module from a source of tensors, in the module's `param_dtype`.
+    """Loads the `params` collection of the module from a source of tensors, in the module's `param_dtype`.
 
     Args:
-      sharding: of all leaves, or a function (path, shape) -> sharding; the default device if None.
+      module: the module.
+      source: tensors by their Hugging Face names.
+      family: the family of the module.
+      sharding: sharding of all leaves, or a function (path, shape) -> sharding; the default device if None.
+    Returns:
+      The parameters.
     Raises:
-      ValueError: names tensors that are missing, unexpected, of the wrong shape or quantised, a weight that is NaN or
-        infinite, or an output layer that differs from the embeddings though the config ties them.
+      ValueError: if a tensor is missing, unexpected, quantised or of the wrong shape, a weight is NaN or infinite, or
+        the output layer differs from the embeddings although the config ties them. The message names the tensors.
     """
     return _load_matched(*_match(module, source, family), family.tied, sharding)
 
 
 def _match(module: nn.Module, source: TensorSource, family: Family) -> tuple[Any, TensorSource, dict[Path_, Place]]:
-    """(shapes of the parameters, the source under their names, where each is found); reads no weights.
+    """Matches the parameters with the tensors of the source, without reading weights.
 
+    Returns:
+      Shapes of the parameters, the source under our names, and the place of each parameter.
     Raises:
-      ValueError: as `load_params`, of what can be known from names, shapes and dtypes.
+      ValueError: as `load_params`, for everything that names, shapes and dtypes tell.
     """
     abstract, source = abstract_params(module), Renamed(source, family.renames)
     wanted = places(abstract, family)
@@ -252,10 +287,11 @@ def _load_matched(abstract: Any, source: TensorSource, wanted: Mapping[Path_, Pl
     head, embedding = tied
     tied_away = head in source.shapes and head not in {name for place in wanted.values() for name in place.all_names}
     if tied_away and not np.array_equal(source.read(head), source.read(embedding)):
-        raise ValueError(f"{head} must equal {embedding} (the config ties them), got another matrix")
+        raise ValueError(f"{head} must equal {embedding}, since the config ties them, but it is another matrix")
     flat, loaded = flatten_dict(abstract), {}
     for path, place in wanted.items():
-        loaded[path] = jax.block_until_ready(_load(source, place, path, flat[path], sharding))  # or host copies pile up
+        # Wait for each leaf, else host copies pile up.
+        loaded[path] = jax.block_until_ready(_load(source, place, path, flat[path], sharding))
     return unflatten_dict(loaded)
 
 
@@ -263,7 +299,7 @@ def _load(source: TensorSource, place: Place, path: Path_, leaf: jax.ShapeDtypeS
     def part(name, index):
         tensor = source.read(name).transpose(place.axes)[index]
         if not np.isfinite(tensor).all():
-            raise ValueError(f"{name} must hold finite numbers, got NaN or infinity: is the checkpoint damaged?")
+            raise ValueError(f"{name} must hold finite numbers, got NaN or infinity; download the checkpoint again")
         return tensor.astype(leaf.dtype)
 
     def callback(index):
@@ -285,20 +321,20 @@ def _load(source: TensorSource, place: Place, path: Path_, leaf: jax.ShapeDtypeS
 def from_pretrained(
     path: str | Path, *, sharding: Any = None, **overrides: Any
 ) -> tuple[nn.Module, PyTree[Array], Any]:
-    """(module, params, tokenizer or processor) of a pretrained language model, which may see or hear.
+    """Loads a pretrained language model, which may also take images or audio.
 
     Args:
       path: a Hugging Face folder (config.json; model.safetensors or its shards; tokenizer files), a GGUF file, or a
-        folder that holds one.
-      sharding: of all parameters, or a function (path, shape) -> sharding; the default device if None.
+        folder with one GGUF file.
+      sharding: sharding of all parameters, or a function (path, shape) -> sharding; the default device if None.
       **overrides: fields of the model's config: dtype and param_dtype (float32 by default), scan, remat.
     Returns:
-      The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files. For
-      a model that sees or hears, its processor, if there are the files of one.
+      The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files. A
+      model that takes images or audio comes with its processor instead, if the folder has one.
     Raises:
-      ValueError: an unknown architecture; settings that are not computed here; quantised weights; tensors missing,
-        unexpected, of the wrong shape or not finite; files missing, damaged or cut short. The message names them, and
-        all but the last comes before any weights are read.
+      ValueError: if the architecture is unknown, a setting is not supported, the weights are quantised, a tensor is
+        missing, unexpected, of the wrong shape or not finite, or a file is missing, damaged or truncated. The message
+        names it. All checks but those of the values happen before any weights are read.
     """
     path = Path(path)
     if gguf := gguf_file.find(path):
@@ -311,23 +347,23 @@ def from_pretrained(
         read = lambda: _processor(path, family, module) or tokenizer_files.read_tokenizer(path)
     with errors_name(path):
         matched = _match(module, source, family)
-    tokenizer = read()  # refused, if it must be, before any weights are read
+    tokenizer = read()  # before the weights, so that its errors come early
     return module, _load_matched(*matched, family.tied, sharding), tokenizer
 
 
 def _build(file: Path, hf_config: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[Family, nn.Module]:
     with errors_name(file):
-        build(hf_config)  # without the overrides, whose errors are not the file's
+        build(hf_config)  # without the overrides, whose errors are not due to the file
     return build(hf_config, **overrides)
 
 
 def media_of(path: str | Path) -> str | None:
-    """What a pretrained model takes beside text, "pictures" or "clips", None if nothing; reads no weights.
+    """Returns the media that a pretrained model takes, "pictures" or "clips", or None; reads no weights.
 
     Args:
-      path: as of `from_pretrained`.
+      path: as for `from_pretrained`.
     Raises:
-      ValueError: as `from_pretrained`, of the config.
+      ValueError: if the config cannot be read, as in `from_pretrained`.
     """
     path = Path(path)
     if gguf_file.find(path):
@@ -351,7 +387,7 @@ MAX_SHARD_BYTES = 5 * 2**30
 
 
 def state_dict(params: PyTree[Array], family: Family) -> dict[str, np.ndarray]:
-    """The parameters as Hugging Face names them, on the host."""
+    """Returns the parameters on the host under their Hugging Face names."""
     flat, tensors = flatten_dict(params), {}
     for path, place in places(params, family).items():
         leaf = np.asarray(flat[path])
@@ -363,10 +399,15 @@ def state_dict(params: PyTree[Array], family: Family) -> dict[str, np.ndarray]:
 
 
 def save_pretrained(folder: str | Path, module: nn.Module, params: PyTree[Array], tokenizer: Any = None) -> None:
-    """Writes a Hugging Face folder: config.json, safetensors (in shards above 5 GiB), files of the tokenizer given.
+    """Writes a Hugging Face folder: config.json, safetensors (in shards above 5 GiB) and the files of the tokenizer.
 
-    A processor is given and written in the place of a tokenizer. Weights that the folder holds are replaced, however
-    they were cut, and so is its tokenizer if one is given. The disk needs room for both the old and the new weights.
+    Weights in the folder are replaced, however they were sharded. The disk needs room for the old and the new weights.
+
+    Args:
+      folder: the folder; created if it does not exist.
+      module: a language model from `mcl_jax.models`.
+      params: its parameters.
+      tokenizer: tokenizer or processor, which replaces that of the folder; None keeps it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

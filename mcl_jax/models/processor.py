@@ -1,4 +1,4 @@
-"""Prompts with placeholders to padded tokens, in NumPy: what processors of pictures and of clips share."""
+"""Common parts of image and audio processors: prompts with placeholders to padded tokens, in NumPy."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,26 +10,31 @@ from jaxtyping import Int
 from mcl_jax import json_io
 from mcl_jax.models.tokenizer_files import PROCESSORS
 
-NOT_NULL = ("do_rescale", "do_normalize", "dither")  # transformers takes null for no, or notices it with the first clip
+NOT_NULL = ("do_rescale", "do_normalize", "dither")  # transformers reads null as "no", or fails at the first clip
 
 
 def read(folder: str | Path, load: Callable[[], "Processor"]) -> "Processor":
-    """What `load` reads from a folder with transformers, to which null in the files of a processor is a value.
+    """Reads a processor with transformers, after checking the null entries of its files, which transformers keeps.
 
+    Args:
+      folder: the folder.
+      load: reads the processor.
+    Returns:
+      The processor.
     Raises:
-      ValueError: names the entries that are null and must not be, or those of files that cannot be read.
+      ValueError: if an entry is null that must not be, or the processor cannot be read; names the null entries.
     """
     files = [Path(folder) / name for name in PROCESSORS if (Path(folder) / name).is_file()]
     nulls = [f"{file.name}: {name}" for file in files for name in _nulls(json_io.read_json(file))]
     if wrong := [name for name in nulls if name.split(".")[-1] in NOT_NULL]:
-        raise ValueError(f"{folder}: entries must not be null, got {wrong}; leave them out for their defaults")
+        raise ValueError(f"{folder}: the entries {wrong} must not be null; remove them to use their defaults")
     try:
         return load()
     except (OSError, KeyError, TypeError, ValueError) as error:
         if not nulls:
             raise
         raise ValueError(
-            f"{folder}: the processor cannot be read ({error}); entries that are null are better left out: {nulls}"
+            f"{folder}: the processor cannot be read ({error}); try to remove the entries that are null: {nulls}"
         ) from error
 
 
@@ -42,14 +47,14 @@ def _nulls(entries: Mapping[str, Any]) -> Iterator[str]:
 
 
 class Processor:
-    """A Hugging Face processor and what a model's config says of it.
+    """A Hugging Face processor together with the model's config.
 
     Attributes:
-      media: what a prompt may come with, such as "pictures"; for messages.
-      config: of the model.
+      media: kind of media that a prompt may come with, such as "pictures"; for messages.
+      config: config of the model.
       hf: the Hugging Face processor.
       tokenizer: its tokenizer.
-      placeholder: token that features stand in for, and its text.
+      placeholder: id and text of the token that features replace.
     """
 
     media: ClassVar[str]
@@ -62,44 +67,49 @@ class Processor:
         self.hf.save_pretrained(folder)
 
     def prompt(self, text: str, num_features: int = 0) -> Int[np.ndarray, " T"]:
-        """Tokens of a prompt, with its placeholder token repeated for each feature of its picture or clip.
+        """Tokenizes a prompt and repeats its placeholder token once per feature of its image or audio clip.
 
         Raises:
-          ValueError: if the text has no placeholder for a picture or clip that is there, several, or one too many.
+          ValueError: if the number of placeholders in the text is not that of its images or clips (0 or 1).
         """
         tokens, (placeholder, name) = np.asarray(self.tokenizer(text)["input_ids"], np.int32), self.placeholder
-        found, needed = int((tokens == placeholder).sum()), int(num_features > 0)
-        if found != needed:
+        count, needed = int((tokens == placeholder).sum()), int(num_features > 0)
+        if count != needed:
             raise ValueError(
                 f"the prompt must have {name!r} (token {placeholder}) {needed} times, for its {needed} {self.media}, "
-                f"got {found} in {text!r}"
+                f"got {count} in {text!r}"
             )
         return np.repeat(tokens, np.where(tokens == placeholder, num_features, 1))
 
     def check_number(self, prompts: Sequence[str], media: Sequence[Any]) -> None:
-        """Raises a ValueError unless there is a picture or clip, or None, for every prompt."""
+        """Raises a ValueError unless there is an image or clip, or None, for every prompt."""
         if len(prompts) != len(media):
-            one = self.media.removesuffix("s")
-            raise ValueError(f"every prompt needs a {one} or None, got {len(prompts)} and {len(media)}")
+            raise ValueError(
+                f"every prompt needs one of the {self.media} or None, got {len(prompts)} prompts and {len(media)} "
+                f"{self.media}"
+            )
 
     def padded(
         self, rows: Sequence[Int[np.ndarray, " T"]], length: int | None, side: Literal["left", "right"] = "left"
     ) -> dict[str, np.ndarray]:
-        """{tokens int32 [B, T], mask bool [B, T]} of rows of unequal lengths.
+        """Pads rows of unequal lengths.
 
         Args:
-          length: T; of the longest row if None.
-          side: where padding goes: "left", to generate from the prompts, or "right".
+          rows: token ids of each prompt.
+          length: T; the length of the longest row if None.
+          side: side of the padding: "left", to generate from the prompts, or "right".
+        Returns:
+          {tokens int32 [B, T], mask bool [B, T]}.
         Raises:
-          ValueError: for a row longer than T, or another side.
+          ValueError: if a row is longer than T, or the side is unknown.
         """
         longest = max(map(len, rows), default=0)
         length = longest if length is None else length
         if longest > length:
-            raise ValueError(f"a prompt has {longest} tokens, more than length={length}")
+            raise ValueError(f"a prompt must have at most length={length} tokens, got {longest}")
         if side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {side!r}")
-        ids = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0  # a tokenizer may have none of its own
+        ids = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0  # a tokenizer may lack the first two
         tokens = np.full((len(rows), length), next(token for token in ids if token is not None), np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, real, of_row in zip(tokens, mask, rows, strict=True):

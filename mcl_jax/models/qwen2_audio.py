@@ -1,4 +1,4 @@
-"""Qwen2-Audio: a frozen Whisper encoder and a linear projector, whose features a Qwen2 language model reads.
+"""Qwen2-Audio: a frozen Whisper encoder and a linear projector make features for a Qwen2 language model.
 
     module, params, processor = from_pretrained(folder)
     batch = processor(["<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"], [clip])
@@ -28,10 +28,14 @@ ARCHITECTURE = "Qwen2AudioForConditionalGeneration"
 
 @dataclasses.dataclass(frozen=True)
 class Qwen2AudioConfig:
-    """The language model, the encoder, and the token that stands for a feature.
+    """Configs of the language model and of the encoder, and the placeholder token.
 
+    Args:
+      text_config: config of the language model.
+      audio_config: config of the encoder.
+      audio_token_index: id of the placeholder token, which features replace.
     Raises:
-      ValueError: if the vocabulary has no such token.
+      ValueError: if the placeholder token is outside the vocabulary.
     """
 
     text_config: LlamaConfig
@@ -43,7 +47,7 @@ class Qwen2AudioConfig:
         options.check_integers(0, audio_token_index=self.audio_token_index)
         if not 0 <= self.audio_token_index < self.text_config.vocab_size:
             raise ValueError(
-                f"audio_token_index must be a token of the vocabulary of {self.text_config.vocab_size}, got "
+                f"audio_token_index must be below vocab_size={self.text_config.vocab_size}, got "
                 f"{self.audio_token_index}."
             )
 
@@ -52,9 +56,10 @@ class Qwen2AudioConfig:
         """Reads the dict of a Hugging Face `config.json`.
 
         Args:
-          **overrides: fields of the language model's config; dtype, param_dtype and scan are the encoder's too.
+          hf_config: the dict.
+          **overrides: fields of the language model's config; dtype, param_dtype and scan also apply to the encoder.
         Raises:
-          ValueError: for an encoder or a language model that this one does not have.
+          ValueError: if the encoder or the language model is not supported.
         """
         shared = {name: overrides[name] for name in ("dtype", "param_dtype", "scan") if name in overrides}
         hf_config = options.given(hf_config)
@@ -66,7 +71,7 @@ class Qwen2AudioConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The dict of a Hugging Face `config.json` of this model."""
+        """Returns the dict of a Hugging Face `config.json` of this model."""
         return {
             "model_type": "qwen2_audio",
             "architectures": [ARCHITECTURE],
@@ -77,7 +82,7 @@ class Qwen2AudioConfig:
 
 
 class Projector(nn.Module):
-    """Features of the encoder to the width of the language model."""
+    """Projects features of the encoder to the width of the language model."""
 
     config: LlamaConfig
 
@@ -87,7 +92,7 @@ class Projector(nn.Module):
 
 
 class Qwen2Audio(Multimodal):
-    """A Qwen2 that hears; `encode` is run outside of the adapters."""
+    """A Qwen2 with audio as input. `encode` runs outside the adapters."""
 
     config: Qwen2AudioConfig
 
@@ -98,13 +103,13 @@ class Qwen2Audio(Multimodal):
 
     @property
     def placeholder(self) -> int:
-        """The token that stands for a feature."""
+        """Id of the token that features replace."""
         return self.config.audio_token_index
 
     def encode(self, mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B N D"]:
-        """Features of one clip a row, in the width of the language model; arguments as in `whisper.Encoder`."""
+        """Computes the features of one clip per row, in the language model's width; see `whisper.Encoder`."""
         return self.multi_modal_projector(self.audio_tower(mel, frames))
 
     def encode_empty(self) -> None:
-        """`encode` of two silent frames."""
+        """Calls `encode` on two silent frames."""
         self.encode(jnp.zeros((1, self.config.audio_config.num_mel_bins, 2)), jnp.zeros(1, jnp.int32))

@@ -1,7 +1,8 @@
-"""Rotary position embeddings (Su et al., arXiv 2104.09864) and the scalings that configs name for longer contexts.
+"""Rotary position embeddings (Su et al., arXiv 2104.09864) and their scalings for longer contexts.
 
-A pair (x_i, x_{i + d/2}) of a query or key at position p is rotated by the angle p · ω_i, ω_i = θ^(−2i/d). The scalings
-change ω, and some the length of the rotated vectors. Source: Hugging Face transformers 5.23, `modeling_rope_utils.py`.
+A pair (x_i, x_{i + d/2}) of a query or key at position p is rotated by the angle p · ω_i, ω_i = θ^(−2i/d). A scaling
+changes ω, and in some cases also the length of the vectors. Source: Hugging Face transformers 5.23,
+`modeling_rope_utils.py`.
 """
 
 import dataclasses
@@ -17,8 +18,8 @@ from jaxtyping import Array, Float, Int
 from mcl_jax import options
 from mcl_jax.models.hf_config import check_types
 
-# What Hugging Face must be given for each rope_type. Here a yarn's factor may be absent, and the frequency factors of a
-# llama3 are then those of Llama 3.
+# Entries that Hugging Face requires for each rope_type. Here the factor of yarn is optional, and so are the frequency
+# factors of llama3, which default to those of Llama 3.
 KINDS = {
     "default": (),
     "linear": ("factor",),
@@ -29,7 +30,7 @@ KINDS = {
 }
 OPTIONAL = ("low_freq_factor", "high_freq_factor")
 PRETRAINED = "original_max_position_embeddings"
-BESIDE = {"type", "finetuned", "partial_rotary_factor", PRETRAINED}  # what else may stand beside the fields of `Rope`
+BESIDE = {"type", "finetuned", "partial_rotary_factor", PRETRAINED}  # allowed entries besides the fields of `Rope`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,12 @@ class Rope:
     Attributes:
       rope_theta: θ, the base.
       rope_type: one of `KINDS`.
-      factor: how many times longer than the original context.
-      max_positions: of the config, in tokens.
-      original_max_positions: context length of pretraining, in tokens; `max_positions` if None.
-      attention_factor: by which rotated queries and keys are multiplied; None: what the scaling says.
-
+      factor: ratio of the context length to the original one.
+      max_positions: context length of the config, in tokens.
+      original_max_positions: context length of pretraining, in tokens; None means `max_positions`.
+      attention_factor: factor of rotated queries and keys; None means that of the scaling.
     Raises:
-      ValueError: for an unknown rope_type, or a number that is none or out of range.
+      ValueError: if the rope_type is unknown, or a number is missing or out of range.
     """
 
     rope_theta: float = 10000.0
@@ -82,22 +82,23 @@ class Rope:
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any], default_theta: float = 10000.0) -> "Rope":
-        """Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+        """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (earlier versions).
 
         Raises:
-          ValueError: for a rotation of part of the head, an unknown rope_type, or settings that are absent or unknown.
+          ValueError: if only a part of a head is rotated, the rope_type is unknown, or a setting is missing or unknown.
         """
         hf_config, given = options.given(hf_config), {}
         for name in ("rope_scaling", "rope_parameters"):
-            if not isinstance(of := hf_config.get(name, {}), Mapping):
-                raise ValueError(f"{name} must be an object, got {of!r}.")
-            given |= options.given(of)
-        if given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0)) not in (None, 1.0):
-            raise ValueError("partial_rotary_factor must be 1: all of a head is rotated.")
+            if not isinstance(entries := hf_config.get(name, {}), Mapping):
+                raise ValueError(f"{name} must be an object, got {entries!r}.")
+            given |= options.given(entries)
+        partial = given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0))
+        if partial not in (None, 1.0):
+            raise ValueError(f"partial_rotary_factor must be 1, since whole heads are rotated, got {partial}.")
         max_positions = hf_config.get("max_position_embeddings", 2048)
         known = {f.name for f in dataclasses.fields(cls)} - {"max_positions", "original_max_positions"}
         if unknown := sorted(set(given) - known - BESIDE):
-            raise ValueError(f"rotary embeddings have settings that are not read: {unknown}.")
+            raise ValueError(f"rotary embeddings have settings that are not supported: {unknown}.")
         fields = {name: given[name] for name in known if given.get(name) is not None}
         fields |= {name: tuple(fields[name]) for name in ("short_factor", "long_factor") if name in fields}
         original = given.get(PRETRAINED) if hf_config.get(PRETRAINED) is None else hf_config[PRETRAINED]
@@ -107,20 +108,20 @@ class Rope:
         if missing := [name for name in KINDS.get(kind, ()) if name not in fields and name not in OPTIONAL]:
             raise ValueError(f"rope_type {kind!r} needs {missing}, got only {sorted(given)}.")
         if kind == "dynamic":
-            original = None  # Hugging Face stretches from max_position_embeddings on, whatever is said
+            original = None  # Hugging Face always stretches from max_position_embeddings on
         theta = given.get("rope_theta", hf_config.get("rope_theta") or default_theta)
         fields |= {"rope_type": kind, "rope_theta": float(theta), "max_positions": max_positions}
         return cls(**fields, original_max_positions=original)
 
     def check_head(self, head_dim: int) -> None:
-        """Raises a ValueError unless the scaling by frequency, where there is one, has a number for each pair."""
+        """Raises a ValueError unless a longrope scaling has one factor per pair."""
         for name in KINDS[self.rope_type] if self.rope_type == "longrope" else ():
             factors = getattr(self, name)
             if len(factors) != head_dim // 2 or not all(isinstance(f, numbers.Real) and f > 0 for f in factors):
-                raise ValueError(f"{name} must be {head_dim // 2} numbers above 0, one a pair, got {factors}.")
+                raise ValueError(f"{name} must be {head_dim // 2} numbers above 0, one per pair, got {factors}.")
 
     def to_hf(self) -> dict[str, Any]:
-        """The `rope_parameters` of a Hugging Face `config.json`."""
+        """Returns the `rope_parameters` of a Hugging Face `config.json`."""
         changed = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -132,7 +133,7 @@ class Rope:
 
 
 def rotate(x: Float[Array, "B T H d"], positions: Int[Array, "B T"], rope: Rope) -> Float[Array, "B T H d"]:
-    """x with each pair (x_i, x_{i + d/2}) rotated by positions · ω_i, computed in float32."""
+    """Rotates each pair (x_i, x_{i + d/2}) by positions · ω_i, in float32."""
     frequencies, length = frequencies_of(rope, x.shape[-1], positions)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
     cos, sin = length * jnp.cos(angles), length * jnp.sin(angles)
@@ -141,7 +142,7 @@ def rotate(x: Float[Array, "B T H d"], positions: Int[Array, "B T"], rope: Rope)
 
 
 def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> tuple[Float[Array, " d/2"], float]:
-    """ω in radians a token, and the factor by which rotated vectors are multiplied."""
+    """Returns ω in radians per token, and the factor of rotated vectors."""
     exponents = np.arange(0, head_dim, 2) / head_dim
     plain = 1.0 / rope.rope_theta**exponents
     match rope.rope_type:
@@ -164,7 +165,7 @@ def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> t
 
 
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
-    """Slow frequencies divided by the factor, fast ones kept, and a ramp between the two."""
+    """Divides slow frequencies by the factor and keeps fast ones, with a ramp in between."""
     turns = rope.original * plain / (2 * math.pi)  # in the original context
     keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0)
     return (1 - keep) * plain / rope.factor + keep * plain
@@ -172,9 +173,10 @@ def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
 
 def _yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> np.ndarray:
     """Peng et al., arXiv 2309.00071: the ramp runs over the dimensions between beta_fast and beta_slow turns."""
-    dimension = lambda turns: (
-        head_dim * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
-    )
+
+    def dimension(turns: float) -> float:
+        return head_dim * math.log(rope.original / (turns * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
@@ -186,7 +188,10 @@ def _yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> np.ndarray:
 def _yarn_length(rope: Rope) -> float:
     if rope.attention_factor is not None:
         return rope.attention_factor
-    scale = lambda m: 0.1 * m * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+
+    def scale(m: float) -> float:
+        return 0.1 * m * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+
     if rope.mscale and rope.mscale_all_dim:
         return scale(rope.mscale) / scale(rope.mscale_all_dim)
     return scale(1.0)

@@ -1,7 +1,7 @@
-"""Where weights are read from, one tensor at a time: safetensors files, or arrays already in memory; and written to.
+"""Sources of weights, read one tensor at a time (safetensors files, or arrays in memory), and writing of weights.
 
-A source has `shapes`, the shape of every tensor by its Hugging Face name, `dtypes`, how each is stored, and
-`read(name)`, a NumPy array. Nothing is read before it is asked for, and nothing is kept.
+A source has `shapes` and `dtypes` of all tensors by their Hugging Face names, and `read(name)`, which returns a NumPy
+array. A source reads a tensor only when asked, and keeps nothing in memory.
 """
 
 import json
@@ -32,7 +32,7 @@ class TensorSource(Protocol):
     dtypes: dict[str, str]
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor, in the dtype in which it is stored."""
+        """Reads a tensor, in the dtype in which it is stored."""
         ...
 
 
@@ -45,19 +45,20 @@ class Arrays:
         self.dtypes = dict.fromkeys(arrays, "F32")
 
     def read(self, name: str) -> np.ndarray:
+        """Returns an array."""
         return np.asarray(self.arrays[name])
 
 
 def rename(name: str, renames: Sequence[tuple[str, str]]) -> str:
-    """The name after the first (regular expression, replacement) that matches its start; as it is if none does."""
+    """Applies the first (regular expression, replacement) that matches the start of the name, if any."""
     return next((re.sub(pattern, into, name, count=1) for pattern, into in renames if re.match(pattern, name)), name)
 
 
 class Renamed:
-    """A source under other names, see `rename`.
+    """A source with renamed tensors, see `rename`.
 
     Raises:
-      ValueError: if two tensors get one name; names them.
+      ValueError: if two tensors get the same name; names them.
     """
 
     def __init__(self, source: TensorSource, renames: Sequence[tuple[str, str]]):
@@ -65,12 +66,15 @@ class Renamed:
         for old in source.shapes:
             new = rename(old, renames)
             if new in self.old_names:
-                raise ValueError(f"{old} and {self.old_names[new]} are both {new}")
+                raise ValueError(
+                    f"every tensor must have its own name, but {old} and {self.old_names[new]} are both {new}"
+                )
             self.old_names[new] = old
         self.shapes = {new: source.shapes[old] for new, old in self.old_names.items()}
         self.dtypes = {new: source.dtypes[old] for new, old in self.old_names.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """Reads a tensor, given its new name."""
         return self.source.read(self.old_names[name])
 
 
@@ -78,8 +82,8 @@ class Safetensors:
     """The safetensors of a folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 
     Raises:
-      ValueError: names a file that is missing, cut short or no safetensors file, a tensor that is not where the index
-        says, or the two sets of weights of a folder that holds both.
+      ValueError: if a file is missing, truncated or not in this format, a tensor is not where the index says, or the
+        folder holds both kinds of weights. The message names the files.
     """
 
     def __init__(self, folder: Path):
@@ -88,7 +92,9 @@ class Safetensors:
             with _open(file) as tensors:
                 names = set(tensors.keys())
                 if absent := sorted((listed or names) - names):
-                    raise ValueError(f"{file} has not the tensors {absent[:8]}, which {folder / INDEX} says are in it")
+                    raise ValueError(
+                        f"{file} must hold the tensors {absent[:8]}, as {folder / INDEX} says, but does not"
+                    )
                 for name in sorted(listed or names):
                     view = tensors.get_slice(name)
                     self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
@@ -96,36 +102,37 @@ class Safetensors:
 
     @staticmethod
     def _files(folder: Path) -> dict[Path, set[str] | None]:
-        """Each file and the tensors that the index says are in it, None without an index."""
+        """Returns each file with the tensors that the index lists in it, None without an index."""
         index, single = folder / INDEX, folder / SINGLE
         if not index.is_file():
-            if not single.is_file() and (found := sorted(file.name for file in folder.glob(PICKLES))):
-                raise ValueError(f"{folder} holds no {SINGLE} but {found[:3]}: convert these to safetensors first")
+            if not single.is_file() and (pickles := sorted(file.name for file in folder.glob(PICKLES))):
+                raise ValueError(f"{folder} must hold {SINGLE}, got {pickles[:3]}; convert these to safetensors first")
             return {single: None}
         files = listed_shards(index)
         if single.is_file() and SINGLE not in files:
             raise ValueError(
-                f"{folder} holds two sets of weights, {SINGLE} and the shards that {INDEX} lists; move one of them away"
+                f"{folder} must hold one set of weights, got {SINGLE} and the shards that {INDEX} lists; move one away"
             )
         return {folder / name: names for name, names in files.items()}
 
     def read(self, name: str) -> np.ndarray:
+        """Reads a tensor."""
         with _open(self.file_of[name]) as tensors:
             return tensors.get_tensor(name)
 
 
 def listed_shards(index: Path) -> dict[str, set[str]]:
-    """{file name: names of its tensors} of an index.
+    """Reads an index; returns {file name: names of its tensors}.
 
     Raises:
-      ValueError: unless it is JSON with a weight_map from tensors to files beside it; names the index.
+      ValueError: if the index is not JSON with a weight_map from tensors to files in the same folder; names it.
     """
     weight_map, files = read_json_object(index).get("weight_map"), {}
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} must have a weight_map, {{tensor: file}}, got {type(weight_map).__name__}")
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise ValueError(f"{index}: {tensor!r} must be in a file beside the index, got {file!r}")
+            raise ValueError(f"{index}: the file of {tensor!r} must be in the same folder, got {file!r}")
         files.setdefault(file, set()).add(tensor)
     return dict(sorted(files.items()))
 
@@ -136,28 +143,29 @@ def _open(file: Path):
     try:
         return safe_open(str(file), framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is no whole safetensors file (cut short in copying?): {error}") from error
+        raise ValueError(f"{file} is damaged or not a safetensors file ({error}); copy or download it again") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ Writing
 
 
 def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], config: str, most_bytes: int) -> None:
-    """Writes weights and `config.json`, in the place of any that the folder holds.
+    """Writes weights and `config.json` and replaces those that the folder holds.
 
-    All of the new is written before anything of the old is removed, and the file that a reader starts from comes last:
-    a reader finds all of the old, all of the new, or no weights.
+    All new files are written before any old one is removed, and the file that a reader opens first comes last, so a
+    reader finds the old weights, the new ones, or none.
 
     Args:
-      tensors: by their names in Hugging Face.
+      folder: where to write.
+      tensors: tensors by their Hugging Face names.
       config: text of `config.json`.
-      most_bytes: of a shard; weights of no more are one `model.safetensors`.
+      most_bytes: largest size of a shard in bytes; smaller weights become one `model.safetensors`.
     """
     for half_written in folder.glob("*.tmp"):
         if re.fullmatch(OURS, half_written.stem):
             half_written.unlink()
     old = {file for file in folder.iterdir() if re.fullmatch(OURS, file.name)} | _listed(folder)
-    old -= {folder / "config.json"}  # replaced, not removed: a folder without one is no model
+    old -= {folder / "config.json"}  # replaced instead of removed: a folder without it is not a model
     shards = _shards(tensors, most_bytes)
     files = [SINGLE] if len(shards) == 1 else [SHARD.format(i, len(shards)) for i in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
@@ -165,26 +173,26 @@ def write_weights(folder: Path, tensors: Mapping[str, np.ndarray], config: str, 
     texts = {"config.json": config} | ({INDEX: _index(files, shards)} if len(shards) > 1 else {})
     for file, text in texts.items():
         (folder / f"{file}.tmp").write_text(text, encoding="utf-8")
-    for file in sorted(old, key=lambda file: file.name != INDEX):  # what a reader starts from goes first
+    for file in sorted(old, key=lambda file: file.name != INDEX):  # the file that a reader opens first goes first
         file.unlink()
     for file in ["config.json", *files, *(texts.keys() - {"config.json"})]:
         os.replace(folder / f"{file}.tmp", folder / file)
 
 
 def _index(files: Sequence[str], shards: Sequence[Mapping[str, np.ndarray]]) -> str:
-    """Text of the index of these files."""
+    """Returns the text of the index of these files."""
     weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
     total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
 
 
 def _listed(folder: Path) -> set[Path]:
-    """Shards that an index in the folder lists, whatever they are called."""
+    """Returns the existing shards that an index in the folder lists, whatever their names."""
     if not (folder / INDEX).is_file():
         return set()
     try:
         listed = listed_shards(folder / INDEX)
-    except ValueError:  # broken: it goes, and what it meant to list is not known
+    except ValueError:  # a broken index is removed, and its shards are unknown
         return set()
     return {folder / name for name in listed if (folder / name).is_file()}
 

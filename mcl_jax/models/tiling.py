@@ -1,13 +1,13 @@
-"""Any-resolution tiling of LLaVA-NeXT: which patch of which tile each token of a picture is, on the host, in NumPy.
+"""Any-resolution tiling of LLaVA-NeXT: computes which patch of which tile each image token is, on the host, in NumPy.
 
-A picture is resized into one of a few resolutions, `image_grid_pinpoints`, without changing its shape, and centred on
-black. It is cut into tiles of the tower's size, and before them comes tile 0, the whole picture squeezed into one:
+An image is resized to one of a few resolutions, `image_grid_pinpoints`, keeping its aspect ratio, and centred on black.
+It is cut into tiles of the tower's size. Tile 0, the whole image squeezed into one tile, comes first:
 
-    tokens of a picture   tile 0 row by row, then each row of the tiles laid side by side, without the black rows or
-                          columns at the edges, and a newline after it
+    tokens of an image    tile 0 row by row, then each row of the tiles laid side by side, without the black rows or
+                          columns at the edges, followed by a newline
 
-As an array of indices this has a static shape once it is filled up; on the device it is one gather. Source: Hugging
-Face transformers 5.23, `image_processing_utils.select_best_resolution` and `LlavaNextModel.pack_image_features`.
+Padded, this array of indices has a static shape, and on the device it is one gather. Source: Hugging Face transformers
+5.23, `image_processing_utils.select_best_resolution` and `LlavaNextModel.pack_image_features`.
 """
 
 import dataclasses
@@ -20,15 +20,14 @@ NEWLINE, PADDING = -1, -2
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How pictures are cut.
+    """Geometry of the tiles.
 
     Attributes:
       pinpoints: resolutions to choose from, (height, width) in pixels.
       image_size: height and width of a tile, in pixels.
-      patch_size: of a patch, in pixels.
-
+      patch_size: height and width of a patch, in pixels.
     Raises:
-      ValueError: if there is no resolution, or one that tiles do not fill.
+      ValueError: if there is no resolution, or one is not a multiple of the tile size.
     """
 
     pinpoints: tuple[tuple[int, int], ...]
@@ -45,29 +44,33 @@ class Tiling:
 
     @property
     def side(self) -> int:
-        """Patches in a row of a tile; it has side² patches."""
+        """Number of patches in a row of a tile, which has side² patches."""
         return self.image_size // self.patch_size
 
     @property
     def most_tiles(self) -> int:
-        """P, the tiles of a picture at most, tile 0 included."""
+        """P, the largest number of tiles of an image, including tile 0."""
         return 1 + max(height * width for height, width in self.pinpoints) // self.image_size**2
 
     @property
     def most_tokens(self) -> int:
-        """N, the tokens of a picture at most, newlines included."""
-        laid = ((height // self.image_size * self.side, width // self.image_size * self.side)
-                for height, width in self.pinpoints)  # fmt: skip
+        """N, the largest number of tokens of an image, including newlines."""
+        laid = (
+            (height // self.image_size * self.side, width // self.image_size * self.side)
+            for height, width in self.pinpoints
+        )
         return self.side**2 + max(rows * (columns + 1) for rows, columns in laid)
 
     def best(self, height: int, width: int) -> tuple[int, int]:
-        """The resolution that keeps most of a picture's pixels and, of several, adds the least black.
+        """Returns the resolution that keeps most of an image's pixels; among several, the one with the least black.
 
+        Args:
+          height, width: size of the image in pixels.
         Raises:
-          ValueError: for a picture without pixels.
+          ValueError: if the image has no pixels.
         """
         if height < 1 or width < 1:
-            raise ValueError(f"a picture must have pixels, got height {height} and width {width}")
+            raise ValueError(f"an image must have pixels, got height {height} and width {width}")
 
         def merit(resolution: tuple[int, int]) -> tuple[int, int]:
             scale = min(resolution[1] / width, resolution[0] / height)
@@ -77,7 +80,7 @@ class Tiling:
         return max(self.pinpoints, key=merit)
 
     def index(self, height: int, width: int) -> Int[np.ndarray, " N"]:
-        """For each token of a picture of this size, in pixels: tile · side² + patch, or NEWLINE."""
+        """Returns tile · side² + patch, or NEWLINE, for each token of an image of this size in pixels."""
         rows, columns = (pixels // self.image_size for pixels in self.best(height, width))
         tiles = 1 + np.arange(rows * columns).reshape(rows, 1, columns, 1)
         patches = np.arange(self.side**2).reshape(1, self.side, 1, self.side)
@@ -88,7 +91,7 @@ class Tiling:
 
 
 def _without_black(laid: Int[np.ndarray, "R C"], height: int, width: int) -> Int[np.ndarray, "r c"]:
-    """Patches without those rows or columns at the edges that lie wholly outside of the picture."""
+    """Removes the rows or columns of patches at the edges that lie entirely outside the image."""
     rows, columns = laid.shape
     if width / height > columns / rows:
         black = (rows - int(round(height * (columns / width), 7))) // 2

@@ -1,4 +1,4 @@
-"""Tokenizers and processors in the files of a Hugging Face folder: read by transformers, checked and replaced here."""
+"""Tokenizer and processor files of a Hugging Face folder: transformers reads them, we check and replace them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,14 @@ from mcl_jax.json_io import read_json
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 JSON = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "chat_template.json", *PROCESSORS,
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+    *PROCESSORS,
+)
 TEXT = ("merges.txt", "chat_template.jinja")
 
 
@@ -22,15 +27,15 @@ def has_vocabulary(folder: Path) -> bool:
 
 
 def has_processor(folder: Path) -> bool:
-    """Whether the folder holds the files of a tokenizer and of what prepares pictures or clips."""
+    """Whether the folder holds the files of a tokenizer and of an image or audio processor."""
     return has_vocabulary(folder) and any((folder / name).is_file() for name in PROCESSORS)
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of the folder, None if there is none.
+    """Reads the tokenizer of the folder, None if there is none.
 
-    A SentencePiece model on its own does not say whether texts begin with a token; here they do, as Llama and Mistral
-    were trained.
+    A SentencePiece model alone does not say whether texts begin with a special token; here they do, as in the training
+    of Llama and Mistral.
 
     Raises:
       ValueError, MissingExtra: as `read`.
@@ -50,8 +55,13 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
-    """What transformers makes of the folder's tokenizer and processor files.
+    """Reads the tokenizer or processor files of a folder.
 
+    Args:
+      folder: the folder.
+      with_transformers: reads them, after the checks here.
+    Returns:
+      The result of `with_transformers`.
     Raises:
       ValueError: for a file that is no JSON or no text, a vocabulary without its merges, or whatever transformers and
         the tokenizers themselves do not take; in one sentence that names the file or the folder.
@@ -63,20 +73,20 @@ def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
     for name in TEXT:
         if (folder / name).is_file():
             _check_text(folder / name)
-    has = lambda name: (folder / name).is_file()
-    if has("vocab.json") and not (has("tokenizer.json") or has("tokenizer.model") or has("merges.txt")):
-        raise ValueError(f"{folder} holds vocab.json without merges.txt: a tokenizer needs both, or a tokenizer.json")
+    whole = ("tokenizer.json", "tokenizer.model", "merges.txt")
+    if (folder / "vocab.json").is_file() and not any((folder / name).is_file() for name in whole):
+        raise ValueError(f"{folder} holds vocab.json without merges.txt; a tokenizer needs both, or a tokenizer.json")
     try:
         return with_transformers()
     except MissingExtra:
         raise
     except Exception as error:  # tokenizers raises plain Exceptions, transformers nearly every kind
         reason = next(iter(str(error).strip().splitlines()), repr(error))
-        raise ValueError(f"{folder}: its tokenizer or processor files cannot be read: {reason}") from error
+        raise ValueError(f"{folder}: the tokenizer or processor files cannot be read: {reason}") from error
 
 
 def replace(folder: Path, tokenizer: Any) -> None:
-    """Writes the files of a tokenizer or processor in the place of those of any other that the folder holds."""
+    """Writes the files of a tokenizer or processor and removes those of any other in the folder."""
     for name in {*VOCABULARIES, *JSON, *TEXT}:
         (folder / name).unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)

@@ -1,8 +1,8 @@
-"""Whisper's encoder as Qwen2-Audio uses it: log-mel frames, 100 a second, to features, 25 a second.
+"""Whisper's encoder as used by Qwen2-Audio: log-mel frames, 100 per second, to features, 25 per second.
 
     mel [B, M, T] → conv1 → conv2, stride 2 → + positions → L layers → mean of pairs → norm → [B, N, D],  N = ⌊(T+1)/4⌋
 
-The module tree has the names of Hugging Face's `Qwen2AudioEncoder`; scanned, the layers are one `layers`:
+The module tree has the names of Hugging Face's `Qwen2AudioEncoder`; if scanned, the layers are one `layers`:
 
     params                                       Hugging Face, below audio_tower
     conv1/kernel                   [3, M, D]     conv1.weight [D, M, 3], axes reversed
@@ -32,8 +32,13 @@ from mcl_jax.models.hf_config import check_types
 
 MODEL_TYPE = "qwen2_audio_encoder"
 SIZES = (
-    "num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "max_source_positions",
-)  # fmt: skip
+    "num_mel_bins",
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "max_source_positions",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +49,16 @@ class WhisperConfig:
       num_mel_bins: M.
       d_model: D, width of the residual stream.
       encoder_layers: L.
-      encoder_attention_heads: H; divides D.
+      encoder_attention_heads: H; must divide D.
       encoder_ffn_dim: F, width of the feed-forward layers.
-      max_source_positions: P, positions behind the convolutions: half the frames of a whole window.
-      initializer_range: std of freshly drawn weights.
+      max_source_positions: P, positions after the convolutions: half the frames of a whole window.
+      initializer_range: standard deviation of randomly initialised weights.
       layer_norm_epsilon: added to the variance in every layer norm.
-      dtype, param_dtype: of the computation and of the parameters.
-      scan: one scanned layer rather than L of them.
-
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+      scan: use one scanned layer instead of L layers.
     Raises:
-      ValueError: a size is not positive, or two of them do not fit together.
+      ValueError: if a size is not positive, or two sizes do not fit together.
     """
 
     num_mel_bins: int = 128
@@ -80,7 +85,7 @@ class WhisperConfig:
 
     @property
     def window(self) -> int:
-        """Frames of a whole window."""
+        """Number of frames of a whole window."""
         return 2 * self.max_source_positions
 
     @classmethod
@@ -88,7 +93,7 @@ class WhisperConfig:
         """Reads the `audio_config` of a Hugging Face `config.json`.
 
         Raises:
-          ValueError: for another model_type, or another activation than "gelu".
+          ValueError: if the model_type is another one, or the activation is not "gelu".
         """
         hf_config = options.given(hf_config)
         for name, needed in [("model_type", MODEL_TYPE), ("activation_function", "gelu")]:
@@ -98,36 +103,40 @@ class WhisperConfig:
         return cls(**plain | overrides)
 
     def to_hf(self) -> dict[str, Any]:
-        """The `audio_config` of a Hugging Face `config.json` of this model."""
+        """Returns the `audio_config` of a Hugging Face `config.json` of this model."""
         plain = {name: getattr(self, name) for name in (*SIZES, "initializer_range")}
         return plain | {"model_type": MODEL_TYPE, "activation_function": "gelu"}
 
 
 def num_features(frames: Int[Any, "*B"]) -> Int[Any, "*B"]:
-    """Features of a clip of so many frames: halved by the stride, rounded up, and by the pooling, rounded down."""
+    """Returns the number of features of a clip: the stride halves the frames (rounded up), then the pooling (down)."""
     return (frames + 1) // 4
 
 
 def check_clips(frames: Int[Any, " B"], given: int, window: int) -> None:
-    """Raises a ValueError unless clips of `frames` have in `given` frames the features that they have in the window.
+    """Checks that clips have the same features in a shorter window as in the encoder's whole window.
 
-    The convolutions see two frames behind the end of a clip: in a whole window what was padded there, in a shorter one
-    zeros, if the clip does not end before.
+    The convolutions see two frames after the end of a clip, so a shorter window must contain them.
+
+    Args:
+      frames: frames of each clip.
+      given: frames of the window.
+      window: frames of the encoder's whole window.
+    Raises:
+      ValueError: if the window is too long for the encoder or too short for a clip; names the rows.
     """
     if given > window:
-        raise ValueError(
-            f"mel must have at most {window} frames, as many as the encoder has positions for, got {given}"
-        )
+        raise ValueError(f"mel must have at most {window} frames, since the encoder has no more positions, got {given}")
     limit = window if given == window else given - 2
     if (long := np.flatnonzero(np.asarray(frames) > limit)).size:
         raise ValueError(
             f"clips in {given} mel frames must end by frame {limit} (a window shorter than {window} needs two frames "
-            f"behind each clip), got {np.asarray(frames)[long].tolist()} frames in rows {long.tolist()}"
+            f"after each clip), got {np.asarray(frames)[long].tolist()} frames in rows {long.tolist()}"
         )
 
 
 class SelfAttention(nn.Module):
-    """softmax(Q Kᵀ / √d) V over the real positions, on either side."""
+    """Computes softmax(Q Kᵀ / √d) V over all real positions."""
 
     config: WhisperConfig
 
@@ -135,7 +144,10 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], distances: Int[Array, "B T T"]) -> Float[Array, "B T D"]:
         config = self.config
         shape = (*x.shape[:2], config.encoder_attention_heads, -1)
-        project = lambda name: dense(config, config.d_model, name, use_bias=name != "k_proj")(x).reshape(shape)
+
+        def project(name: str) -> Array:
+            return dense(config, config.d_model, name, use_bias=name != "k_proj")(x).reshape(shape)
+
         q, k, v = (project(name) for name in ("q_proj", "k_proj", "v_proj"))
         y = decoder.attend(q, [(k, v, distances)], scale=q.shape[-1] ** -0.5)
         return dense(config, config.d_model, "out_proj")(y.reshape(x.shape))
@@ -156,28 +168,31 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The encoder; see the module's docstring."""
+    """The encoder: log-mel frames to features."""
 
     config: WhisperConfig
 
     def setup(self):
         config = self.config
         dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-        conv = lambda stride: nn.Conv(config.d_model, kernel_size=(3,), strides=(stride,), padding=1, **dtypes)
-        self.conv1, self.conv2 = conv(1), conv(2)
+        self.conv1 = nn.Conv(config.d_model, kernel_size=(3,), strides=(1,), padding=1, **dtypes)
+        self.conv2 = nn.Conv(config.d_model, kernel_size=(3,), strides=(2,), padding=1, **dtypes)
         self.embed_positions = nn.Embed(config.max_source_positions, config.d_model, **dtypes)
         self.layers = decoder.layer_stack(Layer, config, config.encoder_layers, scan=config.scan, remat=False)
         self.layer_norm = layer_norm(config)
 
     def __call__(self, mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B N D"]:
-        """Features of clips; those behind a row's `num_features(frames)` are padding.
+        """Computes features of clips; those after a row's `num_features(frames)` are padding.
 
         Args:
-          mel: log-mel frames; T of the whole window, or fewer where clips end early enough (`check_clips`, which only
-            sees frame counts that are not traced).
-          frames: of each clip.
+          mel: log-mel frames; T is the whole window, or less if all clips end early enough (see `check_clips`, which
+            cannot check traced frame counts).
+          frames: number of frames of each clip.
+        Returns:
+          The features.
         Raises:
-          ValueError: for another number of mel bins, more frames than positions, or a clip that its window cuts.
+          ValueError: if the number of mel bins is wrong, there are more frames than positions, or the window cuts off a
+            clip.
         """
         self._check(mel, frames)
         x = mel.swapaxes(1, 2).astype(self.config.dtype)
@@ -194,10 +209,10 @@ class Encoder(nn.Module):
         bins = self.config.num_mel_bins
         if mel.ndim != 3 or mel.shape[1] != bins or frames.shape != mel.shape[:1]:
             raise ValueError(
-                f"clips must be mel [B, {bins}, T] with frames [B], got {mel.shape} with {frames.shape}: the encoder "
-                f"has num_mel_bins={bins}"
+                f"clips must be mel [B, {bins}, T] with frames [B], since num_mel_bins={bins}, got {mel.shape} with "
+                f"{frames.shape}"
             )
         if not jnp.issubdtype(mel.dtype, jnp.floating):
-            raise ValueError(f"mel must be floats, as the processor gives, got {mel.dtype}")
+            raise ValueError(f"mel must be floats, as the processor returns them, got {mel.dtype}")
         known = not isinstance(frames, jax.core.Tracer)
         check_clips(frames if known else np.zeros(0), mel.shape[2], self.config.window)

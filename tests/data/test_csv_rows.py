@@ -25,7 +25,7 @@ def read(tmp_path):
     return captions
 
 
-CUT, OPEN = "a row that goes on in the next line, without quotes", "quotes that do not match"
+CUT, OPEN = "a row that continues on the next line without quotes", "unmatched quotes"
 WHOLE = {"train-a_B_0": "A dog", "traincd_30": "A cat"}
 
 
@@ -42,13 +42,13 @@ WHOLE = {"train-a_B_0": "A dog", "traincd_30": "A cat"}
         (FIRST + MIDDLE + "A dog barks\n7, a man laughs\n" + LAST, {3: CUT, 4: "needed 4 fields, got 2"}),
         (
             FIRST + MIDDLE + "A dog barks\n\nand a man, a cat, a horse, a mule\n" + LAST,
-            {3: CUT, 5: "audiocap_id is 'and a man', which cannot be"},
+            {3: CUT, 5: "audiocap_id is 'and a man', which is not valid"},
         ),
         (FIRST + MIDDLE + '"A dog barks\n' + LAST, {3: OPEN}),
         (FIRST + LAST + MIDDLE + '"A dog barks', {4: OPEN}),
         (FIRST + MIDDLE + '"A dog" barks\n' + LAST, {3: OPEN}),
         (FIRST + MIDDLE + '"A dog barks\n14,traingh,90,"A cat, too"\n' + LAST, {3: OPEN}),
-        (FIRST + "13,trainef,soon,A dog\n" + LAST, {3: "start_time is 'soon', which cannot be"}),
+        (FIRST + "13,trainef,soon,A dog\n" + LAST, {3: "start_time is 'soon', which is not valid"}),
     ],
 )
 def test_a_broken_row_is_left_out_by_its_line(read, rows, left_out):
@@ -78,12 +78,12 @@ def test_rows_of_clotho_broken_in_the_middle(tmp_path):
 
 def test_headers_and_bytes_are_refused_by_name(read):
     for text, found in ((HEADER.replace("\n", ",caption\n") + FIRST, "'caption', 'caption'"), ("", ""), ('"', "")):
-        with pytest.raises(ValueError, match=rf"train\.csv: needed the columns .*, got \[.*{found}\]"):
+        with pytest.raises(ValueError, match=rf"train\.csv must have the columns .*, each once, got \[.*{found}\]"):
             read(text)
-    with pytest.raises(ValueError, match=r"train\.csv: needed UTF-8, .* in line 3"):
+    with pytest.raises(ValueError, match=r"train\.csv must be UTF-8, .* in line 3"):
         read((HEADER + FIRST).encode() + MIDDLE.encode() + b"caf\xe9\n")
 
 
 def test_a_file_of_broken_rows_alone_is_refused(read):
-    with pytest.raises(ValueError, match=r"train\.csv: nothing is left of it"):
+    with pytest.raises(ValueError, match=r"train\.csv has no usable captions"):
         read(HEADER + MIDDLE + "a, b\n" + MIDDLE + "c, d\n")

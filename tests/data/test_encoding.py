@@ -64,9 +64,9 @@ def test_exactly_the_longest_length_fits_without_a_warning(recwarn):
 
 
 def test_bad_targets_are_errors_that_name_the_record():
-    with pytest.raises(ValueError, match="record 'a': a target or reference is empty"):
+    with pytest.raises(ValueError, match="record 'a': targets and references must not be empty"):
         record("a", "cat", Target(" "))
-    with pytest.raises(ValueError, match="record 'a': needs at least one target"):
+    with pytest.raises(ValueError, match="record 'a' needs at least one target"):
         Record("a", "cat", ())
 
     class Deaf(Letters):

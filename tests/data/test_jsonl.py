@@ -44,20 +44,20 @@ def test_lines_of_one_id_are_one_record(tmp_path):
         ([line(), "[1]"], r"line 2: needed a JSON object with id, source, target, got '\[1\]'"),
         (
             [{"id": "1", "source": "s", "targets": "t"}],
-            r"line 1: .* without target; did you mean 'target' by 'targets'",
+            r"line 1: .* without target; did you mean 'target' instead of 'targets'",
         ),
-        ([line(modes="es")], r"line 1: unknown fields; did you mean 'mode' by 'modes'\?"),
-        ([line(target="  ")], r"line 1: target must be a text that is not empty, got '  '"),
-        ([line(source=None)], r"line 1: source must be a text"),
-        ([line(name=1.5)], r"line 1: id must be a text"),
-        ([line(name=True)], r"line 1: id must be a text"),
-        ([line(mode=3)], r"line 1: mode must be a text"),
+        ([line(modes="es")], r"line 1: unknown fields; did you mean 'mode' instead of 'modes'\?"),
+        ([line(target="  ")], r"line 1: target must be a non-empty text, got '  '"),
+        ([line(source=None)], r"line 1: source must be a non-empty text"),
+        ([line(name=1.5)], r"line 1: id must be a non-empty text"),
+        ([line(name=True)], r"line 1: id must be a non-empty text"),
+        ([line(mode=3)], r"line 1: mode must be a non-empty text"),
         ([line(split="valid")], r"line 1: split must be one of .*, got 'valid'; did you mean 'validation'\?"),
         ([line(references="un gato")], r"line 1: references must be a list, got 'un gato'"),
-        ([line(references=[3])], r"line 1: references must be a text"),
+        ([line(references=[3])], r"line 1: references must be a non-empty text"),
         ([line(), "", line(source="a dog")], r"line 3: id '1' has another source in line 1"),
-        ([line(split="test"), line(split="train")], r"line 2: id '1' has split 'train' here and 'test' in an earlier"),
-        ([], r"a\.jsonl: needed JSON lines with id, source, target, got an empty file"),
+        ([line(split="test"), line(split="train")], r"line 2: id '1' has split 'train' here but 'test' in an earlier"),
+        ([], r"a\.jsonl must hold JSON lines with id, source, target, got an empty file"),
     ],
 )
 def test_errors_name_file_line_and_what_was_needed(tmp_path, lines, message):
@@ -66,17 +66,17 @@ def test_errors_name_file_line_and_what_was_needed(tmp_path, lines, message):
 
 
 def test_no_such_file_and_no_such_name(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file; needed JSON lines"):
+    with pytest.raises(FileNotFoundError, match="must hold JSON lines .*, but there is no such file"):
         load_corpus(str(tmp_path / "b.jsonl"))
     with pytest.raises(
-        ValueError, match=r"ends in \.jsonl, or it must be one of .*'language'; did you mean 'languages'"
+        ValueError, match=r"ends in \.jsonl, or a data set: it must be one of .*'language'; did you mean 'languages'"
     ):
         load_corpus("language", tmp_path)
 
 
 def test_bytes_that_are_not_utf8_are_reported_with_their_line(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json.dumps(line()).encode() + b"\n\xff\n")
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: needed UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: must be UTF-8"):
         read_jsonl(tmp_path / "a.jsonl")
 
 
@@ -120,7 +120,7 @@ def test_corpus_is_in_the_order_of_ids_and_refuses_doubles():
     assert Corpus("c", (b, a)) == Corpus("c", (a, b)) and Corpus("c", (b, a)).records == (a, b)
     with pytest.raises(ValueError, match="corpus 'c': the id 'a' occurs twice"):
         Corpus("c", (a, b, a))
-    with pytest.raises(ValueError, match=r"corpus 'c' has no records in 'test'; it has \{'train': 2"):
+    with pytest.raises(ValueError, match=r"corpus 'c' has no records in 'test', only \{'train': 2"):
         Corpus("c", (a, b)).split("test")
     with pytest.raises(ValueError, match="split must be one of .* did you mean 'train'"):
         Corpus("c", (a, b)).split("trian")
@@ -152,5 +152,5 @@ def test_a_missing_validation_split_is_never_empty_nor_all():
     assert 0 < everything["train"] < 7
     one_source = Corpus("c", tuple(dataclasses.replace(record, source="s") for record in records))
     assert one_source.with_validation() is one_source
-    with pytest.raises(ValueError, match=r"no records in 'validation'; .*with_validation\(\)` takes some"):
+    with pytest.raises(ValueError, match=r"no records in 'validation', .*with_validation\(\)` moves some"):
         one_source.split("validation")

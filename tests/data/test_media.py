@@ -41,14 +41,16 @@ def test_media_are_read_when_asked_and_not_before(tmp_path):
 def test_errors_name_the_file(tmp_path):
     write(tmp_path / "b.wav", b"no sound")
     for media, message in (
-        (media_in(tmp_path / "b.wav", "in/b.wav"), "^in/b.wav: not a clip that can be read"),
+        (media_in(tmp_path / "b.wav", "in/b.wav"), "^in/b.wav: the clip cannot be read"),
         (media_in(tmp_path / "c.jpg", "in/c.jpg"), "^in/c.jpg: no such file$"),
     ):
         for use in (media.read, media.pack, media.data_uri):
             with pytest.raises(Unreadable, match=message) as caught:
                 use()
         assert caught.value.name == media.name and media.name not in caught.value.reason
-    with pytest.raises(ValueError, match=r"file 'd.txt' is neither a picture nor a clip; needed .*\.png, .*\.wav"):
+    with pytest.raises(
+        ValueError, match=r"file 'd.txt' must be an image or an audio clip; its name must end in .*\.png, .*\.wav"
+    ):
         media_in(tmp_path / "d.txt", "d.txt")
 
 
@@ -70,9 +72,9 @@ def captioned(name="a", *modes, **fields):
 
 def test_a_record_needs_a_source_or_media(tmp_path):
     assert captioned().source == ""
-    with pytest.raises(ValueError, match="record 'a': the source is empty, and there is no picture or clip"):
+    with pytest.raises(ValueError, match="record 'a' needs a source text, an image or an audio clip"):
         Record("a", " ", (Target("b"),))
-    with pytest.raises(ValueError, match="record 'a' has a picture; .*a.jsonl would hold text alone"):
+    with pytest.raises(ValueError, match="record 'a' has a picture, but .*a.jsonl can hold only text"):
         write_jsonl(tmp_path / "a.jsonl", Corpus("c", (captioned(),)))
 
 

@@ -68,9 +68,9 @@ def test_half_an_emoji_in_answers_to_be_scored(tmp_path, field):
         (dict(caption_str=HALF), f"caption_str {HELD}"),
         (dict(image_id=7), "image_id must be a text, got 7"),
         (dict(image_id=None), "image_id must be a text, got None"),
-        (dict(caption_id=None), "caption_id must be a whole number or a text, got None"),
-        (dict(caption_id=True), "caption_id must be a whole number or a text, got True"),
-        (dict(caption_id=1.5), "caption_id must be a whole number or a text, got 1.5"),
+        (dict(caption_id=None), "caption_id must be an integer or a text, got None"),
+        (dict(caption_id=True), "caption_id must be an integer or a text, got True"),
+        (dict(caption_id=1.5), "caption_id must be an integer or a text, got 1.5"),
     ],
 )
 def test_types_of_textcaps(tmp_path, change, message):
@@ -86,14 +86,14 @@ def test_types_of_textcaps(tmp_path, change, message):
 def test_another_layout_of_textcaps(tmp_path, content):
     write_textcaps(tmp_path)
     write(tmp_path / "TextCaps_0.1_train.json", json.dumps(content))
-    with pytest.raises(ValueError, match=r"TextCaps_0\.1_train\.json: needed .* got another layout"):
+    with pytest.raises(ValueError, match=r"TextCaps_0\.1_train\.json must be .* got another layout"):
         read_textcaps(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("french", "message"),
     [
-        (["Un."], r"needed texts by caption_id, such as .*, got \['Un.'\]"),
+        (["Un."], r"must be texts by caption_id, such as .*, got \['Un.'\]"),
         ({"1": None}, "the text of caption 1 must be a text, got None"),
         ({"1": ["Un."]}, "the text of caption 1 must be a text"),
         ({"1": HALF}, f"the text of caption 1 {HELD}"),
@@ -102,7 +102,7 @@ def test_another_layout_of_textcaps(tmp_path, content):
 def test_types_of_french_texts(tmp_path, french, message):
     write_textcaps(tmp_path)
     write(tmp_path / "TextCaps_0.1_train_fr.json", json.dumps(french))
-    with pytest.raises(ValueError, match=rf"TextCaps_0\.1_train_fr\.json: {message}"):
+    with pytest.raises(ValueError, match=rf"TextCaps_0\.1_train_fr\.json:? {message}"):
         read_textcaps(tmp_path, bilingual=True)
 
 
@@ -119,13 +119,13 @@ def test_french_texts_of_no_caption_are_said(tmp_path):
         (dict(references=0), "references must be a list, got 0"),
         (dict(references=""), "references must be a list, got ''"),
         (dict(references={}), r"references must be a list, got \{\}"),
-        (dict(references=[None]), "references must be a text that is not empty, got None"),
-        (dict(references=[{"target": 3}]), "target of references must be a text that is not empty, got 3"),
-        (dict(references=[{"taget": "a"}]), "without target; did you mean 'target' by 'taget'"),
-        (dict(references=[{"target": "a", "modes": "en"}]), "unknown fields; did you mean 'mode' by 'modes'"),
+        (dict(references=[None]), "references must be a non-empty text, got None"),
+        (dict(references=[{"target": 3}]), "target of references must be a non-empty text, got 3"),
+        (dict(references=[{"taget": "a"}]), "without target; did you mean 'target' instead of 'taget'"),
+        (dict(references=[{"target": "a", "modes": "en"}]), "unknown fields; did you mean 'mode' instead of 'modes'"),
         (dict(split=["train"]), r"split must be one of .* got \['train'\]"),
         (dict(split=True), "split must be one of .* got True"),
-        (dict(source={"text": "s"}), "source must be a text"),
+        (dict(source={"text": "s"}), "source must be a non-empty text"),
     ],
 )
 def test_types_of_json_lines(tmp_path, change, message):
@@ -144,7 +144,7 @@ def test_brackets_without_end_are_a_broken_line(tmp_path):
     write(tmp_path / "a.jsonl", "[" * 100_000)
     with pytest.raises(ValueError, match=r"a\.jsonl, line 1: needed a JSON object"):
         read_jsonl(tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match=r"a\.jsonl line 1: needs one JSON object"):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 1: must be one JSON object"):
         read_items(tmp_path / "a.jsonl")
 
 

@@ -34,7 +34,7 @@ def test_rows_of_every_k_and_length(tmp_path, capsys):
     for r in found["rows"]:
         assert r["least"] <= r["seconds"] <= r["most"]
         np.testing.assert_allclose(r["tokens_per_second"], r["k"] * 2 * r["new_tokens"] / r["seconds"])
-    assert "tokens a second" in capsys.readouterr().out
+    assert "tokens/s" in capsys.readouterr().out
 
 
 def test_beside_another_side(tmp_path, monkeypatch, capsys):

@@ -169,7 +169,6 @@ CASES = {
 SLOW = ("textcaps-bilingual", "clotho-qwen2-7b")  # what the two others do, with other data
 
 
-@pytest.mark.filterwarnings("ignore:corpus 'audiocaps'. left out")
 @pytest.mark.usefixtures("standard_promotion", "no_packages")
 @pytest.mark.parametrize("preset", [pytest.param(of, marks=pytest.mark.slow if of in SLOW else ()) for of in CASES])
 def test_the_preset_runs(preset, tmp_path):

@@ -205,7 +205,7 @@ def test_names_given_are_used(six):
     rows = rows_of(six, ["b", "b", "b", "a", "a", "a"])
     assert [(row.group, row.seeds) for row in rows[::2]] == [("b", 3), ("a", 3)]
     assert [row.group for row in rows_of(six[:2], ["x", "y"])[::2]] == ["x", "y"]
-    with pytest.raises(ValueError, match=r"'b' also in \['epsilon'\]"):
+    with pytest.raises(ValueError, match=r"'b' also differs in \['epsilon'\]"):
         rows_of(six[2:4], ["b", "b"])
     with pytest.raises(ValueError, match="--names needs one for each of the 6 --workdirs, got 2"):
         rows_of(six, ["a", "b"])
@@ -473,7 +473,7 @@ def test_axes():
         axis("purty")
     with pytest.raises(ValueError, match="--quality must be one of .*, got 'zest'"):
         axis("zest")
-    with pytest.raises(ValueError, match=re.escape("not every run has one of ['oracle_spider']")):
+    with pytest.raises(ValueError, match=re.escape("no default (['oracle_spider']) is in all runs")):
         columns.axis([both, one], "--quality", None, ["oracle_spider"])
 
 
@@ -486,7 +486,7 @@ def test_the_whole_comparison(six, tmp_path, capsys):
     assert files == {"table.csv", "table.md", "table.tex", "quality_diversity.png", "quality_diversity.pdf"}
     said = capsys.readouterr().out
     assert "* 2.143 ± 0.133 (3)" in said
-    assert "Not in the figure, without purity or div_2: mle_rk/beam (epsilon=0.1)" in said
+    assert "Not in the figure because it lacks purity or div_2: mle_rk/beam (epsilon=0.1)" in said
     assert "n/a: meteor" not in said  # not among the columns of the console
     lines = (tmp_path / "a" / "out" / "table.md").read_text().splitlines()
     assert lines[0].count("|") == 1 + 2 + 16
@@ -517,15 +517,15 @@ def damaged(make):
 @pytest.mark.parametrize(
     ("workdirs", "options", "message"),
     [
-        (lambda make: [make("a", results(2.0)).with_name("b")], {}, "--workdirs needs directories .*b is none"),
+        (lambda make: [make("a", results(2.0)).with_name("b")], {}, "needs directories .*b is not a directory"),
         (unfinished, {}, "u has no results.json: the run is not finished, mcl is at step 60, mle_r is at step 20$"),
         (damaged, {}, "u has no results.json: the run is not finished .*metrics.jsonl is damaged: "),
         (without_config, {}, "u has no config.json"),
-        (lambda make: [make("l", [1])], {}, "l.results.json must hold a JSON object, as a run leaves it, got list"),
+        (lambda make: [make("l", [1])], {}, "l.results.json must hold a JSON object, as written by a run, got list"),
         (lambda make: [make("l", {"methods": [1]})], {}, "l.results.json needs `methods`"),
         (lambda make: [make("l", {"methods": {"mcl": 3}})], {}, "l.results.json needs `methods`"),
         (lambda make: [make("m", {"mcl": {}, "seconds": 3})], {}, "m.results.json needs `methods`.*has mcl, seconds;"),
-        (lambda make: [make(n, results(2.0), seed=3) for n in "ab"], {}, "a and .*b both have 'mcl' .*seed, 3: leave"),
+        (lambda make: [make(n, results(2.0), seed=3) for n in "ab"], {}, "a and .*b both have 'mcl' .*seed, 3; leave"),
         (lambda make: [make("a", results(2.0))], {"columns": ("div2",)}, "did you mean 'div_2'?"),
         (lambda make: [make("a", results(2.0))], {"diversity": "div_3"}, "--diversity must .* did you mean 'div_2'?"),
         (lambda make: [], {}, "--workdirs needs at least one"),

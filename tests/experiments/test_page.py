@@ -153,7 +153,7 @@ def test_pictures_and_clips_are_in_the_page(parsed, run):
     order = [tag for tag, _ in parsed.tags if tag in {"article", "img", "audio"}]
     assert order == ["img", "img", "article", "img", "article", "audio", *["article"] * (len(SAMPLES) - 2)]
     loss, other, picture = parsed.all("img")
-    assert loss["alt"] == "Held-out loss and purity against steps" and other["alt"] == "something else"
+    assert loss["alt"] == "Held-out loss and purity over the training steps" and other["alt"] == "something else"
     kind, file = read(loss["src"])
     assert kind == "data:image/png" and file.read() == (run.workdir / "figures" / "loss.png").read_bytes()
     kind, file = read(picture["src"])
@@ -169,7 +169,7 @@ def test_pictures_and_clips_are_in_the_page(parsed, run):
 def test_a_file_that_cannot_be_read_says_why(parsed):
     errors = [text for text in parsed.texts if text.startswith(made_up.NAMES[2:])]
     assert len(errors) == 2
-    assert errors[0].startswith("broken.png: not a picture that can be read: ")
+    assert errors[0].startswith("broken.png: the image cannot be read: ")
     assert errors[1] == "missing.flac: no such file"
     places = [parsed.texts.index(text) for text in ("id 2", errors[0], "id 3", errors[1], "id 4")]
     assert places == sorted(places)

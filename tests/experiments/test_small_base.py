@@ -124,7 +124,6 @@ def test_each_choice_that_a_small_base_depends_on_has_its_own(tmp_path, monkeypa
     assert seen() not in different  # what it would learn of that picture is something else
 
 
-@pytest.mark.filterwarnings("ignore:corpus 'stamps/pictures'. left out")
 def test_a_small_base_learns_the_stamps_that_adapters_do(tmp_path, monkeypatch):
     fake_stamps.install(monkeypatch)
     monkeypatch.setattr(task, "small_base", lambda folder, settings, modality, corpus: (folder, len(corpus.records)))

@@ -49,7 +49,7 @@ def test_the_command_line():
     )
     assert sweep.command_line(Config, STAMPS, ["--workdir", "w", "--data", "mine"])[0].data.kept_modes == ()
     Options(kind="epsilon", hypotheses=(2,))
-    with pytest.raises(ValueError, match=r"--hypotheses needs 1, the upper end of the band, got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"--hypotheses must include 1, the upper end of the band, got \(2, 3\)"):
         sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "2", "3"])
 
 
@@ -57,7 +57,7 @@ def test_the_command_line():
     ("options", "message"),
     [
         (("--kind", "epsilon", "--epsilons", "0.1", "1.5"), "epsilon"),
-        (("--hypotheses", "1", "3", "0"), r"--hypotheses must be at least 1 each, got \(1, 3, 0\)"),
+        (("--hypotheses", "1", "3", "0"), r"every value of --hypotheses must be at least 1, got \(1, 3, 0\)"),
         (("--kind", "objectives", "--backward", "winner"), "--backward winner is not exact for --objective relaxed"),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_sweep_goes_on_where_it_stopped(config, monkeypatch, capsys, encoded):
     assert found["3"]["steps"] == [0, 2] and len(found["3"]["curve"]) == 2 and found["1"]["curve"] == []
     assert json.loads((config.workdir / "k-3-seed5" / "config.json").read_text())["seed"] == 5
     out = " ".join(capsys.readouterr().out.split())
-    assert "band [MLE − log K, MLE]" in out and f"{found['3']['answer_loss']:.3f}" in out
+    assert "band = [MLE − log K, MLE]" in out and f"{found['3']['answer_loss']:.3f}" in out
     assert (config.workdir / "k.png").exists()
     assert set(encoded.values()) == {1}  # one perception for all trainings
 

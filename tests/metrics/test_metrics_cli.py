@@ -97,7 +97,7 @@ def test_one_answer_and_one_reference(write, tmp_path, capsys):
     assert scores["pairwise_bleu"] == {"per_item": [None], "mean": None, "low": None, "high": None}
     assert scores["oracle_bleu"]["mean"] == pytest.approx(100.0)
     assert "at least 2, got items with [1]" in scores["corpus_leave_one_out_bleu"]["reason"]
-    assert "n/a: purity, nmi: every item needs mode and winner, item 1" in capsys.readouterr().out
+    assert "n/a: purity, nmi: every item needs a mode and a winner, but item 1" in capsys.readouterr().out
 
 
 def test_unequal_numbers_of_answers_are_allowed(write, capsys):
@@ -107,7 +107,7 @@ def test_unequal_numbers_of_answers_are_allowed(write, capsys):
 
 def test_empty_lines_and_a_byte_order_mark_are_skipped(write):
     path = write(["", b"\xef\xbb\xbf" + json.dumps(ITEMS[0]).encode()])
-    with pytest.raises(ValueError, match="line 2: needs one JSON object"):
+    with pytest.raises(ValueError, match="line 2: must be one JSON object"):
         metrics.read_items(path)
     path = write([b"\xef\xbb\xbf" + json.dumps(ITEMS[0]).encode(), "", "  ", ITEMS[1]])
     assert [item.id for item in metrics.read_items(path)] == ["a", "b"]
@@ -117,17 +117,26 @@ def test_empty_lines_and_a_byte_order_mark_are_skipped(write):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": 1, ', r"line 3: needs one JSON object \("),
-        (b'{"id": "\xff"}', "line 3: needs UTF-8"),
-        ("[1, 2]", "line 3: needs a JSON object .*, got list"),
-        ({"id": 1, "references": ["a"], "answer": ["b"]}, r"line 3: needs the key 'answers', got .*'answer' meant"),
-        ({"answers": ["a"], "references": ["a"]}, "line 3: needs the key 'id'"),
+        ('{"id": 1, ', r"line 3: must be one JSON object \("),
+        (b'{"id": "\xff"}', "line 3: must be UTF-8"),
+        ("[1, 2]", "line 3: must be a JSON object .*, got list"),
+        (
+            {"id": 1, "references": ["a"], "answer": ["b"]},
+            r"line 3: must have the key 'answers', .* instead of 'answer'",
+        ),
+        ({"answers": ["a"], "references": ["a"]}, "line 3: must have the key 'id'"),
         ({"id": 1, "answers": [], "references": ["a"]}, r"line 3: answers must be a list of at least 1 text, got \[\]"),
         ({"id": 1, "answers": "a", "references": ["a"]}, "line 3: answers must be a list of at least 1 text, got 'a'"),
         ({"id": 1, "answers": ["a", None], "references": ["a"]}, "line 3: answers must be a list"),
-        ({"id": 1, "answers": ["a"], "references": [" "]}, "line 3: references must hold at least 1 text that is not"),
-        ({"id": "a", "answers": ["a"], "references": ["a"]}, "line 3: id 'a' must be given once, line 1 has it"),
-        ({"id": None, "answers": ["a"], "references": ["a"]}, "line 3: id must be text or a whole number, got None"),
+        (
+            {"id": 1, "answers": ["a"], "references": [" "]},
+            "line 3: references must contain at least 1 text",
+        ),
+        (
+            {"id": "a", "answers": ["a"], "references": ["a"]},
+            "line 3: every id must be unique, but line 1 has 'a'",
+        ),
+        ({"id": None, "answers": ["a"], "references": ["a"]}, "line 3: id must be text or an integer, got None"),
         ({"id": 1, "answers": ["a"], "references": ["a"], "mode": False}, "line 3: mode must be text .*, got False"),
         ({"id": 1, "answers": ["a"], "references": ["a"], "winner": 1}, "line 3: winner must be .*0 to 0, got 1"),
         ({"id": 1, "answers": ["a"], "references": ["a"], "winner": True}, "line 3: winner must be .*got True"),
@@ -143,7 +152,10 @@ def test_broken_lines_are_named(write, line, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--metrics", "specialization"], "no metric of 'specialization' is available: .*mode and winner, item 'a'"),
+        (
+            ["--metrics", "specialization"],
+            "no metric of 'specialization' is available: .* but item 'a' lacks one",
+        ),
         (["--metrics", "embedding"], "no metric of 'embedding' is available: .*pip install --no-deps"),
         (["--json", "no/such/folder/s.json"], "--json needs a file in an existing folder"),
         (["--json", "."], "--json needs a file, got the folder [.]"),
@@ -160,7 +172,7 @@ def test_files_that_are_not_there_or_empty(write, tmp_path):
         cli([str(tmp_path / "nothing.jsonl")])
     with pytest.raises(SystemExit, match="^error: .*at least one item, got an empty file"):
         cli([str(write([""]))])
-    with pytest.raises(ValueError, match=r"metrics must be of \['translation'.*got \['translatoin'\]"):
+    with pytest.raises(ValueError, match=r"metrics must be among \['translation'.*got \['translatoin'\]"):
         metrics.score_items(metrics.read_items(write(ITEMS)), ["translatoin"])
 
 
@@ -171,7 +183,7 @@ def test_as_a_program(write, tmp_path):
         [sys.executable, "-m", "mcl_jax.metrics", str(path)], capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 1
-    assert run.stderr.startswith(f"error: {path} line 1: needs one JSON object")
+    assert run.stderr.startswith(f"error: {path} line 1: must be one JSON object")
     assert "Traceback" not in run.stderr
 
 
@@ -223,13 +235,13 @@ def test_a_pipe_is_read(write, tmp_path):
 
 def test_what_is_no_text_is_refused_in_a_line(write, tmp_path):
     refused = lambda path, message: pytest.raises(SystemExit, match=f"^error: {path}{message}$")
-    with refused(tmp_path, " must be a file of one JSON object a line, found a folder"):
+    with refused(tmp_path, " must be a file with one JSON object per line, but it is a folder"):
         cli([str(tmp_path)])
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress(json.dumps(ITEMS[0]).encode()))
-    with refused(packed, r" line 1: needs UTF-8 \(.*\)"):
+    with refused(packed, r" line 1: must be UTF-8 \(.*\)"):
         cli([str(packed)])
-    with refused(write(["[" * 100_000]), " line 1: needs one JSON object, got brackets in brackets without end"):
+    with refused(write(["[" * 100_000]), " line 1: must be one JSON object, got brackets in brackets without end"):
         cli([str(write(["[" * 100_000]))])
 
 
@@ -249,8 +261,8 @@ def test_what_one_item_cannot_say_is_not_available(write, tmp_path, capsys):
     assert {scores[name]["reason"].split()[0] for name in ("oracle_cider_d", "mean_cider_d")} == {"CIDEr-D"}
     assert all("at least 2 modes, got 1" in scores[name]["reason"] for name in ("purity", "nmi"))
     printed = capsys.readouterr().out
-    assert "n/a: all intervals: one item tells nothing of others, an interval needs 2" in printed
-    assert "n/a: oracle_cider_d, mean_cider_d: CIDEr-D weighs n-grams" in printed
+    assert "n/a: all intervals: an interval needs at least 2 items" in printed
+    assert "n/a: oracle_cider_d, mean_cider_d: CIDEr-D weights an n-gram" in printed
 
 
 def test_specialisation_needs_modes_and_hypotheses(write):
@@ -259,7 +271,7 @@ def test_specialisation_needs_modes_and_hypotheses(write):
     one_mode = [{**item, "mode": "x"} for item in several]
     reason = lambda items: metrics.score_items(metrics.read_items(write(items)))["purity"].reason
     assert "at least 2 hypotheses, got 1" in reason(one_answer)
-    assert "at least 2 modes, got 1: purity is 1 whoever wins" in reason(one_mode)
+    assert "at least 2 modes, got 1; purity is always 1 then" in reason(one_mode)
     assert metrics.score_items(metrics.read_items(write(several)))["purity"].mean == 0.5  # collapse says something
 
 

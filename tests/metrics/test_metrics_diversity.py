@@ -76,7 +76,7 @@ def test_single_answers():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         metrics.div_n([["a"]], 0)
-    with pytest.raises(ValueError, match=r"answers\[1\] must hold at least 1 text"):
+    with pytest.raises(ValueError, match=r"answers\[1\] must contain at least 1 text"):
         metrics.mbleu_4([["a"], []])
     with pytest.raises(ValueError, match=r"same number of answers, got items with \[1, 2\]"):
         metrics.corpus_mbleu_4([["a"], ["a", "b"]])

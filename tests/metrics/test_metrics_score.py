@@ -67,9 +67,9 @@ def test_oracle_and_average_with_unequal_numbers_of_answers():
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
         Bootstrap(resamples=0)
-    with pytest.raises(ValueError, match=r"level must lie between 0 and 1.*got 95"):
+    with pytest.raises(ValueError, match=r"level must be between 0 and 1.*got 95"):
         Bootstrap(level=95)
-    with pytest.raises(ValueError, match=r"at least 1 item, got shape \(0,\)"):
+    with pytest.raises(ValueError, match=r"at least 1 item, got \(0,\)"):
         Bootstrap().mean([])
-    with pytest.raises(ValueError, match=r"item 1 needs one value .*got shape \(0,\)"):
+    with pytest.raises(ValueError, match=r"item 1 needs a vector with one value .*got shape \(0,\)"):
         oracle([np.ones(3), np.ones(0)])

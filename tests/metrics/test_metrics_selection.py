@@ -38,7 +38,7 @@ def test_ties_go_to_the_first_and_blanks_last():
 
 @pytest.mark.parametrize("weights", [[[1.0]], [[1.0, -1.0]], [[1.0, float("nan")]], [[1.0, 1.0], [1.0, 1.0]]])
 def test_refusals(weights):
-    with pytest.raises(ValueError, match="weights must be as many"):
+    with pytest.raises(ValueError, match="every answer needs one weight of at least 0"):
         metrics.minimum_bayes_risk([["a", "b"]], weights)
 
 

@@ -94,7 +94,7 @@ def test_number_1_and_text_1_are_two_modes():
         ([], [], "at least 1"),
         ([0, 1], ["a"], r"same items.*\(2,\) winners and 1 modes"),
         ([0, -1], ["a", "b"], "from 0, got int64 values like -1"),
-        ([0.0, 1.0], ["a", "b"], "numbers of hypotheses from 0, got float64"),
+        ([0.0, 1.0], ["a", "b"], "indices of hypotheses from 0, got float64"),
         ([0, 3], ["a", "b"], "below num_hypotheses=3, got 3"),
     ],
 )

@@ -238,11 +238,11 @@ def test_single_answers_and_references_have_no_value_where_two_are_needed():
     [
         ([], [], "at least 1 item"),
         (["a b"], [["a"]], r"answers\[0\] must be a list of texts, got 'a b'"),
-        ([["a"], []], [["a"], ["b"]], r"answers\[1\] must hold at least 1 text, got none"),
+        ([["a"], []], [["a"], ["b"]], r"answers\[1\] must contain at least 1 text, got none"),
         ([["a"], ["b", None]], [["a"], ["b"]], r"answers\[1\] must be a list of texts"),
         ([["a"], ["b"]], [["a"]], "same items, got 2 and 1"),
-        ([["a"]], [[]], r"references\[0\] must hold at least 1 text"),
-        ([["a"], ["b"]], [["a"], [" ", ""]], r"references\[1\] must hold .*not blank, got \[' ', ''\]"),
+        ([["a"]], [[]], r"references\[0\] must contain at least 1 text"),
+        ([["a"], ["b"]], [["a"], [" ", ""]], r"references\[1\] must contain .*not blank, got \[' ', ''\]"),
     ],
 )
 def test_bad_items_are_refused(answers, references, message):

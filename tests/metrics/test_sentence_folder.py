@@ -44,8 +44,8 @@ def test_what_is_computed_is_taken(folder, pooling):
         ("1_Pooling/config.json", CLS, r"must be the mean over tokens .* got \{'pooling_mode_cls_token': True\}"),
         ("1_Pooling/config.json", MEAN | CLS, "must be the mean over tokens"),
         ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "must be the mean over tokens"),
-        ("modules.json", [{"type": STEP + "Transformer"}, {"type": STEP + "Dense"}], r"got \['Dense'\] too"),
-        ("modules.json", {"type": 1}, "a value is absent or of another type"),
+        ("modules.json", [{"type": STEP + "Transformer"}, {"type": STEP + "Dense"}], r"got also \['Dense'\]"),
+        ("modules.json", {"type": 1}, "a value is missing or of the wrong type"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case must be false"),
         ("sentence_bert_config.json", [1], "must hold a JSON object, got list"),
         ("config.json", HF_CONFIG | {"model_type": "roberta"}, "model_type must be 'bert', got 'roberta'"),
@@ -73,7 +73,7 @@ def test_weights_of_a_model_with_a_head_are_read():
     ("damage", "message"),
     [
         (lambda of: np.where(of == of.max(), np.nan, of).astype(np.float32), "must hold finite numbers, got NaN"),
-        (lambda of: of.astype(np.int8), "must hold floating-point numbers, got int8"),
+        (lambda of: of.astype(np.int8), "must hold floating-point numbers .*, got int8"),
     ],
 )
 def test_weights_that_are_no_numbers_are_named(damage, message):

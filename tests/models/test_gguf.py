@@ -219,7 +219,7 @@ def test_a_file_cut_short_is_named(llama, tmp_path, kept):
     file = write(tmp_path / "m.gguf", *llama[:2])
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match=r"m\.gguf is no whole GGUF file"):
+    with pytest.raises(ValueError, match=r"m\.gguf is damaged or not a GGUF file"):
         mcl.models.from_pretrained(file)
 
 
@@ -227,20 +227,20 @@ def test_a_file_cut_short_is_named(llama, tmp_path, kept):
     ("options", "message"),
     [
         (dict(extra=[("blk.0.ssm.weight", np.zeros(3, np.float32))]), "unknown tensor 'blk.0.ssm.weight'"),
-        (dict(model="bert", pre="default"), "tokenizer 'bert' with pre-tokenizer 'default' is not read"),
-        (dict(model="llama"), "has no tokenizer.ggml.scores, which its tokenizer 'llama' needs"),
-        (dict(pre="tekken"), "tokenizer 'gpt2' with pre-tokenizer 'tekken' is not read"),
-        (dict(rope_scaling_type=gguf.RopeScalingType.YARN), "rotary scaling is not read"),
-        (dict(said={"rope.scale_linear": 4.0}), "settings that are not read: llama.rope.scale_linear = 4.0"),
-        (dict(said={"attention.causal": False}), "settings that are not read: llama.attention.causal = False"),
-        (dict(expert_count=8), "settings that are not read: llama.expert_count = 8"),
-        (dict(sliding_window=7), "settings that are not read: llama.attention.sliding_window = 7"),
+        (dict(model="bert", pre="default"), "tokenizer 'bert' with pre-tokenizer 'default' is not supported"),
+        (dict(model="llama"), "must have tokenizer.ggml.scores for its tokenizer 'llama'"),
+        (dict(pre="tekken"), "tokenizer 'gpt2' with pre-tokenizer 'tekken' is not supported"),
+        (dict(rope_scaling_type=gguf.RopeScalingType.YARN), "uses rotary scaling, which is not supported"),
+        (dict(said={"rope.scale_linear": 4.0}), "settings that are not supported: llama.rope.scale_linear = 4.0"),
+        (dict(said={"attention.causal": False}), "settings that are not supported: llama.attention.causal = False"),
+        (dict(expert_count=8), "settings that are not supported: llama.expert_count = 8"),
+        (dict(sliding_window=7), "settings that are not supported: llama.attention.sliding_window = 7"),
         (dict(rope_dimension_count=8), "rope.dimension_count must be the width of a head, 16, got 8"),
         (dict(value_length=8), "attention.value_length must be the width of a head, 16, got 8"),
         (dict(head_count=None, said={"attention.head_count": [4, 4]}), "head_count must be one number above 0"),
         (dict(head_count=0), "head_count must be one number above 0, got 0"),
         (dict(extra=[("blk.0.attn_q.bias", np.zeros(64, np.int32))]), "q_proj.bias is stored as I32"),
-        (dict(block_count=None), r"m\.gguf has no llama\.block_count"),
+        (dict(block_count=None), r"m\.gguf must have an entry llama\.block_count"),
         (dict(block_count=3), r"Missing: \['model\.layers\.2\."),
         (dict(head_count_kv=4), r"k_proj\.weight must have shape \(64, 64\), got \(32, 64\)"),
     ],
@@ -264,7 +264,7 @@ def test_a_folder_holds_one_file(llama, tmp_path):
     write(tmp_path / "a.gguf", *llama[:2])
     assert mcl.models.from_pretrained(tmp_path)[0].config.num_key_value_heads == 2
     write(tmp_path / "b.gguf", *llama[:2])
-    with pytest.raises(ValueError, match=r"holds several GGUF files; name one of \['a\.gguf', 'b\.gguf'\]"):
+    with pytest.raises(ValueError, match=r"holds several GGUF files; pass the path of one of \['a\.gguf', 'b\.gguf'\]"):
         mcl.models.from_pretrained(tmp_path)
 
 
@@ -302,7 +302,7 @@ def test_a_split_model_is_read_from_any_of_its_parts_and_from_its_folder(llama, 
 def test_a_part_that_is_missing_broken_or_of_another_model_is_named(llama, parts, tmp_path):
     content = parts[1].read_bytes()
     parts[1].write_bytes(content[:-100])
-    with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf is no whole GGUF file"):
+    with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf is damaged or not a GGUF file"):
         mcl.models.from_pretrained(parts[0])
     parts[1].write_bytes(parts[2].read_bytes())
     with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf must be part 2 of 3"):

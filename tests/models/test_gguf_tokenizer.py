@@ -140,9 +140,9 @@ def test_a_file_may_do_without_token_types_or_a_vocabulary():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (dict(token_type=[1, 1]), "token_type must have 36 entries, one a token, got 2"),
+        (dict(token_type=[1, 1]), "token_type must have 36 entries, one per token, got 2"),
         (dict(eos_token_id=36), "eos_token_id must be one of 36 tokens, got 36"),
-        (dict(merges=None), "has no tokenizer.ggml.merges, which its tokenizer 'gpt2' needs"),
+        (dict(merges=None), "must have tokenizer.ggml.merges for its tokenizer 'gpt2'"),
         (dict(merges=["cat"]), r"merges must be pairs .* got \['cat'\]"),
         (dict(merges=["c zz"]), "its tokenizer cannot be read: .*`zz` out of vocabulary"),
         (dict(merges=[1]), r"merges must hold texts, got \[1\]"),
@@ -167,7 +167,7 @@ def test_metadata_that_do_not_fit_are_named(changed, message):
     [
         ("tokenizer.json", b"\xff\xfe{}", "tokenizer.json is not text in UTF-8"),
         ("tokenizer.json", b"{", "tokenizer.json is not valid JSON"),
-        ("tokenizer.json", b"{}", "its tokenizer or processor files cannot be read"),
+        ("tokenizer.json", b"{}", "the tokenizer or processor files cannot be read"),
         ("tokenizer_config.json", b"[" * 100000, "tokenizer_config.json is not valid JSON"),
         ("special_tokens_map.json", b"\x80", "special_tokens_map.json is not text in UTF-8"),
         ("tokenizer.model", b"1234", "tokenizer.model is not a SentencePiece model: it was cut short"),

@@ -228,7 +228,7 @@ def test_config_refuses(change, message):
     ("change", "message"),
     [
         ({"activation_function": "relu"}, "must be 'gelu_new', got 'relu'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings must be true, got false"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings must be true, .* got false"),
         ({"vocab_size": None}, r"must have \['vocab_size'\], got only"),
         ({"attention_types": None, "attention_layers": None}, "must have attention_types, got only"),
     ],

@@ -184,7 +184,7 @@ def test_a_window_that_cuts_a_clip_is_refused(processor):
     refuse = functools.partial(module.apply, {"params": params}, method="encode")  # without jit frames are known
     with pytest.raises(ValueError, match=r"80 mel frames must end by frame 78 .* got \[100\] frames in rows \[0\]"):
         refuse(mel[:, :, :80], frames)
-    with pytest.raises(ValueError, match="at most 100 frames, as many as the encoder has positions for, got 101"):
+    with pytest.raises(ValueError, match="at most 100 frames, .* got 101"):
         refuse(np.pad(mel, [(0, 0), (0, 0), (0, 1)]), frames)
     with pytest.raises(ValueError, match=r"mel \[B, 7, T\] with frames \[B\], got \(4, 6, 100\) with \(4,\)"):
         refuse(mel[:, 1:], frames)
@@ -340,7 +340,7 @@ def test_adapters_of_peft_give_its_logits():
         ("audio_config", dict(encoder_layers=0), "encoder_layers must be at least 1, got 0"),
         ("audio_config", dict(num_mel_bins=9), r"conv1.weight must have shape \(20, 9, 3\), got \(20, 7, 3\)"),
         ("text_config", dict(model_type="bert"), "model_type must be one of .* got 'bert'"),
-        (None, dict(audio_token_index=37), "a token of the vocabulary of 37, got 37"),
+        (None, dict(audio_token_index=37), "audio_token_index must be below vocab_size=37, got 37"),
         (None, dict(model_type="qwen2_audios"), "unknown model_type 'qwen2_audios'; .*nearest: qwen2_audio"),
         (None, dict(audio_token_index=31), r"\(7, 100, 31\), got \(7, 100, 30\)"),
     ],
@@ -357,7 +357,7 @@ def test_configs_that_cannot_be_built_are_refused(tmp_path, part, change, messag
 @pytest.mark.parametrize(
     ("prompts", "clips", "message"),
     [
-        (["say", PROMPTS[0]], [np.zeros(4000)], "every prompt needs a clip or None, got 2 and 1"),
+        (["say", PROMPTS[0]], [np.zeros(4000)], "every prompt needs one of the clips or None, got 2 prompts and 1"),
         (["say"], [np.zeros(4000)], r"'<\|AUDIO\|>' \(token 30\) 1 times, for its 1 clips, got 0 in 'say'"),
         ([HEARS + HEARS], [np.zeros(4000)], "1 times, for its 1 clips, got 2"),
         ([HEARS], [None], "0 times, for its 0 clips, got 1"),
@@ -376,7 +376,7 @@ WAVE = np.sin(np.arange(4001) / 5).astype(np.float32)
 @pytest.mark.parametrize(
     ("clip", "message"),
     [
-        ((32767 * WAVE).astype(np.int16), r"floats in \[-1, 1\], got int16; divide PCM of 16 bits by 32768"),
+        ((32767 * WAVE).astype(np.int16), r"floats in \[-1, 1\], got int16; divide 16-bit PCM by 32768"),
         ((127 + 127 * WAVE).astype(np.uint8), "got uint8; divide"),
         (WAVE > 0, "got bool"),
         (32767 * WAVE, r"must be in \[-1, 1\], got a sample of 327\d\d"),
@@ -410,12 +410,12 @@ def test_a_processor_of_another_sampling_rate_is_refused(tmp_path):
 def test_mel_of_whole_numbers_is_refused():
     module, params, _ = load()
     golden = expected()
-    with pytest.raises(ValueError, match="mel must be floats, as the processor gives, got int32"):
+    with pytest.raises(ValueError, match="mel must be floats, as the processor returns them, got int32"):
         encode(module, params, golden["mel"].astype(np.int32), golden["frames"])
 
 
 def test_prompts_that_are_too_long_are_refused(processor):
-    with pytest.raises(ValueError, match="a prompt has 38 tokens, more than length=37"):
+    with pytest.raises(ValueError, match="a prompt must have at most length=37 tokens, got 38"):
         processor(PROMPTS, clips(), length=37)
     with pytest.raises(ValueError, match="padding_side must be 'left' or 'right', got 'both'"):
         processor(PROMPTS, clips(), padding_side="both")

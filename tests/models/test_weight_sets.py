@@ -102,7 +102,7 @@ def test_two_sets_of_weights_in_one_folder_are_refused(tmp_path, monkeypatch):
     save(tmp_path, 0, MANY, monkeypatch)
     save(tmp_path / "other", 1, ONE, monkeypatch)
     (tmp_path / "other" / "model.safetensors").rename(tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="holds two sets of weights, model.safetensors and the shards that .* lists"):
+    with pytest.raises(ValueError, match="must hold one set of weights, got model.safetensors and the shards .* lists"):
         mcl.models.from_pretrained(tmp_path)
 
 
@@ -117,9 +117,9 @@ def test_an_index_that_lists_one_file_of_the_usual_name_is_one_set(golden):
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        ({"x": "model.safetensors"}, r"model.safetensors has not the tensors \['x'\], which .*index.json says"),
-        ({"x": "../model.safetensors"}, "'x' must be in a file beside the index, got '../model.safetensors'"),
-        ({"x": 3}, "'x' must be in a file beside the index, got 3"),
+        ({"x": "model.safetensors"}, r"model.safetensors must hold the tensors \['x'\], as .*index.json says"),
+        ({"x": "../model.safetensors"}, "the file of 'x' must be in the same folder, got '../model.safetensors'"),
+        ({"x": 3}, "the file of 'x' must be in the same folder, got 3"),
         ({}, "must have a weight_map"),
         ("x", "must have a weight_map, {tensor: file}, got str"),
     ],
@@ -132,7 +132,7 @@ def test_an_index_that_does_not_fit_its_files_is_named(weight_map, message, gold
 
 def test_weights_as_pickles_are_named(golden):
     (golden / "model.safetensors").rename(golden / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"holds no model.safetensors but \['pytorch_model.bin'\]: convert these"):
+    with pytest.raises(ValueError, match=r"must hold model.safetensors, got \['pytorch_model.bin'\]; convert these"):
         mcl.models.from_pretrained(golden)
 
 

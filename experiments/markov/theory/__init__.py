@@ -1,7 +1,7 @@
-"""What the best possible losses are when the data is a mixture of Markov chains (LoRA-MCL paper, section 5).
+"""Best possible losses for data from a mixture of Markov chains (LoRA-MCL paper, section 5).
 
 Data: z ~ prior over N chains (uniform by default), x_1 uniform over V symbols, x_{t+1} ~ P_z[x_t, :], up to length T.
-Everything is float64 numpy and in nats. Entropies of a sequence are of x_2..x_T given x_1: T - 1 predicted tokens.
+Everything is float64 NumPy, in nats. The entropy of a sequence is that of x_2..x_T given x_1: T - 1 predicted tokens.
 """
 
 from dataclasses import dataclass
@@ -58,68 +58,62 @@ DEFAULT_MAX_STATES = 5_000_000  # at most a few seconds and half a gigabyte
 
 
 def mixture_entropy(transitions, length: int, prior=None, max_states: int = DEFAULT_MAX_STATES) -> float:
-    """The best loss of one model (MLE), exactly: H(x_2..x_T | x_1) = -E[log sum_k prior_k p(x_2..x_T | x_1; P_k)].
+    """Computes the best loss of one model (MLE): H(x_2..x_T | x_1) = -E[log sum_k prior_k p(x_2..x_T | x_1; P_k)].
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        prior: [N] probabilities of the chains; None is uniform.
-        max_states: size limit of the dynamic programme (see `markov_types.sequence_types`).
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      prior: [N] probabilities of the chains; None is uniform.
+      max_states: size limit of the dynamic programme (see `types.sequence_types`).
     Returns:
-        Nats per sequence.
-
+      Nats per sequence.
     Raises:
-        ValueError: bad arguments.
-        TooManyStatesError: a ValueError; use `mixture_entropy_monte_carlo`.
+      ValueError: bad arguments.
+      TooManyStatesError: a ValueError; use `mixture_entropy_monte_carlo`.
     """
     return _exact_losses(*_validate_mixture(transitions, length, prior), max_states)[0]
 
 
 def wta_loss_of_true_chains(transitions, length: int, prior=None, max_states: int = DEFAULT_MAX_STATES) -> float:
-    """WTA loss when the hypotheses are the true chains, exactly: E[min_k -log p(x_2..x_T | x_1; P_k)].
+    """Computes the WTA loss of the true chains as hypotheses: E[min_k -log p(x_2..x_T | x_1; P_k)].
 
-    Arguments, unit and errors as in `mixture_entropy`.
+    Arguments, unit and errors are as in `mixture_entropy`.
     """
     return _exact_losses(*_validate_mixture(transitions, length, prior), max_states)[1]
 
 
 def mixture_entropy_monte_carlo(transitions, length: int, num_samples: int, seed, prior=None) -> tuple[float, float]:
-    """Estimate of `mixture_entropy` from sampled sequences, mean and standard error of -log p(x_2..x_T | x_1).
+    """Estimates `mixture_entropy` from sampled sequences: mean and standard error of -log p(x_2..x_T | x_1).
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        num_samples: at least 2 sequences.
-        seed: int or anything `np.random.default_rng` takes.
-        prior: [N] probabilities of the chains; None is uniform.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      num_samples: at least 2 sequences.
+      seed: int or anything `np.random.default_rng` takes.
+      prior: [N] probabilities of the chains; None is uniform.
     Returns:
-        (mean, standard_error), nats per sequence.
-
+      (mean, standard_error), nats per sequence.
     Raises:
-        ValueError: bad arguments.
+      ValueError: bad arguments.
     """
     losses = _sampled_losses(*_validate_mixture(transitions, length, prior), num_samples, seed)[0]
     return float(losses.mean()), float(_standard_errors(losses))
 
 
 def conditional_entropy(transitions, length: int, prior=None) -> float:
-    """Loss when the chain is known, H(x_2..x_T | x_1, z) = sum_k prior_k sum_{t<T} (u P_k^{t-1}) . H(P_k), u uniform.
+    """Computes the loss if the chain is known, H(x_2..x_T | x_1, z) = sum_k prior_k sum_{t<T} (u P_k^{t-1}) . H(P_k).
 
-    The WTA optimum of the paper's proposition, and an upper bound of `wta_loss_of_true_chains`. Its mean per token
-    tends to the mean entropy rate as T grows.
+    Here u is uniform. This is the WTA optimum of the paper's proposition, and an upper bound of
+    `wta_loss_of_true_chains`. Its mean per token tends to the mean entropy rate as T grows.
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        prior: [N] probabilities of the chains; None is uniform.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      prior: [N] probabilities of the chains; None is uniform.
     Returns:
-        Nats per sequence.
-
+      Nats per sequence.
     Raises:
-        ValueError: bad arguments.
+      ValueError: bad arguments.
     """
     transitions, length, prior = _validate_mixture(transitions, length, prior)
     entropies = row_entropies(transitions)
@@ -132,21 +126,19 @@ def conditional_entropy(transitions, length: int, prior=None) -> float:
 
 
 def limited_memory_entropy(transitions, length: int, memory: int, prior=None) -> float:
-    """The best loss of one model that sees only the last `memory` symbols: Σ_t H(x_t | x_{t−m}..x_{t−1}), t = 2..T.
+    """Computes the best loss of a model that sees only the last `memory` symbols: Σ_t H(x_t | x_{t−m}..x_{t−1}).
 
-    The floor of a model with local attention: L layers with a window of w symbols see m = L (w − 1) + 1 of them.
+    It bounds the loss of a model with local attention: L layers with a window of w symbols see m = L (w − 1) + 1.
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T, symbols a sequence.
-        memory: m, symbols that a prediction may depend on, besides its position; at least 1.
-        prior: [N], probabilities of the chains; uniform if None.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T, symbols per sequence.
+      memory: m, number of symbols that a prediction may depend on, besides its position; at least 1.
+      prior: [N], probabilities of the chains; None is uniform.
     Returns:
-        Nats per sequence; `mixture_entropy` when m >= T − 1.
-
+      Nats per sequence; `mixture_entropy` when m >= T − 1.
     Raises:
-        ValueError: for a bad mixture, memory < 1, or more than DEFAULT_MAX_STATES contexts (V^(m+1)).
+      ValueError: for a bad mixture, memory < 1, or more than DEFAULT_MAX_STATES contexts (V^(m+1)).
     """
     transitions, length, prior = _validate_mixture(transitions, length, prior)
     num_symbols = transitions.shape[-1]
@@ -176,18 +168,18 @@ def _next_symbol_entropy(transitions, prior, first, size: int) -> float:
 
 @dataclass(frozen=True)
 class WtaBounds:
-    """Theory lines for a mixture of Markov chains, all in nats per predicted token.
+    """Theoretical losses for a mixture of Markov chains, all in nats per predicted token.
 
     Attributes:
-        mle: H(x_2..x_T | x_1) / (T - 1), the least loss of one hypothesis.
-        wta_lower: (H - log K) / (T - 1); no K hypotheses do better.
-        wta_upper: K >= N: the prior's mean of the entropy rates, the paper's line; it is stationary, so with x_1
-            uniform and T finite the guarantee is `conditional_entropy`. K < N: `mle`, which equal hypotheses reach.
-        wta_true_chains: WTA loss of the N true chains (whatever K is), at most `conditional_entropy`, and at least
-            `wta_lower` if K >= N.
-        conditional_entropy: H(x_2..x_T | x_1, z) / (T - 1).
-        exact: False when `mle`, `wta_lower` and `wta_true_chains` are Monte Carlo estimates.
-        standard_error: the larger one of `mle` and `wta_true_chains`; 0 when exact.
+      mle: H(x_2..x_T | x_1) / (T - 1), the least loss of one hypothesis.
+      wta_lower: (H - log K) / (T - 1); no K hypotheses do better.
+      wta_upper: K >= N: the prior's mean of the entropy rates, the paper's line; it is stationary, so with x_1
+        uniform and T finite the guarantee is `conditional_entropy`. K < N: `mle`, which equal hypotheses reach.
+      wta_true_chains: WTA loss of the N true chains (whatever K is), at most `conditional_entropy`, and at least
+        `wta_lower` if K >= N.
+      conditional_entropy: H(x_2..x_T | x_1, z) / (T - 1).
+      exact: False when `mle`, `wta_lower` and `wta_true_chains` are Monte Carlo estimates.
+      standard_error: the larger one of `mle` and `wta_true_chains`; 0 when exact.
     """
 
     mle: float
@@ -208,29 +200,27 @@ def bounds(
     num_samples: int = 100_000,
     seed: int = 0,
 ) -> WtaBounds:
-    """Theory lines (H - log K) / (T - 1) <= WTA optimum <= H / (T - 1), exact where feasible, else by Monte Carlo.
+    """Computes (H - log K) / (T - 1) <= WTA optimum <= H / (T - 1), exactly if feasible, else by Monte Carlo.
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        num_hypotheses: K; None is N.
-        prior: [N] probabilities of the chains; None is uniform.
-        max_states: size limit of the exact computation; beyond it Monte Carlo is used.
-        num_samples: sequences drawn for Monte Carlo.
-        seed: of those draws.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      num_hypotheses: K; None is N.
+      prior: [N] probabilities of the chains; None is uniform.
+      max_states: size limit of the exact computation; beyond it Monte Carlo is used.
+      num_samples: sequences drawn for Monte Carlo.
+      seed: random seed of the draws.
     Returns:
-        WtaBounds, in nats per predicted token.
-
+      WtaBounds, in nats per predicted token.
     Raises:
-        ValueError: bad arguments, or a chain without a unique stationary distribution.
+      ValueError: bad arguments, or a chain without a unique stationary distribution.
 
     Source: proposition and Figure 1 of arXiv 2507.10419.
     """
     transitions, length, prior = _validate_mixture(transitions, length, prior)
     num_hypotheses = len(transitions) if num_hypotheses is None else num_hypotheses
     if num_hypotheses < 1:
-        raise ValueError(f"num_hypotheses needs to be at least 1, got {num_hypotheses}")
+        raise ValueError(f"num_hypotheses must be at least 1, got {num_hypotheses}")
     try:
         entropy, wta = _exact_losses(transitions, length, prior, max_states)
         exact, standard_error = True, 0.0
@@ -267,7 +257,7 @@ def _exact_losses(transitions, length: int, prior, max_states: int) -> tuple[flo
 def _sampled_losses(transitions, length: int, prior, num_samples: int, seed) -> np.ndarray:
     """[2, num_samples]: -log p(x) of the mixture and min_k -log p(x; P_k) of the same sampled sequences."""
     if num_samples < 2:
-        raise ValueError(f"num_samples needs at least 2 for a standard error; got {num_samples}")
+        raise ValueError(f"num_samples must be at least 2 for a standard error, got {num_samples}")
     sequences, _ = sample(transitions, length, num_samples, seed, prior)
     log_p = log_likelihood(transitions, sequences)
     return -np.stack([_log_mixture(log_p, prior), log_p.max(axis=0)])

@@ -1,8 +1,8 @@
-"""Markov chains: checks, long-run quantities, sampling, likelihood, and matching of learned to true ones.
+"""Markov chains: checks, long-run quantities, sampling, likelihood, and matching of learned chains with true ones.
 
 Transitions are [N, V, V], row-stochastic: N chains over V symbols, P_k[i, j] the probability of j after i.
-Sequences start from x_1 uniform over V. Everything is float64 numpy, and in nats.
-`experiments.markov.theory` gives all of the public names as well.
+Sequences start from x_1 uniform over V. Everything is float64 NumPy, in nats.
+`experiments.markov.theory` exports all public names too.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,11 @@ def validate_transitions(transitions) -> np.ndarray:
     """Checks a list of transition matrices, sum_j P_k[i, j] = 1 (within 1e-5) and P_k[i, j] >= 0.
 
     Args:
-        transitions: [N, V, V] array, or a sequence of N arrays [V, V].
-
+      transitions: [N, V, V] array, or a sequence of N arrays [V, V].
     Returns:
-        float64 [N, V, V], values unchanged.
-
+      float64 [N, V, V], values unchanged.
     Raises:
-        ValueError: what was needed, what came, and in which chain and row.
+      ValueError: what was needed, what came, and in which chain and row.
     """
     if not np.iterable(transitions):
         raise ValueError(f"transitions needs a list of matrices, [N, V, V]; got {transitions!r}")
@@ -92,18 +90,16 @@ def _validate_transition(transition) -> np.ndarray:
 
 
 def stationary_distribution(transition) -> np.ndarray:
-    """Long-run share of each symbol, pi = pi P.
+    """Computes the long-run share of each symbol, pi = pi P.
 
-    Periodic chains and transient symbols are fine; two closed classes are not, since pi then depends on x_1.
+    Periodic chains and transient symbols are allowed; two closed classes are not, since pi then depends on x_1.
 
     Args:
-        transition: [V, V], row-stochastic.
-
+      transition: [V, V], row-stochastic.
     Returns:
-        [V], sums to 1.
-
+      [V], sums to 1.
     Raises:
-        ValueError: not a transition matrix, or pi is not unique.
+      ValueError: not a transition matrix, or pi is not unique.
     """
     transition = _validate_transition(transition)
     closed = _closed_classes(transition)
@@ -122,16 +118,14 @@ def stationary_distribution(transition) -> np.ndarray:
 
 
 def entropy_rate(transition) -> float:
-    """Entropy of the next symbol in the long run, sum_i pi(i) H(P[i, :]), with 0 log 0 = 0.
+    """Computes the long-run entropy of the next symbol, sum_i pi(i) H(P[i, :]), with 0 log 0 = 0.
 
     Args:
-        transition: [V, V], row-stochastic.
-
+      transition: [V, V], row-stochastic.
     Returns:
-        Nats per token.
-
+      Nats per token.
     Raises:
-        ValueError: not a transition matrix, or its stationary distribution is not unique.
+      ValueError: not a transition matrix, or its stationary distribution is not unique.
     """
     return float(stationary_distribution(transition) @ row_entropies(_validate_transition(transition)))
 
@@ -142,17 +136,15 @@ def row_entropies(transitions: np.ndarray) -> np.ndarray:
 
 
 def average_transition(transitions, prior=None) -> np.ndarray:
-    """The chain MLE tends to: Pbar[i, :] = sum_k prior_k pi_k(i) P_k[i, :] / sum_k prior_k pi_k(i).
+    """Computes the limit of MLE: Pbar[i, :] = sum_k prior_k pi_k(i) P_k[i, :] / sum_k prior_k pi_k(i).
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        prior: [N] probabilities of the chains; None is uniform.
-
+      transitions: [N, V, V], row-stochastic.
+      prior: [N] probabilities of the chains; None is uniform.
     Returns:
-        [V, V], row-stochastic.
-
+      [V, V], row-stochastic.
     Raises:
-        ValueError: bad arguments, a stationary distribution that is not unique, or a symbol no chain keeps visiting.
+      ValueError: bad arguments, a stationary distribution that is not unique, or a symbol no chain keeps visiting.
     """
     transitions = validate_transitions(transitions)
     prior = validate_prior(prior, len(transitions))
@@ -164,20 +156,18 @@ def average_transition(transitions, prior=None) -> np.ndarray:
 
 
 def first_transition(transitions, prior=None) -> np.ndarray:
-    """What the best single model answers after one symbol: p(x_2 = j | x_1 = i) = sum_k prior_k P_k[i, j].
+    """Computes the best single model's prediction after one symbol: p(x_2 = j | x_1 = i) = sum_k prior_k P_k[i, j].
 
-    The first symbol is uniform for every chain, so it does not tell which chain it comes from. In this the answer to a
-    prompt of one symbol differs from `average_transition`, the mean over the places of a long sequence.
+    The first symbol is uniform for every chain, so it does not reveal the chain. Therefore the answer to a prompt of
+    one symbol differs from `average_transition`, the mean over the positions of a long sequence.
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        prior: [N] probabilities of the chains; None is uniform.
-
+      transitions: [N, V, V], row-stochastic.
+      prior: [N] probabilities of the chains; None is uniform.
     Returns:
-        [V, V], row-stochastic.
-
+      [V, V], row-stochastic.
     Raises:
-        ValueError: bad arguments.
+      ValueError: bad arguments.
     """
     transitions = validate_transitions(transitions)
     return np.einsum("k,kij->ij", validate_prior(prior, len(transitions)), transitions)
@@ -197,17 +187,15 @@ def sample(transitions, length: int, num: int, seed, prior=None) -> tuple[np.nda
     """Draws z ~ prior, x_1 uniform, x_{t+1} ~ P_z[x_t, :].
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T >= 2.
-        num: number of sequences.
-        seed: int or anything `np.random.default_rng` takes; same seed, same draw.
-        prior: [N] probabilities of the chains; None is uniform.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T >= 2.
+      num: number of sequences.
+      seed: int or anything `np.random.default_rng` takes; same seed, same draw.
+      prior: [N] probabilities of the chains; None is uniform.
     Returns:
-        (sequences int32 [num, T], z int32 [num], the chain of each).
-
+      (sequences int32 [num, T], z int32 [num], the chain of each).
     Raises:
-        ValueError: bad arguments.
+      ValueError: bad arguments.
     """
     transitions, length = validate_transitions(transitions), validate_length(length)
     prior = validate_prior(prior, len(transitions))
@@ -230,14 +218,12 @@ def log_likelihood(transitions, sequences) -> np.ndarray:
     """log p(x_2..x_T | x_1; P_k) = sum_t log P_k[x_t, x_{t+1}].
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        sequences: integers [num, T] in 0..V-1.
-
+      transitions: [N, V, V], row-stochastic.
+      sequences: integers [num, T] in 0..V-1.
     Returns:
-        [N, num], nats per sequence; -inf where a chain cannot produce it.
-
+      [N, num], nats per sequence; -inf where a chain cannot produce it.
     Raises:
-        ValueError: bad transitions.
+      ValueError: bad transitions.
     """
     with np.errstate(divide="ignore"):
         log_transitions = np.log(validate_transitions(transitions))
@@ -258,13 +244,13 @@ def row_total_variation(p, q) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Matching:
-    """Which hypothesis stands for which true chain.
+    """Matching of hypotheses with true chains.
 
     Attributes:
-        hypothesis: [N] index of the hypothesis of each true chain.
-        total_variation: [N] largest row total variation between the two, in [0, 1].
-        covered: [N] True where the chain has that hypothesis to itself; False where K < N left none, and the nearest
-            hypothesis (which another chain owns) is given.
+      hypothesis: [N] index of the hypothesis of each true chain.
+      total_variation: [N] largest row total variation between the two, in [0, 1].
+      covered: [N] True if the chain has its own hypothesis; False if K < N left none, so that `hypothesis` is the
+        nearest one, which belongs to another chain.
     """
 
     hypothesis: np.ndarray
@@ -276,14 +262,12 @@ def match_chains(learned, true) -> Matching:
     """One-to-one matching of least total cost, cost[k, n] = max_i 1/2 |learned_k[i, :] - true_n[i, :]|_1.
 
     Args:
-        learned: [K, V, V], row-stochastic.
-        true: [N, V, V], row-stochastic.
-
+      learned: [K, V, V], row-stochastic.
+      true: [N, V, V], row-stochastic.
     Returns:
-        Matching. K > N leaves hypotheses unused; K < N leaves chains that share the nearest hypothesis (not `covered`).
-
+      Matching. K > N leaves hypotheses unused; K < N leaves chains that share the nearest hypothesis (not `covered`).
     Raises:
-        ValueError: bad transitions, or different V.
+      ValueError: bad transitions, or different V.
 
     Source: Hungarian algorithm, `scipy.optimize.linear_sum_assignment`.
     """

@@ -24,18 +24,16 @@ def sequence_types(transitions: np.ndarray, length: int, max_states: int) -> Ite
     log p(x_2..x_T | x_1; P_k) = sum_c n_c(x) log P_k[c],  with n_c the number of transitions of class c.
 
     Args:
-        transitions: [N, V, V], row-stochastic.
-        length: T.
-        max_states: most (last state, type) pairs to hold after any step, counted in 64-bit words: a pair takes one
-            word for each 63 // bits(T - 1) distinct transition probabilities. A step may look at four times as many.
-
+      transitions: [N, V, V], row-stochastic.
+      length: T.
+      max_states: most (last state, type) pairs to hold after any step, counted in 64-bit words: a pair takes one
+        word for each 63 // bits(T - 1) distinct transition probabilities. A step may look at four times as many.
     Yields:
-        (log_multiplicity [S], log_likelihood [N, S]): the log of the number of sequences of each type (first symbol
-        included) and their log-likelihood in nats under each chain; one batch for each last state, and a type may
-        appear in several.
-
+      (log_multiplicity [S], log_likelihood [N, S]): the log of the number of sequences of each type (first symbol
+      included) and their log-likelihood in nats under each chain; one batch for each last state, and a type may
+      appear in several.
     Raises:
-        TooManyStatesError: more than `max_states` are needed.
+      TooManyStatesError: more than `max_states` are needed.
     """
     class_of, state_of, probabilities = _classes(transitions)
     bits = (length - 1).bit_length()

@@ -13,8 +13,6 @@ from experiments.datasets import load_captions, load_corpus, load_verses, read_v
 from experiments.datasets.sources import made_of
 from mcl_jax.data import read_captions
 
-pytestmark = pytest.mark.filterwarnings("ignore:corpus '(stamps|audiocaps)", "ignore:verses. kept")
-
 
 def test_wrong_names_put_right_make_the_data_set_again(tmp_path, capsys):
     files = tmp_path / "files"
@@ -22,7 +20,7 @@ def test_wrong_names_put_right_make_the_data_set_again(tmp_path, capsys):
     names = sorted(path.name for path in (files / "val").iterdir())
     for name in names:
         (files / "val" / name).rename(files / "val" / f"x{name}")
-    with pytest.raises(ValueError, match=r"val\.csv: nothing is left of it, .* file in .*/val, which has x11\.wav"):
+    with pytest.raises(ValueError, match=r"val\.csv has no usable captions, .* in .*/val, which has x11\.wav"):
         load_captions("audiocaps", tmp_path, files)
     assert not list(tmp_path.glob("audiocaps/**/*.array_record*"))  # no data set without its validation split
     (files / "val/xval-a_B_0.wav").rename(files / "val/val-a_B_0.wav")
@@ -32,7 +30,7 @@ def test_wrong_names_put_right_make_the_data_set_again(tmp_path, capsys):
     capsys.readouterr()
     corpus = load_captions("audiocaps", tmp_path, files)
     assert corpus.counts()["validation"] == 3
-    assert f"files in {files}; making it again of the files in {files}" in capsys.readouterr().out
+    assert f"files in {files}; making it again from the files in {files}" in capsys.readouterr().out
     assert load_captions("audiocaps", tmp_path, files) == corpus
     line = capsys.readouterr().out
     assert "making" not in line and "corpus 'audiocaps': left out 6, kept 9; no clip in train/: traingh_90; " in line
@@ -92,12 +90,14 @@ def test_what_was_made_stays_if_it_cannot_be_made_again(tmp_path, capsys):
     assert len(list(tmp_path.glob("textcaps/english/*"))) == 1
     capsys.readouterr()
     assert load_captions("textcaps/english", tmp_path) == corpus
-    assert f"no folder is given; taking the data set that was made of 107 files in {files}\n" in capsys.readouterr().out
+    assert (
+        f"no folder is given; using the data set that was made from 107 files in {files}\n" in capsys.readouterr().out
+    )
     write(files / f"train_images/{5:016x}.jpg", png()[:50])
     assert load_captions("textcaps/english", tmp_path) == corpus
-    assert "those have changed since: give that folder to make it again" in capsys.readouterr().out
+    assert "these have changed since then, so pass that folder to make it again" in capsys.readouterr().out
     assert load_captions("textcaps/english", tmp_path, tmp_path / "moved") == corpus
-    assert f"there is no folder {tmp_path / 'moved'}; taking the data set" in capsys.readouterr().out
+    assert f"there is no folder {tmp_path / 'moved'}; using the data set" in capsys.readouterr().out
 
 
 def test_a_data_set_of_before_is_made_again(tmp_path):
@@ -139,7 +139,7 @@ def test_verses_of_other_modules_are_other_verses(tmp_path, monkeypatch, capsys)
     assert "verses: kept 142; left out" in out and "(Rom 16)" in out and "making" not in out
     assert load_corpus("languages", tmp_path) == again
     assert (
-        f"no folder is given; taking the data set that was made of 1 files in {folders[1]}" in capsys.readouterr().out
+        f"no folder is given; using the data set that was made from 1 files in {folders[1]}" in capsys.readouterr().out
     )
 
 

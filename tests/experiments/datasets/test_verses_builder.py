@@ -9,7 +9,6 @@ from experiments.datasets import Verses, load_corpus, load_verses
 from experiments.datasets.features import as_features, from_features
 from mcl_jax.data import BatchConfig, Record, Target, encode_records, read_jsonl, train_batches, write_jsonl
 
-pytestmark = pytest.mark.filterwarnings("ignore:verses. kept:UserWarning")
 CHAPTERS = 60  # enough for every split
 
 
