@@ -15,7 +15,6 @@ import json
 import logging
 import shutil
 import time
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -83,8 +83,16 @@ def _decode(task: Task, model, state, of_batch, prompts, decoder, rng) -> list[g
     eos = task.tokenizer.eos_token_id
     return [
         generation.decode(
-            model, state.params, state.adapters, inputs, decoder, task.config.decoding.max_new_tokens, eos_token_id=eos,
-            pad_token_id=eos, repetition_penalty=task.config.decoding.repetition_penalty, rng=rng,
+            model,
+            state.params,
+            state.adapters,
+            inputs,
+            decoder,
+            task.config.decoding.max_new_tokens,
+            eos_token_id=eos,
+            pad_token_id=eos,
+            repetition_penalty=task.config.decoding.repetition_penalty,
+            rng=rng,
         )
         for inputs in asked
     ]

@@ -77,6 +77,22 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), repr(error))
 
 
+def quiet(builder: tfds.core.DatasetBuilder, hint: str = "this happens once") -> None:
+    """Replaces TFDS's progress bars and messages by one line of our own.
+
+    Args:
+      builder: the builder to silence, before `download_and_prepare`.
+      hint: how long it takes, for the line.
+    """
+    tfds.disable_progress_bar()
+
+    def say_it_begins() -> None:
+        say(f"Preparing the data set {builder.info.full_name} in {builder.data_dir} ({hint}).")
+
+    builder._log_download_bytes = say_it_begins
+    builder._log_download_done = lambda: None
+
+
 def _described(sources: dict[str, Any]) -> str:
     if not sources:
         return "unknown files"
