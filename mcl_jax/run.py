@@ -186,7 +186,7 @@ class Run:
           ValueError: if the file holds something else than a JSON object now; names it.
         """
         if not self.finished:
-            raise FileNotFoundError(f"{self.workdir} has no results.json: the run is not finished")
+            raise FileNotFoundError(f"{self.workdir} has no results.json; run the same command again")
         return read_json_object(self.workdir / "results.json")
 
     def say_finished(self) -> None:
@@ -311,7 +311,9 @@ def check_finite(steps: Sequence[int], metrics: Sequence[Mapping[str, Any]], las
     for step, values in zip(steps, jax.device_get(list(metrics)), strict=True):
         loss = float(np.float64(values["loss"]))
         if not math.isfinite(loss):
-            kept = "there is no checkpoint before it" if last_good is None else f"the last good one is step {last_good}"
+            kept = (
+                "there is no checkpoint yet" if last_good is None else f"the last good checkpoint is step {last_good}"
+            )
             step, why = int(values.get("step", step)), _diverged(values.get("log_likelihood"))
             raise FloatingPointError(
                 f"the loss is {loss} at step {step}{why}; {kept} (lower the learning rate, or clip the gradients?)"

@@ -20,7 +20,7 @@ from mcl_jax.extras import MissingExtra, needed_for, tell_without_traceback
 
 ROOT = Path(__file__).parents[1]
 CORE = {"jax", "flax", "optax", "orbax-checkpoint", "chex", "jaxtyping", "numpy", "safetensors"}
-OPTIONAL = {"coco", "test"}  # extras that running everything does without
+OPTIONAL = {"coco", "docs", "test"}  # extras that running everything does without
 
 
 def setup_cfg():

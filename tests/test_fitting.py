@@ -173,5 +173,5 @@ def test_refused(tmp_path, options, message):
 
 def test_another_config_is_another_run(tmp_path):
     fit(tmp_path)
-    with pytest.raises(ValueError, match="rank: 2 there, 3 now"):
+    with pytest.raises(ValueError, match="rank: 2 in the file, 3 now"):
         fit(tmp_path, config={"rank": 3})

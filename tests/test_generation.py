@@ -337,7 +337,7 @@ def test_a_second_batch_of_the_same_shape_compiles_nothing(base, caplog):
         (lambda b: Sampling(typical_p=True), "typical_p must be a number, got True"),
         (lambda b: BeamSearch(length_penalty="0"), "length_penalty must be a number, got '0'"),
         (lambda b: DiverseBeamSearch(diversity_penalty=[1]), r"diversity_penalty must be a number, got \[1\]"),
-        (lambda b: decode(*b, PROMPTS | {3: PROMPTS["tokens"]}), "got 3; leave out"),
+        (lambda b: decode(*b, PROMPTS | {3: PROMPTS["tokens"]}), "got 3; remove"),
     ],
 )
 def test_refusals(base, call, message):

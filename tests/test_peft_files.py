@@ -96,7 +96,7 @@ def files(folder):
         ({"r": 0}, "got 0 for 'r'"),
         ({"rank_pattern": {"q_proj": True}}, "a rank must be an integer of at least 1, got True for 'q_proj'"),
         ({"lora_alpha": True}, "an alpha must be a finite number, got True for 'lora_alpha'"),
-        ({"r": None}, r"with r = 8, which adapter_config.json says"),
+        ({"r": None}, r"with r = 8, as in adapter_config.json"),
         ({"rank_pattern": {"q_proj": -1}}, "got -1 for 'q_proj'"),
         ({"lora_alpha": float("nan")}, "an alpha must be a finite number, got nan for 'lora_alpha'"),
         ({"alpha_pattern": {"(": 2}}, r"'\(' is not a valid regular expression"),

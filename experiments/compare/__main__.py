@@ -29,15 +29,13 @@ class Config:
     out: Path
     """Folder for table.csv, table.md, table.tex, quality_diversity.png and quality_diversity.pdf."""
     columns: tuple[str, ...] = ()
-    """Metrics, by their names in results.json; loss_of_mode.MODE is the loss of a mode. The default is all metrics that
-    are not lists, and a few of them on the console."""
+    """Metrics by their names in results.json, such as loss_of_mode.MODE; all by default, and a few on the console."""
     names: tuple[str, ...] = ()
     """Names of the runs, one for each of --workdirs; runs with the same name form a group of seeds."""
     quality: str | None = None
-    """Metric of the vertical axis. The default is the first of oracle_bleu, oracle_spider, oracle_cider_d and
-    oracle_similarity that all methods of all runs have."""
+    """Vertical axis: the first of oracle_{bleu,spider,cider_d,similarity} that all runs have, by default."""
     diversity: str = "div_2"
-    """Metric of the horizontal axis."""
+    """Horizontal axis."""
 
 
 def main(config: Config) -> None:

@@ -363,7 +363,7 @@ def _rows(x: Int[Array, "N W T"], index: Int[Array, "N w"]) -> Int[Array, "N w T
 
 def _check_search(decoder: BeamSearch | DiverseBeamSearch) -> None:
     if decoder.num_return > decoder.num_beams:
-        raise ValueError(f"num_return={decoder.num_return} is more than num_beams={decoder.num_beams}")
+        raise ValueError(f"num_return must be at most num_beams={decoder.num_beams}, got {decoder.num_return}")
     options.check_numbers(length_penalty=decoder.length_penalty)
     if not math.isfinite(decoder.length_penalty):
         raise ValueError(f"length_penalty must be finite, got {decoder.length_penalty}")

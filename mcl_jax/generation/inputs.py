@@ -96,9 +96,9 @@ def _named(inputs: Inputs) -> dict[str, Any]:
 
 def _hint(name: str) -> str:
     if name in MEDIA:
-        return "run the model's method 'encode' on it first, and give what that returns as 'features'"
+        return "call the model's method 'encode' first, and pass its result as 'features'"
     near = difflib.get_close_matches(str(name), (*NAMES, *TOKENIZERS), n=1, cutoff=0.8)
-    return f"did you mean {near[0]!r}?" if near else "leave out what decoding does not use"
+    return f"did you mean {near[0]!r}?" if near else "remove what decoding does not use"
 
 
 def _array(name: str, value: Any) -> Any:

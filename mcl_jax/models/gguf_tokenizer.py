@@ -73,7 +73,7 @@ def _check(file: Path, given: dict[str, Any], needed: str) -> None:
     given.setdefault("token_type", [NORMAL] * size)
     for name in ("token_type", "scores"):
         if name in given and len(given[name]) != size:
-            raise ValueError(f"{file}: {PREFIX}{name} must have {size} entries, one a token, got {len(given[name])}")
+            raise ValueError(f"{file}: {PREFIX}{name} must have {size} entries, one per token, got {len(given[name])}")
     for name, kind in (("tokens", str), ("merges", str), ("token_type", int), ("scores", (int, float))):
         if odd := [entry for entry in given.get(name, ()) if not isinstance(entry, kind)][:3]:
             raise ValueError(f"{file}: {PREFIX}{name} must hold {KINDS[name]}, got {odd}")

@@ -217,5 +217,5 @@ def test_what_tfds_cannot_give_is_explained(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
-    with pytest.raises(RuntimeError, match=r"could not make wmt19_translate/de-en in .*no network\nWhere .*train\.en"):
+    with pytest.raises(RuntimeError, match=r"de-en cannot be prepared in .*no network\nOn a machine .*train\.en"):
         load_wmt("wmt19_translate/de-en", tmp_path)

@@ -207,7 +207,7 @@ def test_names_given_are_used(six):
     assert [row.group for row in rows_of(six[:2], ["x", "y"])[::2]] == ["x", "y"]
     with pytest.raises(ValueError, match=r"'b' also differs in \['epsilon'\]"):
         rows_of(six[2:4], ["b", "b"])
-    with pytest.raises(ValueError, match="--names needs one for each of the 6 --workdirs, got 2"):
+    with pytest.raises(ValueError, match="--names needs one name for each of the 6 --workdirs, got 2"):
         rows_of(six, ["a", "b"])
 
 

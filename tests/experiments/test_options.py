@@ -116,9 +116,9 @@ def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
     with Run(tmp_path, other, volatile=other.volatile):
         assert json.loads((tmp_path / "config.json").read_text())["decoding"]["num_beams"] == 8
     for change, name in (
-        (dict(rank=4), "lora.rank: 3 there, 4 now"),
-        (dict(objective="wta"), 'objective.name: "balanced" there, "wta" now'),
-        (dict(eval_every=3), "evaluation.eval_every: 20 there, 3 now"),
+        (dict(rank=4), "lora.rank: 3 in the file, 4 now"),
+        (dict(objective="wta"), 'objective.name: "balanced" in the file, "wta" now'),
+        (dict(eval_every=3), "evaluation.eval_every: 20 in the file, 3 now"),
     ):
         changed = config.replace(**change)
         with pytest.raises(ValueError, match=name), Run(tmp_path, changed, volatile=changed.volatile):

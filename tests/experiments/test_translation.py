@@ -147,7 +147,7 @@ def test_prompts_are_padded_on_the_left(config):
         (dict(objective="relaxed", epsilon=1.0), "epsilon"),
         (dict(objective="annealed", backward="winner"), "--backward winner is not exact for --objective annealed"),
         (dict(mle_decoders=("tta",)), "--mle-decoders tta changes pictures or clips"),
-        (dict(targets=("q_prj",)), "'q_prj' matches no linear layer. Nearest .*q_proj"),
+        (dict(targets=("q_prj",)), "'q_prj' matches no linear layer. The nearest .*q_proj"),
         (dict(base=GOLDEN.parents[1] / "llava" / "llama"), "llama takes pictures beside text; needed a model of text"),
         (dict(steps=0), "--steps must be at least 1"),
         (dict(base=GOLDEN), "has no tokenizer files"),

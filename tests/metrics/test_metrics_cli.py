@@ -159,7 +159,7 @@ def test_broken_lines_are_named(write, line, message):
         (["--metrics", "embedding"], "no metric of 'embedding' is available: .*pip install --no-deps"),
         (["--json", "no/such/folder/s.json"], "--json needs a file in an existing folder"),
         (["--json", "."], "--json needs a file, got the folder [.]"),
-        (["--level", "2"], "level must lie between 0 and 1"),
+        (["--level", "2"], "level must be between 0 and 1"),
     ],
 )
 def test_bad_options_are_one_line(write, args, message):
@@ -241,7 +241,7 @@ def test_what_is_no_text_is_refused_in_a_line(write, tmp_path):
     packed.write_bytes(gzip.compress(json.dumps(ITEMS[0]).encode()))
     with refused(packed, r" line 1: must be UTF-8 \(.*\)"):
         cli([str(packed)])
-    with refused(write(["[" * 100_000]), " line 1: must be one JSON object, got brackets in brackets without end"):
+    with refused(write(["[" * 100_000]), " line 1: must be one JSON object, got too many nested brackets"):
         cli([str(write(["[" * 100_000]))])
 
 

@@ -308,7 +308,7 @@ def test_a_part_that_is_missing_broken_or_of_another_model_is_named(llama, parts
     with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf must be part 2 of 3"):
         mcl.models.from_pretrained(parts[0])
     parts[1].unlink()
-    with pytest.raises(ValueError, match=r"there is no .*m-00002-of-00003\.gguf, a part of a split GGUF file"):
+    with pytest.raises(ValueError, match=r"m-00002-of-00003\.gguf, a part of a split GGUF file, does not exist"):
         mcl.models.from_pretrained(parts[2])
     with pytest.raises(ValueError, match=r"renamed\.gguf is part 1 of 3 of a split GGUF file"):
         mcl.models.from_pretrained(parts[0].rename(tmp_path / "renamed.gguf"))

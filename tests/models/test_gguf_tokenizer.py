@@ -150,8 +150,11 @@ def test_a_file_may_do_without_token_types_or_a_vocabulary():
         (dict(token_type=["1"] * 36), "token_type must hold integers, got"),
         (dict(bos_token_id=1.5), "bos_token_id must be one of 36 tokens, got 1.5"),
         (dict(bos_token_id="0"), "bos_token_id must be one of 36 tokens, got 0"),
-        (dict(model="llama"), "has no tokenizer.ggml.scores"),
-        (dict(add_bos_token=True, bos_token_id=None), "begin or end with .'bos_token'.*bos_token_id is absent"),
+        (dict(model="llama"), "must have tokenizer.ggml.scores .* but has none"),
+        (
+            dict(add_bos_token=True, bos_token_id=None),
+            "needs tokenizer.ggml.bos_token_id, since texts begin or end with .'bos_token'",
+        ),
     ],
 )
 def test_metadata_that_do_not_fit_are_named(changed, message):

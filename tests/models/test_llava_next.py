@@ -446,7 +446,7 @@ def test_pictures_of_another_size_are_refused():
         encode(pixels.transpose(0, 1, 4, 2, 3), index)
     with pytest.raises(ValueError, match=r"pixel_values \[B, P, S, S, C\] and index \[B, N\], got .* \(3, 51\)"):
         encode(pixels, index[:3])
-    with pytest.raises(ValueError, match="needs normalised pixels, floats as the processor gives, got uint8"):
+    with pytest.raises(ValueError, match="needs normalised float pixels, as the processor returns them, got uint8"):
         encode(pixels.astype(np.uint8), index)
 
 

@@ -186,7 +186,7 @@ def test_missing_files_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="nowhere must be a Hugging Face folder or a GGUF file"):
         mcl.models.from_pretrained(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match="must hold a config.json"):
         mcl.models.from_pretrained(tmp_path / "empty")
 
 

@@ -186,7 +186,9 @@ def test_a_window_that_cuts_a_clip_is_refused(processor):
         refuse(mel[:, :, :80], frames)
     with pytest.raises(ValueError, match="at most 100 frames, .* got 101"):
         refuse(np.pad(mel, [(0, 0), (0, 0), (0, 1)]), frames)
-    with pytest.raises(ValueError, match=r"mel \[B, 7, T\] with frames \[B\], got \(4, 6, 100\) with \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"mel \[B, 7, T\] with frames \[B\], since num_mel_bins=7, got \(4, 6, 100\) with \(4,\)"
+    ):
         refuse(mel[:, 1:], frames)
 
 

@@ -76,7 +76,7 @@ def test_csv_files_that_lack_or_have_other_columns(tmp_path):
         with pytest.raises(ValueError, match=rf"{name} must have the columns .*, got \['file_name;caption_1'\]"):
             read(tmp_path)
     write(tmp_path / "train.csv", b"audiocap_id,youtube_id,start_time,caption\n1,a,0,caf\xe9\n")
-    with pytest.raises(ValueError, match=r"train.csv: needed UTF-8"):
+    with pytest.raises(ValueError, match=r"train.csv must be UTF-8"):
         read_audiocaps(tmp_path)
 
 
