@@ -73,7 +73,7 @@ class Task:
         return spread(self.corpus.split(split), most)
 
     def encode(self, records: tuple[data.Record, ...]) -> Items:
-        """Their tokens; over-long ones are left out, with a warning that counts them."""
+        """Their tokens; over-long ones are left out, and counted on the console."""
         encoded = data.encode_records(
             records, self.tokenizer, self.prompt, max_length=self.config.training.max_length, too_long="drop",
             mode_names=self.corpus.modes,

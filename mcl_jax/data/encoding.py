@@ -7,12 +7,12 @@ Prompt and target are encoded apart from each other, so a prompt has the same to
 """
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from mcl_jax.console import say
 from mcl_jax.data.records import Record
 from mcl_jax.json_io import check_unicode
 from mcl_jax.tokenization import Tokenizer, answer_ids, check_tokenizer, pad_id, prompt_ids
@@ -114,7 +114,7 @@ def encode_records(
       tokenizer: see `Tokenizer`.
       prompt: how a source is put, `Prompt()` by default; an `Instruction` for records that have a picture or a clip.
       max_length: predicted positions T at most, the longest of `BatchConfig.lengths`.
-      too_long: "error", or "drop" to leave such records out, with a warning that counts them.
+      too_long: "error", or "drop" to leave such records out, and to say how many.
       mode_names: the corpus's modes, `corpus.modes`.
     Returns:
       The tokens; `dropped` names what was left out.
@@ -146,7 +146,7 @@ def encode_records(
     if not kept:
         raise ValueError(f"no records to make batches of: {len(records)} came, {len(dropped)} are over {max_length}")
     if dropped:
-        warnings.warn(f"dropped {len(dropped)} of {len(records)} records: over {max_length} positions", stacklevel=2)
+        say(f"left out {len(dropped)} of {len(records)} records, which are longer than {max_length} positions")
     prompts, targets, modes, index = zip(*kept, strict=True)
     return Encoded(prompts, targets, modes, index, tuple(mode_names), tuple(dropped), pad_id(tokenizer))
 
