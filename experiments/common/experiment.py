@@ -72,9 +72,27 @@ def _say_what_one_mode_hides(found: dict[str, Any]) -> None:
         found["not_available"] = found.get("not_available", {}) | dict.fromkeys(SPECIALISATION, why)
 
 
+def results_of(run: Run) -> dict[str, Any]:
+    """The results of a finished run.
+
+    Raises:
+      ValueError: if results.json does not hold what a run of this kind writes; names the file.
+    """
+    results = run.results()
+    methods = results.get("methods")
+    methods = list(methods.values()) if isinstance(methods, dict) else []
+    sound = methods and all(isinstance(method, dict) for method in methods)
+    if not sound or not any(isinstance(method.get("samples"), list) for method in methods):
+        raise ValueError(
+            f"{run.workdir / 'results.json'} must hold methods, one of them with samples: move it away, and the same "
+            "command scores the answers again"
+        )
+    return results
+
+
 def show(run: Run, columns: Columns) -> None:
     """Prints a few sources with the answers of every method, the table, and where everything is."""
-    show_results(run.results(), columns.table)
+    show_results(results_of(run), columns.table)
     there = "page.html, figures and results.json are" if page_of(run).exists() else "results.json is"
     say(f"{there} in {run.workdir}.")
 
@@ -116,11 +134,11 @@ def page_of(run: Run) -> Path:
 
 def draw(run: Run, config: Config, columns: Columns) -> None:
     """The figures of a finished run; what fails costs itself alone."""
-    results = run.results()
+    results = results_of(run)
     trained = tuple(dict.fromkeys(name.partition("/")[0] for name in results["methods"]))
     figures.draw(run, config.replace(methods=trained), results, columns.quality, columns.diversity)
 
 
 def write_page(run: Run, records: Sequence[data.Record], columns: Columns) -> None:
     """The page of a finished run, with the pictures and clips of the records."""
-    page.write(run, run.results(), records, columns.table)
+    page.write(run, results_of(run), records, columns.table)

@@ -155,3 +155,10 @@ def test_a_directory_in_use_is_refused_before_anything_is_loaded(command, tmp_pa
     with Run(tmp_path / "a [/b]", {}), pytest.raises(RuntimeError, match="is in use by process"):
         command.run()
     assert command.loaded == 0
+
+
+@pytest.mark.parametrize("results", [{}, {"methods": {}}, {"methods": {"mcl": {}}}, {"methods": {"mcl": [1]}}])
+def test_results_of_something_else_are_named(tmp_path, results):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"results.json must hold methods, one of them with samples: move it away"):
+        experiment.results_of(Run(tmp_path, {}))
