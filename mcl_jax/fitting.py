@@ -163,7 +163,8 @@ class _Training:
     def _show(self, metrics: Mapping[str, Any]) -> None:
         """Progress with the metrics of the step before, so that the device is never waited for while it has work."""
         shown = getattr(self, "_previous", {})
-        self._previous = {name: metrics[name] for name in ("loss", "win_rate") if name in metrics}
+        several = np.size(metrics.get("win_rate", ())) > 1  # one hypothesis wins everything
+        self._previous = {name: metrics[name] for name in (("loss", "win_rate") if several else ("loss",))}
         self.progress.update(self.number, **shown)
 
     def _log(self, values: dict[str, Any]) -> None:
