@@ -1,8 +1,8 @@
 """How arrays are placed on several devices, and where a train step runs.
 
-OneDevice     jit, wherever JAX puts things
-Replicas      pmap: batches are cut over devices, and each of them holds the base
-OverMesh      jit over a mesh: batches are cut over its "data" axis, and the base as `base_sharding` says
+OneDevice   jit on the default device
+Replicas    pmap: devices share the batch, and each of them holds the base
+OverMesh    jit over a mesh: its "data" axis divides the batch, and `base_sharding` shards the base
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ DATA_AXIS, MODEL_AXIS = "data", "model"
 
 
 def leading_axis(tree: PyTree[Array], what: str) -> int:
-    """The size of the first axis, which all leaves must share.
+    """Returns the size of the first axis, which all leaves must share.
 
     Args:
-      tree: arrays, at least one.
-      what: the subject of the error, such as "a batch needs one leading axis B".
+      tree: at least one array.
+      what: beginning of the error message, such as "a batch needs one leading axis B".
     Raises:
       ValueError: if there are no leaves, or their leading axes differ.
     """
@@ -32,15 +32,19 @@ def leading_axis(tree: PyTree[Array], what: str) -> int:
 
 
 def batch_size(batch: PyTree[Array]) -> int:
-    """B, the leading axis of a batch. Raises as `leading_axis` does."""
+    """Returns B, the leading axis of a batch. Raises as `leading_axis` does."""
     return leading_axis(batch, "a batch needs one leading axis B")
 
 
 def divided(size: int, parts: int, what: str) -> int:
-    """The examples of each of several parts of a batch, such as devices.
+    """Returns the number of examples for each of several parts of a batch.
 
+    Args:
+      size: number of examples in the batch.
+      parts: number of parts.
+      what: name of the parts for the error message, such as "devices".
     Raises:
-      ValueError: if the size does not divide; names both.
+      ValueError: if `parts` does not divide `size`; names both.
     """
     if size % parts:
         raise ValueError(f"a batch of {size} examples does not divide over {parts} {what}")
@@ -48,38 +52,38 @@ def divided(size: int, parts: int, what: str) -> int:
 
 
 def shard_batch(batch: PyTree[Array], num_devices: int) -> PyTree[Array]:
-    """[B, ...] as [devices, B/devices, ...].
+    """Reshapes a batch [B, ...] to [devices, B/devices, ...].
 
     Raises:
-      ValueError: if B does not divide by the number of devices; names both.
+      ValueError: if the number of devices does not divide B; names both.
     """
     size = divided(batch_size(batch), num_devices, "devices")
     return jax.tree.map(lambda x: x.reshape(num_devices, size, *x.shape[1:]), batch)
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """The tree with a copy of each array on every device (a no-op for those that are there already)."""
+    """Copies each array to every device; arrays that are there already are not copied."""
     mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), (DATA_AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def base_sharding(mesh: Mesh) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
-    """`(path, shape) -> sharding` for `from_pretrained`: each matrix cut over the "model" axis.
+    """Returns a `(path, shape) -> sharding` for `from_pretrained` that shards matrices over the "model" axis.
 
-    It is cut along the longer of its last two axes (those before are of stacked layers) that divides; what has no such
-    axis, and vectors, are on every device.
+    A matrix is sharded along one of its last two axes (earlier axes belong to stacked layers): the longest whose size
+    the mesh divides. Vectors, and matrices without such an axis, are on every device.
 
     Raises:
       ValueError: for a mesh without the axis "model".
     """
     if MODEL_AXIS not in mesh.axis_names:
-        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to cut the base over, it has {mesh.axis_names}")
+        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to shard the base over, it has {mesh.axis_names}")
     parts = mesh.shape[MODEL_AXIS]
 
     def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
         matrix = range(len(shape))[-2:] if len(shape) > 1 else ()
-        able = [axis for axis in matrix if shape[axis] % parts == 0]
-        longest = max(able, key=lambda axis: (shape[axis], axis), default=None)
+        divisible = [axis for axis in matrix if shape[axis] % parts == 0]
+        longest = max(divisible, key=lambda axis: (shape[axis], axis), default=None)
         return NamedSharding(mesh, PartitionSpec(*(MODEL_AXIS if a == longest else None for a in range(len(shape)))))
 
     return sharding
@@ -89,23 +93,23 @@ class Placement(Protocol):
     """Where a function `(params, state, batch) -> (state, metrics)` runs, and how its arguments get there.
 
     Attributes:
-      axis_name: mapped axis over which the function must add up its sums, if any.
+      axis_name: the mapped axis over which the function must add its sums, or None.
     """
 
     axis_name: str | None
 
     def local_size(self, size: int) -> int:
-        """How many of the examples of a batch one call of the function sees.
+        """Returns how many examples of a batch one call of the function sees.
 
         Raises:
-          ValueError: if the batch cannot be cut over the devices; names both numbers.
+          ValueError: if the devices cannot share the batch evenly; names both numbers.
         """
 
     def compile(self, function: Callable[..., Any], *, donate: bool) -> Any:
-        """The function, compiled on its first call; with `donate` the state gives up its buffers."""
+        """Returns the function, compiled on its first call; with `donate` the state gives up its buffers."""
 
     def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
-        """The arguments where the compiled function wants them."""
+        """Returns the arguments, placed where the compiled function needs them."""
 
 
 class OneDevice:
@@ -124,7 +128,7 @@ class OneDevice:
 
 
 class Replicas:
-    """pmap over devices of this process, all local ones by default."""
+    """pmap over devices of this process, by default all local devices."""
 
     axis_name = DATA_AXIS
 
@@ -150,7 +154,7 @@ class Replicas:
 
 
 class OverMesh:
-    """jit over a mesh. Parameters that are on it keep their sharding; those that are not are copied to all of it.
+    """jit over a mesh. Parameters on the mesh keep their sharding; others are copied to all its devices.
 
     Raises:
       ValueError: for a mesh without the axis "data".
@@ -160,11 +164,11 @@ class OverMesh:
 
     def __init__(self, mesh: Mesh):
         if DATA_AXIS not in mesh.axis_names:
-            raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to cut batches over, it has {mesh.axis_names}")
+            raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to divide batches, it has {mesh.axis_names}")
         self.mesh, self.everywhere = mesh, NamedSharding(mesh, PartitionSpec())
 
     def local_size(self, size):
-        divided(size, self.mesh.shape[DATA_AXIS], f"places of axis {DATA_AXIS!r}")
+        divided(size, self.mesh.shape[DATA_AXIS], f"devices along axis {DATA_AXIS!r}")
         return size
 
     def compile(self, function, *, donate):

@@ -190,7 +190,7 @@ class TestRefused:
 
     def test_a_batch_that_does_not_divide_over_the_mesh(self):
         step = parallel.mesh_step(categorical_log_p, objectives.wta(), OPTIMIZER, mesh=mesh_of(4, 2))
-        with pytest.raises(ValueError, match="6 examples does not divide over 4 places"):
+        with pytest.raises(ValueError, match="6 examples does not divide over 4 devices along"):
             step(categorical(), {"x": np.zeros(6, np.int32)})
 
     def test_a_batch_that_does_not_divide(self):

@@ -201,7 +201,7 @@ def command_line(
 ) -> tuple[Any, Options]:
     """(configuration of each training, what is varied) of a command line; the preset's values are the defaults."""
     varied = [("options", Annotated[Options, tyro.conf.arg(name="")], Options())]
-    start = config.of(workdir=tyro.MISSING, **preset)
+    start = config.from_options(workdir=tyro.MISSING, **preset)
     found, printed = parse_line(config, args, start, varied, __doc__)
     if printed:
         print_and_exit(found.config)

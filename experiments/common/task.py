@@ -171,7 +171,7 @@ def prompts_of(
     task: Task, records: tuple[data.Record, ...], batch_size: int
 ) -> Iterator[tuple[tuple[data.Record, ...], dict[str, Any], int]]:
     """Batches of records, their prompts padded on the left, all of one shape, and how many rows of each are real."""
-    prompts = [task.prompt.of(task.tokenizer, record) for record in records]
+    prompts = [task.prompt.encode_record(task.tokenizer, record) for record in records]
     longest = max(map(len, prompts))
     for start in range(0, len(prompts), batch_size):
         part = range(start, min(start + batch_size, len(prompts)))

@@ -61,7 +61,7 @@ class CollapseConfig(Options):
         """The run of the Markov experiment with this objective and seed."""
         own = ("objectives", "seeds")  # the other options are the experiment's too
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
-        return Config.of(seed=(seed,), objective=name, **shared)
+        return Config.from_options(seed=(seed,), objective=name, **shared)
 
 
 def final_state_of(config: Config) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class Training(Options):
     def check(self) -> None:
         super().check()
         if self.batch_size is not None and self.batch_size % self.devices:
-            raise ValueError(f"--batch-size {self.batch_size} does not divide over --devices {self.devices}")
+            raise ValueError(f"--batch-size must be a multiple of --devices, got {self.batch_size} for {self.devices}")
 
     def resolved(self, recipe: Recipe) -> "Training":
         """With the values of a recipe for those that are not given."""

@@ -81,7 +81,7 @@ def rows_of(workdirs, names=()):
 def nested(make, name, loss, **values):
     """A run whose config.json is that of the translation experiment."""
     folder = make(name, results(loss))
-    config = translation.Config.of(**{"workdir": folder, "objective": "relaxed", **values})
+    config = translation.Config.from_options(**{"workdir": folder, "objective": "relaxed", **values})
     (folder / "config.json").write_text(json.dumps(to_json(config)))
     return folder
 

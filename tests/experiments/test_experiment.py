@@ -46,7 +46,7 @@ def command(tmp_path, monkeypatch):
     }  # fmt: skip
     for name, step in steps.items():
         monkeypatch.setattr(translation, name, step)
-    config = Config.of(workdir=tmp_path / "a [/b]", methods=("mcl", "mle_rk", "moe"))
+    config = Config.from_options(workdir=tmp_path / "a [/b]", methods=("mcl", "mle_rk", "moe"))
     counts.run = lambda: translation.main(config)
     counts.there = lambda: {path.name for path in (tmp_path / "a [/b]").glob("**/*.*") if path.suffix != ".0"}
     return counts
@@ -160,5 +160,7 @@ def test_a_directory_in_use_is_refused_before_anything_is_loaded(command, tmp_pa
 @pytest.mark.parametrize("results", [{}, {"methods": {}}, {"methods": {"mcl": {}}}, {"methods": {"mcl": [1]}}])
 def test_results_of_something_else_are_named(tmp_path, results):
     (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match=r"results.json must hold methods, one of them with samples: move it away"):
+    with pytest.raises(
+        ValueError, match=r"results.json must hold methods, one of them with samples; move the file away"
+    ):
         experiment.results_of(Run(tmp_path, {}))

@@ -257,7 +257,7 @@ def test_modes_are_drawn_as_often_as_they_weigh(tmp_path):
         data.Record(f"{n:02}", "", captions(n), split="train" if n < 40 else "test", media=picture) for n in range(43)
     )
     corpus = data.Corpus("mine", records, (("44", "broken"),))
-    config = lambda **of: Config.of(workdir=tmp_path, data="mine", **of)
+    config = lambda **of: Config.from_options(workdir=tmp_path, data="mine", **of)
     assert weighted(corpus, config()) is corpus
     found = weighted(corpus, config(modes=("fr", "en"), mode_weights=(1, 9)))
     assert found.split("test") == corpus.split("test") and found.left_out == corpus.left_out

@@ -89,7 +89,9 @@ def test_every_option_is_in_help_under_its_short_name_and_explained(config, caps
 
 @pytest.mark.parametrize("module", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_options_by_name(module):
-    config = module.Config.of(workdir=Path("w"), rank=3, objective="relaxed", epsilon=0.3, base=Path("b"), eval_every=7)
+    config = module.Config.from_options(
+        workdir=Path("w"), rank=3, objective="relaxed", epsilon=0.3, base=Path("b"), eval_every=7
+    )
     assert (config.lora.rank, config.objective.name, config.objective.epsilon) == (3, "relaxed", 0.3)
     assert (config.base.path, config.evaluation.eval_every, config.training.steps) == (Path("b"), 7, 100)
     changed = config.replace(objective="wta", steps=11)
@@ -100,16 +102,16 @@ def test_options_by_name(module):
 
 
 def test_the_json_of_a_configuration_has_its_options():
-    config = audio.Config.of(workdir=Path("w"), **audio.AUDIOCAPS)
+    config = audio.Config.from_options(workdir=Path("w"), **audio.AUDIOCAPS)
     values = flat(to_json(config))
-    assert audio.Config.of(**{name: values[name] for name in ("rank", "seconds", "alpha")}, workdir=Path("w")).lora == (
-        dataclasses.replace(config.lora, dropout=0.0)
-    )
+    assert audio.Config.from_options(
+        **{name: values[name] for name in ("rank", "seconds", "alpha")}, workdir=Path("w")
+    ).lora == (dataclasses.replace(config.lora, dropout=0.0))
     assert (values["data"], values["base"], values["objective"]) == ("audiocaps", None, "relaxed")
 
 
 def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
-    config = image.Config.of(workdir=tmp_path, rank=3)
+    config = image.Config.from_options(workdir=tmp_path, rank=3)
     with Run(tmp_path, config, volatile=config.volatile) as run:
         run.log(1, {"eval_loss": 1.0})
     other = config.replace(num_beams=8, cache=tmp_path / "c", remat=True, corenlp=tmp_path, test_items=3)
@@ -127,6 +129,6 @@ def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
 
 @pytest.mark.parametrize("module", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_more_devices_than_there_are_are_refused_when_a_run_begins(module, tmp_path):
-    config = module.Config.of(workdir=tmp_path, devices=9, batch_size=9)
-    with pytest.raises(ValueError, match="--devices 9, but there are 8 here"):
+    config = module.Config.from_options(workdir=tmp_path, devices=9, batch_size=9)
+    with pytest.raises(ValueError, match="--devices must be at most 8, the devices of this machine, got 9"):
         config.training.check_devices()

@@ -93,7 +93,7 @@ def test_the_prompt_has_a_placeholder_for_each_feature(case):
     prompt = MediaPrompt(f"a{text}e:", processor, counts)
     before, after = (processor.tokenizer(part)["input_ids"] for part in ("a", "e:"))
     for record, number in zip(records[:2], given, strict=True):
-        assert prompt.of(processor.tokenizer, record).tolist() == [*before, *[token] * number, *after]
+        assert prompt.encode_record(processor.tokenizer, record).tolist() == [*before, *[token] * number, *after]
 
 
 def test_a_window_holds_what_a_clip_is_cut_to(tmp_path):

@@ -147,4 +147,4 @@ def test_a_small_base_is_asked_by_mode_and_adapters_for_the_first_of_theirs(tmp_
     prompt = small_base._PromptByMode("<image>", processor, {record.id: 3})
     for caption in captions:
         expected = processor.prompt(f"<image>{caption.source}:", 3)
-        np.testing.assert_array_equal(prompt.of(processor.tokenizer, caption), expected)
+        np.testing.assert_array_equal(prompt.encode_record(processor.tokenizer, caption), expected)

@@ -52,7 +52,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, base, data):
-    return Config.of(
+    return Config.from_options(
         workdir=tmp_path / "run", base=base, data=data, steps=5, batch_size=4, eval_every=3, eval_items=5, test_items=7,
         decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2,
         methods=("mcl", "mle_rk"),
@@ -142,7 +142,7 @@ def test_prompts_are_padded_on_the_left(config):
         (dict(num_beams=2), "--num-beams must be a multiple of --num-hypotheses 3, .* got 2"),
         (dict(num_beams=4), "--num-beams must be a multiple of --num-hypotheses 3, .* got 4"),
         (dict(num_beams=0), "--num-beams must be a multiple"),
-        (dict(devices=9, batch_size=9), "--devices 9, but there are 8 here"),
+        (dict(devices=9, batch_size=9), "--devices must be at most 8, the devices of this machine, got 9"),
         (dict(dropout=1.0), "dropout must be in"),
         (dict(objective="relaxed", epsilon=1.0), "epsilon"),
         (dict(objective="annealed", backward="winner"), "--backward winner is not exact for --objective annealed"),

@@ -47,4 +47,4 @@ def tiny(config, folder, base, **changes):
         batch_size=4, eval_every=3, eval_items=3, test_items=7, decode_items=3, max_new_tokens=4, max_length=64,
         num_hypotheses=3, num_beams=3, rank=2, alpha=3.0, methods=("mcl",),
     )  # fmt: skip
-    return config.of(**(values | changes))
+    return config.from_options(**(values | changes))

@@ -88,7 +88,7 @@ def tokenizer_of(records: tuple[data.Record, ...], placeholder: str) -> PreTrain
 class _PromptByMode(MediaPrompt):
     """Of records that have one caption each and its mode as their source; the template is the placeholder."""
 
-    def of(self, tokenizer: Any, record: data.Record) -> np.ndarray:
+    def encode_record(self, tokenizer: Any, record: data.Record) -> np.ndarray:
         return self.processor.prompt(prompt_for(self.template, record.source), self.counts[record.id])
 
 
