@@ -57,15 +57,23 @@ class Clips:
         window = round(self.seconds * FRAMES)
         config = Qwen2AudioConfig(
             text_config=LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4,
-                num_attention_heads=6, qkv_bias=True,
+                vocab_size=len(tokenizer),
+                hidden_size=192,
+                intermediate_size=512,
+                num_hidden_layers=4,
+                num_attention_heads=6,
+                qkv_bias=True,
             ),
             audio_config=WhisperConfig(
-                num_mel_bins=MEL_BINS, d_model=128, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=512,
+                num_mel_bins=MEL_BINS,
+                d_model=128,
+                encoder_layers=4,
+                encoder_attention_heads=4,
+                encoder_ffn_dim=512,
                 max_source_positions=window // 2,
             ),
             audio_token_index=tokenizer.convert_tokens_to_ids(self.placeholder),
-        )  # fmt: skip
+        )
         extractor = WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=round(self.seconds))
         return Qwen2Audio(config), AudioProcessor(config, Qwen2AudioProcessor(extractor, tokenizer))
 

@@ -39,16 +39,47 @@ class Config(shared.Config):
 
 # Minutes on two cores, but for the small base: some forty on one.
 STAMPS: dict[str, Any] = dict(
-    data="stamps/spoken", base_steps=900, steps=150, batch_size=16, learning_rate=2e-3, alpha=32.0, rate=0.01,
-    eval_every=10, eval_items=80, test_items=128, decode_items=128, max_new_tokens=24, max_length=128,
-)  # fmt: skip
+    data="stamps/spoken",
+    base_steps=900,
+    steps=150,
+    batch_size=16,
+    learning_rate=2e-3,
+    alpha=32.0,
+    rate=0.01,
+    eval_every=10,
+    eval_items=80,
+    test_items=128,
+    decode_items=128,
+    max_new_tokens=24,
+    max_length=128,
+)
 # Letzelter et al. (arXiv 2507.10419); the prompt is that of Qwen2-Audio's authors.
 AUDIOCAPS: dict[str, Any] = dict(
-    data="audiocaps", seconds=10.0, num_hypotheses=5, objective="relaxed", epsilon=0.05, rank=8, alpha=8.0, dropout=0.1,
-    epochs=1, batch_size=2, learning_rate=1e-5, warmup=0.1, weight_decay=0.05, adam_epsilon=1e-6, dtype="bfloat16",
-    prompt="<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:", max_length=384, max_new_tokens=64,
-    repetition_penalty=1.1, cache_features=False, remat=True, test_items=500, decode_items=500, num_beams=5,
-)  # fmt: skip
+    data="audiocaps",
+    seconds=10.0,
+    num_hypotheses=5,
+    objective="relaxed",
+    epsilon=0.05,
+    rank=8,
+    alpha=8.0,
+    dropout=0.1,
+    epochs=1,
+    batch_size=2,
+    learning_rate=1e-5,
+    warmup=0.1,
+    weight_decay=0.05,
+    adam_epsilon=1e-6,
+    dtype="bfloat16",
+    prompt="<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:",
+    max_length=384,
+    max_new_tokens=64,
+    repetition_penalty=1.1,
+    cache_features=False,
+    remat=True,
+    test_items=500,
+    decode_items=500,
+    num_beams=5,
+)
 PRESETS: dict[str, dict[str, Any]] = {
     "stamps-spoken": STAMPS,
     "audiocaps-qwen2-7b": AUDIOCAPS,

@@ -75,9 +75,13 @@ class Task:
     def encode(self, records: tuple[data.Record, ...]) -> Items:
         """Their tokens; over-long ones are left out, and counted on the console."""
         encoded = data.encode_records(
-            records, self.tokenizer, self.prompt, max_length=self.config.training.max_length, too_long="drop",
+            records,
+            self.tokenizer,
+            self.prompt,
+            max_length=self.config.training.max_length,
+            too_long="drop",
             mode_names=self.corpus.modes,
-        )  # fmt: skip
+        )
         return Items(records, encoded)
 
     def inputs(self, items: Items, batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -104,9 +108,12 @@ class Task:
     def initial_state(self, method: Method, optimizer: Any, objective: objectives.Objective) -> mcl.TrainState:
         """State at step 0."""
         adapters = self.model(method).init(
-            stream(self.config.seed, ADAPTERS), self.params, jnp.zeros((1, 2), jnp.int32),
-            num_hypotheses=self.config.hypotheses_of(method), method="hidden",
-        )  # fmt: skip
+            stream(self.config.seed, ADAPTERS),
+            self.params,
+            jnp.zeros((1, 2), jnp.int32),
+            num_hypotheses=self.config.hypotheses_of(method),
+            method="hidden",
+        )
         return mcl.TrainState.create(
             params=self.params,
             adapters=adapters,

@@ -19,16 +19,42 @@ class Config(shared.Config):
 
 # Minutes on two cores.
 STAMPS: dict[str, Any] = dict(
-    data="stamps/pictures", steps=150, batch_size=16, learning_rate=2e-3, alpha=32.0, rate=0.01, eval_every=10,
-    eval_items=80, test_items=128, decode_items=128, max_new_tokens=24, max_length=64,
-)  # fmt: skip
+    data="stamps/pictures",
+    steps=150,
+    batch_size=16,
+    learning_rate=2e-3,
+    alpha=32.0,
+    rate=0.01,
+    eval_every=10,
+    eval_items=80,
+    test_items=128,
+    decode_items=128,
+    max_new_tokens=24,
+    max_length=64,
+)
 PAPER_PROMPT = "USER: <image>\nPlease carefully observe the image and come up with a caption for the image.\nASSISTANT:"
 # Letzelter et al. (arXiv 2507.10419).
 TEXTCAPS: dict[str, Any] = dict(
-    data="textcaps/english", num_hypotheses=3, objective="relaxed", epsilon=0.1, rank=8, alpha=32.0, epochs=1,
-    batch_size=16, learning_rate=2e-4, warmup=0.03, dtype="bfloat16", prompt=PAPER_PROMPT, max_length=3072,
-    max_new_tokens=64, cache_features=False, remat=True, test_items=500, decode_items=500, num_beams=3,
-)  # fmt: skip
+    data="textcaps/english",
+    num_hypotheses=3,
+    objective="relaxed",
+    epsilon=0.1,
+    rank=8,
+    alpha=32.0,
+    epochs=1,
+    batch_size=16,
+    learning_rate=2e-4,
+    warmup=0.03,
+    dtype="bfloat16",
+    prompt=PAPER_PROMPT,
+    max_length=3072,
+    max_new_tokens=64,
+    cache_features=False,
+    remat=True,
+    test_items=500,
+    decode_items=500,
+    num_beams=3,
+)
 PRESETS: dict[str, dict[str, Any]] = {
     "stamps-bilingual": STAMPS,
     "textcaps-llava-7b": TEXTCAPS,

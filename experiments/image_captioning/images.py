@@ -54,25 +54,35 @@ class Pictures:
         """3 million parameters: a tower of 4 layers over 64 × 64 pixels, and a Llama of 4."""
         config = LlavaNextConfig(
             text_config=LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4,
+                vocab_size=len(tokenizer),
+                hidden_size=192,
+                intermediate_size=512,
+                num_hidden_layers=4,
                 num_attention_heads=6,
             ),
             vision_config=CLIPVisionConfig(
-                hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-                image_size=SIZE, patch_size=PATCH,
+                hidden_size=128,
+                intermediate_size=512,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                image_size=SIZE,
+                patch_size=PATCH,
             ),
             image_token_index=tokenizer.convert_tokens_to_ids(self.placeholder),
             image_grid_pinpoints=((SIZE, SIZE),),
             vision_feature_layer=(-1,),
-        )  # fmt: skip
+        )
         square = {"height": SIZE, "width": SIZE}
         pictures = LlavaNextImageProcessorPil(
             size={"shortest_edge": SIZE}, crop_size=square, image_grid_pinpoints=[[SIZE, SIZE]]
         )
         hf = HuggingFaces(
-            pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
+            pictures,
+            tokenizer,
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
             image_token=self.placeholder,
-        )  # fmt: skip
+        )
         return LlavaNext(config), LlavaNextProcessor(config, hf)
 
 

@@ -12,13 +12,20 @@ from mcl_jax.run import Run
 
 COLUMNS = Columns(
     table={
-        "test loss": "test_loss", "above MCL": "loss_above_mcl", "oracle BLEU": "oracle_bleu",
-        "per reference": "oracle_bleu_per_reference", "mean BLEU": "mean_bleu", "chrF": "chrf", "Div-2": "div_2",
-        "pairwise BLEU": "pairwise_bleu", "purity": "purity", "win rate": "win_rate",
+        "test loss": "test_loss",
+        "above MCL": "loss_above_mcl",
+        "oracle BLEU": "oracle_bleu",
+        "per reference": "oracle_bleu_per_reference",
+        "mean BLEU": "mean_bleu",
+        "chrF": "chrf",
+        "Div-2": "div_2",
+        "pairwise BLEU": "pairwise_bleu",
+        "purity": "purity",
+        "win rate": "win_rate",
     },
     quality=("oracle BLEU", "oracle_bleu"),
     diversity=("diversity (Div-2)", "div_2"),
-)  # fmt: skip
+)
 
 
 def main(config: Config) -> None:

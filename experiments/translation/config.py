@@ -71,9 +71,16 @@ class Config(config.Config):
 
 # A few minutes on two cores.
 DEMO: dict[str, Any] = dict(
-    methods=("mcl", "mle_rk"), mle_decoders=("beam",), steps=30, eval_every=10, eval_items=8, test_items=24,
-    decode_items=8, max_length=96, max_new_tokens=64,
-)  # fmt: skip
+    methods=("mcl", "mle_rk"),
+    mle_decoders=("beam",),
+    steps=30,
+    eval_every=10,
+    eval_items=8,
+    test_items=24,
+    decode_items=8,
+    max_length=96,
+    max_new_tokens=64,
+)
 ALMA_PROMPT = "Translate this from English to German:\nEnglish: {source}\nGerman:"
 # Letzelter et al. (arXiv 2507.10419) give K, epsilon, rank, learning rate and decay, epochs and the 500 test sentences,
 # and adapt `LoraConfig.targets`. The rest is ALMA's (Xu et al., arXiv 2309.11674; in github.com/fe1ixxu/ALMA,
@@ -81,10 +88,27 @@ ALMA_PROMPT = "Translate this from English to German:\nEnglish: {source}\nGerman
 # weight decay 0.01 and clipping to 1, which every run here has. Its 5 beams are 6, a multiple of K; its float16 is
 # bfloat16.
 ALMA: dict[str, Any] = dict(
-    source_language="en", target_language="de", prompt=ALMA_PROMPT, num_hypotheses=3, objective="relaxed", epsilon=0.05,
-    rank=16, alpha=32.0, dropout=0.05, epochs=2, batch_size=256, learning_rate=2e-5, schedule="inverse_sqrt",
-    warmup=0.01, test_items=500, decode_items=500, max_new_tokens=256, max_length=512, dtype="bfloat16", num_beams=6,
-)  # fmt: skip
+    source_language="en",
+    target_language="de",
+    prompt=ALMA_PROMPT,
+    num_hypotheses=3,
+    objective="relaxed",
+    epsilon=0.05,
+    rank=16,
+    alpha=32.0,
+    dropout=0.05,
+    epochs=2,
+    batch_size=256,
+    learning_rate=2e-5,
+    schedule="inverse_sqrt",
+    warmup=0.01,
+    test_items=500,
+    decode_items=500,
+    max_new_tokens=256,
+    max_length=512,
+    dtype="bfloat16",
+    num_beams=6,
+)
 PRESETS: dict[str, dict[str, Any]] = {"demo": DEMO, "alma-7b-en-de": ALMA}
 NEEDED: dict[str, dict[str, str]] = {  # options that a preset cannot do without, and what they must be
     "alma-7b-en-de": {

@@ -25,9 +25,13 @@ def load_data(config: Config) -> data.Corpus:
     _check_base(config)
     given = config.data
     corpus = datasets.load_corpus(
-        given.path or given.task, given.cache, given.sword_dir, source=given.source_language,
-        target=given.target_language, most=given.wmt_pairs,
-    )  # fmt: skip
+        given.path or given.task,
+        given.cache,
+        given.sword_dir,
+        source=given.source_language,
+        target=given.target_language,
+        most=given.wmt_pairs,
+    )
     option = f"--data {given.path}" if given.path else f"--task {given.task}"
     return with_validation(usable(corpus, option=option, batch_size=config.training.batch_size))
 

@@ -59,8 +59,10 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     losses = [{found[name_of(method, decoder)]["test_loss"] for decoder in decoders} for method in others]
     assert [len(of) for of in losses] == [1] * len(others) and len(set().union(*losses)) == len(others)
     assert [(of["id"], of["source"], len(of["references"])) for of in mcl["samples"]] == [
-        ("04.png", "", 2), ("16.png", "", 2), ("23.png", "", 2),
-    ]  # fmt: skip
+        ("04.png", "", 2),
+        ("16.png", "", 2),
+        ("23.png", "", 2),
+    ]
     for sample in mcl["samples"]:
         assert {name: len(texts) for name, texts in sample["answers"].items()} == dict.fromkeys(found, 3)
         assert all(len(of) == 3 and max(of) < 0 for of in sample["log_likelihoods"].values())

@@ -25,9 +25,15 @@ def case(request, tmp_path_factory):
 
     def make(cache=False, devices=1):
         return Perception(
-            module, params, processor, modality.read, functools.partial(modality.inputs, processor),
-            functools.partial(modality.augment, processor), cache, devices,
-        )  # fmt: skip
+            module,
+            params,
+            processor,
+            modality.read,
+            functools.partial(modality.inputs, processor),
+            functools.partial(modality.augment, processor),
+            cache,
+            devices,
+        )
 
     return make, data.read_captions(write(tmp_path_factory.mktemp("data") / "mine")).records, request.param
 

@@ -25,14 +25,16 @@ def test_variants(config):
     }
     by_k = of(kind="k", hypotheses=(1, 2, 5))
     assert {name: (c.methods, c.num_hypotheses) for name, c in by_k.items() if name != "1"} == {
-        "2": (("mcl",), 2), "5": (("mcl",), 5),
-    }  # fmt: skip
+        "2": (("mcl",), 2),
+        "5": (("mcl",), 5),
+    }
     assert by_k["1"].methods == ("mle_r",) and by_k["5"].decoding.beams(5) == 10
     assert {c.lora_of(c.methods[0]).rank for c in by_k.values()} == {config.lora.rank}
     by_epsilon = of(kind="epsilon", epsilons=(0.0, 0.05))
     assert {name: (c.objective.name, c.objective.epsilon) for name, c in by_epsilon.items()} == {
-        "0": ("relaxed", 0.0), "0.05": ("relaxed", 0.05),
-    }  # fmt: skip
+        "0": ("relaxed", 0.0),
+        "0.05": ("relaxed", 0.05),
+    }
     for chosen in (("wta", "relaxed", "annealed", "balanced"), ("mixture", "wta")):
         assert {name: c.objective.name for name, c in of(kind="objectives", objectives=chosen).items()} == {
             name: name for name in chosen

@@ -53,10 +53,22 @@ def data(tmp_path_factory):
 @pytest.fixture
 def config(tmp_path, base, data):
     return Config.from_options(
-        workdir=tmp_path / "run", base=base, data=data, steps=5, batch_size=4, eval_every=3, eval_items=5, test_items=7,
-        decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2,
+        workdir=tmp_path / "run",
+        base=base,
+        data=data,
+        steps=5,
+        batch_size=4,
+        eval_every=3,
+        eval_items=5,
+        test_items=7,
+        decode_items=3,
+        max_new_tokens=6,
+        max_length=32,
+        num_hypotheses=3,
+        num_beams=6,
+        rank=2,
         methods=("mcl", "mle_rk"),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -31,8 +31,10 @@ def test_the_recipe_is_the_papers():
     assert config.lora_of("mcl").targets == ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
     assert (config.evaluation.test_items, config.evaluation.decode_items) == (500, 500)
     assert config.data.prompt.format(source="A cat.").splitlines() == [
-        "Translate this from English to German:", "English: A cat.", "German:"
-    ]  # fmt: skip
+        "Translate this from English to German:",
+        "English: A cat.",
+        "German:",
+    ]
     assert str(config.base.path) == "ALMA-7B-Pretrain"
 
 

@@ -14,13 +14,20 @@ from mcl_jax import data, metrics
 LANGUAGES = ("en", "fr", "es")  # those that `caption_language` tells apart
 COLUMNS = Columns(
     table={
-        "test loss": "test_loss", "above MCL": "loss_above_mcl", "oracle CIDEr-D": "oracle_cider_d",
-        "oracle SPIDEr": "oracle_spider", "oracle BLEU-1": "oracle_bleu_1", "mean CIDEr-D": "mean_cider_d",
-        "Div-2": "div_2", "mBLEU-4": "mbleu_4", "purity": "purity", "win rate": "win_rate",
+        "test loss": "test_loss",
+        "above MCL": "loss_above_mcl",
+        "oracle CIDEr-D": "oracle_cider_d",
+        "oracle SPIDEr": "oracle_spider",
+        "oracle BLEU-1": "oracle_bleu_1",
+        "mean CIDEr-D": "mean_cider_d",
+        "Div-2": "div_2",
+        "mBLEU-4": "mbleu_4",
+        "purity": "purity",
+        "win rate": "win_rate",
     },
     quality=("oracle CIDEr-D", "oracle_cider_d"),
     diversity=("diversity (Div-2)", "div_2"),
-)  # fmt: skip
+)
 OF_MODES = ("oracle_cider_d", "oracle_bleu_1", "oracle_spider")
 
 

@@ -77,9 +77,11 @@ def tokenizer_of(records: tuple[data.Record, ...], placeholder: str) -> PreTrain
     model.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tk.decoders.ByteLevel()
     trainer = tk.trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[EOS, placeholder], show_progress=False,
+        vocab_size=VOCABULARY,
+        special_tokens=[EOS, placeholder],
+        show_progress=False,
         initial_alphabet=tk.pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     model.train_from_iterator((target.text for record in records for target in record.targets), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=EOS, pad_token=EOS)
 
@@ -106,17 +108,26 @@ def _encoded(
 ) -> data.Encoded:
     """Tokens of captions and of what is asked for them."""
     return data.encode_records(
-        captions, prompt.processor.tokenizer, prompt, max_length=settings.max_length, too_long="drop",
+        captions,
+        prompt.processor.tokenizer,
+        prompt,
+        max_length=settings.max_length,
+        too_long="drop",
         mode_names=corpus.modes,
-    )  # fmt: skip
+    )
 
 
 def _train(run: Run, settings: SmallBase, modality: Modality, module, processor, corpus) -> tuple[Any, float]:
     """Parameters at the best evaluated step, and the validation loss there in nats a token."""
     perception = Perception(
-        module, {}, processor, modality.read, lambda media: modality.inputs(processor, media),
-        augment=lambda *_: {}, cache=False,
-    )  # fmt: skip
+        module,
+        {},
+        processor,
+        modality.read,
+        lambda media: modality.inputs(processor, media),
+        augment=lambda *_: {},
+        cache=False,
+    )
     splits = {"train": corpus.split("train"), "validation": spread(corpus.split("validation"), settings.eval_items)}
     captions = {name: _captions(records) for name, records in splits.items()}
     by_id = {record.id: record for records in splits.values() for record in records}

@@ -74,11 +74,15 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
     processor.prompt(asked, num_features=1)  # refuses one that does not fit before pictures or clips are measured
     perception = Perception(
-        module, params, processor, modality.read,
+        module,
+        params,
+        processor,
+        modality.read,
         inputs=lambda media: modality.inputs(processor, media),
         augment=lambda key, media: modality.augment(processor, key, media),
-        cache=config.data.cache_features, devices=config.training.devices,
-    )  # fmt: skip
+        cache=config.data.cache_features,
+        devices=config.training.devices,
+    )
     prompt = MediaPrompt(asked, processor, perception.counts(corpus.records))
     return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, perception)
 
