@@ -187,7 +187,7 @@ class OnlyLogits(nn.Module):
 
 def test_other_modules_are_refused_by_what_they_lack():
     model = mcl.Hypotheses(OnlyLogits(), mcl.LoraConfig(targets="out"))
-    with pytest.raises(TypeError, match=r"OnlyLogits must have .* but lacks hidden, unembedding; .*sequence_log_lik"):
+    with pytest.raises(TypeError, match=r"OnlyLogits must have .* but lacks hidden, unembedding. .*sequence_log_lik"):
         language_model.log_likelihood_fn(model)
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = OnlyLogits().init(jax.random.key(0), tokens)["params"]

@@ -313,7 +313,7 @@ class TestRefused:
             categorical(objectives.wta(), backward="best")
         with pytest.raises(ValueError, match="accumulate must be at least 1 micro-batch, got 0"):
             categorical(objectives.wta(), accumulate=0)
-        with pytest.raises(ValueError, match=r"hypothesis_chunk=2 must be at least 1.*all.*winner"):
+        with pytest.raises(ValueError, match=r"hypothesis_chunk must be at least 1.*all.*hypothesis_chunk=2.*winner"):
             categorical(objectives.wta(), hypothesis_chunk=2)
         state, step = categorical(objectives.wta(), backward="all", hypothesis_chunk=2)
         with pytest.raises(ValueError, match="hypothesis_chunk=2 does not divide K=3"):

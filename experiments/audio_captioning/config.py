@@ -23,10 +23,10 @@ class Data(shared.Data):
 
 @dataclasses.dataclass(frozen=True)
 class Config(shared.Config):
-    """K hypotheses of a Qwen2-Audio on clips that have several right captions.
+    """Compares K hypotheses of a Qwen2-Audio with one model, on clips that have several right captions.
 
-    By default stamps-spoken: a caption that one hears in some language, to be written in English or French, on a
-    laptop. --preset audiocaps-qwen2-7b and clotho-qwen2-7b: the paper's recipes, need --base and --folder.
+    The default preset, stamps-spoken, hears a caption in one of 14 languages and writes it in English or French, on a
+    laptop. --preset audiocaps-qwen2-7b and clotho-qwen2-7b are the paper's recipes; they need --base and --folder.
     """
 
     data: Data = Data()
@@ -34,10 +34,10 @@ class Config(shared.Config):
     def check(self) -> None:
         super().check()
         if self.base.path is None and self.data.seconds % 1:
-            raise ValueError(f"--seconds must be 1, 2, … for the small base, got {self.data.seconds}")
+            raise ValueError(f"--seconds must be a whole number for the small base, got {self.data.seconds}")
 
 
-# Minutes on two cores, but for the small base: some forty on one.
+# Takes minutes on two cores, after some forty minutes on one core for the small base.
 STAMPS: dict[str, Any] = dict(
     data="stamps/spoken",
     base_steps=900,
@@ -53,7 +53,7 @@ STAMPS: dict[str, Any] = dict(
     max_new_tokens=24,
     max_length=128,
 )
-# Letzelter et al. (arXiv 2507.10419); the prompt is that of Qwen2-Audio's authors.
+# Letzelter et al. (arXiv 2507.10419); the prompt comes from the authors of Qwen2-Audio.
 AUDIOCAPS: dict[str, Any] = dict(
     data="audiocaps",
     seconds=10.0,
@@ -90,5 +90,5 @@ NEEDED = {name: {"base": QWEN} for name in ("audiocaps-qwen2-7b", "clotho-qwen2-
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `options.parse`."""
+    """Parses a command line; see `options.parse`."""
     return options.parse(Config, args, presets=PRESETS, needed=NEEDED, default="stamps-spoken")

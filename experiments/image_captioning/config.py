@@ -10,14 +10,14 @@ from experiments.common.captioning import config as shared
 
 @dataclasses.dataclass(frozen=True)
 class Config(shared.Config):
-    """K hypotheses of a LLaVA-1.6 on pictures that have several right captions.
+    """Compares K hypotheses of a LLaVA-1.6 with one model, on pictures that have several right captions.
 
-    By default stamps-bilingual: English or French captions of Tux Paint's stamps, on a laptop. --preset
-    textcaps-llava-7b and textcaps-bilingual: the paper's recipes, need --base and --folder.
+    The default preset, stamps-bilingual, learns English or French captions of Tux Paint's stamps on a laptop. --preset
+    textcaps-llava-7b and textcaps-bilingual are the paper's recipes; they need --base and --folder.
     """
 
 
-# Minutes on two cores.
+# Takes minutes on two cores.
 STAMPS: dict[str, Any] = dict(
     data="stamps/pictures",
     steps=150,
@@ -65,5 +65,5 @@ NEEDED = {name: {"base": LLAVA} for name in ("textcaps-llava-7b", "textcaps-bili
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `options.parse`."""
+    """Parses a command line; see `options.parse`."""
     return options.parse(Config, args, presets=PRESETS, needed=NEEDED, default="stamps-bilingual")

@@ -1,4 +1,4 @@
-"""`python -m experiments.translation --workdir DIR`: K hypotheses on text with several right answers."""
+"""`python -m experiments.translation --workdir DIR`: trains K hypotheses on text with several right answers."""
 
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import Columns, draw, finish, on_test, page_of, show, write_page
@@ -29,7 +29,7 @@ COLUMNS = Columns(
 
 
 def main(config: Config) -> None:
-    """The whole experiment, from top to bottom."""
+    """Runs the whole experiment."""
     with Run(config.workdir, config, volatile=config.volatile) as run:
         corpus = None
         if run.finished:
@@ -60,7 +60,7 @@ def main(config: Config) -> None:
 
             finish(run, results, likelihoods, samples(asked, answers))
 
-        # Report: figures and page where they are missing, and the table.
+        # Report: figures and page if they are missing, and the table.
         if not page_of(run).exists():
             draw(run, config, COLUMNS)
             with attempt("page.html"):

@@ -141,7 +141,7 @@ def test_methods(args, methods):
         ),
         (["--method", "moe", "--mle-decoders"], "of --mle-decoders; got none"),
         (["--base-steps", "0"], "--base-steps must be at least 1, got 0"),
-        (["--mode-weights", "1"], r"--mode-weights needs a number for each of --modes \('en', 'fr'\), got \(1,\)"),
+        (["--mode-weights", "1"], r"--mode-weights needs one number for each of --modes \('en', 'fr'\), got \(1,\)"),
     ],
 )
 def test_refusals(args, message):

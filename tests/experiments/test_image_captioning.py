@@ -276,13 +276,13 @@ def test_modes_are_drawn_as_often_as_they_weigh(tmp_path):
     [
         (
             dict(modes=("en", "fr"), mode_weights=(9,)),
-            r"--mode-weights needs a number for each of --modes \('en', 'fr'\)",
+            r"--mode-weights needs one number for each of --modes \('en', 'fr'\)",
         ),
-        (dict(mode_weights=(9, 1)), r"needs a number for each of --modes \(\), got \(9, 1\)"),
-        (dict(modes=("en", "fr"), mode_weights=(9, 0)), r"--mode-weights must be 1 or more, got \(9, 0\)"),
+        (dict(mode_weights=(9, 1)), r"needs one number for each of --modes \(\), got \(9, 1\)"),
+        (dict(modes=("en", "fr"), mode_weights=(9, 0)), r"--mode-weights must be at least 1, got \(9, 0\)"),
         (dict(modes=("en", "de")), r"corpus 'mine': a mode must be one of \['en', 'fr'\], got 'de'"),
-        (dict(base=QWEN), r"grouped has no processor of pictures; needed a LLaVA-1.6 for pictures"),
-        (dict(base=LLAVA.parent / "mistral"), r"mistral has no processor of pictures; needed a LLaVA-1.6"),
+        (dict(base=QWEN), r"grouped has no processor for pictures; use a LLaVA-1.6 for pictures"),
+        (dict(base=LLAVA.parent / "mistral"), r"mistral has no processor for pictures; use a LLaVA-1.6"),
         (dict(prompt="what is this ?"), r"the prompt must have '<image>' \(token 36\) 1 times"),
         (dict(data="stamps/picture"), r"did you mean 'stamps/pictures'\?"),
     ],
@@ -295,6 +295,6 @@ def test_refusals(config, change, message):
 
 def test_clips_are_refused_before_anything_is_trained(tmp_path):
     config = tiny(Config, clips_in(tmp_path / "mine"), None)
-    with pytest.raises(ValueError, match=r"--data .*mine has clips, needed pictures"):
+    with pytest.raises(ValueError, match=r"--data .*mine must have pictures, but has clips"):
         load(config, Pictures())
     assert not config.data.cache.exists()

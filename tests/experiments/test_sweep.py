@@ -51,7 +51,7 @@ def test_the_command_line():
     )
     assert sweep.command_line(Config, STAMPS, ["--workdir", "w", "--data", "mine"])[0].data.kept_modes == ()
     Options(kind="epsilon", hypotheses=(2,))
-    with pytest.raises(ValueError, match=r"--hypotheses must include 1, the upper end of the band, got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"--hypotheses must include 1, which gives the band of losses, got \(2, 3\)"):
         sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "2", "3"])
 
 

@@ -80,7 +80,7 @@ def test_an_unknown_preset_is_refused(capsys):
         ([*GIVEN, "--epochs", "0"], "--epochs must be at least 1, got 0"),
         ([*GIVEN, "--wmt-pairs", "0"], "--wmt-pairs must be at least 1"),
         ([*GIVEN, "--prompt", "Translate:"], 'the prompt template needs "{source}" once'),
-        ([*GIVEN, "--target-language", "en"], "--source-language and --target-language are the same, 'en'"),
+        ([*GIVEN, "--target-language", "en"], "--source-language and --target-language must differ, got 'en' twice"),
         ([*GIVEN, "--warmup", "1.5"], "--warmup must be a number of steps or a fraction below 1, got 1.5"),
         ([*GIVEN, "--warmup", "0", "--schedule", "inverse_sqrt"], "--schedule inverse_sqrt needs a --warmup above 0"),
     ],
