@@ -178,19 +178,24 @@ def parse_line(
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--print-config", action="store_true")
     printed, rest = parser.parse_known_args(args)
-    if printed.print_config and "workdir" in {field.name for field in dataclasses.fields(config)}:
-        args = ["--workdir", "", *rest, "--print-config"]  # --print-config needs no --workdir
+    if printed.print_config:
+        args = [*_empty(config), *rest, "--print-config"]
     markers = (tyro.conf.OmitArgPrefixes,)
     start = {} if default is None else {"default": line(default)}
     parsed = tyro.cli(line, prog=prog, args=args, description=description, config=markers, **start)
     return parsed, parsed.print_config
 
 
+def _empty(config: type) -> list[str]:
+    """Returns empty values of the required options, which --print-config does not need; later ones override them."""
+    required = [f for f in dataclasses.fields(config) if f.default is f.default_factory is dataclasses.MISSING]
+    return [word for f in required for word in (f"--{f.name}", *([""] if f.type is Path else []))]
+
+
 def print_and_exit(config: Any) -> NoReturn:
-    """Prints a configuration as JSON and ends the program."""
+    """Prints a configuration as JSON and ends the program. Empty paths, which were not given, are null."""
     values = to_json(config, "config")
-    if "workdir" in values and config.workdir == Path(""):
-        values["workdir"] = None
+    values |= {f.name: None for f in dataclasses.fields(config) if getattr(config, f.name) == Path("")}
     print(json.dumps(values, indent=2, ensure_ascii=False))
     raise SystemExit(0)
 

@@ -13,6 +13,7 @@ from experiments.bench_decode.__main__ import Config as BenchDecode
 from experiments.bench_head import __main__ as bench_head
 from experiments.common import options, sweep
 from experiments.common.options import flat, leaves, option_of
+from experiments.compare import __main__ as compare
 from experiments.image_captioning import config as image
 from experiments.markov.collapse import CollapseConfig
 from experiments.markov.config import Config as Markov
@@ -57,6 +58,17 @@ def test_print_config_of_sweeps_and_of_the_benchmark(capsys):
     parse = lambda args: sweep.command_line(image.Config, image.STAMPS, args)
     assert flat(printed(parse, ["--kind", "epsilon", "--print-config"], capsys))["steps"] == image.STAMPS["steps"]
     assert printed(bench_head.parse, ["--quick", "--print-config", "--layers", "3"], capsys)["layers"] == 3
+
+
+def test_print_config_of_compare(capsys):
+    """Required options may be missing, or be given anywhere."""
+    empty = printed(compare.parse, ["--print-config", "--diversity", "div_1"], capsys)
+    assert (empty["workdirs"], empty["out"], empty["diversity"]) == ([], None, "div_1")
+    full = printed(compare.parse, ["--workdirs", "a", "b", "--print-config", "--out", "c"], capsys)
+    assert (full["workdirs"], full["out"], full["columns"]) == (["a", "b"], "c", [])
+    with pytest.raises(SystemExit):
+        compare.parse(["--diversity", "div_1"])
+    assert "--workdirs" in capsys.readouterr().err
 
 
 def test_print_config_loads_nothing():
