@@ -88,7 +88,7 @@ class AdaptedModule(abc.ABC):
           A pytree with leading axis K.
         Raises:
           ValueError: if K < 1, or a pattern of the config matches no linear layer (lists the nearest paths) or does not
-            fit it.
+            fit it, or a target layer does not use its kernel as the parameters store it.
         """
         if num_hypotheses < 1:
             raise ValueError(f"num_hypotheses must be at least 1, got {num_hypotheses}")
@@ -104,6 +104,8 @@ class AdaptedModule(abc.ABC):
         jax.eval_shape(init_one, key)
         adapted.check(self.config)
         self._check_stacked(params, adapted)
+        if adapted.lifted:
+            self._check_kernels(params, inputs, kwargs, method)
         # vmap over K keys, instead of a leading axis in the initialiser, keeps the fan-in of A that of the layer.
         # jit drops the forward pass, whose result is not used.
         return jax.jit(jax.vmap(init_one))(jax.random.split(key, num_hypotheses))
@@ -239,6 +241,21 @@ class AdaptedModule(abc.ABC):
             kernel = _at(_variables(params)["params"], (*path.split("/"), "kernel"))
             if jax.tree.leaves(kernel)[0].ndim == len(spec.shape):
                 raise ValueError(f"LoraConfig: {path} is a single layer, so it needs a single rank and alpha")
+
+    def _check_kernels(self, params: Params, inputs: Any, kwargs: Any, method: str | Callable | None) -> None:
+        """Raises a ValueError if a target layer computes with another kernel than its own in the parameters."""
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            return  # only shapes are known
+        given, options = jax.tree.map(_filled, (inputs, kwargs))
+
+        @jax.jit  # drops the forward pass, whose result is not used
+        def samples(params):
+            _, variables = self._run(lora.sampling_delta, params, {}, given, options, {}, method, [lora.COLLECTION])
+            return variables[lora.COLLECTION]
+
+        seen = samples(params)
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, seen))):
+            lora.check_kernels(_variables(params)["params"], seen)
 
     def _run(self, delta, params, adapters_k, inputs, kwargs, rngs, method=None, mutable=False, adapted=None):
         variables = {**_variables(params), lora.COLLECTION: lora.with_layer_scales(self.config, adapters_k)}

@@ -15,9 +15,20 @@ import jax
 from jax.sharding import Mesh
 
 from mcl_jax import training
-from mcl_jax.sharding import DATA_AXIS, MODEL_AXIS, Replicas, base_sharding, replicate, shard_batch
+from mcl_jax.mesh import RULES, base_sharding, table
+from mcl_jax.sharding import DATA_AXIS, MODEL_AXIS, Replicas, replicate, shard_batch
 
-__all__ = ["DATA_AXIS", "MODEL_AXIS", "base_sharding", "mesh_step", "pmap_step", "replicate", "shard_batch"]
+__all__ = [
+    "DATA_AXIS",
+    "MODEL_AXIS",
+    "RULES",
+    "base_sharding",
+    "mesh_step",
+    "pmap_step",
+    "replicate",
+    "shard_batch",
+    "table",
+]
 
 
 def pmap_step(

@@ -2,7 +2,8 @@
 
 OneDevice   jit on the default device
 Replicas    pmap: devices share the batch, and each of them holds the base
-OverMesh    jit over a mesh: its "data" axis divides the batch, and `base_sharding` shards the base
+
+`mcl_jax.mesh` has a third: a mesh whose "data" axis divides batches and whose "model" axis shards the base.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ def leading_axis(tree: PyTree[Array], what: str) -> int:
     Raises:
       ValueError: if there are no leaves, or their leading axes differ.
     """
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    sizes = {(leaf.shape if hasattr(leaf, "shape") else np.shape(leaf))[:1] for leaf in jax.tree.leaves(tree)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(f"{what} shared by all leaves, got leading axes {sorted(sizes)}")
     return sizes.pop()[0]
@@ -67,28 +68,6 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def base_sharding(mesh: Mesh) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
-    """Returns a `(path, shape) -> sharding` for `from_pretrained` that shards matrices over the "model" axis.
-
-    A matrix is sharded along one of its last two axes (earlier axes belong to stacked layers): the longest whose size
-    the mesh divides. Vectors, and matrices without such an axis, are on every device.
-
-    Raises:
-      ValueError: for a mesh without the axis "model".
-    """
-    if MODEL_AXIS not in mesh.axis_names:
-        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to shard the base over, it has {mesh.axis_names}")
-    parts = mesh.shape[MODEL_AXIS]
-
-    def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
-        matrix = range(len(shape))[-2:] if len(shape) > 1 else ()
-        divisible = [axis for axis in matrix if shape[axis] % parts == 0]
-        longest = max(divisible, key=lambda axis: (shape[axis], axis), default=None)
-        return NamedSharding(mesh, PartitionSpec(*(MODEL_AXIS if a == longest else None for a in range(len(shape)))))
-
-    return sharding
-
-
 class Placement(Protocol):
     """Where a function `(params, state, batch) -> (state, metrics)` runs, and how its arguments get there.
 
@@ -108,8 +87,8 @@ class Placement(Protocol):
     def compile(self, function: Callable[..., Any], *, donate: bool) -> Any:
         """Returns the function, compiled on its first call; with `donate` the state gives up its buffers."""
 
-    def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
-        """Returns the arguments, placed where the compiled function needs them."""
+    def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, ...]:
+        """Returns the arguments, placed where the compiled function needs them, and any others that it takes."""
 
 
 class OneDevice:
@@ -151,33 +130,3 @@ class Replicas:
     def place(self, params, state, batch):
         params, state = replicate((params, state), self.devices)
         return params, state, shard_batch(batch, len(self.devices))
-
-
-class OverMesh:
-    """jit over a mesh. Parameters on the mesh keep their sharding; others are copied to all its devices.
-
-    Raises:
-      ValueError: for a mesh without the axis "data".
-    """
-
-    axis_name = None
-
-    def __init__(self, mesh: Mesh):
-        if DATA_AXIS not in mesh.axis_names:
-            raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to divide batches, it has {mesh.axis_names}")
-        self.mesh, self.everywhere = mesh, NamedSharding(mesh, PartitionSpec())
-
-    def local_size(self, size):
-        divided(size, self.mesh.shape[DATA_AXIS], f"devices along axis {DATA_AXIS!r}")
-        return size
-
-    def compile(self, function, *, donate):
-        return jax.jit(function, out_shardings=self.everywhere, donate_argnums=(1,) if donate else ())
-
-    def place(self, params, state, batch):
-        params, state = jax.tree.map(self._placed, params), jax.device_put(state, self.everywhere)
-        return params, state, jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(DATA_AXIS)))
-
-    def _placed(self, leaf):
-        here = isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(self.mesh.devices.flat)
-        return leaf if here else jax.device_put(leaf, self.everywhere)

@@ -12,6 +12,7 @@ of the example in the global batch. Dropout masks, ties and draws are therefore 
 number of micro-batches and every number of devices.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Literal
@@ -21,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from mcl_jax import dtypes, hypotheses, objectives, sharding
+from mcl_jax.mesh import OverMesh
 
 Batch = PyTree[Array]
 Metrics = dict[str, Array]
@@ -93,6 +95,29 @@ class TrainState:
 
         # Compiled, so that every leaf has its own buffer, Python numbers become arrays, and nothing leaves the device.
         return jax.jit(initial)(adapters, rng).replace(params=params)
+
+    @classmethod
+    def abstract(
+        cls,
+        *,
+        params: Any,
+        adapters: Any,
+        optimizer: optax.GradientTransformation,
+        objective: objectives.Objective | None = None,
+    ) -> "TrainState":
+        """Describes the state that `create` makes, without arrays, for `TrainStep.lower`.
+
+        Args:
+          params: `jax.ShapeDtypeStruct`s of the frozen base; those with a sharding keep it.
+          adapters: `jax.ShapeDtypeStruct`s with leading axis K.
+          optimizer: the optimizer of the adapters.
+          objective: the objective whose state to hold.
+        """
+        create = functools.partial(cls.create, params=None, optimizer=optimizer, objective=objective)
+        rng = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.eval_shape(lambda adapters, rng: create(adapters=adapters, rng=rng), adapters, rng).replace(
+            params=params
+        )
 
 
 @flax.struct.dataclass
@@ -196,10 +221,24 @@ class Update:
             )
 
     def __call__(
-        self, params: Any, state: TrainState, batch: Batch, *, axis_name: str | None = None
+        self,
+        params: Any,
+        state: TrainState,
+        batch: Batch,
+        real: Bool[Array, " B"] | None = None,
+        *,
+        axis_name: str | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """Returns the next state and the metrics; `axis_name` is the mapped axis that divides the batch, if any."""
-        sums = self.sums(params, state, batch, axis_name)
+        """Computes the next state and the metrics.
+
+        Args:
+          params: frozen base.
+          state: a state without params.
+          batch: examples of this device.
+          real: False for examples that only pad the batch and have no weight; None if there are none.
+          axis_name: the mapped axis that divides the batch, if any.
+        """
+        sums = self.sums(params, state, batch, real, axis_name)
         if axis_name is not None:
             sums = jax.lax.psum(sums, axis_name)
         totals = sums.totals
@@ -224,27 +263,37 @@ class Update:
         }
         return new_state, metrics
 
-    def sums(self, params: Any, state: TrainState, batch: Batch, axis_name: str | None = None) -> Sums:
+    def sums(
+        self,
+        params: Any,
+        state: TrainState,
+        batch: Batch,
+        real: Bool[Array, " B"] | None = None,
+        axis_name: str | None = None,
+    ) -> Sums:
         """Returns gradient and metrics, summed over the examples of this device."""
         size = sharding.batch_size(batch)
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         index = first + jnp.arange(size)
         if self.accumulate == 1:
-            return self._micro_batch(params, state, batch, index)
+            return self._micro_batch(params, state, batch, index, real)
         split = lambda x: x.reshape(self.accumulate, -1, *x.shape[1:])
-        micro_batches = jax.tree.map(split, (batch, index))
+        micro_batches = jax.tree.map(split, (batch, index, real))
         shapes = jax.eval_shape(self._micro_batch, params, state, *jax.tree.map(lambda x: x[0], micro_batches))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         add = lambda total, micro: (jax.tree.map(jnp.add, total, self._micro_batch(params, state, *micro)), None)
         return jax.lax.scan(add, zeros, micro_batches)[0]
 
-    def _micro_batch(self, params: Any, state: TrainState, batch: Batch, index: Int[Array, " B"]) -> Sums:
+    def _micro_batch(
+        self, params: Any, state: TrainState, batch: Batch, index: Int[Array, " B"], real: Bool[Array, " B"] | None
+    ) -> Sums:
         choose_rng, model_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
         example_rngs = jax.vmap(jax.random.fold_in, (None, 0))(choose_rng, index)
         tie_rngs, draw_rngs = jax.vmap(jax.random.split, out_axes=1)(example_rngs)
         num_hypotheses = hypotheses.count(state.adapters)
         counts = self._token_counts(params, state, batch, index)
-        weight = jnp.ones(index.size, jnp.float32) if counts is None else (counts > 0).astype(jnp.float32)
+        counted = jnp.ones(index.size, bool) if counts is None else counts > 0
+        weight = (counted if real is None else counted & real).astype(jnp.float32)
         if counts is not None:
             batch = _without_empty(batch, weight)
         adapters = jax.tree.map(dtypes.widened, state.adapters)  # so that gradients of examples are added in float32
@@ -275,9 +324,8 @@ class Update:
         else:
             totals, q = assess(every(adapters, ks))
             gradient = self._second_pass(adapters, q, weight, normalized, every, draw_rngs)
-        return Sums(
-            gradient, totals, jnp.zeros((), jnp.float32) if counts is None else counts.sum().astype(jnp.float32)
-        )
+        tokens = jnp.zeros(()) if counts is None else jnp.where(weight > 0.0, counts, 0).sum()
+        return Sums(gradient, totals, tokens.astype(jnp.float32))
 
     def _token_counts(self, params: Any, state: TrainState, batch: Batch, index: Int[Array, " B"]) -> Any:
         """Returns the number of target tokens of each example, or None. The compiler drops the rest of this pass."""
@@ -371,12 +419,12 @@ class TrainStep:
     def __init__(self, update: Update, placement: sharding.Placement | None = None, *, donate: bool = True):
         self.update, self.placement = update, placement or sharding.OneDevice()
 
-        def train_step(params, state, batch):  # the name that profilers show
-            return update(params, state, batch, axis_name=self.placement.axis_name)
+        def train_step(params, state, batch, real=None):  # the name that profilers show
+            return update(params, state, batch, real, axis_name=self.placement.axis_name)
 
         self.jitted = self.placement.compile(train_step, donate=donate)
 
-    def prepare(self, state: TrainState, batch: Batch) -> tuple[Any, TrainState, Batch]:
+    def prepare(self, state: TrainState, batch: Batch) -> tuple[Any, ...]:
         """Returns the arguments of the compiled function.
 
         Raises:
@@ -390,8 +438,8 @@ class TrainStep:
         return self.placement.place(state.params, state.replace(params=None), batch)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        params, rest, batch = self.prepare(state, batch)
-        rest, metrics = self.jitted(params, rest, batch)
+        params, *arguments = self.prepare(state, batch)
+        rest, metrics = self.jitted(params, *arguments)
         return rest.replace(params=params), metrics
 
     def lower(self, state: TrainState, batch: Batch):
@@ -435,4 +483,4 @@ def make_train_step(
     update = Update(
         log_likelihood_fn, objective, optimizer, backward, accumulate=accumulate, hypothesis_chunk=hypothesis_chunk
     )
-    return TrainStep(update, None if mesh is None else sharding.OverMesh(mesh), donate=donate)
+    return TrainStep(update, None if mesh is None else OverMesh(mesh), donate=donate)

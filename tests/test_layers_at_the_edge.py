@@ -189,6 +189,44 @@ class TestRefusedLayers:
                 jax.random.key(0), variables, X, num_hypotheses=K
             )
 
+    @pytest.mark.parametrize(
+        "change",
+        [jnp.triu, lambda w: w - w.mean(), lambda w: 2 * w, lambda w: w[::-1], jnp.abs, lambda w: w * jnp.nan],
+    )
+    @pytest.mark.parametrize("stack", [False, True])
+    def test_kernels_that_a_transformation_changes(self, change, stack):
+        class Changed(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                each = lambda tree: tree if self.is_initializing() else jax.tree.map(change, tree)
+                changed = nn.map_variables(nn.Dense, "params", each, init=self.is_initializing())
+                y = changed(7, use_bias=False, name="inner")(x)
+                return (y, None) if stack else y
+
+        axes = {"params": 0, "lora": 0}
+        scanned = nn.scan(Changed, variable_axes=axes, split_rngs={"params": True}, length=3)
+        module = (
+            Named(lambda name: lambda x: scanned(name=name)(x)[0]) if stack else Named(lambda name: Changed(name=name))
+        )
+        params = randomized(jax.eval_shape(module.init, jax.random.key(0), X)["params"], seed=1)
+        model = mcl.Hypotheses(module, mcl.LoraConfig(2, targets="up/inner"))
+        match = "up/inner does not use its kernel as the parameters store it.*leave up/inner out of the targets"
+        with pytest.raises(ValueError, match=match):
+            model.init(jax.random.key(0), params, X, num_hypotheses=K)
+
+    def test_a_transformation_that_keeps_the_kernel(self):
+        class Cast(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                cast = lambda tree: jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(w.dtype), tree)
+                dense = nn.map_variables(nn.Dense, "params", cast, init=self.is_initializing())
+                return dense(3, name="up")(x)
+
+        module = Cast()
+        params = randomized(jax.eval_shape(module.init, jax.random.key(0), X)["params"], seed=1)
+        model = mcl.Hypotheses(module, mcl.LoraConfig(2, targets="up"))
+        assert hypotheses.count(model.init(jax.random.key(0), params, X, num_hypotheses=K)) == K
+
     def test_recurrent_layers_need_the_collection(self):
         with pytest.raises(
             ValueError, match=r'cell/hi is a target.*nn.RNN, which needs variable_broadcast=\("params", "lora"\)'

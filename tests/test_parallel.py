@@ -1,6 +1,8 @@
 """The same numbers on 1, 2 and 8 devices as without `pmap`."""
 
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,9 @@ from toys import Tokens, adam, normal, randomized, token_batch, token_log_likeli
 
 import mcl_jax as mcl
 from mcl_jax import objectives, parallel
+from mcl_jax.models import pretrained
+
+GOLDEN = Path(__file__).parent / "golden"
 
 K, B, STEPS = 3, 16, 3
 EMPTY = (2, 7, 8, 9)  # examples 8 and 9 are all that one of 8 devices gets
@@ -137,30 +142,83 @@ def run_wide(step, state):
     return state, metrics
 
 
-@pytest.mark.parametrize(("name", "data", "model"), [("balanced", 2, 4), ("sampled", 8, 1), ("all", 1, 6)])
+WIDE_RULES = [(r"^up/", "outputs"), (r"^head/", "inputs")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "model"), [("balanced", 2, 4), ("sampled", 8, 1), ("all", 1, 6), ("balanced", 4, 2)]
+)
 def test_a_base_cut_over_a_mesh(name, data, model):
     objective, backward, options = CASES[name]
     make = functools.partial(dict, optimizer=OPTIMIZER, objective=objective, backward=backward, **options)
     traces, log_likelihood = [], token_log_likelihood(WIDE)
     counted = lambda *args: (traces.append(len(args)), log_likelihood(*args))[1]
-    mesh = mesh_of(data, model)
-    shardings = parallel.base_sharding(mesh)
+    grid = mesh_of(data, model)
+    shardings = parallel.base_sharding(grid, WIDE_RULES)
     state = start(WIDE)
-    cut = jax.tree.map(lambda x: jax.device_put(x, shardings((), x.shape)), state.params)
-    step = parallel.mesh_step(counted, **make(), mesh=mesh)
+    cut = jax.tree_util.tree_map_with_path(lambda keys, x: jax.device_put(x, shardings(keys, x.shape)), state.params)
+    step = parallel.mesh_step(counted, **make(), mesh=grid)
     state, _ = step(state.replace(params=cut), BATCHES[0])
     once = len(traces)
     for batch in BATCHES[1:]:
         state, found_metrics = step(state, batch)
     found = state
     assert len(traces) == once
-    assert found.params["head"]["kernel"].addressable_shards[0].data.size == 12 * 13 // model
-    assert found.adapters["up"]["a"].sharding.is_fully_replicated
+    part = lambda leaf: leaf.addressable_shards[0].data.size / leaf.size
+    assert part(found.params["head"]["kernel"]) == part(found.params["up"]["kernel"]) == 1 / model
+    moments = found.opt_state[0].mu if hasattr(found.opt_state[0], "mu") else found.opt_state[0][0].mu
+    for of_adapters in (found.adapters, moments):  # cut like their kernel, which is cut by outputs
+        assert part(of_adapters["up"]["b"]) == 1 / model and part(of_adapters["up"]["a"]) == 1
     expected, metrics = run_wide(mcl.make_train_step(log_likelihood, **make()), start(WIDE))
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
     jax.tree.map(close, (found.adapters, found.objective_state), (expected.adapters, expected.objective_state))
     jax.tree.map(close, found_metrics, metrics)
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", ["balanced", "all"])
+def test_a_batch_smaller_than_the_data_axis(name, size):
+    objective, backward, _ = CASES[name]
+    batches = [jax.tree.map(lambda x: x[10 : 10 + size], batch) for batch in BATCHES]
+    states = []
+    for options in ({}, {"mesh": mesh_of(4, 2)}):
+        step = mcl.make_train_step(token_log_likelihood(MODEL), objective, OPTIMIZER, backward, **options)
+        state = start()
+        for batch in batches:
+            state, metrics = step(state, batch)
+        assert metrics["examples"] == size
+        states.append(jax.tree.map(np.asarray, (state.adapters, state.objective_state, metrics)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *states)
+
+
+def test_padding_without_token_counts_has_no_weight():
+    batch = {"x": SYMBOLS["x"][:3]}
+    states = []
+    for options in ({}, {"mesh": mesh_of(8, 1)}):
+        step = mcl.make_train_step(categorical_log_p, objectives.relaxed_wta(0.2), OPTIMIZER, "all", **options)
+        state, metrics = step(categorical(), batch)
+        states.append(jax.tree.map(np.asarray, (state.adapters, metrics)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states)
+
+
+def test_a_step_is_lowered_from_shapes():
+    """Nothing is allocated, and the program is that of arrays."""
+    objective, backward, options = CASES["balanced"]
+    grid, shardings = mesh_of(4, 2), parallel.base_sharding(mesh_of(4, 2), WIDE_RULES)
+    real = start(WIDE)
+    shape_of = lambda keys, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings(keys, x.shape))
+    params = jax.tree_util.tree_map_with_path(shape_of, real.params)
+    state = mcl.TrainState.abstract(
+        params=params, adapters=jax.eval_shape(lambda: real.adapters), optimizer=OPTIMIZER, objective=objective
+    )
+    step = mcl.make_train_step(token_log_likelihood(WIDE), objective, OPTIMIZER, backward, **options, mesh=grid)
+    from_shapes = step.lower(state, jax.eval_shape(lambda: BATCHES[0])).as_text()
+    cut = jax.tree_util.tree_map_with_path(lambda keys, x: jax.device_put(x, shardings(keys, x.shape)), real.params)
+    assert from_shapes == step.lower(real.replace(params=cut), BATCHES[0]).as_text()
+    one_device = mcl.make_train_step(token_log_likelihood(WIDE), objective, OPTIMIZER, backward, **options)
+    shapes = jax.eval_shape(lambda: BATCHES[0])
+    assert one_device.lower(state.replace(params=jax.eval_shape(lambda: real.params)), shapes).as_text()
 
 
 def test_a_base_elsewhere_is_copied_to_the_mesh():
@@ -171,13 +229,39 @@ def test_a_base_elsewhere_is_copied_to_the_mesh():
 
 
 def test_how_a_base_is_cut():
-    of = lambda *shape: tuple(parallel.base_sharding(mesh_of(2, 4))((), shape).spec)
-    assert of(12, 20) == (None, "model")
-    assert of(12, 8) == ("model", None)
-    assert of(8, 8) == (None, "model")
-    assert of(32, 12, 7) == (None, "model", None)
-    assert of(12, 13, 7) == (None, None, None)
-    assert of(8) == (None,)
+    of = lambda path, *shape: tuple(parallel.base_sharding(mesh_of(2, 4))(path, shape).spec)
+    assert of("layers/self_attn/q_proj/kernel", 7, 12, 20) == (None, None, "model")
+    assert of("layers/self_attn/q_proj/bias", 7, 20) == (None, "model")
+    assert of("layers/mlp/down_proj/kernel", 7, 20, 12) == (None, "model", None)
+    assert of("layers/mlp/fc2/bias", 7, 12) == ()
+    assert of("embed_tokens/embedding", 32, 12) == ("model", None)
+    assert of("lm_head/kernel", 12, 32) == (None, "model")
+    assert of("lm_head/kernel", 12, 31) == ("model", None)  # the vocabulary does not divide
+    assert of("lm_head/kernel", 13, 31) == ()
+    assert of("norm/scale", 12) == of("small/kernel", 12, 12) == ()
+    mine = [("^head$", "inputs"), *parallel.RULES]
+    assert tuple(parallel.base_sharding(mesh_of(2, 4), mine)(("head",), (12, 20)).spec) == ("model", None)
+
+
+@pytest.mark.parametrize("file", sorted((GOLDEN / "full_size").iterdir()), ids=lambda file: file.stem)
+def test_every_published_size_has_its_rules(file):
+    """On 8 devices no large parameter is left whole, and each device holds little more than an eighth."""
+    _, module = pretrained.build(json.loads(file.read_text().splitlines()[0]), scan=True)
+    shardings = parallel.base_sharding(mesh_of(1, 8))
+    params = jax.tree_util.tree_map_with_path(
+        lambda keys, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings(keys, x.shape)),
+        pretrained.abstract_params(module),
+    )
+    rows = parallel.table(params)
+    assert (
+        sum(row.bytes_per_device for row in rows)
+        < sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) / 7.8
+    )
+    whole = {row.path for row in rows if not any(row.spec) and np.prod(row.shape) > 2**20}
+    assert all(path.endswith(("conv2/kernel", "embed_positions/embedding")) for path in whole)
+    kernel = next(row for row in rows if row.path.endswith("layers/self_attn/o_proj/kernel"))
+    assert tuple(kernel.spec) == (None, "model", None)
+    assert kernel.bytes_per_device * 8 == 4 * np.prod(kernel.shape)
 
 
 class TestRefused:
@@ -190,8 +274,17 @@ class TestRefused:
 
     def test_a_batch_that_does_not_divide_over_the_mesh(self):
         step = parallel.mesh_step(categorical_log_p, objectives.wta(), OPTIMIZER, mesh=mesh_of(4, 2))
-        with pytest.raises(ValueError, match="6 examples does not divide over 4 devices along"):
+        with pytest.raises(
+            ValueError, match="6 examples does not divide over 4 devices along.* batch of 4 or 8, or a mesh with data=3"
+        ):
             step(categorical(), {"x": np.zeros(6, np.int32)})
+
+    def test_a_large_parameter_without_a_rule(self):
+        shardings = parallel.base_sharding(mesh_of(2, 4))
+        with pytest.raises(ValueError, match=r"no rule says how to cut blocks/dense/kernel \(2048, 1024\) over 4"):
+            shardings(("blocks", "dense", "kernel"), (2048, 1024))
+        with pytest.raises(ValueError, match='"outputs", "inputs" or .* "whole", got \'columns\''):
+            parallel.base_sharding(mesh_of(2, 4), [("dense", "columns")])
 
     def test_a_batch_that_does_not_divide(self):
         step = parallel.pmap_step(categorical_log_p, objectives.wta(), OPTIMIZER)

@@ -6,6 +6,7 @@ TFDS stores a data set under its name and version, whatever folder it came from;
 import contextlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from google.protobuf.json_format import ParseError
 
 from mcl_jax.console import say
 from mcl_jax.data.paths import checksum
+from mcl_jax.lock import DirectoryInUse, DirectoryLock
 
 DAMAGED = (UnicodeDecodeError, json.JSONDecodeError, ParseError, AssertionError, KeyError)  # of TFDS, for its own files
 
@@ -50,26 +52,49 @@ def prepare(
     Raises:
       ValueError: if the files in which TFDS describes the data set are damaged.
     """
+    builder = _described_builder(make, folder)
+    if _is_current(builder, folder, patterns):
+        return builder, False
+    with only_one_process(Path(builder.data_dir).parent, f"to prepare {builder.info.full_name}"):
+        builder = _described_builder(make, folder)  # another process may have made it in the meantime
+        if _is_current(builder, folder, patterns):
+            return builder, False
+        if builder.info.initialized:
+            made_from = _described(_sources(builder))
+            say(f"{builder.info.full_name} was made from {made_from}; making it again from the files in {folder}")
+        with set_aside(Path(builder.data_dir)):
+            builder = make()
+            quiet(builder)
+            builder.download_and_prepare(**options)
+    return builder, True
+
+
+def _described_builder(
+    make: Callable[[], tfds.core.DatasetBuilder], folder: Path | str | None
+) -> tfds.core.DatasetBuilder:
     try:
         builder = make()
-        sources = (builder.info.metadata or {}).get("sources") or {}
+        _sources(builder)
     except DAMAGED as error:
         raise ValueError(
             f"the description of the data set that was made of {folder or 'what was fetched'} cannot be read "
             f"({first_line(error)}): move dataset_info.json and all that is beside it away, and it is made again"
         ) from error
-    if builder.info.initialized:
-        if folder is None or not Path(folder).is_dir():
-            _say_what_it_is(builder, folder, patterns, sources)
-            return builder, False
-        if made_of(folder, patterns)["checksum"] == sources.get("checksum"):
-            return builder, False
-        say(f"{builder.info.full_name} was made from {_described(sources)}; making it again from the files in {folder}")
-    with set_aside(Path(builder.data_dir)):
-        builder = make()
-        quiet(builder)
-        builder.download_and_prepare(**options)
-    return builder, True
+    return builder
+
+
+def _sources(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    return (builder.info.metadata or {}).get("sources") or {}
+
+
+def _is_current(builder: tfds.core.DatasetBuilder, folder: Path | str | None, patterns: Sequence[str]) -> bool:
+    """Whether the data set exists and need not be made again; without a folder, a line says what it was made from."""
+    if not builder.info.initialized:
+        return False
+    if folder is None or not Path(folder).is_dir():
+        _say_what_it_is(builder, folder, patterns, _sources(builder))
+        return True
+    return made_of(folder, patterns)["checksum"] == _sources(builder).get("checksum")
 
 
 def first_line(error: BaseException) -> str:
@@ -111,6 +136,33 @@ def _say_what_it_is(
     changed = changed and made_of(sources["folder"], patterns)["checksum"] != sources["checksum"]
     hint = "; these have changed since then, so pass that folder to make it again" if changed else ""
     say(f"{builder.info.full_name}: {asked}; using the data set that was made from {_described(sources)}{hint}")
+
+
+@contextlib.contextmanager
+def only_one_process(folder: Path, purpose: str, poll: float = 1.0) -> Iterator[None]:
+    """Waits until no other process is in the body for the same folder; a line says whom it waits for.
+
+    Args:
+      folder: folder whose lock is taken; created if it does not exist.
+      purpose: what the process waits to do, for the line.
+      poll: seconds between two attempts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = False
+    while True:
+        lock = DirectoryLock(folder)
+        try:
+            lock.acquire()
+            break
+        except DirectoryInUse as error:
+            if not waiting:
+                say(f"Waiting {purpose}: {str(error).split(';')[0]}.")
+            waiting = True
+            time.sleep(poll)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from mcl_jax.lora.intercept import (
     intercept,
     variable,
 )
+from mcl_jax.lora.kernels import check_kernels, sampling_delta
 from mcl_jax.lora.linear import (
     LinearSpec,
     contract,
@@ -46,6 +47,7 @@ __all__ = [
     "LinearSpec",
     "LoraConfig",
     "adapter_delta",
+    "check_kernels",
     "contract",
     "delta",
     "dropout",
@@ -55,6 +57,7 @@ __all__ = [
     "matches",
     "merge_kernel",
     "rank_axes",
+    "sampling_delta",
     "variable",
     "with_layer_ranks",
     "with_layer_scales",

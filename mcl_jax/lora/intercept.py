@@ -31,12 +31,14 @@ class Adapted:
       linear: type of each linear layer, by path.
       other: type of every other module, by path.
       targets: contraction of each adapted layer, by path.
+      lifted: paths of the adapted layers inside a lifted transformation, such as `nn.scan` or `nn.map_variables`.
       entered: modules whose calls have begun but not ended, the innermost last.
     """
 
     linear: dict[str, str] = dataclasses.field(default_factory=dict)
     other: dict[str, str] = dataclasses.field(default_factory=dict)
     targets: dict[str, LinearSpec] = dataclasses.field(default_factory=dict)
+    lifted: set[str] = dataclasses.field(default_factory=set)
     entered: list[nn.Module] = dataclasses.field(default_factory=list)
 
     @contextlib.contextmanager
@@ -126,6 +128,8 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
             return subclass_output(adapted, layer, path, y)
         refuse_reparameterized(adapted, path)
         adapted.targets[path] = spec = linear_spec(layer, *args, **kwargs)
+        if layer.scope.root.path:  # a lifted transformation makes scopes of its own
+            adapted.lifted.add(path)
         x = jnp.asarray(args[0] if args else kwargs["inputs"], config.dtype or y.dtype)
         try:
             return y + delta_fn(layer, path, spec, x).astype(y.dtype)

@@ -131,24 +131,35 @@ def attend(
       window: number of tokens that a query sees, including itself; None means no limit.
       scale: factor of the scores.
     Returns:
-      The weighted sums of the values.
+      The weighted sums of the values; NaN for a query that sees a key or value that is not finite.
     """
     B, T, H, d = q.shape
-    scores = []
-    for keys, _, distance in segments:
+    scores, sound, tainted = [], [], jnp.zeros((B, T), bool)
+    for keys, values, distance in segments:
         rows, S, groups, _ = keys.shape
+        keys, values, broken = _finite(keys, values)
+        sound.append(values)
         grouped = q.reshape(rows, B // rows, T, groups, H // groups, d).astype(jnp.float32)
         score = scale * jnp.einsum("bntghd,bsgd->bnghts", grouped, keys.astype(jnp.float32))
         visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        tainted |= (visible & jnp.repeat(broken, B // rows, axis=0)[:, None]).any(-1)
         score = score.reshape(B, groups, H // groups, T, S)
         scores.append(jnp.where(visible[:, None, None], score, jnp.finfo(jnp.float32).min))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     y, start = 0.0, 0
-    for keys, values, _ in segments:
-        rows, S, groups, _ = keys.shape
+    for values in sound:
+        rows, S, groups, _ = values.shape
         part = weights[..., start : start + S].reshape(rows, B // rows, groups, H // groups, T, S).astype(values.dtype)
         y, start = y + jnp.einsum("bnghts,bsgd->bntghd", part, values).reshape(B, T, H, d), start + S
-    return y
+    return jnp.where(tainted[..., None, None], jnp.nan, y)
+
+
+def _finite(
+    keys: Float[Array, "b S Hkv d"], values: Float[Array, "b S Hkv d"]
+) -> tuple[Float[Array, "b S Hkv d"], Float[Array, "b S Hkv d"], Bool[Array, "b S"]]:
+    """Replaces keys and values that are not finite by 0 and says where; a weight of 0 times NaN would still be NaN."""
+    finite = jnp.isfinite(keys) & jnp.isfinite(values)
+    return jnp.where(finite, keys, 0), jnp.where(finite, values, 0), ~finite.all((-2, -1))
 
 
 def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: bool, remat: bool) -> Any:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import threading
 
 import fake_stamps
 import fake_sword
@@ -10,7 +13,7 @@ from published_files import write_audiocaps, write_clotho, write_textcaps
 from tiny_media import png, sound, write
 
 from experiments.datasets import load_captions, load_corpus, load_verses, read_verses
-from experiments.datasets.sources import made_of
+from experiments.datasets.sources import made_of, only_one_process
 from mcl_jax.data import read_captions
 
 
@@ -75,6 +78,56 @@ def test_names_sizes_and_times_count(tmp_path, change):
     corpus = load_captions("clotho", tmp_path, files)
     assert corpus.made_of != before.made_of and corpus.made_of == load_captions("clotho", tmp_path, files).made_of
     assert (corpus == before) == (change != "caption")
+
+
+MAKE_IT = """
+import sys, time
+from experiments.datasets import load_captions
+from experiments.datasets import sources
+inside = sources.set_aside
+def slowly(folder):
+    print("inside", flush=True)
+    time.sleep(1.5)
+    return inside(folder)
+sources.set_aside = slowly
+print(load_captions("clotho", sys.argv[1], sys.argv[2]).counts())
+"""
+
+
+def test_two_processes_make_a_stale_data_set_once(tmp_path):
+    files = tmp_path / "files"
+    write_clotho(files)
+    load_captions("clotho", tmp_path, files)
+    os.utime(files / "evaluation/rain 1.wav", ns=(1, 1))  # now it is stale
+    command = [sys.executable, "-c", MAKE_IT, str(tmp_path), str(files)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    outs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outs
+    printed = [out for out, _ in outs]
+    assert sum("inside" in out for out in printed) == 1, printed
+    assert len({out.strip().splitlines()[-1] for out in printed}) == 1
+    assert not list(tmp_path.glob("clotho/**/*.before")) and not list(tmp_path.glob("clotho/**/lock"))
+
+
+def test_a_process_waits_for_the_one_that_prepares(tmp_path, capsys):
+    entered, leave, order = threading.Event(), threading.Event(), []
+
+    def first():
+        with only_one_process(tmp_path / "made", "to prepare it"):
+            entered.set()
+            leave.wait()
+            order.append("first")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    entered.wait()
+    threading.Timer(0.2, leave.set).start()
+    with only_one_process(tmp_path / "made", "to prepare it", poll=0.01):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+    line = capsys.readouterr().out.replace("\n", " ")
+    assert f"Waiting to prepare it: {tmp_path}" in line and f"is in use by process {os.getpid()}" in line
 
 
 def test_what_was_made_stays_if_it_cannot_be_made_again(tmp_path, capsys):

@@ -1,0 +1,268 @@
+"""A mesh of devices: its "data" axis divides batches, and its "model" axis shards the matrices of the base.
+
+The train step is manual over "data" (`jax.shard_map`), so each part of the batch runs the program of one device, and
+gradients are reduced once. Within a part, GSPMD partitions the matrix products over "model". Adapters and their copies
+in the optimizer are sharded like the kernels that they adapt.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from mcl_jax.sharding import DATA_AXIS, MODEL_AXIS, batch_size
+
+Cut = Literal["outputs", "inputs", "whole"]
+# (regular expression that is searched in the path of a parameter, axis to cut); the first match counts.
+Rules = Sequence[tuple[str, Cut]]
+
+# A layer that is cut by outputs, followed by one that is cut by inputs, needs one reduction (Megatron-LM, arXiv
+# 1909.08053). Embeddings and the output layer are cut by vocabulary.
+RULES: Rules = (
+    (r"\b(q|k|v|gate|up)_proj/(kernel|bias)$", "outputs"),
+    (r"\b(c_attn|c_fc|fc1|linear_1|lm_head)/(kernel|bias)$", "outputs"),
+    (r"\b(o|out|down|c)_proj/kernel$", "inputs"),
+    (r"\b(fc2|linear_2|linear)/kernel$", "inputs"),
+    (r"\b(embed_tokens|wte)/embedding$", "inputs"),
+    (r"\b(wpe|embed_positions|position_embedding)/embedding$", "whole"),
+    (r"\b(conv\d|patch_embedding)/kernel$", "whole"),
+)
+LARGE = 2**20  # entries of a parameter that must not be left whole by accident
+
+
+def path_of(keys: Any) -> str:
+    """Joins a path of `jax.tree_util`, or a tuple of names, with slashes."""
+    names = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in keys)
+    return "/".join(map(str, names))
+
+
+def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
+    """Returns `(path, shape) -> sharding` for `from_pretrained`: cuts the matrices of a base over the "model" axis.
+
+    The first rule whose pattern matches the path says whether a layer is cut along its outputs or its inputs. If the
+    number of devices does not divide that axis, the layer is cut along the other one; if it divides neither, the layer
+    is left whole. Small parameters without a rule, such as norms, are left whole.
+
+    Args:
+      mesh: devices, with an axis "model".
+      rules: rules of the layers. Put rules for your own module before `RULES`.
+    Raises:
+      ValueError: if the mesh has no axis "model", or a rule has another cut. The function raises it if a large
+        parameter matches no rule.
+    """
+    if MODEL_AXIS not in mesh.axis_names:
+        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to cut the base over, it has {mesh.axis_names}")
+    if wrong := [cut for _, cut in rules if cut not in ("outputs", "inputs", "whole")]:
+        raise ValueError(f'a rule must cut "outputs", "inputs" or leave a parameter "whole", got {wrong[0]!r}')
+    parts = mesh.shape[MODEL_AXIS]
+
+    def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
+        name = path if isinstance(path, str) else path_of(path)
+        cut = next((cut for pattern, cut in rules if re.search(pattern, name)), None)
+        if cut is None and np.prod(shape) >= LARGE and parts > 1:
+            raise ValueError(
+                f"no rule says how to cut {name} {shape} over {parts} devices; pass base_sharding(mesh, "
+                f'rules=[(r"{re.escape(name)}$", "outputs"), *mcl.parallel.RULES]), or "inputs", or "whole"'
+            )
+        return NamedSharding(mesh, _spec(shape, cut, parts))
+
+    return sharding
+
+
+def _spec(shape: tuple[int, ...], cut: Cut | None, parts: int) -> PartitionSpec:
+    """Returns the spec of a kernel [..., inputs, outputs] or a bias [..., outputs]."""
+    if cut in (None, "whole"):
+        return PartitionSpec()
+    axes = (-1, -2) if cut == "outputs" else (-2, -1)
+    divisible = [axis for axis in axes if len(shape) >= -axis and shape[axis] % parts == 0]
+    if not divisible:
+        return PartitionSpec()
+    chosen = divisible[0] % len(shape)
+    return PartitionSpec(*(MODEL_AXIS if axis == chosen else None for axis in range(len(shape))))
+
+
+def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSharding]:
+    """Returns shardings of adapters: `b` is cut like the outputs of its kernel, `a` like the inputs.
+
+    Args:
+      mesh: devices.
+      params: parameters of the base on the mesh, or their shapes with shardings.
+      adapters: adapters with leading axis K. Those of layers other than `nn.Dense` are left whole.
+    """
+    kernels = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def sharding(keys, leaf):
+        layer, _, name = path_of(keys).rpartition("/")
+        kernel, axis = kernels.get(f"{layer}/kernel"), {"a": -2, "b": -1}.get(name)
+        if kernel is None or axis is None or kernel.ndim < 2 or leaf.ndim < 2 or leaf.shape[axis] != kernel.shape[axis]:
+            return NamedSharding(mesh, PartitionSpec())
+        spec = getattr(kernel.sharding, "spec", ())
+        cut = (*spec, *[None] * (kernel.ndim - len(spec)))[axis]
+        names = [None] * leaf.ndim
+        names[axis] = cut
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    return jax.tree_util.tree_map_with_path(sharding, adapters)
+
+
+def state_shardings(mesh: Mesh, params: Any, state: Any) -> Any:
+    """Returns shardings of a `TrainState` without params: leaves with path and shape of adapters are cut like them."""
+    cut = adapter_shardings(mesh, params, state.adapters)
+    of_adapters = {
+        path_of(keys): (leaf.shape, sharding)
+        for (keys, leaf), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(state.adapters), jax.tree.leaves(cut), strict=True
+        )
+    }
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def sharding(keys, leaf):
+        names = path_of(keys).split("/")
+        suffixes = ("/".join(names[start:]) for start in range(len(names)))
+        shape, like_adapter = next((of_adapters[path] for path in suffixes if path in of_adapters), (None, whole))
+        return like_adapter if shape == leaf.shape else whole
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def placed(leaf: Any, sharding: NamedSharding) -> Any:
+    """Puts an array, or the `jax.ShapeDtypeStruct` of one, under a sharding."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.device_put(leaf, sharding)
+
+
+class Row(NamedTuple):
+    """The place of a parameter on a mesh.
+
+    Attributes:
+      path: path of the parameter.
+      shape: its shape.
+      spec: mesh axis over which each of its axes is cut.
+      bytes_per_device: number of its bytes on each device.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    spec: PartitionSpec
+    bytes_per_device: int
+
+
+def table(tree: PyTree) -> list[Row]:
+    """Lists the places of the leaves of a tree: arrays on a mesh, or `jax.ShapeDtypeStruct`s with a sharding."""
+    return [
+        Row(path_of(keys), leaf.shape, getattr(leaf.sharding, "spec", PartitionSpec()), bytes_per_device([leaf]))
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def bytes_per_device(leaves: Iterable[Any]) -> int:
+    """Adds up the bytes that each device holds of arrays, or of `jax.ShapeDtypeStruct`s with a sharding."""
+    total = 0
+    for leaf in leaves:
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        total += int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+    return total
+
+
+class OverMesh:
+    """A placement of the train step that is manual over "data" and leaves the other axes to GSPMD.
+
+    Parameters that are on the mesh keep their sharding; others are copied to all its devices. A batch that is smaller
+    than the data axis is padded with examples that have no weight.
+
+    Args:
+      mesh: devices.
+    Raises:
+      ValueError: if the mesh has no axis "data".
+    """
+
+    def __init__(self, mesh: Mesh):
+        if DATA_AXIS not in mesh.axis_names:
+            raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to divide batches, it has {mesh.axis_names}")
+        self.mesh, self.parts = mesh, mesh.shape[DATA_AXIS]
+        self.axis_name = DATA_AXIS if self.parts > 1 else None  # XLA refuses sums over an axis of one device
+        self.whole = NamedSharding(mesh, PartitionSpec())
+        self.by_example = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+    def local_size(self, size: int) -> int:
+        """Returns the number of examples per part of the data axis.
+
+        Raises:
+          ValueError: if a batch larger than the axis does not divide; names the sizes that do.
+        """
+        if 0 < size < self.parts:
+            return 1
+        if size % self.parts:
+            less, more = size - size % self.parts, size + -size % self.parts
+            fitting = max(parts for parts in range(1, self.parts) if size % parts == 0)
+            raise ValueError(
+                f"a batch of {size} examples does not divide over {self.parts} devices along axis {DATA_AXIS!r}; use "
+                f"a batch of {less} or {more}, or a mesh with {DATA_AXIS}={fitting}"
+            )
+        return size // self.parts
+
+    def compile(self, function: Callable[..., Any], *, donate: bool) -> "OnMesh":
+        """Compiles `function(params, state, batch, real)` on its first call."""
+        return OnMesh(self, function, donate=donate)
+
+    def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any, Any]:
+        """Puts the arguments on the mesh; the last one distinguishes examples of the batch from padding."""
+        params = jax.tree.map(self._on_mesh, params)
+        state = jax.tree.map(placed, state, state_shardings(self.mesh, params, state))
+        size = batch_size(batch)
+        padding = self.local_size(size) * self.parts - size
+        if padding:
+            batch = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], padding, 0)]), batch)
+        real = np.arange(size + padding) < size
+        return params, state, *jax.tree.map(lambda x: placed(x, self.by_example), (batch, real))
+
+    def _on_mesh(self, leaf: Any) -> Any:
+        sharding = getattr(leaf, "sharding", None)
+        here = sharding is not None and sharding.device_set == set(self.mesh.devices.flat)
+        return leaf if here else placed(leaf, self.whole)
+
+
+class OnMesh:
+    """A function `(params, state, batch, real) -> (state, metrics)` on a mesh. The state keeps its shardings.
+
+    Args:
+      placement: where it runs.
+      function: the function; it runs once for each part of the batch, and adds its sums over the data axis.
+      donate: whether the state gives up its buffers.
+    """
+
+    def __init__(self, placement: OverMesh, function: Callable[..., Any], *, donate: bool):
+        by_example, whole = PartitionSpec(DATA_AXIS), PartitionSpec()
+        self._function = (
+            function
+            if placement.axis_name is None
+            else jax.shard_map(
+                function,
+                mesh=placement.mesh,
+                in_specs=(whole, whole, by_example, by_example),
+                out_specs=whole,
+                axis_names={DATA_AXIS},
+                check_vma=False,
+            )
+        )
+        self._whole, self._donate = placement.whole, (1,) if donate else ()
+        self._compiled: dict[Any, Any] = {}  # by structure of the state
+
+    def __call__(self, params: Any, state: Any, batch: Any, real: Any) -> tuple[Any, Any]:
+        return self._for(state)(params, state, batch, real)
+
+    def lower(self, params: Any, state: Any, batch: Any, real: Any) -> Any:
+        """Lowers the function for arrays or shapes."""
+        return self._for(state).lower(params, state, batch, real)
+
+    def _for(self, state: Any) -> Any:
+        structure = jax.tree.structure(state)
+        if structure not in self._compiled:
+            out = jax.tree.map(lambda leaf: leaf.sharding, state), self._whole
+            self._compiled[structure] = jax.jit(self._function, out_shardings=out, donate_argnums=self._donate)
+        return self._compiled[structure]
