@@ -32,7 +32,7 @@ from mcl_jax.training import TrainState
 FORMAT = 1
 REMOVALS = 50  # attempts at a directory that something is still being written into
 SPARE = 2**18  # bytes that a checkpoint takes besides its arrays
-NO_SPACE = "No space left on device"  # as the system says it, and TensorStore after it
+NO_SPACE = "No space left on device"  # in messages of the system and of TensorStore
 
 
 class BrokenCheckpoint(Exception):
@@ -159,7 +159,7 @@ class Checkpoints:
         for candidate in self._candidates(step):
             try:
                 record = self._read_record(candidate)
-                tree = stored_state.wanted(state_template, record)
+                tree = stored_state.expected(state_template, record)
                 stored_state.check_fits(tree, record["leaves"], f"checkpoint {candidate} in {self.directory}")
                 arrays = self._read_arrays(candidate, record)
             except BrokenCheckpoint as error:

@@ -3,9 +3,9 @@
     fitted = mcl.fit(step, state, batches, steps=1000, workdir="runs/mine", evaluate=evaluate, eval_every=50)
     fitted.state.adapters
 
-The same call again goes on from the last checkpoint, with the numbers of a run that never stopped; a finished one is
-read back. SIGTERM and Ctrl-C save a checkpoint and exit with status 143. A NaN loss stops the training, names the step
-and the hypothesis, and leaves the last good checkpoint.
+The same call again resumes from the last checkpoint, with the same numbers as a run that never stopped. A finished run
+is read back. SIGTERM and Ctrl-C save a checkpoint and exit with status 143. A NaN loss stops the training with an error
+that names the step and the hypothesis, and the last good checkpoint stays.
 """
 
 import time
@@ -21,16 +21,16 @@ from mcl_jax.run import LossGuard, Run
 from mcl_jax.training import TrainState
 
 Batch = Any
-TRAIN_METRICS = ("loss", "win_rate", "weight_entropy")  # which go into metrics.jsonl as train_loss, ...
+TRAIN_METRICS = ("loss", "win_rate", "weight_entropy")  # written to metrics.jsonl as train_loss, ...
 
 
 class Fitted(NamedTuple):
-    """What `fit` returns.
+    """The result of `fit`.
 
     Attributes:
-      state: after the last step, or at the best evaluation with `keep_best`.
-      seconds: that training took over all of its parts, evaluation and compilation included.
-      evaluation: what `evaluate` said of that state; {} without `evaluate`.
+      state: the state after the last step; with `keep_best`, the state at the best evaluation.
+      seconds: time of the training over all resumes, with evaluation and compilation.
+      evaluation: the result of `evaluate` for that state; {} without `evaluate`.
     """
 
     state: TrainState
@@ -58,36 +58,37 @@ def fit(
     """Trains for `steps` steps, from the last checkpoint if there is one.
 
     Args:
-      step: of `make_train_step`, or any function (state, batch) -> (state, metrics with a "loss").
-      state: at step 0.
+      step: the result of `make_train_step`, or any function (state, batch) -> (state, metrics with a "loss").
+      state: the state at step 0.
       batches: an iterable that does not end before the training, or a function of the number of steps taken so far. An
-        iterator with `get_state` and `set_state`, such as `data.train_batches`, resumes at its place; another one must
-        give the same batches again, and is advanced past those that were used.
-      steps: in all, those before a resume included.
-      workdir: directory of a run that is this training alone; it ends with results.json.
-      run: instead of workdir, an open `Run` that may hold several trainings.
+        iterator with `get_state` and `set_state`, such as `data.train_batches`, resumes at its place. Any other
+        iterable must give the same batches again, and `fit` skips those that were used.
+      steps: number of steps in all, including those before a resume.
+      workdir: directory of a run that holds only this training; at the end `fit` writes its results.json.
+      run: an open `Run` that may hold several trainings, instead of workdir.
       tag: name of the training within the run.
-      config: what decides the result, for config.json of workdir: a resumed run must agree with it.
-      inputs: makes of a batch what `step` takes, such as its features.
-      evaluate: state -> numbers by name, "eval_loss" (nats) among them.
-      eval_every: steps between evaluations and log lines; there is one at step 0 and one at the end too.
-      stride: steps that one call of `step` takes, up to the next multiple of it, for compiled loops of steps.
-      checkpoint_seconds: time between checkpoints; there is one at the end too.
+      config: settings that decide the result, for config.json in workdir. A resumed run must have the same settings.
+      inputs: function that turns a batch into the input of `step`, for example by adding features.
+      evaluate: function from a state to numbers by name; "eval_loss" (nats) is one of them.
+      eval_every: steps between evaluations and log lines. `fit` also evaluates at step 0 and at the end.
+      stride: number of steps that one call of `step` takes, for compiled loops of steps. A call ends at the next
+        multiple of it.
+      checkpoint_seconds: seconds between checkpoints. `fit` also saves one at the end.
       keep_best: also save at each evaluation, and return the state with the lowest eval_loss.
     Returns:
       The state, the seconds and the last (or best) evaluation.
     Raises:
-      ValueError: unless exactly one of workdir and run is given; if batches end too early; for a directory of a run
-        with another config, or a checkpoint of another shape.
+      ValueError: unless exactly one of workdir and run is given; if batches end too early; if workdir holds a run with
+        another config, or a checkpoint with other shapes.
       FloatingPointError: for a loss that is not finite; names the step, the hypotheses and the last good checkpoint.
-      SystemExit: after SIGTERM or SIGINT, when everything is saved.
+      SystemExit: after SIGTERM or SIGINT, once everything is saved.
     """
     if (workdir is None) == (run is None):
         raise ValueError(f"fit needs either a workdir or a run, got workdir={workdir!r} and run={run!r}")
     if steps < 1 or eval_every < 1 or stride < 1:
         raise ValueError(f"steps, eval_every and stride must be at least 1, got {steps}, {eval_every} and {stride}")
     if keep_best and evaluate is None:
-        raise ValueError("keep_best needs an evaluate that gives eval_loss")
+        raise ValueError("keep_best needs a function `evaluate` that returns eval_loss")
     options = (step, state, batches, steps, tag, inputs, evaluate, eval_every, stride, checkpoint_seconds, keep_best)
     if run is not None:
         return _Training(run, *options).go()
@@ -157,18 +158,18 @@ class _Training:
             return next(self.batches)
         except StopIteration:
             raise ValueError(
-                f"batches ended after {self.number} of {self.steps} steps: give an iterator that goes on"
+                f"batches ended after {self.number} of {self.steps} steps; give an iterable that does not end earlier"
             ) from None
 
     def _show(self, metrics: Mapping[str, Any]) -> None:
-        """Progress with the metrics of the step before, so that the device is never waited for while it has work."""
+        """Shows the metrics of the step before, so that nothing waits for a device that is still at work."""
         shown = getattr(self, "_previous", {})
         several = np.size(metrics.get("win_rate", ())) > 1  # one hypothesis wins everything
         self._previous = {name: metrics[name] for name in (("loss", "win_rate") if several else ("loss",))}
         self.progress.update(self.number, **shown)
 
     def _log(self, values: dict[str, Any]) -> None:
-        """Evaluates, and writes a line."""
+        """Evaluates the state and writes a log line."""
         if self.evaluate is not None:
             self.evaluation = dict(self.evaluate(self.state))
         if line := self.evaluation | values:
@@ -201,7 +202,7 @@ class _Training:
         if hasattr(self.batches, "set_state"):
             self.batches.set_state(place["batches"])
             return
-        for _ in range(-(-self.number // self.stride)):  # of an iterator that has no place: past what was used
+        for _ in range(-(-self.number // self.stride)):  # an iterator without a state: skip the batches already used
             self._next()
 
     def _seconds(self) -> float:

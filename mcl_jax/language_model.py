@@ -9,7 +9,7 @@ A batch is a dict of arrays:
 
     tokens       int32 [B, T]      prompt, answer, end token, padding on the right
     target_mask  bool  [B, T-1]    true where tokens[:, 1:] is answer or end token
-    features     [B, N, D]         of pictures or clips, as the module's `encode` gives them; only where there are any
+    features     [B, N, D]         features of pictures or clips from the module's `encode`; only if there are any
 
 Other entries are ignored.
 """
@@ -32,18 +32,18 @@ Batch = Mapping[str, Array]
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What a Linen module must offer for `log_likelihood_fn` (`hidden`, `unembedding`) and `generate` (all of it).
+    """The methods that a Linen module needs: `hidden` and `unembedding` for `log_likelihood_fn`, all for `generate`.
 
     `mask` is True on tokens and False on padding. Models of pictures or clips take `features` [B, N, D] as a keyword in
-    `hidden` and `extend`. A module may also have `vocab_size` and `max_positions` (integers), against which prompts are
-    checked, and `placeholder` (a token id), for which features stand in.
+    `hidden` and `extend`. A module may also have `vocab_size` and `max_positions` (integers), which limit prompts, and
+    `placeholder`, the id of the token that features replace.
     """
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
-        """Hidden states after the last norm; position t predicts token t+1."""
+        """Returns the hidden states after the last norm; position t predicts token t+1."""
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """The output layer, in float32."""
+        """Applies the output layer, in float32."""
 
     def extend(
         self,
@@ -52,26 +52,26 @@ class LanguageModel(Protocol):
         positions: Int[Array, "B T"],
         past: tuple[Segment, ...] = (),
     ) -> tuple[Float[Array, "B T D"], Segment]:
-        """Hidden states of tokens at `positions` that also see the segments `past`, and the segment of these tokens."""
+        """Returns hidden states of tokens that also see the segments `past`, and the segment of these tokens."""
 
     def unembedding(self, params: Any) -> Float[Array, "D V"]:
-        """The output matrix from the parameters (a static method): logits = hidden @ unembedding."""
+        """Returns the output matrix from the parameters (a static method): logits = hidden @ unembedding."""
 
 
 def encode(
     tokenizer: tokenization.Tokenizer, prompts: Sequence[str], answers: Sequence[str], max_length: int
 ) -> dict[str, np.ndarray]:
-    """A batch of prompts with their answers, padded on the right to `max_length` tokens.
+    """Makes a batch of prompts with their answers, padded on the right to `max_length` tokens.
 
     Args:
-      tokenizer: of the model; see `tokenization.Tokenizer`.
-      prompts: B texts. The answer follows its prompt directly, so a separator belongs at the end of the prompt.
-      answers: B texts; the tokenizer's end token is put after each.
-      max_length: T, tokens of prompt, answer and end token together.
+      tokenizer: tokenizer of the model; see `tokenization.Tokenizer`.
+      prompts: B texts. The answer follows its prompt directly, so end the prompt with the separator.
+      answers: B texts; the end token of the tokenizer is added to each.
+      max_length: T, number of tokens of prompt, answer and end token together.
     Returns:
       {"tokens": int32 [B, T], "target_mask": bool [B, T-1]}, as NumPy arrays.
     Raises:
-      ValueError: if there are not as many prompts as answers, or none; for a prompt without tokens, an answer that is
+      ValueError: if there are no prompts, or not one answer for each; for a prompt without tokens, an answer that is
         empty or holds the end token, or an example of more than `max_length` tokens. The message names the example.
       TypeError: if the tokenizer has no end token.
     """
@@ -79,7 +79,9 @@ def encode(
     if isinstance(prompts, str) or isinstance(answers, str):
         raise ValueError("prompts and answers must be lists of texts, got one text")
     if len(prompts) != len(answers) or not len(prompts):
-        raise ValueError(f"encode needs one answer for each prompt, got {len(prompts)} prompts, {len(answers)} answers")
+        raise ValueError(
+            f"encode needs one answer for each prompt, got {len(prompts)} prompts and {len(answers)} answers"
+        )
     tokens = np.full((len(prompts), max_length), tokenization.pad_id(tokenizer), np.int32)
     mask = np.zeros((len(prompts), max_length - 1), bool)
     for b, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -95,19 +97,20 @@ def encode(
 def log_likelihood_fn(
     model: hypotheses.AdaptedModule, *, chunk_size: int = 256, balance_weight: float | None = None
 ) -> Callable[[Any, Any, Batch, Key[Array, ""] | None], tuple[Float[Array, " B"], Int[Array, " B"]]]:
-    """What `make_train_step` asks for: (params, adapters_k, batch, rng) -> (log p of each answer in nats, its tokens).
+    """Makes the function that `make_train_step` needs: (params, adapters_k, batch, rng) -> (log p [B], tokens [B]).
 
-    Logits of the whole batch are never held, see `chunked_sequence_log_likelihood`.
+    log p is that of each answer, in nats, and tokens is its number of target tokens. The function never holds the
+    logits of the whole batch, see `chunked_sequence_log_likelihood`.
 
     Args:
-      model: `Hypotheses` or a `MixtureOfExperts` of a `LanguageModel`.
-      chunk_size: tokens whose logits are held at a time.
-      balance_weight: of the balance loss of a sparse mixture of experts, see `moe.with_balance`; None leaves it out, as
-        evaluation must.
+      model: `Hypotheses` or `MixtureOfExperts` over a `LanguageModel`.
+      chunk_size: number of tokens whose logits are held at a time.
+      balance_weight: weight of the balance loss of a sparse mixture of experts, see `moe.with_balance`. None leaves the
+        balance loss out, as evaluation must.
     Raises:
-      TypeError: if the module is not a `LanguageModel`; names what it lacks.
-      ValueError: for a balance weight of a model that has no sparse experts; when called, for adapters of the output
-        layer, which stays frozen here.
+      TypeError: if the module is not a `LanguageModel`; names the methods that it lacks.
+      ValueError: for a balance weight with a model that has no sparse experts. The function raises it for adapters of
+        the output layer, which is frozen in this likelihood.
     """
     check_language_model(model.module, ("hidden", "unembedding"))
     if balance_weight is not None and getattr(model, "top_k", None) is None:
@@ -132,7 +135,7 @@ def log_likelihood_fn(
 
 
 def _check_reached(model, params, adapters_k, tokens, features):
-    """Raises a ValueError if adapters have no part in the hidden states: they would be left out, silently."""
+    """Raises a ValueError if adapters have no part in the hidden states, since they would silently do nothing."""
     layers = {"/".join(path[:-1]) for path in flatten_dict(adapters_k)}
     if idle := sorted(layers - model.reached(params, tokens, method="hidden", **features)):
         raise ValueError(
@@ -144,11 +147,11 @@ def _check_reached(model, params, adapters_k, tokens, features):
 def evaluate(
     model: hypotheses.AdaptedModule, params: Any, adapters: Any, batches: Iterable[Batch]
 ) -> tuple[Float[np.ndarray, "K N"], Int[np.ndarray, " N"]]:
-    """log p of each answer under each hypothesis, without dropout; compiled once for each shape of batch.
+    """Returns log p of each answer under each hypothesis, without dropout; compiles once for each batch shape.
 
     Args:
       model, params, adapters: as in `log_likelihood_fn`; adapters have a leading axis K.
-      batches: any number of batches, N answers in all.
+      batches: at least one batch, with N answers in all.
     Returns:
       (log p in nats [K, N], number of target tokens [N]). An answer without targets has log p 0 and 0 tokens.
     Raises:
@@ -157,8 +160,8 @@ def evaluate(
     log_p, tokens = [], []
     for batch in batches:
         needed = {name: batch[name] for name in ("tokens", "target_mask", "features") if name in batch}
-        of_batch, counts = _evaluate(model, params, adapters, needed)
-        log_p.append(np.asarray(of_batch))
+        batch_log_p, counts = _evaluate(model, params, adapters, needed)
+        log_p.append(np.asarray(batch_log_p))
         tokens.append(np.asarray(counts[0]))
     if not log_p:
         raise ValueError("evaluate needs at least one batch, got none")
@@ -176,6 +179,6 @@ def check_language_model(module: Any, methods: Sequence[str] = ("hidden", "logit
     if missing := [name for name in methods if not callable(getattr(module, name, None))]:
         raise TypeError(
             f"{type(module).__name__} must have the methods {', '.join(methods)} of mcl_jax.language_model."
-            f"LanguageModel, it lacks {', '.join(missing)}; for a module that only returns logits, write the "
+            f"LanguageModel, but lacks {', '.join(missing)}. If the module only returns logits, write the "
             "log-likelihood yourself with mcl_jax.sequence_log_likelihood"
         )

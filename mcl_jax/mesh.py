@@ -1,8 +1,8 @@
-"""A mesh of devices: batches are cut over its "data" axis, the matrices of the base over its "model" axis.
+"""A mesh of devices: its "data" axis divides batches, and its "model" axis shards the matrices of the base.
 
 The train step is manual over "data" (`jax.shard_map`), so that each part of the batch runs the program of one device
 and gradients are reduced once; within a part, GSPMD partitions the matrix products over "model". Adapters and the
-optimizer's copies of them are cut like the kernels that they adapt.
+optimizer's moments are sharded like the kernels that they adapt.
 """
 
 import re
@@ -17,11 +17,11 @@ from jaxtyping import PyTree
 from mcl_jax.sharding import DATA_AXIS, MODEL_AXIS, batch_size
 
 Cut = Literal["outputs", "inputs", "whole"]
-# (regular expression that is searched in the path of a parameter, axis to cut); the first match counts.
+# (regular expression that is searched in the path of a parameter, axis to shard); the first match counts.
 Rules = Sequence[tuple[str, Cut]]
 
-# A layer cut by outputs followed by one cut by inputs needs one reduction (Megatron-LM, arXiv 1909.08053). Embeddings
-# and the output layer are cut by vocabulary.
+# A layer sharded by outputs, followed by one sharded by inputs, needs one reduction (Megatron-LM, arXiv 1909.08053).
+# Embeddings and the output layer are sharded by vocabulary.
 RULES: Rules = (
     (r"\b(q|k|v|gate|up)_proj/(kernel|bias)$", "outputs"),
     (r"\b(c_attn|c_fc|fc1|linear_1|lm_head)/(kernel|bias)$", "outputs"),
@@ -41,9 +41,9 @@ def path_of(keys: Any) -> str:
 
 
 def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
-    """Returns `(path, shape) -> sharding` for `from_pretrained`: cuts the matrices of a base over the "model" axis.
+    """Returns `(path, shape) -> sharding` for `from_pretrained`: shards the matrices of a base over the "model" axis.
 
-    A layer is cut along its outputs or its inputs, as the first rule whose pattern matches its path says; along the
+    A layer is sharded along its outputs or its inputs, as the first rule whose pattern matches its path says; along the
     other of the two if that axis does not divide; and is left whole if neither divides. Small parameters without a
     rule, such as norms, are left whole.
 
@@ -51,13 +51,13 @@ def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int,
       mesh: devices, with an axis "model".
       rules: rules of the layers. Put those of a module of your own before `RULES`.
     Raises:
-      ValueError: if the mesh has no axis "model", or a rule has another cut; when called, if a large parameter matches
-        no rule.
+      ValueError: if the mesh has no axis "model", or a rule says something else; when called, if a large parameter
+        matches no rule.
     """
     if MODEL_AXIS not in mesh.axis_names:
-        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to cut the base over, it has {mesh.axis_names}")
+        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to shard the base over, it has {mesh.axis_names}")
     if wrong := [cut for _, cut in rules if cut not in ("outputs", "inputs", "whole")]:
-        raise ValueError(f'a rule must cut "outputs", "inputs" or leave a parameter "whole", got {wrong[0]!r}')
+        raise ValueError(f'a rule must say "outputs", "inputs" or "whole", got {wrong[0]!r}')
     parts = mesh.shape[MODEL_AXIS]
 
     def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
@@ -65,7 +65,7 @@ def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int,
         cut = next((cut for pattern, cut in rules if re.search(pattern, name)), None)
         if cut is None and np.prod(shape) >= LARGE and parts > 1:
             raise ValueError(
-                f"no rule says how to cut {name} {shape} over {parts} devices; pass base_sharding(mesh, "
+                f"no rule says how to shard {name} {shape} over {parts} devices; pass base_sharding(mesh, "
                 f'rules=[(r"{re.escape(name)}$", "outputs"), *mcl.parallel.RULES]), or "inputs", or "whole"'
             )
         return NamedSharding(mesh, _spec(shape, cut, parts))
@@ -86,7 +86,7 @@ def _spec(shape: tuple[int, ...], cut: Cut | None, parts: int) -> PartitionSpec:
 
 
 def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSharding]:
-    """Returns shardings of adapters: `b` is cut like the outputs of its kernel, `a` like the inputs.
+    """Returns shardings of adapters: `b` is sharded like the outputs of its kernel, `a` like the inputs.
 
     Args:
       mesh: devices.
@@ -110,7 +110,7 @@ def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSha
 
 
 def state_shardings(mesh: Mesh, params: Any, state: Any) -> Any:
-    """Returns shardings of a `TrainState` without params: what has the path and shape of adapters is cut like them."""
+    """Returns shardings of a `TrainState` without params; moments, which have the shapes of adapters, get theirs."""
     cut = adapter_shardings(mesh, params, state.adapters)
     of_adapters = {
         path_of(keys): (leaf.shape, sharding)
@@ -142,7 +142,7 @@ class Row(NamedTuple):
     Attributes:
       path: path of the parameter.
       shape: its shape.
-      spec: mesh axis that each of its axes is cut over.
+      spec: mesh axis that shards each of its axes.
       bytes_per_device: bytes of it on each device.
     """
 
@@ -183,7 +183,7 @@ class OverMesh:
 
     def __init__(self, mesh: Mesh):
         if DATA_AXIS not in mesh.axis_names:
-            raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to cut batches over, it has {mesh.axis_names}")
+            raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to divide batches, it has {mesh.axis_names}")
         self.mesh, self.parts = mesh, mesh.shape[DATA_AXIS]
         self.axis_name = DATA_AXIS if self.parts > 1 else None  # XLA refuses sums over an axis of one device
         self.whole = NamedSharding(mesh, PartitionSpec())
@@ -201,7 +201,7 @@ class OverMesh:
             less, more = size - size % self.parts, size + -size % self.parts
             able = max(parts for parts in range(1, self.parts) if size % parts == 0)
             raise ValueError(
-                f"a batch of {size} examples does not divide over {self.parts} places of axis {DATA_AXIS!r}; use a "
+                f"a batch of {size} examples does not divide over {self.parts} devices along axis {DATA_AXIS!r}; use a "
                 f"batch of {less} or {more}, or a mesh with {DATA_AXIS}={able}"
             )
         return size // self.parts

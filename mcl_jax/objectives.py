@@ -2,9 +2,10 @@
 
     L = −(1/B) Σ_b Σ_k q_kb log p(x_b | c_b; θ_k)
 
-They differ in q, which carries no gradient: all on the winner (`wta`), a little on the losers (`relaxed_wta`), a
-softmax that cools down (`annealed`), the posterior of a mixture (`mixture`), or on the winner of a race with handicaps
-(`balanced_wta`). They need no model: any [K, B] array will do, from Haiku, Equinox or plain JAX as well.
+The objectives differ in the weights q, which carry no gradient. `wta` puts all weight on the winner, and `relaxed_wta`
+leaves a little to the losers. `annealed` uses a softmax that cools down, and `mixture` the posterior of a mixture.
+`balanced_wta` adds a bias to each hypothesis before it chooses the winner. None of them needs a model: any [K, B] array
+will do, whether it comes from Haiku, Equinox or plain JAX.
 Source: paper, sections 2, 3 and 7.
 """
 
@@ -27,21 +28,21 @@ State = Any
 Rng = Key[Array, "..."] | None
 Normalization = Literal["token", "sum"]
 
-# Log-likelihoods that differ by less than this, relatively, are a tie: at B = 0 all hypotheses are one function, and
-# only the order of float32 sums tells them apart.
+# Log-likelihoods whose relative difference is below this are a tie. While the LoRA matrices B are 0, all hypotheses are
+# the same function, and only the order of float32 sums tells them apart.
 TIE_TOLERANCE = 1e-6
 
 
 @flax.struct.dataclass
 class Totals:
-    """Sums over examples, so that micro-batches and devices can be added up before anything is divided.
+    """Sums over examples, which can be added over micro-batches and devices before anything is divided.
 
     Attributes:
       loss: sum of the losses of the examples, in nats.
       weight: number of examples that count.
-      wins: [K], how many of them each hypothesis won.
+      wins: [K], number of these examples that each hypothesis won.
       entropy: sum of the entropies of q, in nats.
-      log_likelihood: [K], sum of log p as the objective compares it, in nats; not finite if a hypothesis diverged.
+      log_likelihood: [K], sum of the normalised log p, in nats; not finite if a hypothesis diverged.
     """
 
     loss: Float[Array, ""]
@@ -53,14 +54,14 @@ class Totals:
 
 @flax.struct.dataclass
 class Aux:
-    """What an objective says beside its loss.
+    """The values that an objective returns together with its loss.
 
     Attributes:
       winner: [B], the hypothesis that each example is assigned to.
-      win_rate: [K], share of the examples that each hypothesis won. It sums to 1, or to less where every hypothesis
+      win_rate: [K], share of the examples that each hypothesis won. It sums to 1, or to less if every hypothesis
         diverged on some examples.
       weights: q [K, B].
-      entropy: of q over hypotheses, mean over examples, in nats: 0 when hard, log K when uniform.
+      entropy: mean over examples of the entropy of q, in nats: 0 for hard weights, log K for uniform ones.
       state: the next state of the objective.
     """
 
@@ -72,13 +73,13 @@ class Aux:
 
 
 def check_key(rng: Rng) -> None:
-    """Raises a ValueError for an old-style key, whose [2] numbers would be taken for the keys of two examples."""
+    """Raises a ValueError for an old-style key, whose two numbers would pass for the keys of two examples."""
     if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key):
         raise ValueError(f"rng must be a typed key, jax.random.key(seed), got an array of {rng.dtype} {rng.shape}")
 
 
 def example_keys(rng: Rng, batch: int) -> Key[Array, " B"] | None:
-    """One key an example: [B] keys are kept as they are, a single key is folded with the index of each example."""
+    """Returns one key per example: keys [B] unchanged, a single key folded with the index of each example."""
     if rng is None:
         return None
     check_key(rng)
@@ -88,18 +89,18 @@ def example_keys(rng: Rng, batch: int) -> Key[Array, " B"] | None:
 
 
 def diverged(log_likelihood: LogLikelihood) -> Bool[Array, "K B"]:
-    """True where log p is NaN or +inf, which no model gives that is still sound; −inf is a probability of zero."""
+    """True where log p is NaN or +inf, which no sound model returns; −inf is a probability of zero."""
     return jnp.isnan(log_likelihood) | jnp.isposinf(log_likelihood)
 
 
 def winners(log_likelihood: LogLikelihood, rng: Rng = None) -> Int[Array, " B"]:
-    """argmax over k. Ties go to one of the tied at random, or to the first of them without `rng`.
+    """Returns the likeliest hypothesis of each example [B].
 
-    A hypothesis that diverged on an example wins it only if all did.
+    A hypothesis that diverged on an example wins it only if all of them diverged.
 
     Args:
       log_likelihood: [K, B].
-      rng: one key, or one key per example [B].
+      rng: one key, or one key per example [B]. It chooses one of several tied hypotheses; None chooses the first.
     """
     num_hypotheses, batch = log_likelihood.shape
     broken = diverged(log_likelihood)
@@ -114,17 +115,17 @@ def winners(log_likelihood: LogLikelihood, rng: Rng = None) -> Int[Array, " B"]:
 
 
 def win_counts(winner: Int[Array, " B"], num_hypotheses: int, weight: Float[Array, " B"]) -> Float[Array, " K"]:
-    """How many examples, each counted `weight` times, every hypothesis won."""
+    """Returns the sum of the weights of the examples that each hypothesis won [K]."""
     return jnp.where(winner[None] == jnp.arange(num_hypotheses, dtype=winner.dtype)[:, None], weight[None], 0.0).sum(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """A rule for q, and a loss.
+    """A rule for the weights q, and a loss.
 
     Attributes:
-      normalization: what becomes of sums of log p before anything else when token counts are known. "token" divides
-        each by its own count (nats per token, the authors' choice); "sum" leaves nats per sequence, as in the formula.
+      normalization: how log-likelihoods are scaled first, if token counts are known. "token" divides each by its number
+        of tokens (nats per token, the authors' choice); "sum" keeps nats per sequence, as in the formula.
     """
 
     normalization: Normalization = dataclasses.field(default="token", kw_only=True)
@@ -134,7 +135,7 @@ class Objective(abc.ABC):
             raise ValueError(f'normalization must be "token" or "sum", got {self.normalization!r}')
 
     def init(self, num_hypotheses: int) -> State:
-        """State before the first step; () unless the objective says otherwise.
+        """Returns the state before the first step; () unless the objective overrides this.
 
         Raises:
           ValueError: if the objective is not defined for this K.
@@ -149,23 +150,23 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def is_hard(self, num_hypotheses: int) -> bool:
-        """True if q of K hypotheses puts everything on the winner, so that only winners need a backward pass."""
+        """Whether q puts all weight on the winner for this K, so that only winners need a backward pass."""
 
     @abc.abstractmethod
     def weights(self, log_likelihood: LogLikelihood, step: Any = 0, state: State = None, rng: Rng = None) -> Weights:
-        """q [K, B]: non-negative, sums to 1 over k. No gradient flows through it."""
+        """Returns q [K, B], which is non-negative and sums to 1 over k. No gradient flows through it."""
 
     def assign(self, log_likelihood: LogLikelihood, state: State = None, rng: Rng = None) -> Int[Array, " B"]:
-        """The winner of each example [B]."""
+        """Returns the winner of each example [B]."""
         return winners(log_likelihood, rng)
 
     def next_state(self, state: State, win_rate: Float[Array, " K"], step: Any) -> State:
-        """State after a step in which the hypotheses won these shares of the whole batch (all devices)."""
+        """Returns the state after a step, given the win rates [K] over the whole batch (all devices)."""
         return state
 
     def example_loss(self, log_likelihood: LogLikelihood, weights: Weights) -> Float[Array, " B"]:
-        """−Σ_k q_kb log p(x_b | θ_k): each example's part of the loss."""
-        return -jnp.where(weights == 0.0, 0.0, weights * log_likelihood).sum(0)  # a NaN among the weights must show
+        """Returns the loss of each example [B], −Σ_k q_kb log p(x_b | θ_k)."""
+        return -jnp.where(weights == 0.0, 0.0, weights * log_likelihood).sum(0)  # keeps a NaN among the weights
 
     def totals(
         self,
@@ -175,10 +176,11 @@ class Objective(abc.ABC):
         state: State = None,
         rng: Rng = None,
     ) -> tuple[Totals, Weights, Int[Array, " B"]]:
-        """Sums over the examples, q [K, B] and the winners [B]; the loss is differentiable in the log-likelihoods.
+        """Returns sums over the examples, q [K, B] and the winners [B].
 
-        The loss of an example is NaN if any hypothesis diverged on it, also one that lost. Its gradient is that of the
-        sound hypotheses alone, which win the example, so that one broken adapter does not spoil the others.
+        The loss is differentiable in the log-likelihoods. The loss of an example is NaN if any hypothesis diverged on
+        it, even one that lost. Its gradient comes from the other hypotheses alone, and one of them wins the example, so
+        a diverged adapter does not spoil the others.
 
         Args:
           log_likelihood: [K, B], normalised.
@@ -203,7 +205,7 @@ class Objective(abc.ABC):
         return totals, q, winner
 
     def normalize(self, log_likelihood: LogLikelihood, tokens: Int[Array, " B"] | None) -> LogLikelihood:
-        """Sums of log p as this objective compares them; as they are if no token counts are given."""
+        """Scales log-likelihoods as `normalization` says; without token counts they stay as they are."""
         if tokens is None or self.normalization == "sum":
             return log_likelihood
         tokens = jnp.broadcast_to(jnp.maximum(tokens, 1), log_likelihood.shape)
@@ -218,15 +220,15 @@ class Objective(abc.ABC):
         *,
         tokens: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, ""], Aux]:
-        """Loss (nats, to be minimised) and `Aux`; differentiable in the log-likelihoods.
+        """Returns the loss (nats, to be minimised) and `Aux`; the loss is differentiable in the log-likelihoods.
 
         Args:
           log_likelihood: log p(x_b | c_b; θ_k) in nats [K, B].
           step: number of the training step, for schedules.
-          state: from `init` or the last `Aux.state`; None is the initial one.
-          rng: breaks ties, nothing else. One key, or one an example [B].
-          tokens: target tokens of each example [B]. Examples with none have no weight. None: all weigh the same, and
-            the log-likelihoods are taken as they are.
+          state: the result of `init` or the last `Aux.state`; None stands for the initial state.
+          rng: one key, or one key per example [B]; used only to break ties.
+          tokens: number of target tokens of each example [B]. Examples without targets have no weight. If None, all
+            examples have the same weight, and the log-likelihoods are not scaled.
         Raises:
           ValueError: for an array that is not [K, B], or a K for which the objective is not defined.
         """
@@ -247,12 +249,12 @@ class Objective(abc.ABC):
 
 
 def weight_entropy(weights: Weights) -> Float[Array, " B"]:
-    """−Σ_k q log q, in nats, of each example."""
+    """Returns the entropy of q for each example [B], −Σ_k q log q in nats."""
     return -jax.scipy.special.xlogy(weights, weights).sum(0)
 
 
 def posterior(log_likelihood: LogLikelihood, temperature: Any = 1.0) -> Weights:
-    """softmax_k(log p / τ). A hypothesis that diverged gets nothing; where none is possible, all get the same."""
+    """Returns softmax_k(log p / τ). Diverged hypotheses get 0; if every p is 0, all hypotheses get the same weight."""
     scores = jnp.where(diverged(log_likelihood), -jnp.inf, log_likelihood)
     impossible = jnp.isneginf(scores).all(0, keepdims=True)
     return jax.nn.softmax(jnp.where(impossible, 0.0, scores) / temperature, axis=0)
@@ -277,7 +279,7 @@ def _check_epsilon(name: str, epsilon: float) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MLE(Objective):
-    """q = 1/K: every hypothesis on every example, which for K = 1 is maximum likelihood."""
+    """q = 1/K: every hypothesis learns every example. For K = 1 this is maximum likelihood."""
 
     def is_hard(self, num_hypotheses):
         return num_hypotheses == 1
@@ -299,7 +301,7 @@ class WTA(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class RelaxedWTA(Objective):
-    """q = 1−ε for the winner and ε/(K−1) for each other, which keeps losers alive."""
+    """q = 1−ε for the winner and ε/(K−1) for each other hypothesis, so that losers keep learning."""
 
     epsilon: float = 0.05
 
@@ -341,7 +343,7 @@ class Annealed(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Objective):
-    """L = −E[log (1/K) Σ_k p(x | θ_k)], the exact likelihood of a uniform mixture; q is its posterior (soft EM)."""
+    """L = −E[log (1/K) Σ_k p(x | θ_k)], the exact loss of a uniform mixture; q is its posterior (soft EM)."""
 
     def is_hard(self, num_hypotheses):
         return False
@@ -350,16 +352,20 @@ class Mixture(Objective):
         return posterior(jax.lax.stop_gradient(log_likelihood))
 
     def example_loss(self, log_likelihood, weights):
-        """−log (1/K) Σ_k p_k = log K − Σ_k q_k log p_k − H(q) at the posterior q, where both have the same gradient."""
+        """Returns −log (1/K) Σ_k p_k [B].
+
+        At the posterior q it equals log K − Σ_k q_k log p_k − H(q), and both have the same gradient.
+        """
         return math.log(len(weights)) + super().example_loss(log_likelihood, weights) - weight_entropy(weights)
 
 
 @dataclasses.dataclass(frozen=True)
 class BalancedWTA(Objective):
-    """Winners of log p(x | θ_k) + b_k, with a bias that chases a share of wins: b_k += η (share_k − win rate_k).
+    """The winner has the largest log p(x | θ_k) + b_k, and after each step b_k += η (share_k − win rate_k).
 
-    Whoever gets ahead at the task itself would otherwise win the examples of every mode. The bias (nats, on the scale
-    of the normalised log-likelihood) chooses winners only: it is never part of the loss, nor of evaluation.
+    Without the bias b, a hypothesis that gets ahead at the task itself would win the examples of every mode. The bias
+    (in nats, on the scale of the normalised log-likelihood) only chooses winners. It is never part of the loss or of
+    evaluation.
     """
 
     epsilon: float = 0.0
@@ -371,7 +377,7 @@ class BalancedWTA(Objective):
         super().__post_init__()
         _check_epsilon("balanced_wta", self.epsilon)
         if not 0.0 <= self.rate < math.inf:
-            raise ValueError(f"balanced_wta: rate must be at least 0, and finite, got {self.rate}")
+            raise ValueError(f"balanced_wta: rate must be finite and at least 0, got {self.rate}")
         if self.share is not None and not (min(self.share) >= 0.0 and abs(sum(self.share) - 1.0) <= 1e-6):
             raise ValueError(f"balanced_wta: share must be K non-negative numbers that sum to 1, got {self.share}")
 
@@ -402,7 +408,7 @@ class BalancedWTA(Objective):
     def next_state(self, state, win_rate, step):
         share = jnp.full(win_rate.size, 1.0 / win_rate.size) if self.share is None else jnp.asarray(self.share)
         missing = share.astype(state.dtype) - win_rate.astype(state.dtype)
-        biased = state + self.rate * jnp.where(win_rate.any(), missing, 0.0)  # a batch that nobody won says nothing
+        biased = state + self.rate * jnp.where(win_rate.any(), missing, 0.0)  # a batch without wins changes nothing
         return biased if self.release_step is None else jnp.where(step + 1 >= self.release_step, 0.0, biased)
 
 
@@ -417,8 +423,11 @@ def wta(*, normalization: Normalization = "token") -> WTA:
 
 
 def relaxed_wta(epsilon: float = 0.05, *, normalization: Normalization = "token") -> RelaxedWTA:
-    """Relaxed winner takes all: q = 1−ε for the winner, ε/(K−1) for the others (paper, section 2).
+    """Relaxed winner takes all: q = 1−ε for the winner, ε/(K−1) for each other hypothesis (paper, section 2).
 
+    Args:
+      epsilon: ε, weight that the losers share.
+      normalization: see `Objective`.
     Raises:
       ValueError: for ε outside [0, 1), and for K = 1 when used.
     """
@@ -428,11 +437,12 @@ def relaxed_wta(epsilon: float = 0.05, *, normalization: Normalization = "token"
 def annealed(
     temperature: Callable[[Any], Any] | float, *, floor: float = 1e-6, normalization: Normalization = "token"
 ) -> Annealed:
-    """Annealed MCL: q = softmax(log p / τ), hard once τ ≤ floor (paper, section 2).
+    """Annealed MCL: q = softmax_k(log p / τ), hard once τ ≤ floor (paper, section 2).
 
     Args:
-      temperature: τ as an optax schedule, such as `optax.exponential_decay(1.0, 1, 0.999)`; a number is constant.
-      floor: τ at or below which winners take all.
+      temperature: τ as an optax schedule, such as `optax.exponential_decay(1.0, 1, 0.999)`, or as a constant number.
+      floor: temperature at or below which the winner takes all.
+      normalization: see `Objective`.
     Raises:
       ValueError: for a number that is negative or not finite.
     """
@@ -443,7 +453,10 @@ def annealed(
 
 
 def mixture(*, normalization: Normalization = "sum") -> Mixture:
-    """Exact likelihood of the uniform mixture, −E[log (1/K) Σ_k p], of sequences, hence "sum" (paper, section 3)."""
+    """Exact loss of a uniform mixture of sequence models, −E[log (1/K) Σ_k p] (paper, section 3).
+
+    `normalization` is "sum" by default, because p is the probability of a whole sequence.
+    """
     return Mixture(normalization=normalization)
 
 
@@ -458,10 +471,13 @@ def balanced_wta(
     """Winner takes all with balanced assignment (paper, section 7).
 
     Args:
-      epsilon: as in `relaxed_wta`.
-      rate: η, nats of bias per step and unit of missing win rate.
-      share: of wins that each hypothesis should have; uniform by default.
-      release_step: from this step on the bias is zero, so that a warm-up is balanced and the rest is free.
+      epsilon: ε, weight that the losers share, as in `relaxed_wta`.
+      rate: η, step size of the bias: nats per step for each unit of missing win rate.
+      share: [K], share of wins that each hypothesis should have; uniform by default.
+      release_step: step from which the bias is zero, so that only a warm-up is balanced.
+      normalization: see `Objective`.
+    Raises:
+      ValueError: for ε outside [0, 1), a rate that is negative or not finite, or a share that does not sum to 1.
     """
     return BalancedWTA(
         epsilon, rate, None if share is None else tuple(share), release_step, normalization=normalization

@@ -1,9 +1,9 @@
-"""The train step of `mcl_jax.training` on several devices, with the numbers of one.
+"""The train step of `mcl_jax.training` on several devices, with the same results as on one device.
 
-    pmap_step   data parallelism: every device holds the base
-    mesh_step   data parallelism and a base cut over devices, for one that does not fit on a single device
+    pmap_step   data parallelism; every device holds the base
+    mesh_step   data parallelism with a base that is sharded over devices, if it does not fit on one of them
 
-The state has the same shapes on any number of devices: both take and return it as a replicated value, so that
+The state has the same shapes on any number of devices. Both steps take and return it as a replicated value, so
 checkpoints, evaluation and `state.adapters` need no unreplicating. Sums of gradients, weights, wins and tokens are
 added over devices before anything is divided, and random keys depend on an example's index in the global batch.
 """
@@ -34,29 +34,33 @@ __all__ = [
 def pmap_step(
     *arguments: Any, devices: Sequence[jax.Device] | None = None, donate: bool = True, **options: Any
 ) -> training.TrainStep:
-    """`make_train_step` on all local devices (or `devices`) by `jax.pmap`: the same call, the same results.
+    """Makes the step of `make_train_step` run on several local devices by `jax.pmap`, with the same results.
 
-    `step(state, batch)` takes a batch [B, ...] and a state as `TrainState.create` or an earlier step left it.
+    `step(state, batch)` takes a batch [B, ...] and the state from `TrainState.create` or from an earlier step.
 
     Args:
-      *arguments, **options: those of `make_train_step`, all but its mesh.
-      devices: of this process; all of its local ones by default.
+      *arguments, **options: those of `make_train_step`, except mesh.
+      devices: devices of this process; all local devices by default.
       donate: as in `make_train_step`.
     Raises:
-      ValueError: as `make_train_step`; when called, for a B that does not divide by the number of devices.
+      ValueError: as `make_train_step` does. The step raises it if the number of devices does not divide B.
     """
     return training.TrainStep(training.Update(*arguments, **options), Replicas(devices), donate=donate)
 
 
 def mesh_step(*arguments: Any, mesh: Mesh, **options: Any) -> training.TrainStep:
-    """`make_train_step(..., mesh=mesh)`: batches cut over its "data" axis, the base as `base_sharding` cut it.
+    """Makes the step of `make_train_step` run on a mesh, whose "data" axis divides the batch.
 
         mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
         module, params, _ = mcl.models.from_pretrained(path, sharding=mcl.parallel.base_sharding(mesh))
 
-    Leaves of `state.params` keep their sharding; those that are not on the mesh are copied to all of it.
+    Leaves of `state.params` keep their sharding; those that are not on the mesh are copied to all its devices.
 
+    Args:
+      *arguments, **options: those of `make_train_step`.
+      mesh: devices to run on, with an axis "data".
     Raises:
-      ValueError: as `make_train_step`; for a mesh without the axis "data"; when called, for a B it does not divide.
+      ValueError: as `make_train_step` does, and for a mesh without the axis "data". The step raises it if the size of
+        that axis does not divide B.
     """
     return training.make_train_step(*arguments, mesh=mesh, **options)

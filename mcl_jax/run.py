@@ -1,7 +1,7 @@
 """The run directory: everything that a run leaves behind, and everything needed to resume it with the same command.
 
     DIR/config.json     resolved configuration, written first
-    DIR/metrics.jsonl   one line a log step: {"run": tag, "step": step, ...}
+    DIR/metrics.jsonl   one line per log step: {"run": tag, "step": step, ...}
     DIR/tensorboard/    the same as TensorBoard events, a folder for each tag; only if tensorboardX is installed
     DIR/checkpoints/    see `mcl_jax.checkpoint`
     DIR/figures/
@@ -285,8 +285,8 @@ class LossGuard:
         """Remembers the loss of a step, and log_likelihood [K] if it is there, without waiting for them.
 
         Args:
-          step: number of the step; metrics with a "step" of their own know better.
-          metrics: of the step.
+          step: number of the step; a "step" among the metrics takes precedence.
+          metrics: metrics of the step.
         """
         self._steps.append(step)
         self._metrics.append({name: metrics[name] for name in ("loss", "log_likelihood", "step") if name in metrics})
@@ -334,7 +334,7 @@ def _last_steps(path: Path) -> dict[str, int]:
     """The last step of each tag in metrics.jsonl.
 
     Raises:
-      ValueError: names a line that does not say which run and step it is of.
+      ValueError: for a line without its run and step; names the line.
     """
     steps = {}
     for number, line in enumerate(map(json.loads, json_lines.read(path)), 1):

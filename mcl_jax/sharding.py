@@ -1,9 +1,8 @@
 """How arrays are placed on several devices, and where a train step runs.
 
-OneDevice     jit, wherever JAX puts things
-Replicas      pmap: batches are cut over devices, and each of them holds the base
-
-`mcl_jax.mesh` has a third: a mesh, with batches cut over its "data" axis and the base over its "model" axis.
+OneDevice   jit on the default device
+Replicas    pmap: devices share the batch, and each of them holds the base
+OverMesh    a mesh: its "data" axis divides the batch, and its "model" axis shards the base; see `mcl_jax.mesh`
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +17,11 @@ DATA_AXIS, MODEL_AXIS = "data", "model"
 
 
 def leading_axis(tree: PyTree[Array], what: str) -> int:
-    """The size of the first axis, which all leaves must share.
+    """Returns the size of the first axis, which all leaves must share.
 
     Args:
-      tree: arrays, at least one.
-      what: the subject of the error, such as "a batch needs one leading axis B".
+      tree: at least one array.
+      what: beginning of the error message, such as "a batch needs one leading axis B".
     Raises:
       ValueError: if there are no leaves, or their leading axes differ.
     """
@@ -33,15 +32,19 @@ def leading_axis(tree: PyTree[Array], what: str) -> int:
 
 
 def batch_size(batch: PyTree[Array]) -> int:
-    """B, the leading axis of a batch. Raises as `leading_axis` does."""
+    """Returns B, the leading axis of a batch. Raises as `leading_axis` does."""
     return leading_axis(batch, "a batch needs one leading axis B")
 
 
 def divided(size: int, parts: int, what: str) -> int:
-    """The examples of each of several parts of a batch, such as devices.
+    """Returns the number of examples for each of several parts of a batch.
 
+    Args:
+      size: number of examples in the batch.
+      parts: number of parts.
+      what: name of the parts for the error message, such as "devices".
     Raises:
-      ValueError: if the size does not divide; names both.
+      ValueError: if `parts` does not divide `size`; names both.
     """
     if size % parts:
         raise ValueError(f"a batch of {size} examples does not divide over {parts} {what}")
@@ -49,17 +52,17 @@ def divided(size: int, parts: int, what: str) -> int:
 
 
 def shard_batch(batch: PyTree[Array], num_devices: int) -> PyTree[Array]:
-    """[B, ...] as [devices, B/devices, ...].
+    """Reshapes a batch [B, ...] to [devices, B/devices, ...].
 
     Raises:
-      ValueError: if B does not divide by the number of devices; names both.
+      ValueError: if the number of devices does not divide B; names both.
     """
     size = divided(batch_size(batch), num_devices, "devices")
     return jax.tree.map(lambda x: x.reshape(num_devices, size, *x.shape[1:]), batch)
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
-    """The tree with a copy of each array on every device (a no-op for those that are there already)."""
+    """Copies each array to every device; arrays that are there already are not copied."""
     mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), (DATA_AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
@@ -68,23 +71,23 @@ class Placement(Protocol):
     """Where a function `(params, state, batch) -> (state, metrics)` runs, and how its arguments get there.
 
     Attributes:
-      axis_name: mapped axis over which the function must add up its sums, if any.
+      axis_name: the mapped axis over which the function must add its sums, or None.
     """
 
     axis_name: str | None
 
     def local_size(self, size: int) -> int:
-        """How many of the examples of a batch one call of the function sees.
+        """Returns how many examples of a batch one call of the function sees.
 
         Raises:
-          ValueError: if the batch cannot be cut over the devices; names both numbers.
+          ValueError: if the devices cannot share the batch evenly; names both numbers.
         """
 
     def compile(self, function: Callable[..., Any], *, donate: bool) -> Any:
-        """The function, compiled on its first call; with `donate` the state gives up its buffers."""
+        """Returns the function, compiled on its first call; with `donate` the state gives up its buffers."""
 
     def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, ...]:
-        """The arguments where the compiled function wants them, and any further ones that it takes."""
+        """Returns the arguments, placed where the compiled function needs them, and any further ones it takes."""
 
 
 class OneDevice:
@@ -103,7 +106,7 @@ class OneDevice:
 
 
 class Replicas:
-    """pmap over devices of this process, all local ones by default."""
+    """pmap over devices of this process, by default all local devices."""
 
     axis_name = DATA_AXIS
 

@@ -56,7 +56,7 @@ def objective_kind(objective_state: Any) -> str:
     return "empty" if not paths else "array" if paths == [""] else "tree"
 
 
-def wanted(template: TrainState, record: dict[str, Any]) -> dict[str, Any]:
+def expected(template: TrainState, record: dict[str, Any]) -> dict[str, Any]:
     """Returns the tree to fill: the template's, with the stored objective state if the template has none.
 
     Raises:

@@ -1,15 +1,15 @@
-"""The train step: K forward passes to choose winners, and a backward pass of only what the objective weighs.
+"""The train step: K forward passes choose the winners, then a backward pass goes where the objective puts weight.
 
-    winner   K forwards that keep nothing, then forward and backward of each example under its winner: exact where q is
-             hard, at about K + 2 forwards and the activations of one pass (paper, section 3)
-    sampled  the same with one hypothesis drawn from q for each example: an unbiased gradient for every objective
-    all      forward and backward of every hypothesis: exact for every objective, about 2K forwards
+    winner   K forward passes without activations, then forward and backward of each example under its winner. Exact if
+             q is hard; costs about K + 2 forward passes and the activations of one (paper, section 3)
+    sampled  the same, but each example's hypothesis is drawn from q: an unbiased gradient for every objective
+    all      forward and backward of every hypothesis: exact for every objective, about 2K forward passes
 
-With one hypothesis there is nothing to choose: all three are one forward and one backward.
+With one hypothesis there is nothing to choose, and all three do one forward and one backward pass.
 
-Each example is run as a batch of one under `vmap`, with a random key of its own that depends on nothing but the step,
-the hypothesis and the index of the example in the global batch. So dropout masks, ties and draws are the same whichever
-backward is chosen, however the batch is cut into micro-batches, and on however many devices it is spread.
+Each example runs as a batch of one under `vmap`. Its random key depends only on the step, the hypothesis and the index
+of the example in the global batch. Dropout masks, ties and draws are therefore the same for every `backward`, every
+number of micro-batches and every number of devices.
 """
 
 import functools
@@ -38,14 +38,15 @@ LogLikelihoodFn = Callable[[Any, Any, Batch, Any], Any]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step reads and writes. Only `params` is never written, donated, or seen by the optimizer.
+    """Everything that a step reads and writes. A step never writes or donates `params`, and no optimizer sees it.
 
     Attributes:
       step: number of steps taken.
       params: frozen base.
-      adapters: leading axis K.
-      opt_state: of the adapters only.
-      objective_state: of the objective, such as the biases of `balanced_wta`; None before the first step.
+      adapters: arrays with leading axis K.
+      opt_state: state of the optimizer, for the adapters only.
+      objective_state: state of the objective, such as the biases of `balanced_wta`. It is None before the first step if
+        `create` got no objective.
       rng: key of the run; step t uses fold_in(rng, t).
     """
 
@@ -66,14 +67,14 @@ class TrainState:
         rng: Key[Array, ""],
         objective: objectives.Objective | None = None,
     ) -> "TrainState":
-        """State at step 0. Adapters are copied, since steps donate their buffers.
+        """Returns the state at step 0. Adapters are copied, since steps donate their buffers.
 
         Args:
           params: frozen base.
-          adapters: leading axis K.
-          optimizer: of the adapters.
+          adapters: arrays with leading axis K.
+          optimizer: the optimizer of the adapters.
           rng: key of the run.
-          objective: whose state it holds; without one the first step puts in that of its own objective.
+          objective: the objective whose state to hold. If None, the first step adds the state of its own objective.
         Raises:
           ValueError: if the adapters do not share one leading axis K, the objective is not defined for this K, or rng
             is an old-style key.
@@ -92,7 +93,7 @@ class TrainState:
                 rng=jnp.copy(rng),
             )
 
-        # Compiled, so that every leaf is a buffer of its own, Python numbers are arrays, and nothing leaves the device.
+        # Compiled, so that every leaf has its own buffer, Python numbers become arrays, and nothing leaves the device.
         return jax.jit(initial)(adapters, rng).replace(params=params)
 
     @classmethod
@@ -121,10 +122,10 @@ class TrainState:
 
 @flax.struct.dataclass
 class Sums:
-    """What is added up over micro-batches and devices before anything is divided.
+    """Sums that are added over micro-batches and devices before anything is divided.
 
     Attributes:
-      gradient: sum over examples, in float32 or wider whatever the adapters are stored in.
+      gradient: sum over examples, in float32 or wider whatever the dtype of the adapters.
       totals: sums of the objective.
       tokens: number of target tokens.
     """
@@ -145,12 +146,19 @@ def example_log_likelihoods(
     *,
     gathered: bool,
 ) -> tuple[Float[Array, " B"], Int[Array, " B"] | None]:
-    """(log p, tokens) of each example, run as a batch of one with the key of (hypothesis, global index).
+    """Returns log p [B] and the number of tokens [B], or None if the function gives no tokens.
+
+    Each example runs as a batch of one, with the key of its hypothesis and its global index.
 
     Args:
-      adapters: one set an example if `gathered` (leading axis B), else one set for all.
-      k_of_example: hypothesis of each example, for its key.
-      index: of each example in the global batch.
+      log_likelihood_fn, params, batch: as in `make_train_step`.
+      adapters: one set per example (leading axis B) if `gathered`, else one set for all examples.
+      k_of_example: hypothesis of each example [B], for its key.
+      index: index of each example in the global batch [B].
+      rng: key of the step.
+      gathered: whether `adapters` has the leading axis B.
+    Raises:
+      ValueError: if the function does not return one number per example.
     """
 
     def one(adapters_b, example, k, b):
@@ -160,7 +168,7 @@ def example_log_likelihoods(
         log_p, tokens = out if isinstance(out, tuple) else (out, None)
         if jnp.shape(log_p) != (1,):
             raise ValueError(
-                f"log_likelihood_fn must return one number an example: [B] = (1,) for this batch of one, got shape "
+                f"log_likelihood_fn must return one number per example, so shape (1,) for this batch of one, got shape "
                 f"{jnp.shape(log_p)}"
             )
         return log_p[0].astype(jnp.float32), None if tokens is None else tokens[0]
@@ -169,9 +177,10 @@ def example_log_likelihoods(
 
 
 class Update:
-    """`update(params, state, batch) -> (state, metrics)`: one step as a pure function, for jit, scan, pmap or a mesh.
+    """One step as a pure function `update(params, state, batch) -> (state, metrics)`, for jit, scan, pmap or a mesh.
 
-    Arguments are those of `make_train_step`. The state passed in and out is the `TrainState` with `params=None`.
+    The arguments are those of `make_train_step`. The state that goes in and comes out is a `TrainState` with
+    `params=None`.
     """
 
     def __init__(
@@ -192,15 +201,15 @@ class Update:
             raise ValueError(f"accumulate must be at least 1 micro-batch, got {accumulate}")
         if hypothesis_chunk is not None and (hypothesis_chunk < 1 or backward != "all"):
             raise ValueError(
-                f"hypothesis_chunk={hypothesis_chunk} must be at least 1, "
-                f'and goes with backward="all", not {backward!r}'
+                f'hypothesis_chunk must be at least 1 and needs backward="all", '
+                f"got hypothesis_chunk={hypothesis_chunk} and backward={backward!r}"
             )
         self.log_likelihood_fn, self.objective = log_likelihood_fn, objective
         self.optimizer = _extended(optimizer)
         self.backward, self.accumulate, self.hypothesis_chunk = backward, accumulate, hypothesis_chunk
 
     def check(self, num_hypotheses: int, size: int) -> None:
-        """Raises a ValueError if K, or a batch of `size` examples, does not suit the step."""
+        """Raises a ValueError if the step cannot run with K hypotheses or with a batch of `size` examples."""
         self.objective.check(num_hypotheses)
         if self.backward == "winner" and not self.objective.is_hard(num_hypotheses):
             raise ValueError(_not_hard(self.objective, f" with K={num_hypotheses}"))
@@ -227,7 +236,7 @@ class Update:
           state: a state without params.
           batch: examples of this device.
           real: false for examples that only pad the batch and have no weight; None if there are none.
-          axis_name: mapped axis that the batch is spread over, if any.
+          axis_name: mapped axis that divides the batch, if any.
         """
         sums = self.sums(params, state, batch, real, axis_name)
         if axis_name is not None:
@@ -262,7 +271,7 @@ class Update:
         real: Bool[Array, " B"] | None = None,
         axis_name: str | None = None,
     ) -> Sums:
-        """Gradient and metrics, summed over the examples of this device."""
+        """Returns gradient and metrics, summed over the examples of this device."""
         size = sharding.batch_size(batch)
         first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * size
         index = first + jnp.arange(size)
@@ -305,7 +314,7 @@ class Update:
 
         ks = jnp.arange(num_hypotheses)
         one_pass = self.backward == "all" and self.hypothesis_chunk is None
-        if one_pass or num_hypotheses == 1:  # of one hypothesis there is no winner to be found first
+        if one_pass or num_hypotheses == 1:  # with one hypothesis there is no winner to choose first
 
             def loss(adapters):
                 totals, _ = assess(every(adapters, ks))
@@ -319,14 +328,14 @@ class Update:
         return Sums(gradient, totals, tokens.astype(jnp.float32))
 
     def _token_counts(self, params: Any, state: TrainState, batch: Batch, index: Int[Array, " B"]) -> Any:
-        """Target tokens of each example, None if they are not told. The compiler drops all else of this pass."""
+        """Returns the number of target tokens of each example, or None. The compiler drops the rest of this pass."""
         first, k_of_example = hypotheses.select(state.adapters, 0), jnp.zeros_like(index)
         return example_log_likelihoods(
             self.log_likelihood_fn, params, first, batch, k_of_example, index, state.rng, gathered=False
         )[1]
 
     def _second_pass(self, adapters, q, weight, normalized, every, draw_rngs):
-        """Gradient of −Σ_b w_b Σ_k q_kb log p(x_b | θ_k), with q known from a first pass that kept nothing."""
+        """Returns the gradient of −Σ_b w_b Σ_k q_kb log p(x_b | θ_k), with q from a first pass without activations."""
         num_hypotheses = q.shape[0]
         if self.backward == "all":
 
@@ -353,19 +362,19 @@ class Update:
 
 
 def _settled(leaf: Any) -> Array:
-    """The leaf as an array whose dtype is settled, as a checkpoint gives it back."""
+    """Returns the leaf as an array with a fixed dtype, as it comes back from a checkpoint."""
     return _as(jnp.asarray(leaf), jnp.asarray(leaf))
 
 
 def _as(leaf: Array, like: Array) -> Array:
-    """The leaf in the dtype of another, so that a state keeps its types from step to step; keys stay what they are."""
+    """Casts the leaf to the dtype of another, so that a state keeps its dtypes between steps; keys stay unchanged."""
     return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, like.dtype)
 
 
 def _without_empty(batch: Batch, weight: Float[Array, " B"]) -> Batch:
-    """The batch with another example in the place of each that has no weight, and so no part in anything.
+    """Replaces each example that has no weight by one that has, so that its values cannot reach the gradient.
 
-    What stands in such a row, NaN features say, would make its gradient NaN, though the loss is multiplied by nothing.
+    A NaN in such a row, in its features for example, would make the gradient NaN although the weight is 0.
     """
     counted = weight > 0.0
     row = jnp.where(counted, jnp.arange(weight.size), jnp.argmax(counted))
@@ -373,16 +382,16 @@ def _without_empty(batch: Batch, weight: Float[Array, " B"]) -> Batch:
 
 
 def _extended(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer as one that may be given the loss as `value`, which it ignores if it does not ask for it.
+    """Returns the optimizer with an update that accepts the loss as `value`, and ignores it if it has no use for it.
 
     Raises:
-      ValueError: for one that must be given what a train step of K hypotheses does not have, such as `grad_fn`.
+      ValueError: if the optimizer needs an argument that a train step does not have, such as `grad_fn`.
     """
     optimizer = optax.with_extra_args_support(optimizer)
     arguments = inspect.signature(optimizer.update).parameters.values()
     needed = [a.name for a in arguments if a.name.endswith("_fn") and a.default is a.empty]
     if needed:
-        raise ValueError(f"the optimizer asks for {', '.join(needed)}, which a train step cannot give it")
+        raise ValueError(f"the optimizer needs {', '.join(needed)}, which a train step cannot give it")
     if any(a.name == "value" or a.kind is a.VAR_KEYWORD for a in arguments):
         return optimizer
     update = lambda updates, state, params=None, **ignored: optimizer.update(updates, state, params)
@@ -391,20 +400,20 @@ def _extended(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
 
 def _not_hard(objective: objectives.Objective, detail: str = "") -> str:
     return (
-        f'backward="winner" is exact only where one hypothesis has all the weight, which {type(objective).__name__}'
-        f'{detail} does not promise. Use "sampled" (unbiased, the same cost) or "all" (exact, about 2K forwards).'
+        f'backward="winner" is exact only if one hypothesis has all the weight, which {type(objective).__name__}'
+        f'{detail} does not promise. Use "sampled" (unbiased, same cost) or "all" (exact, about 2K forward passes).'
     )
 
 
 class TrainStep:
     """`step(state, batch) -> (state, metrics)`, compiled once for each shape of the batch.
 
-    The buffers of the state passed in are donated, all but `params`: use the state that comes back.
+    The buffers of the state that goes in are donated, except `params`: use the state that comes back.
 
     Args:
-      update: what a step does.
-      placement: where it runs, see `mcl_jax.sharding`.
-      donate: whether the state passed in gives its buffers up.
+      update: the step as a pure function.
+      placement: where it runs, see `mcl_jax.sharding`; None is one device.
+      donate: whether the state that goes in gives up its buffers.
     """
 
     def __init__(self, update: Update, placement: sharding.Placement | None = None, *, donate: bool = True):
@@ -416,10 +425,10 @@ class TrainStep:
         self.jitted = self.placement.compile(train_step, donate=donate)
 
     def prepare(self, state: TrainState, batch: Batch) -> tuple[Any, ...]:
-        """Arguments of the compiled function.
+        """Returns the arguments of the compiled function.
 
         Raises:
-          ValueError: if the state or the batch do not suit the step.
+          ValueError: if the step cannot run with this state or this batch.
         """
         num_hypotheses = hypotheses.count(state.adapters)
         self.update.check(num_hypotheses, self.placement.local_size(sharding.batch_size(batch)))
@@ -434,7 +443,7 @@ class TrainStep:
         return rest.replace(params=params), metrics
 
     def lower(self, state: TrainState, batch: Batch):
-        """The step lowered for these arguments (arrays or shapes): `.compile().memory_analysis()` and the like."""
+        """Returns the step lowered for these arguments (arrays or shapes), for `.compile().memory_analysis()`."""
         return self.jitted.lower(*self.prepare(state, batch))
 
 
@@ -449,26 +458,27 @@ def make_train_step(
     donate: bool = True,
     mesh: Mesh | None = None,
 ) -> TrainStep:
-    """A jit-compiled `step(state, batch) -> (state, metrics)` for K hypotheses.
+    """Makes a jit-compiled `step(state, batch) -> (state, metrics)` for K hypotheses.
 
     Args:
-      log_likelihood_fn: (params, adapters_k, batch, rng) -> log p of each example in nats [B], or a pair with the
-        number of target tokens [B], which lets the objective normalise and gives examples without targets no weight.
-        It must treat examples independently; rng is for dropout.
-      objective: from `mcl_jax.objectives`.
-      optimizer: an optax chain over the adapters; clipping belongs in it.
-      backward: "winner", "sampled" or "all", see the module's docstring.
-      accumulate: micro-batches that a batch is cut into; sums are divided once, by the weight of the whole batch.
-      hypothesis_chunk: with "all", hypotheses whose activations are held at a time (one more forward pass each).
-      donate: whether the state passed in gives its buffers up.
-      mesh: devices to run on, with an axis "data" that batches are cut over; the base may be cut over its other axes,
-        see `parallel.mesh_step`. None: one device. For pmap see `parallel.pmap_step`.
+      log_likelihood_fn: (params, adapters_k, batch, rng) -> log p of each example in nats [B], or a pair of log p and
+        the number of target tokens [B]. With token counts, the objective can normalise, and examples without targets
+        have no weight. The function is called with a batch of one under `vmap`; rng is for dropout.
+      objective: an objective from `mcl_jax.objectives`.
+      optimizer: an optax chain for the adapters; clipping belongs in it.
+      backward: "winner", "sampled" or "all", see the docstring of `mcl_jax.training`.
+      accumulate: number of micro-batches per batch. Sums are divided once, by the weight of the whole batch.
+      hypothesis_chunk: with "all", number of hypotheses whose activations are held at a time. Each hypothesis then
+        costs one more forward pass.
+      donate: whether the state that goes in gives up its buffers.
+      mesh: devices to run on, with an axis "data" that divides batches; its other axes may divide the base, see
+        `parallel.mesh_step`. None is one device. For pmap, see `parallel.pmap_step`.
     Returns:
-      The step. Metrics: loss (nats), win_rate [K], weight_entropy (nats), log_likelihood [K] (nats, mean over
-      examples), gradient_norm (before clipping), examples, tokens.
+      The step. Its metrics are loss (nats), win_rate [K], weight_entropy (nats), log_likelihood [K] (nats, mean over
+      examples), gradient_norm (before clipping), examples and tokens.
     Raises:
-      ValueError: for "winner" with an objective whose weights are not hard, or a mesh without the axis "data"; when
-        called, for a batch that does not divide, or a K that the objective refuses.
+      ValueError: for "winner" with an objective whose weights are not hard, or a mesh without the axis "data". The step
+        raises it for a batch that does not divide, or a K that the objective refuses.
     """
     update = Update(
         log_likelihood_fn, objective, optimizer, backward, accumulate=accumulate, hypothesis_chunk=hypothesis_chunk

@@ -162,7 +162,7 @@ def test_several_trainings_in_one_run(tmp_path):
     [
         (dict(run=object()), "either a workdir or a run"),
         (dict(steps=0), "steps, eval_every and stride must be at least 1, got 0"),
-        (dict(evaluate=None, keep_best=True), "keep_best needs an evaluate"),
+        (dict(evaluate=None, keep_best=True), "keep_best needs a function `evaluate`"),
         (dict(batches=[draw(0), draw(1)]), "batches ended after 2 of 11 steps"),
     ],
 )

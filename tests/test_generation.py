@@ -69,8 +69,9 @@ def test_hypotheses_together_are_each_alone_and_merged(base, decoder):
     together = decode(model, params, adapters, PROMPTS, decoder, 9, eos_token_id=EOS)
     zero = jax.tree.map(lambda x: jnp.zeros_like(x[:1]), adapters)
     for k in range(K):
-        alone = decode(model, params, jax.tree.map(lambda x, k=k: x[k : k + 1], adapters), PROMPTS, decoder, 9,
-                       eos_token_id=EOS)  # fmt: skip
+        alone = decode(
+            model, params, jax.tree.map(lambda x, k=k: x[k : k + 1], adapters), PROMPTS, decoder, 9, eos_token_id=EOS
+        )
         merged = decode(model, model.merge(params, adapters, k), zero, PROMPTS, decoder, 9, eos_token_id=EOS)
         for one in (alone, merged):
             np.testing.assert_array_equal(one.tokens[0], together.tokens[k])

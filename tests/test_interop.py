@@ -65,9 +65,13 @@ def test_what_is_saved_is_what_peft_saved(name, tmp_path):
 def test_patterns_of_rank_and_alpha_survive_the_journey(tmp_path, stabilized):
     module, params = load_base(scan=False)
     config = mcl.LoraConfig(
-        rank=3, alpha=7, targets=("q_proj", "o_proj", "up_proj"), rank_stabilized=stabilized,
-        rank_pattern={"o_proj": 5}, alpha_pattern={r"model/layers_1/.*/up_proj": 2.0},
-    )  # fmt: skip
+        rank=3,
+        alpha=7,
+        targets=("q_proj", "o_proj", "up_proj"),
+        rank_stabilized=stabilized,
+        rank_pattern={"o_proj": 5},
+        alpha_pattern={r"model/layers_1/.*/up_proj": 2.0},
+    )
     model = mcl.Hypotheses(module, config)
     adapters = model.init(jax.random.key(0), params, TOKENS, num_hypotheses=4)
     keys = iter(jax.random.split(jax.random.key(1), 1000))

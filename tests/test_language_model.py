@@ -96,7 +96,7 @@ class TestEncode:
         ("prompts", "answers", "max_length", "message"),
         [
             (PROMPTS, ANSWERS, 8, "example 0 has 9 tokens, more than max_length=8"),
-            (PROMPTS[:2], ANSWERS, 11, "got 2 prompts, 3 answers"),
+            (PROMPTS[:2], ANSWERS, 11, "got 2 prompts and 3 answers"),
             ([], [], 11, "got 0 prompts"),
             ("the cat", ["sat"], 11, "lists of texts"),
             (PROMPTS, ["sat", "", "ran"], 11, "example 1: the target '' is empty"),
@@ -187,12 +187,12 @@ class OnlyLogits(nn.Module):
 
 def test_other_modules_are_refused_by_what_they_lack():
     model = mcl.Hypotheses(OnlyLogits(), mcl.LoraConfig(targets="out"))
-    with pytest.raises(TypeError, match=r"OnlyLogits must have .* it lacks hidden, unembedding; .*sequence_log_lik"):
+    with pytest.raises(TypeError, match=r"OnlyLogits must have .* but lacks hidden, unembedding. .*sequence_log_lik"):
         language_model.log_likelihood_fn(model)
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = OnlyLogits().init(jax.random.key(0), tokens)["params"]
     adapters = model.init(jax.random.key(0), params, tokens, num_hypotheses=K)
-    with pytest.raises(TypeError, match="OnlyLogits must have .* it lacks hidden, logits, extend, unembedding"):
+    with pytest.raises(TypeError, match="OnlyLogits must have .* but lacks hidden, logits, extend, unembedding"):
         mcl.generate(model, params, adapters, tokens)
 
 

@@ -90,17 +90,25 @@ class Case:
 CASES = {
     "dense": Case(nn.Dense(5), (B, T, 7), "btd,do->bto", "dr,ro->do", "btd,de->bte", "bt,bto->bto"),
     "own kernel for each head": Case(
-        nn.Einsum((3, 7, 5), "BTND,NDH->BTNH"), (B, T, 3, 7),
-        "btnd,ndh->btnh", "ndr,nrh->ndh", "btnd,nde->btne", "btn,btnh->btnh",
+        nn.Einsum((3, 7, 5), "BTND,NDH->BTNH"),
+        (B, T, 3, 7),
+        "btnd,ndh->btnh",
+        "ndr,nrh->ndh",
+        "btnd,nde->btne",
+        "btn,btnh->btnh",
     ),
     "stacked": Case(
-        nn.Einsum((2, 3, 7, 5), "BTD,CNDH->CBTNH"), (B, T, 7),
-        "btd,cndh->cbtnh", "dr,cnrh->cndh", "btd,de->bte", "bt,cbtnh->cbtnh",
+        nn.Einsum((2, 3, 7, 5), "BTD,CNDH->CBTNH"),
+        (B, T, 7),
+        "btd,cndh->cbtnh",
+        "dr,cnrh->cndh",
+        "btd,de->bte",
+        "bt,cbtnh->cbtnh",
     ),
     "two axes": Case(
         nn.DenseGeneral(5, axis=(-2, -1)), (B, T, 3, 7), "btxy,xyo->bto", "xyr,ro->xyo", "btxy,xye->bte", "bt,bto->bto"
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "top_k"), [(name, k) for name in CASES for k in (None, 2)] + [("dense", 1)])

@@ -330,7 +330,7 @@ class TestRefused:
 
     def test_rate_and_normalization(self):
         for rate in (-1, np.nan, np.inf):
-            with pytest.raises(ValueError, match=f"rate must be at least 0, and finite, got {rate}"):
+            with pytest.raises(ValueError, match=f"rate must be finite and at least 0, got {rate}"):
                 objectives.balanced_wta(rate=rate)
         with pytest.raises(ValueError, match="share must be K non-negative numbers"):
             objectives.balanced_wta(share=(0.5, np.nan, 0.5))

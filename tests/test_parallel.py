@@ -275,15 +275,15 @@ class TestRefused:
     def test_a_batch_that_does_not_divide_over_the_mesh(self):
         step = parallel.mesh_step(categorical_log_p, objectives.wta(), OPTIMIZER, mesh=mesh_of(4, 2))
         with pytest.raises(
-            ValueError, match="6 examples does not divide over 4 places.* batch of 4 or 8, or a mesh with data=3"
+            ValueError, match="6 examples does not divide over 4 devices along.* batch of 4 or 8, or a mesh with data=3"
         ):
             step(categorical(), {"x": np.zeros(6, np.int32)})
 
     def test_a_large_parameter_without_a_rule(self):
         shardings = parallel.base_sharding(mesh_of(2, 4))
-        with pytest.raises(ValueError, match=r"no rule says how to cut blocks/dense/kernel \(2048, 1024\) over 4"):
+        with pytest.raises(ValueError, match=r"no rule says how to shard blocks/dense/kernel \(2048, 1024\) over 4"):
             shardings(("blocks", "dense", "kernel"), (2048, 1024))
-        with pytest.raises(ValueError, match='"outputs", "inputs" or .* "whole", got \'columns\''):
+        with pytest.raises(ValueError, match='"outputs", "inputs" or "whole", got \'columns\''):
             parallel.base_sharding(mesh_of(2, 4), [("dense", "columns")])
 
     def test_a_batch_that_does_not_divide(self):

@@ -120,9 +120,15 @@ def test_settings_that_are_not_computed_are_refused_by_name(folder, module, chan
 def test_settings_that_change_neither_pass_nor_base_are_taken(folder, module, start):
     for k in range(3):
         set_config(
-            folder / f"lora{k}", init_lora_weights=start, layers_to_transform=[0, 1, 2], unknown_of_old=None, kept=[],
-            loftq_config={"loftq_bits": 4}, revision="main", auto_mapping={"unsloth_fixed": True},
-        )  # fmt: skip
+            folder / f"lora{k}",
+            init_lora_weights=start,
+            layers_to_transform=[0, 1, 2],
+            unknown_of_old=None,
+            kept=[],
+            loftq_config={"loftq_bits": 4},
+            revision="main",
+            auto_mapping={"unsloth_fixed": True},
+        )
     _, adapters = interop.load_peft(folder, module)
     jax.tree.map(np.testing.assert_array_equal, adapters, interop.load_peft(PEFT, module)[1])
 

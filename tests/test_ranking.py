@@ -124,10 +124,13 @@ def test_answers_end_where_the_positions_of_the_model_do():
         (np.full((2, K, 5, 1), -1.0), np.zeros((K, 5, 1)), "at least 1 token, got 0"),
         (np.full((2, K, 5, 1), -1.0), np.ones((K, 5)), r"log_p must be \[H, K, B, n\] and lengths \[K, B, n\], got"),
         (np.full((K, 5, 1), -1.0), np.ones((K, 5, 1)), r"log_p must be \[H, K, B, n\] and lengths \[K, B, n\], got"),
-        (np.where(np.arange(4)[:, None, None, None] == 2, np.nan, np.ones((4, K, 5, 1))), np.ones((K, 5, 1)),
-         r"NaN under hypotheses \[2\]"),
+        (
+            np.where(np.arange(4)[:, None, None, None] == 2, np.nan, np.ones((4, K, 5, 1))),
+            np.ones((K, 5, 1)),
+            r"NaN under hypotheses \[2\]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_scores_that_rank_nothing_are_refused(log_p, lengths, message):
     with pytest.raises(ValueError, match=message):
         mixture_scores(log_p, lengths)

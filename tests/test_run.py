@@ -241,8 +241,12 @@ def test_progress_prints_seldom_where_nobody_watches():
 
 def test_table():
     out = io.StringIO()
-    console.table("Results", ["run", "loss"], [["mcl", jnp.asarray(0.123456)], ["mle", None]],
-                  console=rich.console.Console(file=out))  # fmt: skip
+    console.table(
+        "Results",
+        ["run", "loss"],
+        [["mcl", jnp.asarray(0.123456)], ["mle", None]],
+        console=rich.console.Console(file=out),
+    )
     assert "0.1235" in out.getvalue() and "n/a" in out.getvalue()
     narrow = rich.console.Console(file=(out := io.StringIO()), width=24, force_terminal=True)
     console.table("", ["run", "loss"], [["one", 1.0], ["a" * 20 + "z", 2.0]], console=narrow)

@@ -1,1 +1,1 @@
-"""K captions of a clip: spoken stamps in two languages, and the paper's recipes for AudioCaps and Clotho."""
+"""K captions for a clip: spoken stamps in two languages, and the paper's recipes for AudioCaps and Clotho."""

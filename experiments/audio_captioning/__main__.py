@@ -1,4 +1,4 @@
-"""`python -m experiments.audio_captioning --workdir DIR`: K captions of a clip."""
+"""`python -m experiments.audio_captioning --workdir DIR`: trains K hypotheses that caption a clip."""
 
 from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config, parse
@@ -13,7 +13,7 @@ from mcl_jax.run import Run
 
 
 def main(config: Config) -> None:
-    """The whole experiment, from top to bottom."""
+    """Runs the whole experiment."""
     with Run(config.workdir, config, volatile=config.volatile) as run:
         media, corpus = Clips(config.data.seconds), None
         if run.finished:
@@ -45,7 +45,7 @@ def main(config: Config) -> None:
 
             finish(run, results, likelihoods, samples(asked, answers))
 
-        # Report: figures and page where they are missing, and the table.
+        # Report: figures and page if they are missing, and the table.
         if not page_of(run).exists():
             draw(run, config, COLUMNS)
             with attempt("page.html"):

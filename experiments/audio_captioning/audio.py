@@ -1,4 +1,4 @@
-"""Clips on their way to a tower, and a small Qwen2-Audio."""
+"""Prepares clips for a tower, and makes a small Qwen2-Audio."""
 
 import dataclasses
 import math
@@ -18,16 +18,16 @@ from mcl_jax.models.llama import LlamaConfig
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from mcl_jax.models.whisper import WhisperConfig
 
-FRAMES = 100  # mel frames a second
-MEL_BINS = 80  # of the small base
+FRAMES = 100  # mel frames per second
+MEL_BINS = 80  # for the small base
 
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """See `captioning.modality.Modality`.
+    """Clips; see `captioning.modality.Modality`.
 
     Attributes:
-      seconds: clips are cut to so many, and mel frames computed for as many.
+      seconds: longest clip; longer ones are cropped, and mel frames are computed for this length.
     """
 
     seconds: float
@@ -35,37 +35,45 @@ class Clips:
     placeholder = "<|AUDIO|>"
 
     def read(self, record: data.Record) -> np.ndarray:
-        """float32 [S] at 16 kHz."""
+        """Returns the cropped clip, float32 [S] at 16 kHz."""
         return record.media.read()[: round(self.seconds * data.SAMPLE_RATE)]
 
     def inputs(self, processor: AudioProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
-        """mel and frames."""
+        """Returns mel and frames."""
         window = min(math.ceil(self.seconds * FRAMES) + 2, processor.config.audio_config.window)
         return processor.inputs(media, window=window)
 
     def augment(self, processor: AudioProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
-        """With bands of frequencies and stretches of time masked (SpecAugment)."""
+        """Masks bands of frequencies and spans of time (SpecAugment)."""
         inputs = self.inputs(processor, [media])
         return inputs | {"mel": np.asarray(_masked(key, inputs["mel"], inputs["frames"]))}
 
     def vary(self, key: Key[Array, ""], inputs: dict[str, Array]) -> dict[str, Array]:
-        """The same."""
+        """Masks the same as `augment`."""
         return inputs | {"mel": _masked(key, inputs["mel"], inputs["frames"])}
 
     def small(self, tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, AudioProcessor]:
-        """3 million parameters: an encoder of 4 layers, and a Qwen2 of 4."""
+        """Makes 3 million parameters: an encoder of 4 layers, and a Qwen2 of 4 layers."""
         window = round(self.seconds * FRAMES)
         config = Qwen2AudioConfig(
             text_config=LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4,
-                num_attention_heads=6, qkv_bias=True,
+                vocab_size=len(tokenizer),
+                hidden_size=192,
+                intermediate_size=512,
+                num_hidden_layers=4,
+                num_attention_heads=6,
+                qkv_bias=True,
             ),
             audio_config=WhisperConfig(
-                num_mel_bins=MEL_BINS, d_model=128, encoder_layers=4, encoder_attention_heads=4, encoder_ffn_dim=512,
+                num_mel_bins=MEL_BINS,
+                d_model=128,
+                encoder_layers=4,
+                encoder_attention_heads=4,
+                encoder_ffn_dim=512,
                 max_source_positions=window // 2,
             ),
             audio_token_index=tokenizer.convert_tokens_to_ids(self.placeholder),
-        )  # fmt: skip
+        )
         extractor = WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=round(self.seconds))
         return Qwen2Audio(config), AudioProcessor(config, Qwen2AudioProcessor(extractor, tokenizer))
 

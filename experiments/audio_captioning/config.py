@@ -23,10 +23,10 @@ class Data(shared.Data):
 
 @dataclasses.dataclass(frozen=True)
 class Config(shared.Config):
-    """K hypotheses of a Qwen2-Audio on clips that have several right captions.
+    """Compares K hypotheses of a Qwen2-Audio with one model, on clips that have several right captions.
 
-    By default stamps-spoken: a caption that one hears in some language, to be written in English or French, on a
-    laptop. --preset audiocaps-qwen2-7b and clotho-qwen2-7b: the paper's recipes, need --base and --folder.
+    The default preset, stamps-spoken, hears a caption in one of 14 languages and writes it in English or French, on a
+    laptop. --preset audiocaps-qwen2-7b and clotho-qwen2-7b are the paper's recipes; they need --base and --folder.
     """
 
     data: Data = Data()
@@ -34,21 +34,52 @@ class Config(shared.Config):
     def check(self) -> None:
         super().check()
         if self.base.path is None and self.data.seconds % 1:
-            raise ValueError(f"--seconds must be 1, 2, … for the small base, got {self.data.seconds}")
+            raise ValueError(f"--seconds must be a whole number for the small base, got {self.data.seconds}")
 
 
-# Minutes on two cores, but for the small base: some forty on one.
+# Takes minutes on two cores, after some forty minutes on one core for the small base.
 STAMPS: dict[str, Any] = dict(
-    data="stamps/spoken", base_steps=900, steps=150, batch_size=16, learning_rate=2e-3, alpha=32.0, rate=0.01,
-    eval_every=10, eval_items=80, test_items=128, decode_items=128, max_new_tokens=24, max_length=128,
-)  # fmt: skip
-# Letzelter et al. (arXiv 2507.10419); the prompt is that of Qwen2-Audio's authors.
+    data="stamps/spoken",
+    base_steps=900,
+    steps=150,
+    batch_size=16,
+    learning_rate=2e-3,
+    alpha=32.0,
+    rate=0.01,
+    eval_every=10,
+    eval_items=80,
+    test_items=128,
+    decode_items=128,
+    max_new_tokens=24,
+    max_length=128,
+)
+# Letzelter et al. (arXiv 2507.10419); the prompt comes from the authors of Qwen2-Audio.
 AUDIOCAPS: dict[str, Any] = dict(
-    data="audiocaps", seconds=10.0, num_hypotheses=5, objective="relaxed", epsilon=0.05, rank=8, alpha=8.0, dropout=0.1,
-    epochs=1, batch_size=2, learning_rate=1e-5, warmup=0.1, weight_decay=0.05, adam_epsilon=1e-6, dtype="bfloat16",
-    prompt="<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:", max_length=384, max_new_tokens=64,
-    repetition_penalty=1.1, cache_features=False, remat=True, test_items=500, decode_items=500, num_beams=5,
-)  # fmt: skip
+    data="audiocaps",
+    seconds=10.0,
+    num_hypotheses=5,
+    objective="relaxed",
+    epsilon=0.05,
+    rank=8,
+    alpha=8.0,
+    dropout=0.1,
+    epochs=1,
+    batch_size=2,
+    learning_rate=1e-5,
+    warmup=0.1,
+    weight_decay=0.05,
+    adam_epsilon=1e-6,
+    dtype="bfloat16",
+    prompt="<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:",
+    max_length=384,
+    max_new_tokens=64,
+    repetition_penalty=1.1,
+    cache_features=False,
+    remat=True,
+    test_items=500,
+    decode_items=500,
+    num_beams=5,
+)
 PRESETS: dict[str, dict[str, Any]] = {
     "stamps-spoken": STAMPS,
     "audiocaps-qwen2-7b": AUDIOCAPS,
@@ -59,5 +90,5 @@ NEEDED = {name: {"base": QWEN} for name in ("audiocaps-qwen2-7b", "clotho-qwen2-
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `options.parse`."""
+    """Parses a command line; see `options.parse`."""
     return options.parse(Config, args, presets=PRESETS, needed=NEEDED, default="stamps-spoken")

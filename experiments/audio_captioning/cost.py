@@ -1,4 +1,4 @@
-"""`python -m experiments.audio_captioning.cost --workdir DIR`: FLOPs of the tower and of a step against K."""
+"""`python -m experiments.audio_captioning.cost --workdir DIR`: FLOPs of the tower and of a train step, by K."""
 
 from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import parse

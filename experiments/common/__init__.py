@@ -1,5 +1,5 @@
-"""What the experiments that adapt a language model share.
+"""Code that the experiments with a language model share.
 
 Reading order: `options`, `groups`, `config`; `task`, `perception`, `training`, `decoding`; `experiment`, `figures`,
-`page`. `captioning` has what pictures and clips have in common.
+`page`. The two captioning experiments also share `captioning`.
 """

@@ -1,4 +1,4 @@
-"""What the experiments on language models have in common: methods, and the groups of their options."""
+"""The configuration that all experiments with a language model share: the methods, and the groups of options."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,24 +26,24 @@ from mcl_jax.lora import LoraConfig
 
 Method = Literal["mcl", "mle_r", "mle_rk", "moe"]
 SHORT: dict[str, tuple[Method, ...]] = {"mle": ("mle_r", "mle_rk")}
-STEPS = 100  # where neither steps nor epochs are given
+STEPS = 100  # default if neither --steps nor --epochs is given
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
-    """K hypotheses of a language model against one."""
+    """Compares K hypotheses of a language model with one model."""
 
     workdir: Path = field(metadata=VOLATILE | NO_INFLUENCE)
-    """Run directory: results, figures, checkpoints. The same command again resumes."""
+    """Run directory for results, figures and checkpoints. The same command again resumes the run."""
     methods: Annotated[tuple[Method | Literal["mle"], ...], arg(aliases=("--method",))] = field(
         default=("mcl", "mle_r", "mle_rk"), metadata=VOLATILE | NO_INFLUENCE
     )
-    """mcl: K hypotheses of rank r. mle_r, mle_rk: one hypothesis, of rank r and of rank r·K; mle is both. moe: one
-    hypothesis with K experts of rank r in every layer, mixed by a router."""
+    """Methods to compare. mcl: K hypotheses of rank r. mle_r and mle_rk: one hypothesis of rank r or of rank r·K; mle
+    stands for both. moe: one hypothesis with K experts of rank r in every layer, which a router mixes."""
     num_hypotheses: int = 2
-    """Number K of hypotheses, and of answers of the other methods."""
+    """Number K of hypotheses. The other methods give K answers too."""
     seed: int = 0
-    """Seed of all that is random."""
+    """Random seed of the run."""
     objective: Objective = field(default=Objective())
     lora: Lora = field(default=Lora())
     experts: Experts = field(default=Experts())
@@ -62,32 +62,39 @@ class Config(Options):
     def check(self) -> None:
         super().check()
         if not self.methods or ({*self.methods} - {"mcl"} and not self.decoding.mle_decoders):
-            raise ValueError("needed at least one of --methods and, for others than mcl, of --mle-decoders; got none")
+            raise ValueError(
+                "--methods needs at least one method, and methods other than mcl need at least one of --mle-decoders; "
+                "got none"
+            )
         self._check_hypotheses()
-        self.lora_of("mcl")  # refuses a dropout or targets that cannot be
+        self.lora_of("mcl")  # refuses a wrong dropout or wrong targets
         if "mcl" in self.methods:
             self._check_objective()
 
     def _check_hypotheses(self) -> None:
         K = self.num_hypotheses
         if K < 2:
-            raise ValueError(f"--num-hypotheses must be at least 2, got {K}: mle_r is K=1")
+            raise ValueError(f"--num-hypotheses must be at least 2, got {K}; for one hypothesis use --methods mle_r")
         if (self.experts.experts_per_token or 0) > K:
-            raise ValueError(f"--experts-per-token {self.experts.experts_per_token} is more than --num-hypotheses")
+            raise ValueError(
+                f"--experts-per-token must be at most --num-hypotheses {K}, got {self.experts.experts_per_token}"
+            )
         if (beams := self.decoding.beams(K)) % K or beams < 1:
             raise ValueError(
-                f"--num-beams must be a multiple of --num-hypotheses {K}, so that all methods have as many beams in "
-                f"all; got {self.decoding.num_beams}"
+                f"--num-beams must be a multiple of --num-hypotheses {K}, so that all methods have the same number of "
+                f"beams in all; got {self.decoding.num_beams}"
             )
 
     def _check_objective(self) -> None:
         loss = self.objective.make()
         loss.check(self.num_hypotheses)
         if self.objective.backward == "winner" and not loss.is_hard(self.num_hypotheses):
-            raise ValueError(f"--backward winner is not exact for --objective {self.objective.name}: sampled or all is")
+            raise ValueError(
+                f"--backward winner is not exact for --objective {self.objective.name}; use sampled or all"
+            )
 
     def for_epochs_of(self, batches: int) -> Self:
-        """The same with --steps only, for training data of so many batches per epoch."""
+        """Returns the configuration with --steps in place of --epochs, for this number of batches per epoch."""
         if self.training.epochs is None:
             return self
         steps = self.training.epochs * batches
@@ -95,25 +102,26 @@ class Config(Options):
 
     @property
     def batches(self) -> BatchConfig:
-        """Shapes and order of batches."""
+        """The shapes and the order of batches."""
         return self.training.batches(self.seed)
 
     def hypotheses_of(self, method: Method) -> int:
-        """K of a method."""
+        """Returns the number of hypotheses of a method."""
         return self.num_hypotheses if method == "mcl" else 1
 
-    def lora_of(self, method: Method, of_family: Sequence[str] = LoraConfig.targets) -> LoraConfig:
-        """Adapters of a method; α/r is the same for all methods."""
-        return self.lora.adapters(self.num_hypotheses if method == "mle_rk" else 1, of_family)
+    def lora_of(self, method: Method, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
+        """Returns the adapters of a method; α/r is the same for all methods."""
+        return self.lora.adapters(self.num_hypotheses if method == "mle_rk" else 1, default_targets)
 
     def objective_of(self, method: Method) -> objectives.Objective:
-        """The objective of a method."""
+        """Returns the objective of a method."""
         return self.objective.make() if method == "mcl" else objectives.mle()
 
     def decoders(self, method: Method) -> dict[str, "Decoder | TestTimeAugmentation"]:
-        """Decoders of a method by the name of its results, all of the same budget and number of answers.
+        """Returns the decoders of a method by the name of their results.
 
-        The name is that of the method and, where there are several, of the decoder: mle_rk, or mle_rk/beam.
+        All have the same number of beams in all and the same number of answers. The name is that of the method, such as
+        mle_rk, followed by that of the decoder if the method has several, such as mle_rk/beam.
         """
         names, K = self.decoding.mle_decoders, self.num_hypotheses
         if method == "mcl":

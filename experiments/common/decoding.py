@@ -57,12 +57,12 @@ def answer(
     method: Method = name.partition("/")[0]
     model, texts, scores, seconds = task.model(method), [], [], 0.0
     with run.progress(len(records), 0, f"{name} answers") as progress:
-        for number, (of_batch, prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
+        for number, (batch, prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
             if run.stop_requested:
                 run.stop()
             started = time.monotonic()
             rng = jax.random.fold_in(stream(task.config.seed, DECODING), number)
-            decoded = jax.block_until_ready(_decode(task, model, state, of_batch, prompts, decoder, rng))
+            decoded = jax.block_until_ready(_decode(task, model, state, batch, prompts, decoder, rng))
             seconds += time.monotonic() - started
             log_p = [generation.log_likelihoods(model, state.params, state.adapters, prompts, one) for one in decoded]
             for tokens in np.concatenate([_items(one.tokens) for one in decoded], axis=1)[:real]:
@@ -73,12 +73,12 @@ def answer(
     return Answers(texts, scores, seconds)
 
 
-def _decode(task: Task, model, state, of_batch, prompts, decoder, rng) -> list[generation.Generation]:
-    """Decodes a batch: the prompts as they are, or with each of the augmented images or clips."""
+def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[generation.Generation]:
+    """Decodes a batch once, or once for each augmentation of its images or clips."""
     asked = [prompts]
     if isinstance(decoder, TestTimeAugmentation):
-        keys = jax.random.split(rng, (decoder.n, len(of_batch)))
-        asked = [prompts | {"features": task.perception.augmented(of_batch, row)} for row in keys]
+        keys = jax.random.split(rng, (decoder.n, len(batch)))
+        asked = [prompts | {"features": task.perception.augmented(batch, row)} for row in keys]
         decoder = decoder.decoder
     eos = task.tokenizer.eos_token_id
     return [
@@ -99,7 +99,7 @@ def _decode(task: Task, model, state, of_batch, prompts, decoder, rng) -> list[g
 
 
 def _items(x: Any) -> np.ndarray:
-    """[K, B, n, ...] -> [B, K·n, ...]."""
+    """Reshapes [K, B, n, ...] to [B, K·n, ...]."""
     x = np.asarray(x).swapaxes(0, 1)
     return x.reshape(len(x), -1, *x.shape[3:])
 

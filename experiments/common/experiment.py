@@ -1,4 +1,4 @@
-"""Steps at the end of an experiment: results.json, the table, the figures and the page."""
+"""The last steps of an experiment: results.json, the table, the figures and the page."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ SPECIALISATION = ("purity", "mutual_information")
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What is shown of the results.
+    """The results that the table and the figure show.
 
     Attributes:
       table: title and key of each column.
@@ -33,10 +33,10 @@ class Columns:
 
 
 def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
-    """The `summary` of a method on the test split, its loss as `test_loss`."""
-    found = summary(likelihoods, task)
-    found["test_loss"] = found.pop("eval_loss")
-    return found
+    """Returns the `summary` of a method on the test split, with its loss as `test_loss`."""
+    scores = summary(likelihoods, task)
+    scores["test_loss"] = scores.pop("eval_loss")
+    return scores
 
 
 def finish(
@@ -45,38 +45,40 @@ def finish(
     likelihoods: Mapping[str, Likelihoods],
     samples: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes results.json: every method, with its distance to LoRA-MCL; a number that is not finite is none.
+    """Writes results.json with all methods and their distance to LoRA-MCL. Numbers that are not finite become null.
 
     Args:
-      methods: results by the name of the method and decoder. Samples go to the first of them, mcl if it is there.
-      likelihoods: on the test split, by method.
+      run: the run.
+      methods: results by the name of the method and decoder. The samples are added to mcl, or to the first of them.
+      likelihoods: likelihoods on the test split, by method.
+      samples: some sources with the answers of all methods.
     """
-    for name, found in methods.items():
+    for name, scores in methods.items():
         if (method := name.partition("/")[0]) != "mcl" and "mcl" in likelihoods:
-            found |= gap(likelihoods[method], likelihoods["mcl"])
-        _say_what_one_mode_hides(found)
+            scores |= gap(likelihoods[method], likelihoods["mcl"])
+        _explain_missing_purity(scores)
     methods["mcl" if "mcl" in methods else next(iter(methods))]["samples"] = samples
     results = {"methods": methods}
     try:
         run.finish(results)
-    except ValueError as error:  # one number does not cost the others
+    except ValueError as error:  # the other numbers are kept
         say(f"n/a: {error}")
         run.finish(to_json(results, "results", non_finite="null"))
 
 
-def _say_what_one_mode_hides(found: dict[str, Any]) -> None:
-    """Where all answers are of one mode, that there is no purity, and why."""
-    if "win_matrix" in found and "purity" not in found:
-        why = f"all answers are of one mode, {found['modes'][0]!r}: each hypothesis is pure whatever it wins"
-        found |= {name: None for name in SPECIALISATION}
-        found["not_available"] = found.get("not_available", {}) | dict.fromkeys(SPECIALISATION, why)
+def _explain_missing_purity(scores: dict[str, Any]) -> None:
+    """Adds the reason why there is no purity if all answers have the same mode."""
+    if "win_matrix" in scores and "purity" not in scores:
+        why = f"all answers have the same mode, {scores['modes'][0]!r}, so every hypothesis is pure whatever it wins"
+        scores |= {name: None for name in SPECIALISATION}
+        scores["not_available"] = scores.get("not_available", {}) | dict.fromkeys(SPECIALISATION, why)
 
 
 def results_of(run: Run) -> dict[str, Any]:
-    """The results of a finished run.
+    """Returns the results of a finished run.
 
     Raises:
-      ValueError: if results.json does not hold what a run of this kind writes; names the file.
+      ValueError: if results.json lacks methods or samples; names the file.
     """
     results = run.results()
     methods = results.get("methods")
@@ -84,38 +86,41 @@ def results_of(run: Run) -> dict[str, Any]:
     sound = methods and all(isinstance(method, dict) for method in methods)
     if not sound or not any(isinstance(method.get("samples"), list) for method in methods):
         raise ValueError(
-            f"{run.workdir / 'results.json'} must hold methods, one of them with samples: move it away, and the same "
-            "command scores the answers again"
+            f"{run.workdir / 'results.json'} must hold methods, one of them with samples; move the file away and run "
+            "the same command again to score the answers"
         )
     return results
 
 
 def show(run: Run, columns: Columns) -> None:
-    """Prints a few sources with the answers of every method, the table, and where everything is."""
+    """Prints a few sources with the answers of every method, the table, and the place of all files."""
     show_results(results_of(run), columns.table)
-    there = "page.html, figures and results.json are" if page_of(run).exists() else "results.json is"
-    say(f"{there} in {run.workdir}.")
+    files = "page.html, figures and results.json are" if page_of(run).exists() else "results.json is"
+    say(f"{files} in {run.workdir}.")
 
 
 def show_results(results: dict[str, Any], columns: Mapping[str, str]) -> None:
     """Prints a few sources with the answers of every method, and the table."""
-    for sample in next(of["samples"] for of in results["methods"].values() if "samples" in of)[:SHOWN]:
+    methods = results["methods"]
+    for sample in next(scores["samples"] for scores in methods.values() if "samples" in scores)[:SHOWN]:
         say("\n", plain(sample["source"] or sample["id"], "bold"))
         for name, texts in sample["answers"].items():
             for k, text in enumerate(texts):
                 say("  ", plain(f"{name} {k}", "cyan"), f"  {text}")
-    methods = results["methods"]
-    rows = [[name, *[_shown(of[key]) if key in of else "" for key in columns.values()]] for name, of in methods.items()]
+    rows = [
+        [name, *[_shown(scores[key]) if key in scores else "" for key in columns.values()]]
+        for name, scores in methods.items()
+    ]
     table("Held-out answers", ["", *columns], rows)
     titles, reasons = {key: title for title, key in columns.items()}, {}
-    for of in methods.values():
-        reasons |= {key: reason for key, reason in of.get("not_available", {}).items() if key in titles}
+    for scores in methods.values():
+        reasons |= {key: reason for key, reason in scores.get("not_available", {}).items() if key in titles}
     for key, reason in reasons.items():
         say(f"n/a: {titles[key]}: {reason}")
 
 
 def _shown(value: Any) -> str:
-    """A number, a list of them, or a mean with its interval."""
+    """Formats a number, a list of numbers, or a mean with its interval."""
     match value:
         case None:
             return "n/a"
@@ -128,17 +133,17 @@ def _shown(value: Any) -> str:
 
 
 def page_of(run: Run) -> Path:
-    """The page of a run, which is made last."""
+    """Returns the path of the page of a run, which is made last."""
     return run.workdir / "page.html"
 
 
 def draw(run: Run, config: Config, columns: Columns) -> None:
-    """The figures of a finished run; what fails costs itself alone."""
+    """Draws the figures of a finished run. If one fails, the others are still drawn."""
     results = results_of(run)
     trained = tuple(dict.fromkeys(name.partition("/")[0] for name in results["methods"]))
     figures.draw(run, config.replace(methods=trained), results, columns.quality, columns.diversity)
 
 
 def write_page(run: Run, records: Sequence[data.Record], columns: Columns) -> None:
-    """The page of a finished run, with the pictures and clips of the records."""
+    """Writes the page of a finished run, with the pictures and clips of the records."""
     page.write(run, results_of(run), records, columns.table)

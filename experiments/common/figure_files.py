@@ -1,4 +1,4 @@
-"""Figures as files, and texts in them."""
+"""Saves figures as files, and prepares texts for them."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ from mcl_jax.json_io import write_bytes
 
 
 def save(figure: plt.Figure, path: Path) -> None:
-    """Writes a figure in the format that its name ends in, as a whole or not at all, and closes it."""
+    """Writes a figure completely or not at all, in the format of the file's ending, and closes it."""
     file = io.BytesIO()
     try:
         figure.savefig(file, dpi=150, format=path.suffix.removeprefix(".") or "png")
@@ -22,5 +22,5 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 
 def literal(text: str) -> str:
-    r"""The text as matplotlib shows it as it is: "$a$" is no formula, half an emoji is a question mark."""
+    r"""Returns a text that matplotlib shows literally: "$a$" is no formula, and half an emoji is a question mark."""
     return text.encode("utf-8", "replace").decode().replace("$", r"\$")

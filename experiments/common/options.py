@@ -1,7 +1,7 @@
 """Configurations as nested frozen dataclasses: small groups in the code and in --help, short names on the command line.
 
-The option of a value has the name of its field, whatever group it is in, so these names are unique in a configuration.
-A field called `name` or `path` is the option of its group: `config.objective.name` is --objective.
+The option of a value has the name of its field, whatever its group, so these names are unique in a configuration. A
+field called `name` or `path` has the option of its group: `config.objective.name` is --objective.
 """
 
 import argparse
@@ -17,24 +17,23 @@ import tyro
 from mcl_jax.json_io import to_json
 
 # Metadata of fields.
-COUNT = {"least": 1}  # refused below 1
-VOLATILE = {"volatile": True}  # may differ when a run is resumed
-NO_INFLUENCE = {
-    "no_influence": True
-}  # no number of a method depends on it, so `compare` does not tell runs apart by it
+COUNT = {"least": 1}  # must be at least 1
+VOLATILE = {"volatile": True}  # may change when a run resumes
+NO_INFLUENCE = {"no_influence": True}  # does not change the numbers of a method, so `compare` ignores it
 
 NAMED_BY_GROUP = ("name", "path")
+PRESET_HELP = "A set of values for the other options, which override it."
 C = TypeVar("C")
 
 
 class Options:
     """Base class of configurations and of their groups.
 
-    Groups do not check themselves when they are made: the configuration checks them, and its errors are one line.
+    A group is not checked when it is made. The configuration checks its groups, so that an error is one line.
     """
 
     def check(self) -> None:
-        """Raises ValueError for a value that cannot be, in the groups too; names its option."""
+        """Raises a ValueError for a wrong value, here or in a group; names its option."""
         for field in dataclasses.fields(self):
             least, value = field.metadata.get("least"), getattr(self, field.name)
             if isinstance(value, Options):
@@ -43,22 +42,22 @@ class Options:
                 raise ValueError(f"--{field.name.replace('_', '-')} must be at least {least}, got {value}")
 
     @classmethod
-    def of(cls, **values: Any) -> Self:
-        """A configuration with these values, by the names of their options; the others have their defaults."""
+    def from_options(cls, **values: Any) -> Self:
+        """Returns a configuration with these values, by the names of their options, and defaults for the others."""
         return cls(**_changes(cls, values))
 
     def replace(self, **values: Any) -> Self:
-        """The same configuration with other values, by the names of their options."""
+        """Returns a copy with other values, by the names of their options."""
         return dataclasses.replace(self, **_changes(self, values))
 
     @property
     def volatile(self) -> tuple[str, ...]:
-        """Dotted names of the fields that may differ when a run is resumed."""
+        """Dotted names of the fields that may change when a run resumes."""
         return tuple(".".join(path) for path, field in leaves(self) if field.metadata.get("volatile"))
 
 
 def leaves(config: Any) -> Iterator[tuple[tuple[str, ...], dataclasses.Field]]:
-    """(path, field) of every value of a configuration or of its class."""
+    """Yields (path, field) for every value of a configuration or of its class."""
     for field in dataclasses.fields(config):
         if dataclasses.is_dataclass(field.default):
             yield from (((field.name, *path), leaf) for path, leaf in leaves(field.default))
@@ -67,7 +66,7 @@ def leaves(config: Any) -> Iterator[tuple[tuple[str, ...], dataclasses.Field]]:
 
 
 def options_with(mark: Mapping[str, Any], *configs: type) -> set[str]:
-    """Options whose fields have this metadata in any of the classes."""
+    """Returns the options whose fields have this metadata in any of the classes."""
     return {
         option_of(path)
         for config in configs
@@ -77,21 +76,21 @@ def options_with(mark: Mapping[str, Any], *configs: type) -> set[str]:
 
 
 def option_of(path: Sequence[str]) -> str:
-    """The option, with underscores, of the value at a path."""
+    """Returns the option, with underscores, of the value at a path."""
     return path[-2] if len(path) > 1 and path[-1] in NAMED_BY_GROUP else path[-1]
 
 
 def flat(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Values by option, of the nested JSON of a configuration."""
-    found = {}
+    """Returns the values by option, from the nested JSON of a configuration."""
+    values = {}
     for name, value in config.items():
         here = (*path, name)
-        found |= flat(value, here) if isinstance(value, Mapping) and value else {option_of(here): value}
-    return found
+        values |= flat(value, here) if isinstance(value, Mapping) and value else {option_of(here): value}
+    return values
 
 
 def _changes(config: Any, values: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Fields that change, with their values; groups with a change are made anew."""
+    """Returns the fields that change and their new values; a group with a change is replaced."""
     if not path and (unknown := values.keys() - {option_of(leaf) for leaf, _ in leaves(config)}):
         raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
     changes = {}
@@ -115,36 +114,38 @@ def parse(
     default: str | None = None,
     prog: str | None = None,
 ) -> C:
-    """The configuration that a command line asks for. With --print-config it is printed as JSON, and nothing is run.
+    """Parses a command line. With --print-config, the configuration is printed as JSON, and the program ends.
 
-    Presets are values of --preset, and not subcommands as in `tyro.extras.overridable_config_cli`, so that they may
-    stand anywhere among the options.
+    Presets are values of --preset, so that they may stand anywhere among the options. In
+    `tyro.extras.overridable_config_cli` they are subcommands.
 
     Args:
       config: class of the configuration.
       args: the command line without the program; `sys.argv` if None.
       presets: values by option, by the name of the preset; other options on the command line override them.
-      needed: options that a preset cannot do without, and what each must be, for the message.
-      default: the preset of a command line that has none.
-      prog: how --help calls the program.
+      needed: options that a preset requires, with a description of each for the error.
+      default: the preset if the command line has none.
+      prog: name of the program in --help.
+    Returns:
+      The configuration.
     Raises:
-      ValueError: for options that do not fit together, or one that the preset needs.
+      ValueError: if options contradict each other, or one that the preset needs is missing.
       SystemExit: for an unknown option or preset, and after --help and --print-config.
     """
     preset = _preset_of(args, default)
     values = (presets or {}).get(preset)
-    start = None if values is None else config.of(workdir=tyro.MISSING, **values)
+    start = None if values is None else config.from_options(workdir=tyro.MISSING, **values)
     fields = []
     if presets:
-        names = Annotated[Literal[tuple(presets)] | None, tyro.conf.arg(help="A recipe that other options override.")]
+        names = Annotated[Literal[tuple(presets)] | None, tyro.conf.arg(help=PRESET_HELP)]
         fields = [("preset", names, default)]
-    found, printed = parse_line(config, args, start, fields, inspect.getdoc(config), prog)
+    line, printed = parse_line(config, args, start, fields, inspect.getdoc(config), prog)
     if printed:
-        print_and_exit(found.config)
-    for name, what in (needed or {}).get(preset, {}).items():
-        if flat(to_json(found.config, "config"))[name] is None:
-            raise ValueError(f"--preset {preset} needs --{name}: {what}")
-    return found.config
+        print_and_exit(line.config)
+    for name, description in (needed or {}).get(preset, {}).items():
+        if flat(to_json(line.config, "config"))[name] is None:
+            raise ValueError(f"--preset {preset} needs --{name}: {description}")
+    return line.config
 
 
 def parse_line(
@@ -155,14 +156,20 @@ def parse_line(
     description: str | None = None,
     prog: str | None = None,
 ) -> tuple[Any, bool]:
-    """(what was parsed, with its `config` and `fields`; whether it is only to be printed).
+    """Parses a command line that has other options besides a configuration.
 
     Args:
+      config: class of the configuration.
+      args: the command line without the program; `sys.argv` if None.
       default: a configuration whose values are the defaults; None for those of the class.
-      fields: further options, as `dataclasses.make_dataclass` takes them.
+      fields: other options, as `dataclasses.make_dataclass` takes them.
+      description: first lines of --help.
+      prog: name of the program in --help.
+    Returns:
+      An object with `config` and the other options, and whether --print-config was given.
     """
     flag = Annotated[
-        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the resolved configuration as JSON, and exit.")
+        bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help="Print the resolved configuration as JSON and exit.")
     ]
     given = Annotated[config, tyro.conf.arg(name="")]
     line = dataclasses.make_dataclass(
@@ -171,19 +178,24 @@ def parse_line(
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--print-config", action="store_true")
     printed, rest = parser.parse_known_args(args)
-    if printed.print_config and "workdir" in {field.name for field in dataclasses.fields(config)}:
-        args = ["--workdir", "", *rest, "--print-config"]  # to print one needs none
+    if printed.print_config:
+        args = [*_empty(config), *rest, "--print-config"]
     markers = (tyro.conf.OmitArgPrefixes,)
     start = {} if default is None else {"default": line(default)}
-    found = tyro.cli(line, prog=prog, args=args, description=description, config=markers, **start)
-    return found, found.print_config
+    parsed = tyro.cli(line, prog=prog, args=args, description=description, config=markers, **start)
+    return parsed, parsed.print_config
+
+
+def _empty(config: type) -> list[str]:
+    """Returns empty values of the required options, which --print-config does not need; later ones override them."""
+    required = [f for f in dataclasses.fields(config) if f.default is f.default_factory is dataclasses.MISSING]
+    return [word for f in required for word in (f"--{f.name}", *([""] if f.type is Path else []))]
 
 
 def print_and_exit(config: Any) -> NoReturn:
-    """Prints a configuration as JSON, and ends the program."""
+    """Prints a configuration as JSON and ends the program. Empty paths, which were not given, are null."""
     values = to_json(config, "config")
-    if "workdir" in values and config.workdir == Path(""):
-        values["workdir"] = None
+    values |= {f.name: None for f in dataclasses.fields(config) if getattr(config, f.name) == Path("")}
     print(json.dumps(values, indent=2, ensure_ascii=False))
     raise SystemExit(0)
 

@@ -122,6 +122,6 @@ class MediaPrompt(data.Instruction):
     processor: Any = None
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict, repr=False)
 
-    def of(self, tokenizer: Any, record: data.Record) -> np.ndarray:
+    def encode_record(self, tokenizer: Any, record: data.Record) -> np.ndarray:
         """Returns the tokens of a record's prompt."""
         return self.processor.prompt(self.template, self.counts[record.id])

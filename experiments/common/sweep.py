@@ -1,4 +1,4 @@
-"""Effect of the number of hypotheses and of the objective: trains LoRA-MCL once per value and seed.
+"""Measures the effect of the number of hypotheses or of the objective: trains LoRA-MCL once per value and seed.
 
     k            K from 1 to 7: loss inside the theoretical band [MLE − log K, MLE]
     epsilon      ε of the relaxed objective, from 0 (plain winner-takes-all)
@@ -38,12 +38,13 @@ DEAD = 0.01  # share of the wins below which a hypothesis counts as dead
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Values to vary."""
+    """The values to compare."""
 
     kind: Kind = "k"
-    """What is varied. k: the number of hypotheses. epsilon: ε of the relaxed objective. objectives: the objective."""
+    """Option that varies. k: the number of hypotheses. epsilon: ε of the relaxed objective. objectives: the
+    objective."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the trainings of each value."""
+    """Random seeds; each value is trained once per seed."""
     hypotheses: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     """Numbers of hypotheses for --kind k; 1 is LoRA-MLE."""
     epsilons: tuple[float, ...] = (0.0, 0.01, 0.05, 0.1, 0.3)
@@ -53,13 +54,13 @@ class Options:
 
     def __post_init__(self):
         if self.kind == "k" and 1 not in self.hypotheses:
-            raise ValueError(f"--hypotheses must include 1, the upper end of the band, got {self.hypotheses}")
+            raise ValueError(f"--hypotheses must include 1, which gives the band of losses, got {self.hypotheses}")
         if min(self.hypotheses, default=1) < 1:
             raise ValueError(f"every value of --hypotheses must be at least 1, got {self.hypotheses}")
 
 
 def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
-    """Options of the configuration by the name of the variant; K = 1 is the method mle_r."""
+    """Returns the options of each variant by its name; K = 1 is the method mle_r."""
     match options.kind:
         case "k":
             return {
@@ -79,9 +80,9 @@ def configs(config: Config, options: Options) -> list[tuple[str, Config]]:
       ValueError: if a value is not allowed; before the first training begins.
     """
     return [
-        (name, config.replace(workdir=config.workdir / f"{options.kind}-{name}-seed{seed}", seed=seed, **of))
+        (name, config.replace(workdir=config.workdir / f"{options.kind}-{name}-seed{seed}", seed=seed, **values))
         for seed in options.seeds
-        for name, of in variants(config, options).items()
+        for name, values in variants(config, options).items()
     ]
 
 
@@ -101,7 +102,7 @@ def sweep(task: Task, options: Options) -> dict[str, list[dict[str, Any]]]:
 
 
 def trained(task: Task) -> dict[str, Any]:
-    """Returns results of one training on the test split, and its curves on the validation split.
+    """Returns the results of one training on the test split, and its curves on the validation split.
 
     `answer_loss` is the winner-takes-all loss −max_k log p_k in nats per answer, `mixture_loss` that of the uniform
     mixture of the K, −log Σ_k p_k / K; the former is always in [mixture_loss − log K, mixture_loss]. `dead` is the
@@ -199,18 +200,26 @@ def draw(path: Path, kind: Kind, results: Mapping[str, list[dict[str, Any]]]) ->
 def command_line(
     config: type[Config], preset: Mapping[str, Any], args: Sequence[str] | None = None
 ) -> tuple[Any, Options]:
-    """(configuration of each training, what is varied) of a command line; the preset's values are the defaults."""
+    """Parses the configuration that all trainings share, and the options of the sweep.
+
+    Args:
+      config: class of the configuration.
+      preset: default values, by the names of their options.
+      args: the command line without the program; `sys.argv` if None.
+    Raises:
+      ValueError: if a value is not allowed; before anything is read.
+    """
     varied = [("options", Annotated[Options, tyro.conf.arg(name="")], Options())]
-    start = config.of(workdir=tyro.MISSING, **preset)
-    found, printed = parse_line(config, args, start, varied, __doc__)
+    start = config.from_options(workdir=tyro.MISSING, **preset)
+    line, printed = parse_line(config, args, start, varied, __doc__)
     if printed:
-        print_and_exit(found.config)
-    configs(found.config, found.options)  # refuses what cannot be before anything is read
-    return found.config, found.options
+        print_and_exit(line.config)
+    configs(line.config, line.options)  # raises the errors
+    return line.config, line.options
 
 
 def main(task: Task, options: Options) -> None:
     """Runs the whole sweep."""
     task.config.workdir.mkdir(parents=True, exist_ok=True)
     show(sweep(task, options), options.kind)
-    say(f"The figure is {task.config.workdir / options.kind}.png.")
+    say(f"The figure is in {task.config.workdir / options.kind}.png.")

@@ -17,24 +17,24 @@ from mcl_jax import data, objectives
 
 T = TypeVar("T")
 
-# Streams of one seed.
+# Random number streams of one seed.
 ADAPTERS, STEPS, DECODING = range(3)
 
 
 def stream(seed: int, index: int) -> jax.Array:
-    """A random key of the run."""
+    """Returns the random key of a stream."""
     return jax.random.fold_in(jax.random.key(seed), index)
 
 
 def spread(items: tuple[T, ...], most: int | None) -> tuple[T, ...]:
-    """At most `most` of the items, evenly spread; all if None."""
+    """Returns at most `most` of the items, evenly spread; all of them if None."""
     if most is None or most >= len(items):
         return items
     return tuple(items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int))
 
 
 class Items(NamedTuple):
-    """Records, and their tokens."""
+    """Records and their tokens."""
 
     records: tuple[data.Record, ...]
     encoded: data.Encoded
@@ -45,11 +45,11 @@ class Task:
     """Base model, tokenizer and records.
 
     Attributes:
-      config: of the run.
-      module, params, tokenizer: of the base.
+      config: configuration of the run.
+      module, params, tokenizer: the base.
       corpus: records of all splits.
-      prompt: how a source is put.
-      perception: of pictures or clips, if records have them.
+      prompt: the form of the prompts.
+      perception: the tower of pictures or clips, if records have them.
     """
 
     config: Config
@@ -61,7 +61,7 @@ class Task:
     perception: Perception | None = None
 
     def model(self, method: Method) -> mcl.Hypotheses | mcl.MixtureOfExperts:
-        """Hypotheses of a method, or its experts."""
+        """Returns the hypotheses of a method, or its experts."""
         config = self.config.lora_of(method, mcl.models.lora_targets(self.module))
         if method == "moe":
             experts = self.config.experts.experts_per_token
@@ -69,31 +69,36 @@ class Task:
         return mcl.Hypotheses(self.module, config)
 
     def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
-        """Records of a split, at most `most` of them, evenly spread over it."""
+        """Returns at most `most` records of a split, evenly spread over it."""
         return spread(self.corpus.split(split), most)
 
     def encode(self, records: tuple[data.Record, ...]) -> Items:
-        """Their tokens; over-long ones are left out, and counted on the console."""
+        """Tokenises records. Over-long ones are left out, and a line on the console counts them."""
         encoded = data.encode_records(
-            records, self.tokenizer, self.prompt, max_length=self.config.training.max_length, too_long="drop",
+            records,
+            self.tokenizer,
+            self.prompt,
+            max_length=self.config.training.max_length,
+            too_long="drop",
             mode_names=self.corpus.modes,
-        )  # fmt: skip
+        )
         return Items(records, encoded)
 
     def inputs(self, items: Items, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """What the likelihood takes of a batch: its tokens and target_mask, and features of pictures or clips."""
+        """Returns the inputs of the likelihood: tokens and target_mask, and the features of pictures or clips."""
         records = [None if i == data.NO_RECORD else items.records[i] for i in batch["index"]]
         return {name: batch[name] for name in ("tokens", "target_mask")} | self.features(records)
 
     def features(self, records: Sequence[data.Record | None]) -> dict[str, Any]:
-        """{"features": [B, N, D]}, or nothing where records are text."""
+        """Returns {"features": [B, N, D]}, or {} if the records are text."""
         return {} if self.perception is None else {"features": self.perception.features(records)}
 
     def log_likelihood_fn(self, method: Method, *, train: bool = False, chunk_size: int = 256):
-        """(params, adapters_k, batch, rng) -> (log p of the answer [B] in nats, its tokens [B]).
+        """Returns a function (params, adapters_k, batch, rng) -> (log p of the answers [B] in nats, tokens [B]).
 
         Args:
-          train: subtract the balance loss of a sparse mixture of experts.
+          method: the method.
+          train: whether to subtract the balance loss of a sparse mixture of experts.
           chunk_size: see `chunked_sequence_log_likelihood`.
         """
         model = self.model(method)
@@ -102,11 +107,14 @@ class Task:
         return mcl.language_model.log_likelihood_fn(model, chunk_size=chunk_size, balance_weight=weight)
 
     def initial_state(self, method: Method, optimizer: Any, objective: objectives.Objective) -> mcl.TrainState:
-        """State at step 0."""
+        """Returns the state at step 0."""
         adapters = self.model(method).init(
-            stream(self.config.seed, ADAPTERS), self.params, jnp.zeros((1, 2), jnp.int32),
-            num_hypotheses=self.config.hypotheses_of(method), method="hidden",
-        )  # fmt: skip
+            stream(self.config.seed, ADAPTERS),
+            self.params,
+            jnp.zeros((1, 2), jnp.int32),
+            num_hypotheses=self.config.hypotheses_of(method),
+            method="hidden",
+        )
         return mcl.TrainState.create(
             params=self.params,
             adapters=adapters,
@@ -122,9 +130,9 @@ class Likelihoods:
 
     Attributes:
       log_p: Σ log p in nats [K, N].
-      tokens: of each answer [N].
-      mode: index into the corpus's modes, −1 if unknown [N].
-      record: index of the source that each answers [N].
+      tokens: number of tokens of each answer [N].
+      mode: index into the modes of the corpus, −1 if unknown [N].
+      record: index of the source of each answer [N].
     """
 
     log_p: np.ndarray
@@ -139,21 +147,21 @@ class Likelihoods:
 
     @property
     def losses(self) -> np.ndarray:
-        """Winner-takes-all loss of each answer, −max_k log p / tokens, in nats a token [N]."""
+        """Winner-takes-all loss of each answer, −max_k log p / tokens, in nats per token [N]."""
         return -self.log_p.max(0) / self.tokens
 
     @property
     def loss(self) -> float:
-        """Their mean."""
+        """Mean of the losses."""
         return float(self.losses.mean())
 
-    def of_records(self, values: np.ndarray) -> np.ndarray:
-        """The mean of values [N] over the answers of each source: answers of one source are not independent."""
+    def mean_per_record(self, values: np.ndarray) -> np.ndarray:
+        """Returns the mean of values [N] over the answers of each source, since these are not independent."""
         return np.array([values[self.record == record].mean() for record in np.unique(self.record)])
 
 
 def evaluator(task: Task, method: Method):
-    """`evaluate(state, items) -> Likelihoods`, compiled once for each length of batch."""
+    """Returns a function (state, items) -> `Likelihoods`, which compiles once for each length of batch."""
     model = task.model(method)
 
     def evaluate(state, items):
@@ -170,14 +178,14 @@ def evaluator(task: Task, method: Method):
 def prompts_of(
     task: Task, records: tuple[data.Record, ...], batch_size: int
 ) -> Iterator[tuple[tuple[data.Record, ...], dict[str, Any], int]]:
-    """Batches of records, their prompts padded on the left, all of one shape, and how many rows of each are real."""
-    prompts = [task.prompt.of(task.tokenizer, record) for record in records]
+    """Yields batches of records, their prompts (padded on the left to one shape), and the number of real rows."""
+    prompts = [task.prompt.encode_record(task.tokenizer, record) for record in records]
     longest = max(map(len, prompts))
     for start in range(0, len(prompts), batch_size):
         part = range(start, min(start + batch_size, len(prompts)))
         chosen = [*part, *[part[-1]] * (batch_size - len(part))]
-        of_batch, rows = tuple(records[i] for i in chosen), [prompts[i] for i in chosen]
+        batch, rows = tuple(records[i] for i in chosen), [prompts[i] for i in chosen]
         tokens, mask = np.zeros((batch_size, longest), np.int32), np.zeros((batch_size, longest), bool)
         for row, keep, prompt in zip(tokens, mask, rows, strict=True):
             row[longest - len(prompt) :], keep[longest - len(prompt) :] = prompt, True
-        yield of_batch, {"tokens": tokens, "mask": mask} | task.features(of_batch), len(part)
+        yield batch, {"tokens": tokens, "mask": mask} | task.features(batch), len(part)

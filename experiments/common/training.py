@@ -1,4 +1,4 @@
-"""One training: a method, from its last checkpoint if it has one."""
+"""The training of one method, and the numbers of an evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,10 +16,15 @@ from mcl_jax.run import Run
 def train(
     run: Run, task: Task, method: Method, evaluate: Callable[[mcl.TrainState, Items], Likelihoods]
 ) -> tuple[mcl.TrainState, float]:
-    """The state after the last step, and the seconds that it took, with evaluations and compiling.
+    """Trains a method, from its last checkpoint if it has one.
 
     Args:
+      run: the run.
+      task: the task.
+      method: the method.
       evaluate: the `evaluator` of the method.
+    Returns:
+      The state after the last step, and the seconds that it took, with evaluations and compilation.
     """
     items = task.encode(task.records("train"))
     batches = data.train_batches(items.encoded, task.config.batches)
@@ -42,7 +47,7 @@ def train(
 
 
 def make_step(config: Config, method: Method, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
-    """The train step on --devices devices."""
+    """Makes the train step on --devices devices."""
     backward, training = config.objective.backward_of(loss, config.hypotheses_of(method)), config.training
     arguments = log_likelihood, loss, optimizer, backward
     if training.devices == 1:
@@ -52,37 +57,41 @@ def make_step(config: Config, method: Method, log_likelihood: Any, loss: objecti
 
 
 def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
-    """Loss, win rates and, of answers whose mode is known, the win matrix [mode, k] and, of several modes, purity and
-    mutual information."""
+    """Returns loss and win rates, and more if modes are known.
+
+    Known modes give the loss of each mode and, for several hypotheses, the win matrix [mode, k]. If there are several
+    modes, purity and mutual information are added.
+    """
     num_hypotheses, known = len(likelihoods.log_p), likelihoods.mode != data.NO_MODE
     modes = [task.corpus.modes[mode] for mode in likelihoods.mode[known]]
     wins = np.bincount(likelihoods.winner, minlength=num_hypotheses)
-    found = {"eval_loss": likelihoods.loss, "win_rate": wins / wins.sum()}
+    scores = {"eval_loss": likelihoods.loss, "win_rate": wins / wins.sum()}
     if modes and num_hypotheses > 1:
         winner = likelihoods.winner[known].tolist()
         wins = metrics.win_matrix(winner, modes, num_hypotheses)
-        found |= {"win_matrix": wins.counts, "modes": wins.modes}
-        if len(wins.modes) > 1:  # of one mode each hypothesis is pure, whatever it wins
-            found["purity"] = metrics.purity(winner, modes, num_hypotheses).mean
-            found["mutual_information"] = metrics.normalized_mutual_information(winner, modes).mean
+        scores |= {"win_matrix": wins.counts, "modes": wins.modes}
+        if len(wins.modes) > 1:  # with one mode, each hypothesis is pure whatever it wins
+            scores["purity"] = metrics.purity(winner, modes, num_hypotheses).mean
+            scores["mutual_information"] = metrics.normalized_mutual_information(winner, modes).mean
     if modes:
-        losses, of = likelihoods.losses[known], np.array(modes)
-        found["loss_of_mode"] = {name: float(losses[of == name].mean()) for name in sorted(set(modes))}
-    return found
+        losses, mode = likelihoods.losses[known], np.array(modes)
+        scores["loss_of_mode"] = {name: float(losses[mode == name].mean()) for name in sorted(set(modes))}
+    return scores
 
 
 def gap(likelihoods: Likelihoods, mcl_likelihoods: Likelihoods) -> dict[str, Any]:
-    """By how much the loss of a method lies above that of LoRA-MCL on the same answers: mean, and its 95 % interval.
+    """Returns how much higher the loss of a method is than that of LoRA-MCL on the same answers.
 
-    `loss_above_mcl` in nats a token, as the losses; `answer_loss_above_mcl` in nats an answer, of which K modes that
-    one model cannot tell apart cost it log K. The interval resamples sources; of a single one there is none.
+    `loss_above_mcl` is in nats per token, as the losses are, and `answer_loss_above_mcl` in nats per answer: K modes
+    that one model cannot tell apart cost it log K of these. Each is a mean with its 95 % interval, which resamples
+    sources. With a single source there is no interval.
     """
     above = likelihoods.losses - mcl_likelihoods.losses
-    of_token, of_answer = (
-        metrics.Bootstrap().mean(likelihoods.of_records(values)) for values in (above, above * likelihoods.tokens)
+    per_token, per_answer = (
+        metrics.Bootstrap().mean(likelihoods.mean_per_record(values)) for values in (above, above * likelihoods.tokens)
     )
     with_ends = lambda score: {"mean": score.mean, "low": score.low, "high": score.high}
     return {
         name: with_ends(score) if np.isfinite(score.low) else score.mean
-        for name, score in (("loss_above_mcl", of_token), ("answer_loss_above_mcl", of_answer))
+        for name, score in (("loss_above_mcl", per_token), ("answer_loss_above_mcl", per_answer))
     }

@@ -1,12 +1,12 @@
-"""Comparison of finished runs: `python -m experiments.compare --workdirs RUN [RUN ...] --out DIR`."""
+"""Compares finished runs: `python -m experiments.compare --workdirs RUN [RUN ...] --out DIR`."""
 
 import dataclasses
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
 from experiments.common.figure_files import save
+from experiments.common.options import parse_line, print_and_exit
 from experiments.compare import columns, figure, tables
 from experiments.compare.aggregate import fold
 from experiments.compare.runs import group, read
@@ -17,10 +17,10 @@ from mcl_jax.json_io import write_text
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Writes tables (console, CSV, Markdown, LaTeX) and the quality–diversity figure of finished runs.
+    """Writes tables (console, CSV, Markdown, LaTeX) of finished runs, and the figure of quality against diversity.
 
-    Runs that differ only in the seed share a row per method: mean ± sample standard deviation (number of seeds). A
-    single seed gives the value with its 95 % bootstrap interval. Other runs are named by the options in which they
+    Runs that differ only in the seed share one row per method, with mean ± sample standard deviation (number of seeds).
+    A single seed gives the value with its 95 % bootstrap interval. Other runs are named by the options in which they
     differ.
     """
 
@@ -29,13 +29,23 @@ class Config:
     out: Path
     """Folder for table.csv, table.md, table.tex, quality_diversity.png and quality_diversity.pdf."""
     columns: tuple[str, ...] = ()
-    """Metrics by their names in results.json, such as loss_of_mode.MODE; all by default, and a few on the console."""
+    """Metrics to show, by their names in results.json, such as loss_of_mode.MODE. The default is all of them in the
+    files and a few on the console."""
     names: tuple[str, ...] = ()
-    """Names of the runs, one for each of --workdirs; runs with the same name form a group of seeds."""
+    """Names of the runs, one for each of --workdirs. Runs with the same name form a group of seeds."""
     quality: str | None = None
-    """Vertical axis: the first of oracle_{bleu,spider,cider_d,similarity} that all runs have, by default."""
+    """Metric of the vertical axis. The default is the first of oracle_bleu, oracle_spider, oracle_cider_d and
+    oracle_similarity that all runs have."""
     diversity: str = "div_2"
-    """Horizontal axis."""
+    """Metric of the horizontal axis."""
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """Parses a command line. With --print-config, the configuration is printed as JSON, and the program ends."""
+    line, printed = parse_line(Config, args, description=inspect.getdoc(Config), prog="python -m experiments.compare")
+    if printed:
+        print_and_exit(line.config)
+    return line.config
 
 
 def main(config: Config) -> None:
@@ -53,7 +63,9 @@ def main(config: Config) -> None:
     diversity = columns.axis(rows, "--diversity", config.diversity)
     drawn = figure.drawable(rows, quality, diversity)
     if not drawn:
-        raise ValueError(f"no method has both {quality} and {diversity}; choose others with --quality and --diversity")
+        raise ValueError(
+            f"no method has both {quality} and {diversity}; choose other metrics with --quality and --diversity"
+        )
 
     config.out.mkdir(parents=True, exist_ok=True)
     table = tables.lay_out(rows, metrics)
@@ -74,4 +86,4 @@ def main(config: Config) -> None:
 
 if __name__ == "__main__":
     with errors_in_a_line():
-        main(tyro.cli(Config, prog="python -m experiments.compare", description=inspect.getdoc(Config)))
+        main(parse())

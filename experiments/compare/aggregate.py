@@ -1,4 +1,4 @@
-"""Rows of the tables: one method in a group of runs, with its metrics aggregated over the seeds."""
+"""Makes the rows of the tables: one method in a group of runs, with its metrics aggregated over the seeds."""
 
 import dataclasses
 import statistics
@@ -41,7 +41,7 @@ class Row:
     Attributes:
       group: name of the group.
       method: name in results.json.
-      seeds: number of runs behind the values.
+      seeds: number of runs that the values come from.
       values: value of each metric; `metric.mode` names that of a mode.
     """
 
@@ -55,11 +55,11 @@ def fold(group: Group) -> list[Row]:
     """Makes one row per method: the values of a single seed, or means over seeds."""
     rows = []
     for method in dict.fromkeys(method for run in group.runs for method in run.methods):
-        of_seeds = [values_of(run.methods[method]) for run in group.runs if method in run.methods]
-        metrics = dict.fromkeys(metric for values in of_seeds for metric in values)
+        seeds = [values_of(run.methods[method]) for run in group.runs if method in run.methods]
+        metrics = dict.fromkeys(metric for values in seeds for metric in values)
         absent = NotAvailable("not in results.json")
-        folded = {metric: _fold([values.get(metric, absent) for values in of_seeds]) for metric in metrics}
-        rows.append(Row(group.name, method, len(of_seeds), folded))
+        folded = {metric: _fold([values.get(metric, absent) for values in seeds]) for metric in metrics}
+        rows.append(Row(group.name, method, len(seeds), folded))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Columns and axes: choice and order of the metrics, and whether higher is better."""
+"""Chooses and orders the metrics of columns and axes, and knows whether higher is better."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ from experiments.compare.aggregate import Number, Row
 from mcl_jax.data.records import describe_unknown
 from mcl_jax.metrics.report import LOWER_IS_BETTER
 
-# Known metrics in the order of the columns, each also with prefixes and followed by ".mode". Unknown metrics come last.
-# These, and differences from LoRA-MCL (which has none itself), have no best value.
+# Known metrics in the order of the columns. Each may have a prefix and be followed by ".mode". Unknown metrics come
+# last. Unknown metrics, and differences from LoRA-MCL (which itself has none), have no best value.
 LOSSES = ("test_loss", "loss_of_mode")
 DIFFERENCES = ("loss_above_mcl", "answer_loss_above_mcl")
 QUALITY = (
@@ -87,7 +87,7 @@ def axis(rows: Sequence[Row], option: str, asked: str | None, defaults: Sequence
     ]
     if asked is None:
         raise ValueError(
-            f"{option} needs one of the metrics {known}, since no default ({list(defaults)}) is in all runs"
+            f"{option} needs one of the metrics {known}, since none of the defaults {list(defaults)} is in all runs"
         )
     if asked not in known:
         raise ValueError(f"{option} {describe_unknown(asked, known)}")

@@ -1,4 +1,4 @@
-"""The figure of quality against diversity, with its Pareto front."""
+"""Draws the figure of quality against diversity, with its Pareto front."""
 
 import textwrap
 from collections.abc import Sequence

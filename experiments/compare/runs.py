@@ -1,4 +1,4 @@
-"""Finished runs, and groups of runs that differ only in the seed."""
+"""Reads finished runs, and groups runs that differ only in the seed."""
 
 import dataclasses
 import json
@@ -12,14 +12,14 @@ from experiments.image_captioning import config as image_captioning
 from experiments.translation import config as translation
 from mcl_jax.json_io import read_json
 
-# Not all VOLATILE options: a run may also be resumed with other beams or more sources, and these change its numbers.
+# These are not all VOLATILE options: a run may resume with other beams or more sources, which change its numbers.
 IGNORED = {"seed"} | options_with(NO_INFLUENCE, translation.Config, image_captioning.Config, audio_captioning.Config)
-ABSENT = object()  # the value of an option that a run does not know
+ABSENT = object()  # stands for an option that a run does not have
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """What `config.json` and `results.json` hold; the configuration by option."""
+    """The content of `config.json`, by option, and of `results.json`."""
 
     workdir: Path
     config: Mapping[str, Any]
@@ -27,7 +27,7 @@ class FinishedRun:
 
     @property
     def options(self) -> dict[str, Any]:
-        """All that its numbers depend on, but the seed."""
+        """Options that change its numbers, except the seed."""
         return {name: value for name, value in self.config.items() if name not in IGNORED}
 
 
@@ -43,7 +43,7 @@ def read(workdir: Path) -> FinishedRun:
     """Reads the finished run in a directory.
 
     Raises:
-      ValueError: if there is no finished run (gives the steps of an unfinished one), or it compares no methods.
+      ValueError: if there is no finished run (names the steps of an unfinished one), or it compares no methods.
     """
     if not workdir.is_dir():
         raise ValueError(f"--workdirs needs directories of finished runs, but {workdir} is not a directory")
@@ -57,8 +57,8 @@ def read(workdir: Path) -> FinishedRun:
     methods = results.get("methods")
     if not methods or not isinstance(methods, dict) or not all(isinstance(m, dict) for m in methods.values()):
         raise ValueError(
-            f"{path} needs `methods`, as written by translation and captioning, but has "
-            f"{', '.join(results) or 'nothing'}; the other experiments print their own tables"
+            f"{path} must have `methods`, as translation and captioning write it, but has "
+            f"{', '.join(results) or 'nothing'}; other experiments print their own tables"
         )
     return FinishedRun(workdir, flat(_object(workdir / "config.json")), methods)
 
@@ -66,7 +66,7 @@ def read(workdir: Path) -> FinishedRun:
 def _object(path: Path) -> dict[str, Any]:
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, as written by a run, got {type(value).__name__}")
+        raise ValueError(f"{path} must hold a JSON object, as a run writes it, got {type(value).__name__}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Tables of the rows: CSV, Markdown, LaTeX and console."""
+"""Formats the rows as tables: CSV, Markdown, LaTeX and console."""
 
 import csv
 import dataclasses

@@ -1,1 +1,1 @@
-"""K captions of a picture: the paper's bilingual experiment on stamps, and its recipes for TextCaps."""
+"""K captions for a picture: the paper's bilingual experiment on stamps, and its recipes for TextCaps."""

@@ -1,4 +1,4 @@
-"""`python -m experiments.image_captioning --workdir DIR`: K captions of a picture."""
+"""`python -m experiments.image_captioning --workdir DIR`: trains K hypotheses that caption a picture."""
 
 from experiments.common.captioning.scores import COLUMNS, scores
 from experiments.common.captioning.task import load_base, load_data
@@ -13,7 +13,7 @@ from mcl_jax.run import Run
 
 
 def main(config: Config) -> None:
-    """The whole experiment, from top to bottom."""
+    """Runs the whole experiment."""
     with Run(config.workdir, config, volatile=config.volatile) as run:
         media, corpus = Pictures(), None
         if run.finished:
@@ -45,7 +45,7 @@ def main(config: Config) -> None:
 
             finish(run, results, likelihoods, samples(asked, answers))
 
-        # Report: figures and page where they are missing, and the table.
+        # Report: figures and page if they are missing, and the table.
         if not page_of(run).exists():
             draw(run, config, COLUMNS)
             with attempt("page.html"):

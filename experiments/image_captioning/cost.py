@@ -1,4 +1,4 @@
-"""`python -m experiments.image_captioning.cost --workdir DIR`: FLOPs of the tower and of a step against K."""
+"""`python -m experiments.image_captioning.cost --workdir DIR`: FLOPs of the tower and of a train step, by K."""
 
 from experiments.common.captioning import cost
 from experiments.common.captioning.task import load

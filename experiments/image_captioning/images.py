@@ -1,4 +1,4 @@
-"""Pictures on their way to a tower, and a small LLaVA-NeXT."""
+"""Prepares pictures for a tower, and makes a small LLaVA-NeXT."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,60 +19,71 @@ from mcl_jax.models.llama import LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
 
-SIZE, PATCH = 64, 16  # pixels of a tile and of a patch: 16 tokens of the whole and 20 of one tile with newlines
+# Side of a tile and of a patch in pixels. The whole picture gives 16 tokens, and one tile with newlines gives 20.
+SIZE, PATCH = 64, 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """See `captioning.modality.Modality`."""
+    """Pictures; see `captioning.modality.Modality`."""
 
     media = "pictures"
     placeholder = "<image>"
 
     def read(self, record: data.Record) -> np.ndarray:
-        """uint8 [H, W, 3]."""
+        """Returns the picture, uint8 [H, W, 3]."""
         return record.media.read()
 
     def inputs(self, processor: LlavaNextProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
-        """pixel_values and index."""
+        """Returns pixel_values and index."""
         return processor.inputs(media)
 
     def augment(self, processor: LlavaNextProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
-        """Of the picture, half the time mirrored, cropped to a half to all of its area and enlarged again."""
+        """Mirrors half of the pictures, crops to between a half and all of the area, and resizes to the old size."""
         changed = np.asarray(_changed(key, media[None].astype(np.float32)))[0]
         return processor.inputs([changed.round().clip(0, 255).astype(np.uint8)])
 
     def vary(self, key: Key[Array, ""], inputs: dict[str, Array]) -> dict[str, Array]:
-        """The same of each tile, in one way for the tiles of a picture."""
-        pixels = inputs["pixel_values"]  # [B, P, S, S, C]: tiles go along with channels
+        """Augments each tile like `augment`, in the same way for all tiles of a picture."""
+        pixels = inputs["pixel_values"]  # [B, P, S, S, C]; below, tiles are treated as channels
         B, P, S, _, C = pixels.shape
         side_by_side = jnp.moveaxis(pixels, 1, 3).reshape(B, S, S, P * C)
         changed = _changed(key, side_by_side).reshape(B, S, S, P, C)
         return inputs | {"pixel_values": jnp.moveaxis(changed, 3, 1)}
 
     def small(self, tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, LlavaNextProcessor]:
-        """3 million parameters: a tower of 4 layers over 64 × 64 pixels, and a Llama of 4."""
+        """Makes 3 million parameters: a tower of 4 layers for 64 × 64 pixels, and a Llama of 4 layers."""
         config = LlavaNextConfig(
             text_config=LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4,
+                vocab_size=len(tokenizer),
+                hidden_size=192,
+                intermediate_size=512,
+                num_hidden_layers=4,
                 num_attention_heads=6,
             ),
             vision_config=CLIPVisionConfig(
-                hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-                image_size=SIZE, patch_size=PATCH,
+                hidden_size=128,
+                intermediate_size=512,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                image_size=SIZE,
+                patch_size=PATCH,
             ),
             image_token_index=tokenizer.convert_tokens_to_ids(self.placeholder),
             image_grid_pinpoints=((SIZE, SIZE),),
             vision_feature_layer=(-1,),
-        )  # fmt: skip
+        )
         square = {"height": SIZE, "width": SIZE}
         pictures = LlavaNextImageProcessorPil(
             size={"shortest_edge": SIZE}, crop_size=square, image_grid_pinpoints=[[SIZE, SIZE]]
         )
         hf = HuggingFaces(
-            pictures, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
+            pictures,
+            tokenizer,
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
             image_token=self.placeholder,
-        )  # fmt: skip
+        )
         return LlavaNext(config), LlavaNextProcessor(config, hf)
 
 

@@ -1,4 +1,4 @@
-"""Mixtures of Markov chains: the paper's first experiment (Figures 1 and 4), with exact theory lines.
+"""Mixtures of Markov chains: the paper's first experiment (Figures 1 and 4), with exact bounds from the theory.
 
-python -m experiments.markov --workdir runs/markov
+Run it with `python -m experiments.markov --workdir runs/markov`.
 """

@@ -1,4 +1,4 @@
-"""`python -m experiments.markov --workdir DIR`: train K=1 and K hypotheses, and compare them with the exact theory."""
+"""`python -m experiments.markov --workdir DIR`: trains one and K hypotheses and compares both with the exact theory."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ CHECKPOINT_SECONDS = 5.0
 
 
 def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
-    """One training, from its last checkpoint if it has one: final evaluation, matrices and seconds."""
+    """Trains a method, from its last checkpoint if it has one; returns final evaluation, matrices and seconds."""
     name, num_hypotheses = ("mle", 1) if method == "mle" else (config.objective.name, config.k)
     problem, loss, optimizer = Problem(config, seed), config.objective.make(name), config.training.optimizer()
     objective = config.objective if method == "mcl" else dataclasses.replace(config.objective, backward=None)
@@ -36,7 +36,7 @@ def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
     fitted = mcl.fit(
         problem.train_chunk(loss, optimizer, backward),
         problem.initial_state(num_hypotheses, optimizer, loss),
-        lambda step: min(step - step % every + every, steps),  # where the chunk stops
+        lambda step: min(step - step % every + every, steps),  # the step at which the chunk stops
         steps=steps,
         run=run,
         tag=f"seed{seed}/{method}",
@@ -52,7 +52,7 @@ def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
-    """The whole experiment."""
+    """Runs the whole experiment."""
     chains = config.chains
     config.objective.make().check(config.k)
     settings = dataclasses.asdict(config) | {"chains": chains, "k": config.k}

@@ -1,7 +1,7 @@
-"""`python -m experiments.markov.collapse --workdir DIR`: how often does a hypothesis die, and what keeps it alive?
+"""`python -m experiments.markov.collapse --workdir DIR`: measures how often a hypothesis dies under each objective.
 
-Three chains over three symbols, K=3, several seeds, for each objective: the share of seeds in which a hypothesis wins
-(almost) nothing at the end, and in which all chains are covered.
+With three chains over three symbols, K=3 and several seeds, it reports for each objective the share of seeds in which a
+hypothesis wins almost nothing at the end, and the share in which all chains are covered.
 """
 
 import dataclasses
@@ -26,46 +26,46 @@ from mcl_jax.console import table
 from mcl_jax.run import Run
 
 THREE_CHAINS = Path(__file__).with_name("three_chains.json")
-DEAD = 0.01  # a hypothesis that wins less than this share of the final evaluation is dead
+DEAD = 0.01  # share of wins in the final evaluation below which a hypothesis is dead
 
 
 @dataclasses.dataclass(frozen=True)
 class CollapseConfig(Options):
-    """Share of seeds with a dead hypothesis, for each objective."""
+    """Measures the share of seeds with a dead hypothesis, for each objective."""
 
     workdir: Path = field(metadata=VOLATILE)
-    """Run directory. The same command again resumes."""
+    """Run directory. The same command again resumes the run."""
     objectives: tuple[ObjectiveName, ...] = ("wta", "relaxed", "annealed", "balanced")
-    """Objectives that are compared."""
+    """Objectives to compare."""
     seeds: int = field(default=5, metadata=COUNT)
-    """Number of seeds, from 0."""
+    """Number of random seeds; the first is 0."""
     transitions: Path = THREE_CHAINS
     """JSON file with a list of row-stochastic matrices."""
     steps: int = field(default=301, metadata=COUNT)
-    """Training steps."""
+    """Number of training steps."""
     batch_size: int = field(default=32, metadata=COUNT)
-    """Sequences per step."""
+    """Number of sequences per step."""
     epsilon: float = 0.05
     """Share of the gradient that the losing hypotheses get together under the relaxed objective."""
     temperature: float = 1.0
     """Temperature τ(0) at which the annealed objective starts."""
     temperature_decay: float = 0.97
-    """Factor ρ per step of the annealed temperature."""
+    """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t."""
     learning_rate: float = 1e-3
     """Highest learning rate."""
 
     def __post_init__(self):
         self.check()
 
-    def of_seed(self, seed: int, name: ObjectiveName) -> Config:
-        """The run of the Markov experiment with this objective and seed."""
-        own = ("objectives", "seeds")  # the other options are the experiment's too
+    def with_seed(self, seed: int, name: ObjectiveName) -> Config:
+        """Returns the configuration of the Markov experiment with this objective and seed."""
+        own = ("objectives", "seeds")  # the Markov experiment has all other options too
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
-        return Config.of(seed=(seed,), objective=name, **shared)
+        return Config.from_options(seed=(seed,), objective=name, **shared)
 
 
 def final_state_of(config: Config) -> dict[str, Any]:
-    """Trains one seed and evaluates it: win rate [K], total variation of each chain [N], loss."""
+    """Trains one seed and evaluates it: win rate [K], total variation of each chain [N], loss and more."""
     seed, loss, optimizer = config.seed[0], config.objective.make(), config.training.optimizer()
     problem = Problem(config, seed)
     state = problem.initial_state(config.k, optimizer, loss)
@@ -81,7 +81,7 @@ def final_state_of(config: Config) -> dict[str, Any]:
         "win_rate": win_matrix.sum(0),
         "win_matrix": win_matrix,
         "dead": bool((win_matrix.sum(0) < DEAD).any()),
-        # Each chain has a hypothesis of its own that wins most of its sequences.
+        # Each chain has its own hypothesis, which wins most of its sequences.
         "covered": len(set(win_matrix.argmax(1))) == len(win_matrix),
         "purity": win_matrix.max(0).sum(),
         "total_variation": theory.match_chains(learned, config.chains).total_variation,
@@ -89,20 +89,20 @@ def final_state_of(config: Config) -> dict[str, Any]:
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Shares and means over the seeds of one objective."""
+    """Returns shares and means over the seeds of one objective."""
     mean = lambda name: float(np.mean([run[name] for run in runs]))
     return {name: mean(name) for name in ("dead", "covered", "purity", "eval_loss")} | {"seeds": len(runs)}
 
 
 def main(config: CollapseConfig) -> None:
-    """The whole study. Finished runs are kept in metrics.jsonl, so that it resumes between them."""
+    """Runs the whole study. Finished seeds are kept in metrics.jsonl, so the study resumes at the next one."""
     with Run(config.workdir, config, volatile=config.volatile) as run:
         if run.finished:
             run.say_finished()
         else:
             runs = [_one(run, config, name, seed) for name in config.objectives for seed in range(config.seeds)]
             by_objective = {name: [r for r in runs if r["objective"] == name] for name in config.objectives}
-            summaries = {name: summarise(of_name) for name, of_name in by_objective.items()}
+            summaries = {name: summarise(seeds) for name, seeds in by_objective.items()}
             run.finish({"objectives": summaries, "runs": runs})
             with attempt("figures/collapse.png"):
                 draw(run, by_objective)
@@ -112,12 +112,12 @@ def main(config: CollapseConfig) -> None:
             "seeds with a dead hypothesis",
             "seeds covering all chains",
             "purity",
-            "loss (nats/token)",
+            "loss (nats per token)",
         ]
         rows = [
             [n, f"{s['dead']:.0%}", f"{s['covered']:.0%}", s["purity"], s["eval_loss"]] for n, s in summaries.items()
         ]
-        table(f"Collapse, {config.seeds} seeds", columns, rows)
+        table(f"Collapse over {config.seeds} seeds", columns, rows)
 
 
 def _one(run: Run, config: CollapseConfig, name: ObjectiveName, seed: int) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _one(run: Run, config: CollapseConfig, name: ObjectiveName, seed: int) -> di
         return done[-1]["result"]
     if run.stop_requested:
         run.stop()
-    result = final_state_of(config.of_seed(seed, name))
+    result = final_state_of(config.with_seed(seed, name))
     run.log(config.steps, {"result": result}, tag=f"{name}/seed{seed}")
     print(f"{name:10} seed {seed}  win rate {np.round(result['win_rate'], 2)}  loss {float(result['eval_loss']):.4f}")
     jax.clear_caches()
@@ -133,7 +133,7 @@ def _one(run: Run, config: CollapseConfig, name: ObjectiveName, seed: int) -> di
 
 
 def draw(run: Run, by_objective: dict[str, list[dict[str, Any]]]) -> None:
-    """figures/collapse.png: the win rates of each seed, sorted, for each objective."""
+    """Draws figures/collapse.png: the sorted win rates of each seed, for each objective."""
     figure, grid = plt.subplots(
         1, len(by_objective), figsize=(3 * len(by_objective), 3), layout="constrained", sharey=True
     )

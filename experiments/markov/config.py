@@ -1,4 +1,4 @@
-"""Configuration of the Markov experiment: the recipe of the paper (section 5), and what may be changed."""
+"""Configuration of the Markov experiment: the recipe of the paper (section 5), and the options that change it."""
 
 import dataclasses
 from dataclasses import field
@@ -23,11 +23,11 @@ RECIPES = {1: "wta", 2: "relaxed"}
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A frozen random base, and what suits it.
+    """A frozen random base, and a training that suits it.
 
     Attributes:
-      embedding_std, position_std: of its token and position embeddings.
-      learning_rate, steps, batch_size: of the training of its adapters.
+      embedding_std, position_std: standard deviation of its token and position embeddings.
+      learning_rate, steps, batch_size: settings for the training of its adapters.
     """
 
     embedding_std: float
@@ -38,9 +38,9 @@ class Recipe:
 
 
 BASES = {
-    # Embeddings large enough that the tied head can put any probability on a symbol and that a head of attention can
-    # tell positions apart: with positions of std 0.02 one model (K=1) learns far slower. More, smaller steps than the
-    # paper's reach further in the same time.
+    # The embeddings are so large that the tied head can give a symbol any probability, and that an attention head can
+    # tell positions apart: with a position_std of 0.02, one model (K=1) learns far more slowly. More and smaller steps
+    # than in the paper reach a lower loss in the same time.
     "reachable": Recipe(embedding_std=0.2, position_std=0.4, learning_rate=1e-3, steps=800, batch_size=32),
     "paper": Recipe(embedding_std=0.02, position_std=0.02, learning_rate=1e-4, steps=501, batch_size=128),
 }
@@ -53,20 +53,20 @@ class Data(Options):
     """The mixture of Markov chains, and the sequences drawn from it."""
 
     setting: Literal[1, 2] = 1
-    """Which of the paper's two mixtures of two chains over two symbols."""
+    """One of the paper's two mixtures; each has two chains over two symbols."""
     transitions: Path | None = None
-    """JSON file with a list of row-stochastic matrices of any size, instead of a setting."""
+    """JSON file with a list of row-stochastic matrices of any size, in place of --setting."""
     seq_len: int = 32
-    """Symbols T per sequence; the first is given, T − 1 are predicted."""
+    """Number T of symbols per sequence. The first symbol is given, and T − 1 are predicted."""
 
     def check(self) -> None:
         super().check()
         if self.seq_len < 2:
-            raise ValueError(f"--seq-len must be at least 2 (one symbol given, one predicted), got {self.seq_len}")
+            raise ValueError(f"--seq-len must be at least 2 (the first symbol is given), got {self.seq_len}")
 
     @property
     def recipe(self) -> ObjectiveName:
-        """The objective that suits the chains."""
+        """The default objective for the chains."""
         return "balanced" if self.transitions else RECIPES[self.setting]
 
 
@@ -75,10 +75,11 @@ class Base(Options):
     """The frozen base model, with random weights."""
 
     name: Annotated[Literal["reachable", "paper"], arg(name="base")] = "reachable"
-    """Recipe of the base. "paper": the authors', whose tied head caps the reachable probabilities, with their training.
-    "reachable": larger embeddings, so that the optimum is within reach, and more, smaller steps."""
+    """Recipe of the base and of its training. paper: the authors' recipe, whose tied head limits the probabilities that
+    the model can reach. reachable: larger embeddings, so that the model can reach the optimum, and more, smaller
+    steps."""
     window: int = 5
-    """Symbols that each layer sees."""
+    """Number of symbols that each layer sees."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,42 +87,43 @@ class Objective(groups.Objective):
     """How the K hypotheses share each example."""
 
     name: Annotated[ObjectiveName | None, arg(name="objective")] = None
-    """By default the recipe of the setting (1: wta, 2: relaxed), and balanced for --transitions. mle: for K = 1."""
+    """Training objective. The default is wta for --setting 1, relaxed for --setting 2, and balanced for --transitions.
+    mle suits one hypothesis."""
     temperature: float = 1.0
     """Temperature τ(0) at which the annealed objective starts."""
     temperature_decay: float = 0.98
-    """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t. The paper's 0.999 is for longer runs: here it
-    would still be soft at the last step."""
+    """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t. The paper's 0.999 is for longer runs; here it
+    would leave the weights soft at the last step."""
     backward: Literal["winner", "sampled", "all"] | None = None
-    """Hypotheses that the backward pass runs for. By default the winner where that is exact, else all."""
+    """Hypotheses that the backward pass runs for. The default is winner if that is exact, else all."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Training(Options):
-    """How long, in which batches and on which devices."""
+    """Length of the training, batches and devices."""
 
     steps: int | None = field(default=None, metadata=COUNT)
-    """Training steps. By default 800 for the reachable base, 501 for the paper's."""
+    """Number of training steps. The default is 800 with --base reachable and 501 with --base paper."""
     batch_size: int | None = field(default=None, metadata=COUNT)
-    """Sequences per step. By default 32 for the reachable base, 128 for the paper's."""
+    """Number of sequences per step. The default is 32 with --base reachable and 128 with --base paper."""
     learning_rate: float | None = None
-    """Highest learning rate. By default 1e-3 for the reachable base, 1e-4 for the paper's."""
+    """Highest learning rate. The default is 1e-3 with --base reachable and 1e-4 with --base paper."""
     devices: int = field(default=1, metadata=COUNT | VOLATILE)
-    """Devices that each batch is spread over."""
+    """Number of devices that share each batch."""
 
     def check(self) -> None:
         super().check()
         if self.batch_size is not None and self.batch_size % self.devices:
-            raise ValueError(f"--batch-size {self.batch_size} does not divide over --devices {self.devices}")
+            raise ValueError(f"--batch-size must be a multiple of --devices, got {self.batch_size} for {self.devices}")
 
     def resolved(self, recipe: Recipe) -> "Training":
-        """With the values of a recipe for those that are not given."""
+        """Returns the same settings with values from a recipe for those that are not given."""
         names = ("steps", "batch_size", "learning_rate")
         absent = {name: getattr(recipe, name) for name in names if getattr(self, name) is None}
         return dataclasses.replace(self, **absent)
 
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW with a cosine schedule after a warm-up of a tenth of the steps."""
+        """Makes AdamW with a cosine schedule after a warm-up of a tenth of the steps."""
         warmup = max(self.steps // 10, 1)
         schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(self.steps, warmup + 1))
         return optax.adamw(schedule, b1=0.9, b2=0.95, weight_decay=1e-3)
@@ -129,26 +131,27 @@ class Training(Options):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation(Options):
-    """How often, and on how many fresh sequences, the models are evaluated."""
+    """Evaluation on fresh sequences."""
 
     eval_every: int = field(default=20, metadata=COUNT)
-    """Steps between two evaluations."""
+    """Number of steps between two evaluations."""
     eval_sequences: int = field(default=1000, metadata=COUNT)
-    """Sequences per evaluation while training."""
+    """Number of sequences per evaluation during training."""
     final_sequences: int = field(default=16_000, metadata=COUNT)
-    """Sequences of the last evaluation."""
+    """Number of sequences in the last evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
-    """K hypotheses against one on a mixture of Markov chains, with the exact bounds of the theory."""
+    """Compares K hypotheses with one model and with exact theory, on a mixture of Markov chains."""
 
     workdir: Path = field(metadata=VOLATILE)
-    """Run directory: results, figures, checkpoints. The same command again resumes."""
+    """Run directory for results, figures and checkpoints. The same command again resumes the run."""
     num_hypotheses: int | None = field(default=None, metadata=COUNT)
-    """Number K of hypotheses. By default as many as there are chains."""
+    """Number K of hypotheses. The default is the number of chains."""
     seed: tuple[int, ...] = (1235,)
-    """One seed, or several: then results are means, with spread and the single runs beside them."""
+    """One or several random seeds. With several, results are means over seeds, and results.json also has the standard
+    deviations and the single runs."""
     data: Data = Data()
     base: Base = Base()
     objective: Objective = Objective()
@@ -171,7 +174,7 @@ class Config(Options):
         """The true transition matrices [N, V, V].
 
         Raises:
-          ValueError: for a file that is absent, not JSON, or not a list of row-stochastic matrices.
+          ValueError: if the file is missing, not JSON, or not a list of row-stochastic matrices.
         """
         if self.data.transitions is None:
             return np.array([[[1 - p, p], [q, 1 - q]] for p, q in SETTINGS[self.data.setting]])
@@ -183,16 +186,16 @@ class Config(Options):
 
     @property
     def k(self) -> int:
-        """Number of hypotheses."""
+        """Number K of hypotheses."""
         return len(self.chains) if self.num_hypotheses is None else self.num_hypotheses
 
     @property
     def memory(self) -> int:
-        """Symbols that a prediction can depend on through the local attention of all layers."""
+        """Number of symbols on which a prediction can depend through the local attention of all layers."""
         return NUM_LAYERS * (self.base.window - 1) + 1
 
     def model(self) -> GPTNeoConfig:
-        """The paper's GPT-Neo: 2 layers of local attention, tied head."""
+        """Returns the paper's GPT-Neo, with 2 layers of local attention and a tied head."""
         return GPTNeoConfig(
             vocab_size=self.chains.shape[-1],
             hidden_size=64,
@@ -206,4 +209,5 @@ class Config(Options):
         )
 
     def lora(self) -> LoraConfig:
+        """Returns the paper's adapters."""
         return LoraConfig(rank=64, alpha=64, targets=("q_proj", "k_proj", "v_proj", "out_proj"))

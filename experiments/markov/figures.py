@@ -1,4 +1,4 @@
-"""The two figures of the paper: losses against theory, and learned against true transition matrices."""
+"""Draws the two figures of the paper: losses with the theory, and learned with true transition matrices."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def draw(run: Run, config: Config, results: dict[str, Any]) -> None:
 
 
 def losses(run: Run, config: Config, results: dict[str, Any]) -> plt.Figure:
-    """Validation loss against steps for each method (mean over seeds, range shaded), with the theory lines."""
+    """Draws the validation loss over the steps for each method (mean over seeds, range shaded), and the theory."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     bounds = results["bounds"]
     axes.axhline(bounds["mle"], color=MLE, linestyle="--", label="MLE optimum")
@@ -46,10 +46,11 @@ def losses(run: Run, config: Config, results: dict[str, Any]) -> plt.Figure:
 
 
 def transitions(results: dict[str, Any]) -> plt.Figure:
-    """Above: the chains, their average, and what one model should say. Below: each hypothesis, and the MLE model.
+    """Draws true matrices above learned ones.
 
-    All are read as the models are asked: after a prompt of one symbol, which does not tell the chain. There the best
-    single model gives the mean of the chains, and not their average over the places of a long sequence.
+    The upper row has the chains, their long-run average, and the best prediction of one model. The lower row has each
+    hypothesis and the MLE model. All predictions follow a prompt of one symbol, which does not reveal the chain. There
+    the best single model gives the mean of the chains, and not their average over the positions of a long sequence.
     """
     targets, learned = results["targets"], results["mcl"]["transition_matrices"]
     true = [
@@ -66,7 +67,7 @@ def transitions(results: dict[str, Any]) -> plt.Figure:
     for axes in grid.ravel():
         axes.axis("off")
     for row, matrices in zip(grid, (true, fitted), strict=True):
-        # What one model should say and the MLE model stand last, below each other.
+        # The best prediction of one model and the MLE model come last, one below the other.
         for axes, (title, matrix) in zip([*row[: len(matrices) - 1], row[-1]], matrices, strict=True):
             image = _matrix(axes, title, np.asarray(matrix))
     figure.colorbar(image, ax=grid, shrink=0.7, label="p(next symbol | symbol)")

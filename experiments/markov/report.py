@@ -1,4 +1,4 @@
-"""What a finished Markov run says: the numbers of results.json, the table, and how they stand to the theory."""
+"""Reports a finished Markov run: results.json, the table, and a comparison with the theory."""
 
 import dataclasses
 from typing import Any
@@ -14,9 +14,10 @@ ONE_PERCENT = 0.01
 
 
 def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """results.json. Over several seeds everything is a mean, with "spread" (std) and the single runs in "seeds".
+    """Returns the content of results.json.
 
-    Hypotheses are listed in the order of the chains they match, so that seeds can be averaged.
+    With several seeds, all values are means; "spread" has the standard deviations, and "seeds" the single runs.
+    Hypotheses are listed in the order of the chains that they match, so that seeds can be averaged.
     """
     chains = config.chains
     average, first = theory.average_transition(chains), theory.first_transition(chains)
@@ -37,7 +38,7 @@ def summarise(config: Config, bounds: theory.WtaBounds, trained: dict[str, list[
 
 
 def _limited_memory(config: Config) -> float | None:
-    """The best of one model that sees no further back than this one's windows; None where that is too much to sum."""
+    """Returns the best loss of one model that sees only as far back as the windows; None if it takes too long."""
     try:
         entropy = theory.limited_memory_entropy(config.chains, config.data.seq_len, config.memory)
     except ValueError:
@@ -46,7 +47,7 @@ def _limited_memory(config: Config) -> float | None:
 
 
 def _distance(p: np.ndarray, q: np.ndarray) -> float:
-    """Largest total variation of two rows."""
+    """Returns the largest total variation between two rows."""
     return theory.row_total_variation(p, q).max(-1)
 
 
@@ -88,12 +89,12 @@ def _mean(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    """Title, columns and rows of the summary."""
+    """Returns title, columns and rows of the summary."""
     bounds, mle, mcl = results["bounds"], results["mle"], results["mcl"]
     spread = lambda method: f" ± {method['spread']['eval_loss']:.4f}" if "spread" in method else ""
     rows = [
         ["MLE optimum (exact)" if bounds["exact"] else "MLE optimum (sampled)", f"{bounds['mle']:.5f}", "", ""],
-        ["  within reach of the windows", bounds["mle_limited_memory"], "", ""],
+        ["  with the memory of the windows", bounds["mle_limited_memory"], "", ""],
         ["MLE, K=1", f"{mle['eval_loss']:.5f}{spread(mle)}", _percent(mle["eval_loss"], bounds["mle"]), ""],
         ["WTA band", f"{bounds['wta_lower']:.5f} to {bounds['wta_upper']:.5f}", "", ""],
         [
@@ -109,7 +110,7 @@ def table(results: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
 
 
 def verdict(results: dict[str, Any]) -> list[tuple[Text, str]]:
-    """Lines of whether each claim of the experiment holds here, and the claim."""
+    """Returns, for each claim of the experiment, whether it holds in this run, and the claim."""
     bounds, mle, mcl = results["bounds"], results["mle"], results["mcl"]
     nearer = np.all(np.array(mcl["distance_to_nearest_chain"]) < np.array(mcl["distance_to_average"]))
     low, high = bounds["wta_lower"] * (1 - ONE_PERCENT), bounds["wta_upper"] * (1 + ONE_PERCENT)

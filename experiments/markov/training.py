@@ -1,4 +1,4 @@
-"""One training of the Markov experiment: data sampled on the device, steps in one compiled loop."""
+"""The training of the Markov experiment: data are sampled on the device, and one compiled loop runs many steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from mcl_jax.models import GPTNeo
 from mcl_jax.parallel import DATA_AXIS
 from mcl_jax.training import Update
 
-# Streams of one seed. The base and the data do not depend on K: both methods see the same.
+# Random number streams of one seed. The base and the data do not depend on K, so both methods see the same ones.
 BASE, ADAPTERS, DATA, EVALUATION, STEPS, FINAL = range(6)
 
 
@@ -29,12 +29,12 @@ def stream(seed: int, index: int) -> Key[Array, ""]:
 def sample_mixture(
     key: Key[Array, ""], transitions: Float[Array, "N V V"], batch: int, length: int
 ) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
-    """Sequences of a uniform mixture of chains, x_1 uniform over symbols, and the chain z of each."""
+    """Samples sequences from a uniform mixture of chains, with x_1 uniform over symbols, and the chain z of each."""
     num_chains, num_symbols, _ = transitions.shape
     z_key, first_key, step_key = jax.random.split(key, 3)
     z = jax.random.randint(z_key, (batch,), 0, num_chains)
     first = jax.random.randint(first_key, (batch,), 0, num_symbols)
-    cumulative = jnp.cumsum(transitions, axis=-1)[..., :-1]  # the last is 1: x = how many thresholds u has passed
+    cumulative = jnp.cumsum(transitions, axis=-1)[..., :-1]  # the last one is 1; x counts the thresholds below u
 
     def step(x, u):
         x = (u[:, None] >= cumulative[z, x]).sum(-1, dtype=jnp.int32)
@@ -64,7 +64,7 @@ class Problem:
         return jnp.asarray(self.config.chains, jnp.float32)
 
     def log_likelihood(self, params: Any, adapters_k: Any, tokens: Int[Array, "B T"], rng: Any = None):
-        """log p(x_2..x_T | x_1) in nats and T − 1, for each sequence."""
+        """Returns log p(x_2..x_T | x_1) in nats and T − 1, for each sequence."""
         logits = self.hypotheses.apply(params, adapters_k, tokens)[:, :-1]
         return mcl.sequence_log_likelihood(logits, tokens[:, 1:], jnp.ones_like(tokens[:, 1:], bool))
 
@@ -84,9 +84,9 @@ class Problem:
         )
 
     def train_chunk(self, objective: objectives.Objective, optimizer: Any, backward: str) -> Callable[..., Any]:
-        """`chunk(state, stop) -> (state, metrics)`: the steps up to step number `stop`, in one compiled loop.
+        """Returns `chunk(state, stop) -> (state, metrics)`, which takes the steps up to number `stop` in one loop.
 
-        Metrics are those of the last step, or of the first whose loss is not finite, with its number as "step".
+        The metrics are those of the last step, or of the first step whose loss is not finite; its number is "step".
         """
         devices, batch_size = self.config.training.devices, self.config.training.batch_size
         length = self.config.data.seq_len
@@ -118,7 +118,7 @@ class Problem:
             compiled = lambda *arguments: pmapped(*arguments, jnp.arange(devices))
 
         def chunk(state, stop):
-            data_key = stream(self.seed, DATA)  # an argument, so that all seeds share what is compiled
+            data_key = stream(self.seed, DATA)  # an argument, so that all seeds share the compiled function
             rest, metrics = compiled(state.params, state.replace(params=None), data_key, jnp.int32(stop))
             return rest.replace(params=state.params), metrics
 
@@ -126,11 +126,11 @@ class Problem:
 
     @partial(jax.jit, static_argnums=(0, 4))
     def evaluate(self, params: Any, adapters: Any, key: Key[Array, ""], num_sequences: int) -> dict[str, Array]:
-        """Hard winner-takes-all on fresh sequences.
+        """Evaluates hard winner-takes-all on fresh sequences.
 
         Returns:
-          eval_loss: nats per predicted token; standard_error of it; win_matrix [N, K]: share of all sequences that are
-          from chain n and won by hypothesis k.
+          eval_loss (nats per predicted token), its standard_error, and win_matrix [N, K]: the share of all sequences
+          that come from chain n and are won by hypothesis k.
         """
         chunks = -(-num_sequences // 1000)
 
@@ -152,7 +152,7 @@ class Problem:
 
     @partial(jax.jit, static_argnums=(0,))
     def transition_matrices(self, params: Any, adapters: Any) -> Float[Array, "K V V"]:
-        """p(x_2 = j | x_1 = i; θ_k), read from prompts of one symbol."""
+        """Returns p(x_2 = j | x_1 = i; θ_k), from prompts of one symbol."""
         prompts = jnp.arange(self.transitions.shape[-1])[:, None]
         return jax.nn.softmax(self.hypotheses.apply_all(params, adapters, prompts)[:, :, 0], axis=-1)
 
@@ -160,7 +160,10 @@ class Problem:
 def _devices(number: int) -> list[jax.Device]:
     available = jax.local_devices()
     if number > len(available):
-        raise ValueError(f"--devices {number}: only {len(available)} here ({available[0].platform})")
+        raise ValueError(
+            f"--devices must be at most {len(available)}, the {available[0].platform} devices of this machine, got "
+            f"{number}"
+        )
     return available[:number]
 
 

@@ -1,1 +1,1 @@
-"""One-to-many translation: K hypotheses of a language model against one, on verses or on anyone's text."""
+"""One-to-many translation: compares K hypotheses of a language model with one model, on verses or your own text."""

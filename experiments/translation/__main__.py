@@ -1,4 +1,4 @@
-"""`python -m experiments.translation --workdir DIR`: K hypotheses on text with several right answers."""
+"""`python -m experiments.translation --workdir DIR`: trains K hypotheses on text with several right answers."""
 
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import Columns, draw, finish, on_test, page_of, show, write_page
@@ -12,17 +12,24 @@ from mcl_jax.run import Run
 
 COLUMNS = Columns(
     table={
-        "test loss": "test_loss", "above MCL": "loss_above_mcl", "oracle BLEU": "oracle_bleu",
-        "per reference": "oracle_bleu_per_reference", "mean BLEU": "mean_bleu", "chrF": "chrf", "Div-2": "div_2",
-        "pairwise BLEU": "pairwise_bleu", "purity": "purity", "win rate": "win_rate",
+        "test loss": "test_loss",
+        "above MCL": "loss_above_mcl",
+        "oracle BLEU": "oracle_bleu",
+        "per reference": "oracle_bleu_per_reference",
+        "mean BLEU": "mean_bleu",
+        "chrF": "chrf",
+        "Div-2": "div_2",
+        "pairwise BLEU": "pairwise_bleu",
+        "purity": "purity",
+        "win rate": "win_rate",
     },
     quality=("oracle BLEU", "oracle_bleu"),
     diversity=("diversity (Div-2)", "div_2"),
-)  # fmt: skip
+)
 
 
 def main(config: Config) -> None:
-    """The whole experiment, from top to bottom."""
+    """Runs the whole experiment."""
     with Run(config.workdir, config, volatile=config.volatile) as run:
         corpus = None
         if run.finished:
@@ -53,7 +60,7 @@ def main(config: Config) -> None:
 
             finish(run, results, likelihoods, samples(asked, answers))
 
-        # Report: figures and page where they are missing, and the table.
+        # Report: figures and page if they are missing, and the table.
         if not page_of(run).exists():
             draw(run, config, COLUMNS)
             with attempt("page.html"):

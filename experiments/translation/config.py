@@ -15,32 +15,33 @@ from mcl_jax.data import Prompt
 
 @dataclasses.dataclass(frozen=True)
 class Data(Options):
-    """Texts, and their right answers."""
+    """Texts with several right answers."""
 
     task: Literal["languages", "styles"] = "languages"
-    """languages: a KJV verse, answered in Spanish or in modern English. styles: a Spanish verse, answered in archaic or
-    in modern English."""
+    """Which verses to learn. languages: a KJV verse, answered in Spanish or in modern English. styles: a Spanish verse,
+    answered in archaic or in modern English."""
     path: Annotated[Path | None, arg(name="data")] = None
-    """Text of your own, instead of the verses: a file of JSON lines, name.jsonl (`id`, `source`, `target`, optional
-    `mode`, `split`, `references`); a folder with train.en, train.de and the like; or WMT's name in TFDS
-    (wmt14_translate/de-en)."""
+    """Your own text instead of the verses: a file of JSON lines, name.jsonl (`id`, `source`, `target`, optional `mode`,
+    `split`, `references`); a folder with parallel files such as train.en and train.de; or the name of a WMT data set in
+    TFDS (wmt14_translate/de-en)."""
     sword_dir: Path | None = field(default=None, metadata=VOLATILE)
-    """Folder with the SWORD modules of the verses; it holds mods.d. By default they are fetched (Debian's packages)."""
+    """Folder with the SWORD modules of the verses, which contains mods.d. By default they are downloaded (Debian's
+    packages)."""
     source_language: str = "en"
-    """Language of the sources in parallel files and WMT: the names of their files end in it."""
+    """Language of the sources in parallel files and WMT; the ending of their file names."""
     target_language: str = "de"
-    """Language of the answers in parallel files and WMT: the names of their files end in it."""
+    """Language of the answers in parallel files and WMT; the ending of their file names."""
     wmt_pairs: int | None = field(default=None, metadata=COUNT)
-    """Training pairs of WMT. By default all, which are tens of millions."""
+    """Number of training pairs of WMT. The default is all of them, tens of millions."""
     prompt: str = Prompt().template
-    """How a source is put to the model: a text with "{source}" once; the answer follows it directly."""
+    """Prompt of the model: a text that contains "{source}" once; the answer follows it directly."""
     cache: Path = field(default=Path("runs/cache"), metadata=VOLATILE | NO_INFLUENCE)
-    """Folder for the verses and WMT, which are fetched, and for data sets that were made."""
+    """Folder for downloads (verses, WMT) and for prepared data sets."""
 
     def check(self) -> None:
         super().check()
         if self.source_language == self.target_language:
-            raise ValueError(f"--source-language and --target-language are the same, {self.source_language!r}")
+            raise ValueError(f"--source-language and --target-language must differ, got {self.source_language!r} twice")
         Prompt(self.prompt)
 
 
@@ -55,9 +56,10 @@ class Base(groups.Base):
 
 @dataclasses.dataclass(frozen=True)
 class Config(config.Config):
-    """K hypotheses of a language model against one, on text that has several right answers.
+    """Compares K hypotheses of a language model with one model, on text that has several right answers.
 
-    --preset demo: a few minutes on a laptop. --preset alma-7b-en-de: the paper's recipe, needs --base and --data.
+    --preset demo takes a few minutes on a laptop. --preset alma-7b-en-de is the paper's recipe; it needs --base and
+    --data.
     """
 
     data: Data = Data()
@@ -66,27 +68,51 @@ class Config(config.Config):
     def check(self) -> None:
         super().check()
         if "tta" in self.decoding.mle_decoders:
-            raise ValueError("--mle-decoders tta changes pictures or clips, and there are none")
+            raise ValueError("--mle-decoders tta needs pictures or clips, but this experiment has only text")
 
 
-# A few minutes on two cores.
+# Takes a few minutes on two cores.
 DEMO: dict[str, Any] = dict(
-    methods=("mcl", "mle_rk"), mle_decoders=("beam",), steps=30, eval_every=10, eval_items=8, test_items=24,
-    decode_items=8, max_length=96, max_new_tokens=64,
-)  # fmt: skip
+    methods=("mcl", "mle_rk"),
+    mle_decoders=("beam",),
+    steps=30,
+    eval_every=10,
+    eval_items=8,
+    test_items=24,
+    decode_items=8,
+    max_length=96,
+    max_new_tokens=64,
+)
 ALMA_PROMPT = "Translate this from English to German:\nEnglish: {source}\nGerman:"
 # Letzelter et al. (arXiv 2507.10419) give K, epsilon, rank, learning rate and decay, epochs and the 500 test sentences,
-# and adapt `LoraConfig.targets`. The rest is ALMA's (Xu et al., arXiv 2309.11674; in github.com/fe1ixxu/ALMA,
-# utils/utils.py and runs/parallel_ft_lora.sh): prompt, alpha = 2 r, dropout, batch, warm-up of 1 %, lengths; also
-# weight decay 0.01 and clipping to 1, which every run here has. Its 5 beams are 6, a multiple of K; its float16 is
-# bfloat16.
+# and adapt `LoraConfig.targets`. The rest comes from ALMA (Xu et al., arXiv 2309.11674; utils/utils.py and
+# runs/parallel_ft_lora.sh in github.com/fe1ixxu/ALMA): prompt, alpha = 2 r, dropout, batch size, warm-up of 1 %,
+# lengths, and weight decay 0.01 and clipping to 1, which are the defaults here. Two values differ from ALMA: 6 beams
+# instead of 5, because K must divide them, and bfloat16 instead of float16.
 ALMA: dict[str, Any] = dict(
-    source_language="en", target_language="de", prompt=ALMA_PROMPT, num_hypotheses=3, objective="relaxed", epsilon=0.05,
-    rank=16, alpha=32.0, dropout=0.05, epochs=2, batch_size=256, learning_rate=2e-5, schedule="inverse_sqrt",
-    warmup=0.01, test_items=500, decode_items=500, max_new_tokens=256, max_length=512, dtype="bfloat16", num_beams=6,
-)  # fmt: skip
+    source_language="en",
+    target_language="de",
+    prompt=ALMA_PROMPT,
+    num_hypotheses=3,
+    objective="relaxed",
+    epsilon=0.05,
+    rank=16,
+    alpha=32.0,
+    dropout=0.05,
+    epochs=2,
+    batch_size=256,
+    learning_rate=2e-5,
+    schedule="inverse_sqrt",
+    warmup=0.01,
+    test_items=500,
+    decode_items=500,
+    max_new_tokens=256,
+    max_length=512,
+    dtype="bfloat16",
+    num_beams=6,
+)
 PRESETS: dict[str, dict[str, Any]] = {"demo": DEMO, "alma-7b-en-de": ALMA}
-NEEDED: dict[str, dict[str, str]] = {  # options that a preset cannot do without, and what they must be
+NEEDED: dict[str, dict[str, str]] = {  # options that a preset requires, with a description for the error
     "alma-7b-en-de": {
         "base": "the Hugging Face folder of haoranxu/ALMA-7B-Pretrain (config.json, *.safetensors, tokenizer files)",
         "data": "a folder with train.en, train.de, … and test.de.0 to test.de.9, or WMT such as wmt14_translate/de-en",
@@ -95,5 +121,5 @@ NEEDED: dict[str, dict[str, str]] = {  # options that a preset cannot do without
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The configuration that a command line asks for; see `options.parse`."""
+    """Parses a command line; see `options.parse`."""
     return options.parse(Config, args, presets=PRESETS, needed=NEEDED)

@@ -1,4 +1,4 @@
-"""What answers in words are worth: quality, diversity, style and language."""
+"""Scores of text answers: quality, diversity, style and language."""
 
 from typing import Any
 
@@ -10,15 +10,16 @@ from mcl_jax import data, metrics
 
 
 def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]:
-    """Quality and diversity of K answers an item, as `metrics.for_results` has them: with 95 % intervals.
+    """Returns quality and diversity of K answers per item with 95 % intervals, as `metrics.for_results` does.
 
-    `likeliest_bleu` is of the answer of highest likelihood, `mbr_bleu` of that of minimum Bayes risk (chrF);
-    `style_rate` and `spanish_rate` [K] are the shares of archaic and of Spanish texts among the k-th answers.
+    `likeliest_bleu` is the BLEU of the answer with the highest likelihood, and `mbr_bleu` that of the answer with the
+    minimum Bayes risk (chrF). `style_rate` and `spanish_rate` [K] are the shares of archaic and of Spanish texts among
+    the k-th answers.
     """
     texts, references = answers.texts, [[target.text for target in record.references] for record in records]
     likeliest = [int(np.argmax(scores)) for scores in answers.log_likelihoods]
-    pick = lambda chosen: [[of[k]] for of, k in zip(texts, chosen, strict=True)]
-    found = {
+    pick = lambda chosen: [[answers_of_item[k]] for answers_of_item, k in zip(texts, chosen, strict=True)]
+    computed = {
         "oracle_bleu": metrics.oracle_bleu(texts, references),
         "oracle_bleu_per_reference": metrics.oracle_bleu_per_reference(texts, references),
         "mean_bleu": metrics.mean_bleu(texts, references),
@@ -32,7 +33,7 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
         "references_covered": metrics.reference_coverage(texts, references),
     }
     share = lambda rule: [float(np.mean([rule(text) for text in column])) for column in zip(*texts, strict=True)]
-    return metrics.for_results(found) | {
+    return metrics.for_results(computed) | {
         "style_rate": share(datasets.is_archaic),
         "spanish_rate": share(lambda text: datasets.language_of(text) == "es"),
     }

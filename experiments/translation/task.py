@@ -1,4 +1,4 @@
-"""Base model and verses, or anyone's text."""
+"""Loads the base model, and the verses or your own text."""
 
 import mcl_jax as mcl
 from experiments import datasets
@@ -11,23 +11,27 @@ from mcl_jax.models import gguf_file, pretrained
 
 
 def load(config: Config) -> Task:
-    """Reads the data and the base, in this order: text is read sooner than weights.
+    """Reads the data, and then the base, since text is read sooner than weights.
 
     Raises:
-      ValueError: if either cannot be had; the message names the file or the command that gets it.
+      ValueError: if either cannot be read; names the file, or the command that gets it.
     """
     return load_base(config, load_data(config))
 
 
 def load_data(config: Config) -> data.Corpus:
-    """Records of all splits. A base that cannot be had is refused first."""
+    """Returns the records of all splits. A missing or wrong base is refused first."""
     config.training.check_devices()
     _check_base(config)
     given = config.data
     corpus = datasets.load_corpus(
-        given.path or given.task, given.cache, given.sword_dir, source=given.source_language,
-        target=given.target_language, most=given.wmt_pairs,
-    )  # fmt: skip
+        given.path or given.task,
+        given.cache,
+        given.sword_dir,
+        source=given.source_language,
+        target=given.target_language,
+        most=given.wmt_pairs,
+    )
     option = f"--data {given.path}" if given.path else f"--task {given.task}"
     return with_validation(usable(corpus, option=option, batch_size=config.training.batch_size))
 
@@ -35,13 +39,13 @@ def load_data(config: Config) -> data.Corpus:
 def _check_base(config: Config) -> None:
     path = config.base.path or smollm2()
     if (media := pretrained.media_of(path)) is not None:
-        raise ValueError(f"--base {path} takes {media} beside text; needed a model of text alone")
-    if config.lora.targets or not gguf_file.find(path):  # the header of a GGUF file alone takes seconds
+        raise ValueError(f"--base {path} must be a model for text only, but it takes {media} too")
+    if config.lora.targets or not gguf_file.find(path):  # reading just the header of a GGUF file takes seconds
         check_targets(config, outline(path)[1])
 
 
 def load_base(config: Config, corpus: data.Corpus) -> Task:
-    """The base with its tokenizer, and what it is asked."""
+    """Reads the base with its tokenizer and its prompt."""
     options = config.base.options(config.training.remat)
     module, params, tokenizer = mcl.models.from_pretrained(config.base.path or smollm2(), **options)
     return Task(config, module, params, tokenizer, corpus, data.Prompt(config.data.prompt))

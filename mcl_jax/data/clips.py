@@ -45,7 +45,7 @@ def decode_clip(encoded: bytes) -> Float32[np.ndarray, "T"]:
 
 
 def resample(samples: Float32[np.ndarray, "T"], rate: int) -> Float32[np.ndarray, "T2"]:
-    """From `rate` to 16 kHz, by a polyphase filter: T2 = ⌈T · 16000 / rate⌉."""
+    """Resamples from `rate` (in Hz) to 16 kHz with a polyphase filter: T2 = ⌈T · 16000 / rate⌉."""
     from scipy.signal import resample_poly  # takes a second to import
 
     common = math.gcd(rate, SAMPLE_RATE)
@@ -55,7 +55,7 @@ def resample(samples: Float32[np.ndarray, "T"], rate: int) -> Float32[np.ndarray
 
 @functools.lru_cache
 def _low_pass(factor: int) -> Float32[np.ndarray, "N"]:
-    """The filter that `resample_poly` designs by default, which takes longer than to apply it to a short clip."""
+    """Returns the default filter of `resample_poly`, which takes longer to design than to apply to a short clip."""
     from scipy.signal import firwin
 
     return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)
@@ -86,7 +86,7 @@ def fit_length(samples: Float32[np.ndarray, "T"], seconds: float) -> tuple[Float
 
 
 def encode_flac(samples: Float32[np.ndarray, "T"]) -> bytes:
-    """A FLAC file of 16 kHz and 16 bits, which browsers play too."""
+    """Returns a FLAC file with 16 kHz and 16 bits, which browsers can play."""
     with needed_for("writing a clip", "media"):
         import soundfile
     file = io.BytesIO()

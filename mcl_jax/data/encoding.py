@@ -1,9 +1,9 @@
-"""Records → token ids: prompt, target, and the end-of-sequence token, which is learned as part of the target.
+"""Records to token ids: prompt, target, and the end-of-sequence token (eos), which is learned as part of the target.
 
     tokens        [prompt ............ | target ...... eos | padding]
-    target_mask         0 ...........    1 ............  1    0         of tokens[1:], what tokens[:-1] predict
+    target_mask         0 ...........    1 ............  1    0         for tokens[1:], which tokens[:-1] predict
 
-Prompt and target are encoded apart from each other, so a prompt has the same tokens when the model generates.
+Prompt and target are encoded separately, so a prompt has the same tokens when the model generates.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ NO_MODE = -1
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """How a source is put to the model.
+    """The form in which a source is given to the model.
 
     Attributes:
       template: text with "{source}" once; the target follows it directly.
@@ -36,25 +36,25 @@ class Prompt:
         check_unicode(self.template, "the prompt template")
 
     def format(self, source: str) -> str:
-        """The prompt's text; braces in the source stay as they are."""
+        """Returns the text of the prompt; braces in the source stay unchanged."""
         return self.template.replace("{source}", source)
 
     def encode(self, tokenizer: Tokenizer, source: str) -> np.ndarray:
-        """Token ids [P] of the prompt, with the tokenizer's first tokens (such as bos) but no end of sequence.
+        """Returns the token ids [P] of the prompt, with the tokenizer's first tokens (such as bos) but without eos.
 
         Raises:
-          ValueError: if there are none.
+          ValueError: if the prompt has no tokens.
         """
         return prompt_ids(tokenizer, self.format(source))
 
-    def of(self, tokenizer: Tokenizer, record: Record) -> np.ndarray:
-        """`encode` of a record's source. Prompts that depend on more of a record override this."""
+    def encode_record(self, tokenizer: Tokenizer, record: Record) -> np.ndarray:
+        """Encodes the source of a record. Override this if a prompt depends on other fields of the record."""
         return self.encode(tokenizer, record.source)
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction(Prompt):
-    """A prompt that is the same for every record: what is asked about its picture or clip.
+    """A prompt that is the same for every record, such as a question about its picture or clip.
 
     Attributes:
       template: the text; the target follows it directly.
@@ -64,22 +64,22 @@ class Instruction(Prompt):
 
     def __post_init__(self):
         if "{source}" in self.template:
-            raise ValueError(f"an instruction holds no source; use Prompt({self.template!r})")
+            raise ValueError(f'an instruction must not contain "{{source}}"; use Prompt({self.template!r})')
         check_unicode(self.template, "the instruction")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Tokenised records, those with an over-long target left out.
+    """Tokenised records, without those that have an over-long target.
 
     Attributes:
-      prompts: of each record, token ids [P].
-      targets: of each record and target, token ids [N] that end in eos.
-      modes: of each record and target, index into `mode_names`, or NO_MODE.
-      index: of each record, its place in the sequence that was encoded.
-      mode_names: the modes.
-      dropped: ids of the records left out.
-      pad_id: token that fills up.
+      prompts: token ids [P] of the prompt of each record.
+      targets: token ids [N] of each target of each record; they end in eos.
+      modes: index into `mode_names` for each target of each record, or NO_MODE.
+      index: position of each record in the sequence that was encoded.
+      mode_names: names of the modes.
+      dropped: ids of the records that were left out.
+      pad_id: padding token.
     """
 
     prompts: tuple[np.ndarray, ...] = dataclasses.field(repr=False)
@@ -91,7 +91,7 @@ class Encoded:
     pad_id: int
 
     def lengths(self) -> tuple[np.ndarray, ...]:
-        """Predicted positions T = P + N − 1 of each record [number of targets]."""
+        """Returns the number of predicted positions, T = P + N − 1, for each record [number of targets]."""
         pairs = zip(self.prompts, self.targets, strict=True)
         return tuple(np.array([len(prompt) + len(target) - 1 for target in targets]) for prompt, targets in pairs)
 
@@ -107,21 +107,21 @@ def encode_records(
 ) -> Encoded:
     """Tokenises records once, so that batches cost little.
 
-    A record with one over-long target is dropped whole: dropping that target alone would favour the other modes.
+    A record with one over-long target is dropped whole, since dropping only that target would favour the other modes.
 
     Args:
-      records: of one split.
+      records: records of one split.
       tokenizer: see `Tokenizer`.
-      prompt: how a source is put, `Prompt()` by default; an `Instruction` for records that have a picture or a clip.
-      max_length: predicted positions T at most, the longest of `BatchConfig.lengths`.
-      too_long: "error", or "drop" to leave such records out, and to say how many.
-      mode_names: the corpus's modes, `corpus.modes`.
+      prompt: the form of the prompt, `Prompt()` by default; an `Instruction` for records with a picture or a clip.
+      max_length: largest number T of predicted positions, the last of `BatchConfig.lengths`.
+      too_long: "error", or "drop" to leave longer records out and to print how many.
+      mode_names: modes of the corpus, `corpus.modes`.
     Returns:
-      The tokens; `dropped` names what was left out.
+      The tokens; `dropped` names the records that were left out.
     Raises:
-      ValueError: for no records, a target that is empty, over-long or holds eos, an unknown mode, or an instruction
-        for a record that has no picture or clip; names the id.
-      TypeError: if the tokenizer has no eos, or gives something else than token ids.
+      ValueError: if there are no records, a target is empty, over-long or holds eos, a mode is unknown, or a record
+        without a picture or clip gets an instruction; names the id.
+      TypeError: if the tokenizer has no eos, or does not return token ids.
     """
     check_tokenizer(tokenizer)
     if too_long not in ("error", "drop"):
@@ -130,30 +130,35 @@ def encode_records(
     for index, record in enumerate(records):
         if record.media is None and isinstance(prompt, Instruction):
             raise ValueError(
-                f"record {record.id!r} has no picture or clip; an instruction alone would not tell it apart"
+                f"record {record.id!r} needs a picture or a clip, because an instruction is the same for all records"
             )
-        prompt_ids = prompt.of(tokenizer, record)
+        question = prompt.encode_record(tokenizer, record)
         targets = tuple(answer_ids(tokenizer, target.text, f"record {record.id!r}") for target in record.targets)
-        if (length := len(prompt_ids) + max(map(len, targets)) - 1) <= max_length:
-            kept.append((prompt_ids, targets, _modes(record, mode_names), index))
+        if (length := len(question) + max(map(len, targets)) - 1) <= max_length:
+            kept.append((question, targets, _modes(record, mode_names), index))
         elif too_long == "error":
             raise ValueError(
-                f"record {record.id!r} has {length} predicted positions, max_length is {max_length}; "
-                'make the longest bucket longer, or drop such records with too_long="drop"'
+                f"record {record.id!r} has {length} predicted positions, but max_length is {max_length}; "
+                'increase max_length, or drop longer records with too_long="drop"'
             )
         else:
             dropped.append(record.id)
     if not kept:
-        raise ValueError(f"no records to make batches of: {len(records)} came, {len(dropped)} are over {max_length}")
+        raise ValueError(
+            f"no records are left to make batches: got {len(records)}, of which {len(dropped)} have more than "
+            f"{max_length} predicted positions"
+        )
     if dropped:
-        say(f"left out {len(dropped)} of {len(records)} records, which are longer than {max_length} positions")
+        say(f"Left out {len(dropped)} of {len(records)} records that have more than {max_length} predicted positions.")
     prompts, targets, modes, index = zip(*kept, strict=True)
     return Encoded(prompts, targets, modes, index, tuple(mode_names), tuple(dropped), pad_id(tokenizer))
 
 
 def _modes(record: Record, mode_names: Sequence[str]) -> tuple[int, ...]:
-    """Indices of the modes of a record's targets."""
+    """Returns the index of the mode of each target of a record."""
     for target in record.targets:
         if target.mode is not None and target.mode not in mode_names:
-            raise ValueError(f"record {record.id!r} has mode {target.mode!r}, mode_names are {list(mode_names)}")
+            raise ValueError(
+                f"record {record.id!r} has mode {target.mode!r}, which is not among mode_names={list(mode_names)}"
+            )
     return tuple(NO_MODE if t.mode is None else list(mode_names).index(t.mode) for t in record.targets)

@@ -91,7 +91,7 @@ class Picture(Media):
         return self.load()
 
     def data_uri(self) -> str:
-        """A JPEG picture of at most 480 pixels a side."""
+        """Returns a JPEG image of at most 480 pixels per side."""
         from mcl_jax.data.pictures import encode_jpeg
 
         return _data_uri("image/jpeg", encode_jpeg(self.read(), ON_A_PAGE))

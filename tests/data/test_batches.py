@@ -218,7 +218,7 @@ def test_a_jitted_step_compiles_once_a_length():
 def test_index_is_the_place_among_all_records_when_some_were_dropped(capsys):
     records = [Record("long", "x" * 30, (Target("a", "a"),)), *RECORDS]
     encoded = encode(records, too_long="drop")
-    assert "left out 1 of 102 records" in capsys.readouterr().out
+    assert "Left out 1 of 102 records" in capsys.readouterr().out
     batch = next(train_batches(encoded, CONFIG))
     assert all(text_of(batch, row)[0] == records[batch["index"][row]].source + ">" for row in range(6))
 

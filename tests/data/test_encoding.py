@@ -47,12 +47,12 @@ def test_too_long_is_an_error_or_counted_and_takes_the_whole_record(capsys):
         record("one too many", "abc", Target("de"), Target("d")),
         record("fits too", "a", Target("bcd"), Target("b")),
     ]
-    with pytest.raises(ValueError, match=r"'one too many' has 6 predicted positions, max_length is 5; .*drop"):
+    with pytest.raises(ValueError, match=r"'one too many' has 6 predicted positions, but max_length is 5; .*drop"):
         encode_records(records, Letters(), prompt, max_length=5)
     encoded = encode_records(records, Letters(), prompt, max_length=5, too_long="drop")
-    assert capsys.readouterr().out == "left out 1 of 3 records, which are longer than 5 positions\n"
+    assert capsys.readouterr().out == "Left out 1 of 3 records that have more than 5 predicted positions.\n"
     assert encoded.dropped == ("one too many",) and encoded.index == (0, 2) and len(encoded.prompts) == 2
-    with pytest.raises(ValueError, match="no records to make batches of: 3 came, 3 are over 2"):
+    with pytest.raises(ValueError, match="no records are left to make batches: got 3, of which 3 have more than 2"):
         encode_records(records, Letters(), prompt, max_length=2, too_long="drop")
     with pytest.raises(ValueError, match="too_long must be"):
         encode_records(records, Letters(), prompt, max_length=5, too_long="truncate")
@@ -77,7 +77,7 @@ def test_bad_targets_are_errors_that_name_the_record():
         encode_records([record()], Deaf(), max_length=99, mode_names=("en", "es"))
     with pytest.raises(ValueError, match="record 'a': the target holds the end-of-sequence token"):
         encode_records([record("a", "cat", Target("ga\0to"))], Letters(), max_length=99)
-    with pytest.raises(ValueError, match=r"record 'a' has mode 'es', mode_names are \['en'\]"):
+    with pytest.raises(ValueError, match=r"record 'a' has mode 'es', which is not among mode_names=\['en'\]"):
         encode_records([record()], Letters(), max_length=99, mode_names=("en",))
 
 

@@ -108,9 +108,9 @@ def test_an_instruction_is_the_same_for_all_and_batches_say_whose_picture():
     for row, index in enumerate(batch["index"]):
         answer = batch["tokens"][row, 1:][batch["target_mask"][row]]
         assert chr(answer[0]) == records[index].id
-    with pytest.raises(ValueError, match="an instruction holds no source"):
+    with pytest.raises(ValueError, match="an instruction must not contain"):
         Instruction("What is {source}?")
-    with pytest.raises(ValueError, match="record 't' has no picture or clip; an instruction alone"):
+    with pytest.raises(ValueError, match="record 't' needs a picture or a clip, because an instruction"):
         encode_records([Record("t", "text", (Target("a"),))], Letters(), instruction, max_length=20)
     question = Record("q", "what?", (Target("a"),), media=Picture("q.png", png))
     assert chr(encode_records([question], Letters(), Prompt("{source}>"), max_length=20).prompts[0][0]) == "w"

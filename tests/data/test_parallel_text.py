@@ -41,9 +41,13 @@ def test_other_languages(tmp_path):
 def test_several_answers_are_targets_and_several_references_are_not(tmp_path):
     tens = {f"test_de_{i}": [f"T{i}"] for i in range(11)}
     folder = write(
-        tmp_path / "a", train_en=["a", "b"], train_de_0=["A", "B"], train_de_1=["AA", "B"], **SPLITS | tens,
+        tmp_path / "a",
+        train_en=["a", "b"],
+        train_de_0=["A", "B"],
+        train_de_1=["AA", "B"],
+        **SPLITS | tens,
         valid_de_0=["W"],
-    )  # fmt: skip
+    )
     corpus = read_parallel(folder)
     first, second = corpus.split("train")
     assert first.targets == (Target("A"), Target("AA")) and first.further_references == ()

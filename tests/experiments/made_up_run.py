@@ -15,9 +15,13 @@ SECONDS, HEIGHT, WIDTH = 0.7, 5, 11
 NUM_SAMPLES = 23
 METHODS = {"mcl": 3, "mle_rk/beam": 5, "moe/tta": 2}  # numbers of answers
 TRAPS = (
-    "<script>window.trapped = 1</script>", '<img src=x onerror="window.trapped = 2">', "AT&T &amp; <b>bold</b>",
-    "</td><td>'single' and \"double\" quotes", "{{ 7 * 7 }} {% raw %}", "مرحبا, a line\nand another",
-)  # fmt: skip
+    "<script>window.trapped = 1</script>",
+    '<img src=x onerror="window.trapped = 2">',
+    "AT&T &amp; <b>bold</b>",
+    "</td><td>'single' and \"double\" quotes",
+    "{{ 7 * 7 }} {% raw %}",
+    "مرحبا, a line\nand another",
+)
 NAMES = ('a "stamp" <b>.png', "spoken.flac", "broken.png", "missing.flac")
 COLUMNS = {
     "test loss": "test_loss",
@@ -65,9 +69,14 @@ def results() -> dict[str, Any]:
         for i in range(NUM_SAMPLES)
     ]
     mcl = {
-        "test_loss": 1.25, "cider": 0.5, "intervals": {"cider": [0.25, 0.75]}, "win_rate": np.array([0.5, 0.25, 0.25]),
-        "win_matrix": np.array([[1, 0, 3], [4, 3, 0]]), "modes": ("<fr>", "en"), "samples": samples,
-    }  # fmt: skip
+        "test_loss": 1.25,
+        "cider": 0.5,
+        "intervals": {"cider": [0.25, 0.75]},
+        "win_rate": np.array([0.5, 0.25, 0.25]),
+        "win_matrix": np.array([[1, 0, 3], [4, 3, 0]]),
+        "modes": ("<fr>", "en"),
+        "samples": samples,
+    }
     above = {"mean": 0.25, "low": 0.125, "high": 0.375}
     beam = {"test_loss": np.float32(1.5), "loss_above_mcl": above, "win_rate": [1.0]}
     tta = {"test_loss": 2, "spice": None, "not_available": {"spice": "no <Java>"}}

@@ -50,9 +50,9 @@ def test_clips_are_cut_to_the_seconds(config):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(base=LLAVA), r"llama has no processor of clips; needed .* a Qwen2-Audio for clips"),
+        (dict(base=LLAVA), r"llama has no processor for clips; use .* a Qwen2-Audio for clips"),
         (dict(seconds=0.0), r"--seconds must be above 0, got 0.0"),
-        (dict(base=None), r"--seconds must be 1, 2, … for the small base, got 0.4"),
+        (dict(base=None), r"--seconds must be a whole number for the small base, got 0.4"),
     ],
 )
 def test_refusals(config, change, message):

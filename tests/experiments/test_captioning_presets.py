@@ -133,12 +133,15 @@ def test_methods(args, methods):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--experts-per-token", "3"], "--experts-per-token 3 is more than --num-hypotheses"),
+        (["--experts-per-token", "3"], "--experts-per-token must be at most --num-hypotheses 2, got 3"),
         (["--experts-per-token", "0"], "--experts-per-token must be at least 1, got 0"),
-        (["--methods"], "needed at least one of --methods and, for others than mcl, of --mle-decoders; got none"),
+        (
+            ["--methods"],
+            "--methods needs at least one method, and methods other than mcl need at least one of --mle-decoders",
+        ),
         (["--method", "moe", "--mle-decoders"], "of --mle-decoders; got none"),
         (["--base-steps", "0"], "--base-steps must be at least 1, got 0"),
-        (["--mode-weights", "1"], r"--mode-weights needs a number for each of --modes \('en', 'fr'\), got \(1,\)"),
+        (["--mode-weights", "1"], r"--mode-weights needs one number for each of --modes \('en', 'fr'\), got \(1,\)"),
     ],
 )
 def test_refusals(args, message):

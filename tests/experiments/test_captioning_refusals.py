@@ -50,12 +50,12 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("base", [LLAMA, LLAVA / "mistral", QWEN], ids=["text", "no-processor", "hears"])
 def test_a_base_that_does_not_see_is_refused_before_the_data_is_read(base, refused):
-    needed = "has no processor of pictures; needed a LLaVA-1.6 for pictures"
+    needed = "has no processor for pictures; use a LLaVA-1.6 for pictures"
     assert f"--base {base} {needed}" in refused("--base", base, "--data", "nowhere")
 
 
 def test_a_base_that_does_not_hear_is_refused(refused):
-    assert "has no processor of clips" in refused("--base", LLAVA / "llama", "--data", "nowhere", experiment=audio)
+    assert "has no processor for clips" in refused("--base", LLAVA / "llama", "--data", "nowhere", experiment=audio)
 
 
 def test_a_base_that_is_not_there_is_refused(refused, tmp_path):
@@ -63,7 +63,7 @@ def test_a_base_that_is_not_there_is_refused(refused, tmp_path):
 
 
 def test_a_folder_smaller_than_a_batch_is_refused(refused, folder):
-    assert f"--data {folder} has 5 records to train on, fewer than --batch-size 6" in refused(
+    assert f"--data {folder} has only 5 training records, fewer than --batch-size 6" in refused(
         "--data", folder, "--batch-size", 6
     )
 
@@ -104,7 +104,7 @@ def test_modes_of_captions_that_name_none_are_refused(refused, tmp_path):
 
 @pytest.mark.parametrize(("prompt", "found"), [("What is this?", 0), ("<image>, <image>", 2)])
 def test_a_prompt_without_one_placeholder_is_refused_before_a_small_base_is_trained(prompt, found, refused):
-    assert f"--prompt needs <image> of the small base once, got it {found} times: {prompt!r}" in refused(
+    assert f"the placeholder of the small base, once, but contains it {found} times: {prompt!r}" in refused(
         "--prompt", prompt
     )
 
@@ -136,11 +136,11 @@ def other_splits(folder, **names):
         (dict(train="train", validation="train", test="validation"), "has no records with the split 'test'"),
         (
             dict(train="test", validation="validation", test="test"),
-            "has 0 records to train on, fewer than --batch-size 3",
+            "has only 0 training records, fewer than --batch-size 3",
         ),
         (
             dict(train="validation", validation="train", test="train"),
-            "has 2 records to train on, fewer than --batch-size 3",
+            "has only 2 training records, fewer than --batch-size 3",
         ),
     ],
 )
@@ -152,11 +152,11 @@ def test_splits_that_lack_are_refused_before_a_picture_is_read(refused, folder, 
 def test_what_is_taken_for_validation_is_not_trained_on(refused, folder, unread):
     other_splits(folder, train="train", validation="train", test="test")
     line = refused("--data", folder, "--batch-size", 6)
-    assert "has 5 records to train on besides 1 for validation, fewer than --batch-size 6" in line
+    assert "has only 5 training records (and 1 for validation), fewer than --batch-size 6" in line
 
 
 def test_clips_are_no_pictures_and_that_is_known_by_their_names(refused, folder, unread):
-    assert f"--data {folder} has pictures, needed clips" in refused("--data", folder, experiment=audio)
+    assert f"--data {folder} must have clips, but has pictures" in refused("--data", folder, experiment=audio)
 
 
 def test_a_mode_that_is_misspelt_is_known_from_the_captions(refused, folder, unread):
@@ -179,7 +179,7 @@ def test_a_missing_validation_split_is_taken_from_training_for_run_and_small_bas
         with pytest.raises(ValueError, match="reached"):
             task.load(image.parse(args), Pictures())
         assert given["corpus"].counts() == {"train": 5, "validation": 1, "test": 1}
-        line = "corpus 'mine' has no validation split: it takes 1 of the 6 training records, the same each time"
+        line = "The corpus 'mine' has no validation split. 1 of its 6 training records are used for it, the same ones"
         assert line in capsys.readouterr().out
     held_out = {given["corpus"].split("validation")[0].id}
     with pytest.raises(ValueError, match="reached"):  # those of the run, whatever the small base would take

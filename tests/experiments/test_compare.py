@@ -31,20 +31,36 @@ BASE = {
 def results(loss, shift=0.0):
     """Two methods: mcl of two modes, and beams."""
     mcl = {
-        "win_rate": [0.29, 0.71], "win_matrix": [[13, 0], [2, 17]], "modes": ["es", "en"],
-        "loss_of_mode": {"es": loss + 0.5, "en": loss - 0.5}, "test_loss": loss, "oracle_bleu": 41.37 + shift,
-        "mean_bleu": 23.0, "div_2": 0.61 + shift / 100, "pairwise_bleu": 3.7, "purity": 0.97,
-        "oracle_spice": None, "zest": 5, "meteor": None, "vocabulary": None,
+        "win_rate": [0.29, 0.71],
+        "win_matrix": [[13, 0], [2, 17]],
+        "modes": ["es", "en"],
+        "loss_of_mode": {"es": loss + 0.5, "en": loss - 0.5},
+        "test_loss": loss,
+        "oracle_bleu": 41.37 + shift,
+        "mean_bleu": 23.0,
+        "div_2": 0.61 + shift / 100,
+        "pairwise_bleu": 3.7,
+        "purity": 0.97,
+        "oracle_spice": None,
+        "zest": 5,
+        "meteor": None,
+        "vocabulary": None,
         "not_available": {"oracle_spice": "SPICE needs\n CoreNLP", "meteor": "no Java"},
         "of_mode": {"es": {"oracle_spice": None, "oracle_cider_d": 1.3}, "en": {"oracle_cider_d": 0.7}},
         "language_rate": {"es": [0.93, 0.07]},
-        "intervals": {"oracle_bleu": [37.1, 43.9], "div_2": [0.53, 0.67]}, "samples": [{"id": 1}],
-    }  # fmt: skip
+        "intervals": {"oracle_bleu": [37.1, 43.9], "div_2": [0.53, 0.67]},
+        "samples": [{"id": 1}],
+    }
     beam = {
-        "win_rate": [1.0], "test_loss": loss + 0.13, "oracle_bleu": 47.3 - shift, "mean_bleu": 43.1, "div_2": 0.43,
-        "pairwise_bleu": 83.0, "loss_above_mcl": {"mean": 0.13, "low": 0.11, "high": 0.17},
+        "win_rate": [1.0],
+        "test_loss": loss + 0.13,
+        "oracle_bleu": 47.3 - shift,
+        "mean_bleu": 43.1,
+        "div_2": 0.43,
+        "pairwise_bleu": 83.0,
+        "loss_above_mcl": {"mean": 0.13, "low": 0.11, "high": 0.17},
         "intervals": {"oracle_bleu": [41.0, 53.0], "pairwise_bleu": [79.0, 89.0]},
-    }  # fmt: skip
+    }
     return {"methods": {"mcl": mcl, "mle_rk/beam": beam}}
 
 
@@ -81,7 +97,7 @@ def rows_of(workdirs, names=()):
 def nested(make, name, loss, **values):
     """A run whose config.json is that of the translation experiment."""
     folder = make(name, results(loss))
-    config = translation.Config.of(**{"workdir": folder, "objective": "relaxed", **values})
+    config = translation.Config.from_options(**{"workdir": folder, "objective": "relaxed", **values})
     (folder / "config.json").write_text(json.dumps(to_json(config)))
     return folder
 
@@ -103,9 +119,19 @@ def test_runs_are_told_apart_by_their_options_whatever_group_these_are_in(make):
 
 def test_options_without_influence_are_those_that_say_where_and_how_fast():
     assert {
-        "seed", "workdir", "cache", "folder", "cache_features", "devices", "accumulate", "remat", "eval_every",
-        "eval_items", "methods", "mle_decoders",
-    } == runs.IGNORED  # fmt: skip
+        "seed",
+        "workdir",
+        "cache",
+        "folder",
+        "cache_features",
+        "devices",
+        "accumulate",
+        "remat",
+        "eval_every",
+        "eval_items",
+        "methods",
+        "mle_decoders",
+    } == runs.IGNORED
 
 
 # ------------------------------------------------------------------------------------------------------------ Folding
@@ -184,8 +210,9 @@ def test_groups_are_named_by_the_options_in_which_they_differ(make):
         r"prompt=a\n_b, num_hypotheses=5, objective=wta, alpha=null",
     ]
     assert of(workdirs[1:]) == [
-        "num_hypotheses=3, objective=annealed, alpha=absent", "num_hypotheses=5, objective=wta, alpha=null",
-    ]  # fmt: skip
+        "num_hypotheses=3, objective=annealed, alpha=absent",
+        "num_hypotheses=5, objective=wta, alpha=null",
+    ]
     assert of(workdirs[:1]) == [""]
 
 
@@ -221,12 +248,22 @@ def row(method, group="", seeds=1, **values):
 @pytest.mark.parametrize(
     ("metric", "better"),
     [
-        ("test_loss", False), ("loss_of_mode.en", False), ("oracle_bleu", True), ("corpus_oracle_bleu_1", True),
-        ("mean_chrf", True), ("mbr_bleu", True), ("pairwise_bleu", False), ("corpus_mbleu_4", False),
-        ("oracle_spider.fr", True), ("div_2", True), ("purity", True), ("decode_seconds", False),
-        ("loss_above_mcl", None), ("zest", None),
+        ("test_loss", False),
+        ("loss_of_mode.en", False),
+        ("oracle_bleu", True),
+        ("corpus_oracle_bleu_1", True),
+        ("mean_chrf", True),
+        ("mbr_bleu", True),
+        ("pairwise_bleu", False),
+        ("corpus_mbleu_4", False),
+        ("oracle_spider.fr", True),
+        ("div_2", True),
+        ("purity", True),
+        ("decode_seconds", False),
+        ("loss_above_mcl", None),
+        ("zest", None),
     ],
-)  # fmt: skip
+)
 def test_directions(metric, better):
     assert columns.higher_is_better(metric) is better
 
@@ -262,13 +299,30 @@ def test_columns(six):
     rows = rows_of(six)
     found = columns.choose(rows)
     assert found == [
-        "test_loss", "loss_of_mode.es", "loss_of_mode.en", "loss_above_mcl", "oracle_bleu", "mean_bleu", "meteor",
-        "oracle_cider_d.es", "oracle_cider_d.en", "oracle_spice", "oracle_spice.es", "div_2", "pairwise_bleu",
-        "vocabulary", "purity", "zest",
-    ]  # fmt: skip
+        "test_loss",
+        "loss_of_mode.es",
+        "loss_of_mode.en",
+        "loss_above_mcl",
+        "oracle_bleu",
+        "mean_bleu",
+        "meteor",
+        "oracle_cider_d.es",
+        "oracle_cider_d.en",
+        "oracle_spice",
+        "oracle_spice.es",
+        "div_2",
+        "pairwise_bleu",
+        "vocabulary",
+        "purity",
+        "zest",
+    ]
     assert columns.shortened(found, "oracle_bleu", "div_2") == [
-        "test_loss", "oracle_bleu", "mean_bleu", "div_2", "purity",
-    ]  # fmt: skip
+        "test_loss",
+        "oracle_bleu",
+        "mean_bleu",
+        "div_2",
+        "purity",
+    ]
     assert columns.choose(rows, ["win_rate", "div_2"]) == ["win_rate", "div_2"]
     with pytest.raises(ValueError, match="--columns must be one of .*, got 'oracle_blue'; did you mean 'oracle_bleu'?"):
         columns.choose(rows, ["div_2", "oracle_blue"])
@@ -279,8 +333,14 @@ def test_csv_comes_back_as_it_was(six):
     metrics = ["test_loss", "oracle_bleu", "win_rate", "purity", "meteor", "zest"]
     lines = list(csv.DictReader(tables.to_csv(rows, metrics).splitlines()))
     assert list(lines[0])[:7] == [
-        "group", "method", "n_seeds", "test_loss", "test_loss_low", "test_loss_high", "test_loss_std",
-    ]  # fmt: skip
+        "group",
+        "method",
+        "n_seeds",
+        "test_loss",
+        "test_loss_low",
+        "test_loss_high",
+        "test_loss_std",
+    ]
     for line, of in zip(lines, rows, strict=True):
         assert (line["group"], line["method"], int(line["n_seeds"])) == (of.group, of.method, of.seeds)
         for metric in ("test_loss", "oracle_bleu"):
@@ -417,8 +477,9 @@ def test_the_figure_shows_every_row_and_the_front(six):
     border = axes.lines[-1].get_xydata()
     assert (border[[0, -1]] == [[axes.get_xlim()[0], 47.3], [0.62, axes.get_ylim()[0]]]).all()
     assert (axes.get_xlabel(), axes.get_ylabel()) == (
-        "div_2 (higher is better)", "oracle_bleu (higher is better)",
-    )  # fmt: skip
+        "div_2 (higher is better)",
+        "oracle_bleu (higher is better)",
+    )
     plt.close(picture)
 
 
@@ -432,8 +493,10 @@ def test_unknown_methods_and_decoders_have_colours_and_shapes_of_their_own():
     assert colours[2] == colours[4]
     assert markers == ["*", "o", "o", "P", "P"]
     assert [text.get_text() for text in picture.legends[0].get_texts()][2:5] == [
-        "new beam", "newer magic", "new magic",
-    ]  # fmt: skip
+        "new beam",
+        "newer magic",
+        "new magic",
+    ]
     plt.close(picture)
 
 
@@ -521,16 +584,16 @@ def damaged(make):
         (unfinished, {}, "u has no results.json: the run is not finished, mcl is at step 60, mle_r is at step 20$"),
         (damaged, {}, "u has no results.json: the run is not finished .*metrics.jsonl is damaged: "),
         (without_config, {}, "u has no config.json"),
-        (lambda make: [make("l", [1])], {}, "l.results.json must hold a JSON object, as written by a run, got list"),
-        (lambda make: [make("l", {"methods": [1]})], {}, "l.results.json needs `methods`"),
-        (lambda make: [make("l", {"methods": {"mcl": 3}})], {}, "l.results.json needs `methods`"),
-        (lambda make: [make("m", {"mcl": {}, "seconds": 3})], {}, "m.results.json needs `methods`.*has mcl, seconds;"),
+        (lambda make: [make("l", [1])], {}, "l.results.json must hold a JSON object, as a run writes it, got list"),
+        (lambda make: [make("l", {"methods": [1]})], {}, "l.results.json must have `methods`"),
+        (lambda make: [make("l", {"methods": {"mcl": 3}})], {}, "l.results.json must have `methods`"),
+        (lambda make: [make("m", {"mcl": {}, "seconds": 3})], {}, "m.results.json must have `methods`.*mcl, seconds;"),
         (lambda make: [make(n, results(2.0), seed=3) for n in "ab"], {}, "a and .*b both have 'mcl' .*seed, 3; leave"),
         (lambda make: [make("a", results(2.0))], {"columns": ("div2",)}, "did you mean 'div_2'?"),
         (lambda make: [make("a", results(2.0))], {"diversity": "div_3"}, "--diversity must .* did you mean 'div_2'?"),
         (lambda make: [], {}, "--workdirs needs at least one"),
     ],
-)  # fmt: skip
+)
 def test_refusals_come_before_any_output(make, tmp_path, workdirs, options, message):
     with pytest.raises(ValueError, match=message):
         main(Config(workdirs=tuple(workdirs(make)), out=tmp_path / "out", **options))

@@ -39,14 +39,20 @@ def command(tmp_path, monkeypatch):
         finish(run, methods, {}, methods["mcl"]["samples"])
 
     steps = {
-        "load_data": load_data, "load_base": lambda config, corpus: TASK, "train": train,
-        "evaluator": lambda task, method: lambda state, items: None, "on_test": lambda likelihoods, task: {},
-        "answer": lambda *of: Answers([], [], 0.0), "scores": lambda *of: {}, "samples": lambda *of: [],
-        "finish": finish_with_made_up_results, "COLUMNS": COLUMNS,
-    }  # fmt: skip
+        "load_data": load_data,
+        "load_base": lambda config, corpus: TASK,
+        "train": train,
+        "evaluator": lambda task, method: lambda state, items: None,
+        "on_test": lambda likelihoods, task: {},
+        "answer": lambda *of: Answers([], [], 0.0),
+        "scores": lambda *of: {},
+        "samples": lambda *of: [],
+        "finish": finish_with_made_up_results,
+        "COLUMNS": COLUMNS,
+    }
     for name, step in steps.items():
         monkeypatch.setattr(translation, name, step)
-    config = Config.of(workdir=tmp_path / "a [/b]", methods=("mcl", "mle_rk", "moe"))
+    config = Config.from_options(workdir=tmp_path / "a [/b]", methods=("mcl", "mle_rk", "moe"))
     counts.run = lambda: translation.main(config)
     counts.there = lambda: {path.name for path in (tmp_path / "a [/b]").glob("**/*.*") if path.suffix != ".0"}
     return counts
@@ -120,11 +126,13 @@ def test_texts_are_printed_as_they_are(capsys):
 
 
 def test_the_figure_has_the_methods_that_have_both_numbers():
-    results = {"methods": {
-        "mcl": {"cider": None, "div_2": 0.5, "intervals": {"div_2": [0.4, 0.6]}},
-        "mle_r": {"cider": 1.5, "div_2": 0.25, "intervals": {"div_2": [0.125, 0.375]}},
-        "moe": {"cider": 1.0, "div_2": 0.75},
-    }}  # fmt: skip
+    results = {
+        "methods": {
+            "mcl": {"cider": None, "div_2": 0.5, "intervals": {"div_2": [0.4, 0.6]}},
+            "mle_r": {"cider": 1.5, "div_2": 0.25, "intervals": {"div_2": [0.125, 0.375]}},
+            "moe": {"cider": 1.0, "div_2": 0.75},
+        }
+    }
     drawn = figures.quality_diversity(results, ("CIDEr-D", "cider"), ("Div-2", "div_2"))
     assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["LoRA-MLE, rank r", "LoRA-MoE"]
     with pytest.raises(ValueError, match="no method has both CIDEr-D and Div-2"):
@@ -160,5 +168,7 @@ def test_a_directory_in_use_is_refused_before_anything_is_loaded(command, tmp_pa
 @pytest.mark.parametrize("results", [{}, {"methods": {}}, {"methods": {"mcl": {}}}, {"methods": {"mcl": [1]}}])
 def test_results_of_something_else_are_named(tmp_path, results):
     (tmp_path / "results.json").write_text(json.dumps(results))
-    with pytest.raises(ValueError, match=r"results.json must hold methods, one of them with samples: move it away"):
+    with pytest.raises(
+        ValueError, match=r"results.json must hold methods, one of them with samples; move the file away"
+    ):
         experiment.results_of(Run(tmp_path, {}))

@@ -59,8 +59,10 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     losses = [{found[name_of(method, decoder)]["test_loss"] for decoder in decoders} for method in others]
     assert [len(of) for of in losses] == [1] * len(others) and len(set().union(*losses)) == len(others)
     assert [(of["id"], of["source"], len(of["references"])) for of in mcl["samples"]] == [
-        ("04.png", "", 2), ("16.png", "", 2), ("23.png", "", 2),
-    ]  # fmt: skip
+        ("04.png", "", 2),
+        ("16.png", "", 2),
+        ("23.png", "", 2),
+    ]
     for sample in mcl["samples"]:
         assert {name: len(texts) for name, texts in sample["answers"].items()} == dict.fromkeys(found, 3)
         assert all(len(of) == 3 and max(of) < 0 for of in sample["log_likelihoods"].values())
@@ -257,7 +259,7 @@ def test_modes_are_drawn_as_often_as_they_weigh(tmp_path):
         data.Record(f"{n:02}", "", captions(n), split="train" if n < 40 else "test", media=picture) for n in range(43)
     )
     corpus = data.Corpus("mine", records, (("44", "broken"),))
-    config = lambda **of: Config.of(workdir=tmp_path, data="mine", **of)
+    config = lambda **of: Config.from_options(workdir=tmp_path, data="mine", **of)
     assert weighted(corpus, config()) is corpus
     found = weighted(corpus, config(modes=("fr", "en"), mode_weights=(1, 9)))
     assert found.split("test") == corpus.split("test") and found.left_out == corpus.left_out
@@ -274,13 +276,13 @@ def test_modes_are_drawn_as_often_as_they_weigh(tmp_path):
     [
         (
             dict(modes=("en", "fr"), mode_weights=(9,)),
-            r"--mode-weights needs a number for each of --modes \('en', 'fr'\)",
+            r"--mode-weights needs one number for each of --modes \('en', 'fr'\)",
         ),
-        (dict(mode_weights=(9, 1)), r"needs a number for each of --modes \(\), got \(9, 1\)"),
-        (dict(modes=("en", "fr"), mode_weights=(9, 0)), r"--mode-weights must be 1 or more, got \(9, 0\)"),
+        (dict(mode_weights=(9, 1)), r"needs one number for each of --modes \(\), got \(9, 1\)"),
+        (dict(modes=("en", "fr"), mode_weights=(9, 0)), r"--mode-weights must be at least 1, got \(9, 0\)"),
         (dict(modes=("en", "de")), r"corpus 'mine': a mode must be one of \['en', 'fr'\], got 'de'"),
-        (dict(base=QWEN), r"grouped has no processor of pictures; needed a LLaVA-1.6 for pictures"),
-        (dict(base=LLAVA.parent / "mistral"), r"mistral has no processor of pictures; needed a LLaVA-1.6"),
+        (dict(base=QWEN), r"grouped has no processor for pictures; use a LLaVA-1.6 for pictures"),
+        (dict(base=LLAVA.parent / "mistral"), r"mistral has no processor for pictures; use a LLaVA-1.6"),
         (dict(prompt="what is this ?"), r"the prompt must have '<image>' \(token 36\) 1 times"),
         (dict(data="stamps/picture"), r"did you mean 'stamps/pictures'\?"),
     ],
@@ -293,6 +295,6 @@ def test_refusals(config, change, message):
 
 def test_clips_are_refused_before_anything_is_trained(tmp_path):
     config = tiny(Config, clips_in(tmp_path / "mine"), None)
-    with pytest.raises(ValueError, match=r"--data .*mine has clips, needed pictures"):
+    with pytest.raises(ValueError, match=r"--data .*mine must have pictures, but has clips"):
         load(config, Pictures())
     assert not config.data.cache.exists()

@@ -23,7 +23,7 @@ def tiny(workdir, tmp_path, **changes):
     chains = tmp_path / "chains.json"
     chains.write_text(json.dumps(THREE))
     sizes = dict(steps=5, batch_size=6, seq_len=7, eval_every=3, eval_sequences=11, final_sequences=11)
-    return Config.of(workdir=tmp_path / workdir, transitions=chains, num_hypotheses=3, **(sizes | changes))
+    return Config.from_options(workdir=tmp_path / workdir, transitions=chains, num_hypotheses=3, **(sizes | changes))
 
 
 def test_run_leaves_what_the_contract_names(tmp_path, capsys):
@@ -68,7 +68,7 @@ def test_samples_follow_the_chains(key):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(batch_size=5, devices=2), "--batch-size 5 does not divide over --devices 2"),
+        (dict(batch_size=5, devices=2), "--batch-size must be a multiple of --devices, got 5 for 2"),
         (dict(seq_len=1), "--seq-len must be at least 2"),
         (dict(steps=0), "--steps must be at least 1"),
     ],

@@ -13,6 +13,7 @@ from experiments.bench_decode.__main__ import Config as BenchDecode
 from experiments.bench_head import __main__ as bench_head
 from experiments.common import options, sweep
 from experiments.common.options import flat, leaves, option_of
+from experiments.compare import __main__ as compare
 from experiments.image_captioning import config as image
 from experiments.markov.collapse import CollapseConfig
 from experiments.markov.config import Config as Markov
@@ -59,6 +60,17 @@ def test_print_config_of_sweeps_and_of_the_benchmark(capsys):
     assert printed(bench_head.parse, ["--quick", "--print-config", "--layers", "3"], capsys)["layers"] == 3
 
 
+def test_print_config_of_compare(capsys):
+    """Required options may be missing, or be given anywhere."""
+    empty = printed(compare.parse, ["--print-config", "--diversity", "div_1"], capsys)
+    assert (empty["workdirs"], empty["out"], empty["diversity"]) == ([], None, "div_1")
+    full = printed(compare.parse, ["--workdirs", "a", "b", "--print-config", "--out", "c"], capsys)
+    assert (full["workdirs"], full["out"], full["columns"]) == (["a", "b"], "c", [])
+    with pytest.raises(SystemExit):
+        compare.parse(["--diversity", "div_1"])
+    assert "--workdirs" in capsys.readouterr().err
+
+
 def test_print_config_loads_nothing():
     """Neither data nor weights, and no device of jax: more of them than any machine has may be asked for."""
     line = ["--print-config", "--preset", "demo", "--devices", "104729", "--batch-size", "104729", "--data", "nowhere"]
@@ -89,7 +101,9 @@ def test_every_option_is_in_help_under_its_short_name_and_explained(config, caps
 
 @pytest.mark.parametrize("module", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_options_by_name(module):
-    config = module.Config.of(workdir=Path("w"), rank=3, objective="relaxed", epsilon=0.3, base=Path("b"), eval_every=7)
+    config = module.Config.from_options(
+        workdir=Path("w"), rank=3, objective="relaxed", epsilon=0.3, base=Path("b"), eval_every=7
+    )
     assert (config.lora.rank, config.objective.name, config.objective.epsilon) == (3, "relaxed", 0.3)
     assert (config.base.path, config.evaluation.eval_every, config.training.steps) == (Path("b"), 7, 100)
     changed = config.replace(objective="wta", steps=11)
@@ -100,16 +114,16 @@ def test_options_by_name(module):
 
 
 def test_the_json_of_a_configuration_has_its_options():
-    config = audio.Config.of(workdir=Path("w"), **audio.AUDIOCAPS)
+    config = audio.Config.from_options(workdir=Path("w"), **audio.AUDIOCAPS)
     values = flat(to_json(config))
-    assert audio.Config.of(**{name: values[name] for name in ("rank", "seconds", "alpha")}, workdir=Path("w")).lora == (
-        dataclasses.replace(config.lora, dropout=0.0)
-    )
+    assert audio.Config.from_options(
+        **{name: values[name] for name in ("rank", "seconds", "alpha")}, workdir=Path("w")
+    ).lora == (dataclasses.replace(config.lora, dropout=0.0))
     assert (values["data"], values["base"], values["objective"]) == ("audiocaps", None, "relaxed")
 
 
 def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
-    config = image.Config.of(workdir=tmp_path, rank=3)
+    config = image.Config.from_options(workdir=tmp_path, rank=3)
     with Run(tmp_path, config, volatile=config.volatile) as run:
         run.log(1, {"eval_loss": 1.0})
     other = config.replace(num_beams=8, cache=tmp_path / "c", remat=True, corenlp=tmp_path, test_items=3)
@@ -127,6 +141,6 @@ def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
 
 @pytest.mark.parametrize("module", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_more_devices_than_there_are_are_refused_when_a_run_begins(module, tmp_path):
-    config = module.Config.of(workdir=tmp_path, devices=9, batch_size=9)
-    with pytest.raises(ValueError, match="--devices 9, but there are 8 here"):
+    config = module.Config.from_options(workdir=tmp_path, devices=9, batch_size=9)
+    with pytest.raises(ValueError, match="--devices must be at most 8, the devices of this machine, got 9"):
         config.training.check_devices()

@@ -25,9 +25,15 @@ def case(request, tmp_path_factory):
 
     def make(cache=False, devices=1):
         return Perception(
-            module, params, processor, modality.read, functools.partial(modality.inputs, processor),
-            functools.partial(modality.augment, processor), cache, devices,
-        )  # fmt: skip
+            module,
+            params,
+            processor,
+            modality.read,
+            functools.partial(modality.inputs, processor),
+            functools.partial(modality.augment, processor),
+            cache,
+            devices,
+        )
 
     return make, data.read_captions(write(tmp_path_factory.mktemp("data") / "mine")).records, request.param
 
@@ -93,7 +99,7 @@ def test_the_prompt_has_a_placeholder_for_each_feature(case):
     prompt = MediaPrompt(f"a{text}e:", processor, counts)
     before, after = (processor.tokenizer(part)["input_ids"] for part in ("a", "e:"))
     for record, number in zip(records[:2], given, strict=True):
-        assert prompt.of(processor.tokenizer, record).tolist() == [*before, *[token] * number, *after]
+        assert prompt.encode_record(processor.tokenizer, record).tolist() == [*before, *[token] * number, *after]
 
 
 def test_a_window_holds_what_a_clip_is_cut_to(tmp_path):

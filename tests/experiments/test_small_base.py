@@ -35,17 +35,24 @@ class Tiny(Pictures):
     def small(self, tokenizer) -> tuple[nn.Module, LlavaNextProcessor]:
         config = LlavaNextConfig(
             LlamaConfig(
-                vocab_size=len(tokenizer), hidden_size=12, intermediate_size=13, num_hidden_layers=1,
+                vocab_size=len(tokenizer),
+                hidden_size=12,
+                intermediate_size=13,
+                num_hidden_layers=1,
                 num_attention_heads=3,
             ),
             CLIPVisionConfig(
-                hidden_size=10, intermediate_size=11, num_hidden_layers=1, num_attention_heads=2, image_size=8,
+                hidden_size=10,
+                intermediate_size=11,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                image_size=8,
                 patch_size=4,
             ),
             image_token_index=tokenizer.convert_tokens_to_ids(self.placeholder),
             image_grid_pinpoints=((8, 8),),
             vision_feature_layer=(-1,),
-        )  # fmt: skip
+        )
         size = {"height": 8, "width": 8}
         pictures = LlavaNextImageProcessorPil(size={"shortest_edge": 8}, crop_size=size, image_grid_pinpoints=[[8, 8]])
         hf = HuggingFaces(
@@ -147,4 +154,4 @@ def test_a_small_base_is_asked_by_mode_and_adapters_for_the_first_of_theirs(tmp_
     prompt = small_base._PromptByMode("<image>", processor, {record.id: 3})
     for caption in captions:
         expected = processor.prompt(f"<image>{caption.source}:", 3)
-        np.testing.assert_array_equal(prompt.of(processor.tokenizer, caption), expected)
+        np.testing.assert_array_equal(prompt.encode_record(processor.tokenizer, caption), expected)

@@ -42,6 +42,8 @@ def test_of_one_mode_there_is_a_win_matrix_and_no_purity():
 def test_a_gap_on_a_single_source_has_no_interval():
     several = likelihoods(MODES)
     single = dataclasses.replace(several, record=np.zeros(5, int))
-    above = lambda of: gap(SimpleNamespace(losses=of.losses + 0.5, tokens=of.tokens, of_records=of.of_records), of)
+    above = lambda of: gap(
+        SimpleNamespace(losses=of.losses + 0.5, tokens=of.tokens, mean_per_record=of.mean_per_record), of
+    )
     assert above(several)["loss_above_mcl"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert above(single)["loss_above_mcl"] == 0.5

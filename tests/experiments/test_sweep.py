@@ -25,14 +25,16 @@ def test_variants(config):
     }
     by_k = of(kind="k", hypotheses=(1, 2, 5))
     assert {name: (c.methods, c.num_hypotheses) for name, c in by_k.items() if name != "1"} == {
-        "2": (("mcl",), 2), "5": (("mcl",), 5),
-    }  # fmt: skip
+        "2": (("mcl",), 2),
+        "5": (("mcl",), 5),
+    }
     assert by_k["1"].methods == ("mle_r",) and by_k["5"].decoding.beams(5) == 10
     assert {c.lora_of(c.methods[0]).rank for c in by_k.values()} == {config.lora.rank}
     by_epsilon = of(kind="epsilon", epsilons=(0.0, 0.05))
     assert {name: (c.objective.name, c.objective.epsilon) for name, c in by_epsilon.items()} == {
-        "0": ("relaxed", 0.0), "0.05": ("relaxed", 0.05),
-    }  # fmt: skip
+        "0": ("relaxed", 0.0),
+        "0.05": ("relaxed", 0.05),
+    }
     for chosen in (("wta", "relaxed", "annealed", "balanced"), ("mixture", "wta")):
         assert {name: c.objective.name for name, c in of(kind="objectives", objectives=chosen).items()} == {
             name: name for name in chosen
@@ -49,7 +51,7 @@ def test_the_command_line():
     )
     assert sweep.command_line(Config, STAMPS, ["--workdir", "w", "--data", "mine"])[0].data.kept_modes == ()
     Options(kind="epsilon", hypotheses=(2,))
-    with pytest.raises(ValueError, match=r"--hypotheses must include 1, the upper end of the band, got \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"--hypotheses must include 1, which gives the band of losses, got \(2, 3\)"):
         sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "2", "3"])
 
 

@@ -52,11 +52,23 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, base, data):
-    return Config.of(
-        workdir=tmp_path / "run", base=base, data=data, steps=5, batch_size=4, eval_every=3, eval_items=5, test_items=7,
-        decode_items=3, max_new_tokens=6, max_length=32, num_hypotheses=3, num_beams=6, rank=2,
+    return Config.from_options(
+        workdir=tmp_path / "run",
+        base=base,
+        data=data,
+        steps=5,
+        batch_size=4,
+        eval_every=3,
+        eval_items=5,
+        test_items=7,
+        decode_items=3,
+        max_new_tokens=6,
+        max_length=32,
+        num_hypotheses=3,
+        num_beams=6,
+        rank=2,
         methods=("mcl", "mle_rk"),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -142,13 +154,16 @@ def test_prompts_are_padded_on_the_left(config):
         (dict(num_beams=2), "--num-beams must be a multiple of --num-hypotheses 3, .* got 2"),
         (dict(num_beams=4), "--num-beams must be a multiple of --num-hypotheses 3, .* got 4"),
         (dict(num_beams=0), "--num-beams must be a multiple"),
-        (dict(devices=9, batch_size=9), "--devices 9, but there are 8 here"),
+        (dict(devices=9, batch_size=9), "--devices must be at most 8, the devices of this machine, got 9"),
         (dict(dropout=1.0), "dropout must be in"),
         (dict(objective="relaxed", epsilon=1.0), "epsilon"),
         (dict(objective="annealed", backward="winner"), "--backward winner is not exact for --objective annealed"),
-        (dict(mle_decoders=("tta",)), "--mle-decoders tta changes pictures or clips"),
+        (dict(mle_decoders=("tta",)), "--mle-decoders tta needs pictures or clips"),
         (dict(targets=("q_prj",)), "'q_prj' matches no linear layer. The nearest .*q_proj"),
-        (dict(base=GOLDEN.parents[1] / "llava" / "llama"), "llama takes pictures beside text; needed a model of text"),
+        (
+            dict(base=GOLDEN.parents[1] / "llava" / "llama"),
+            "llama must be a model for text only, but it takes pictures",
+        ),
         (dict(steps=0), "--steps must be at least 1"),
         (dict(base=GOLDEN), "has no tokenizer files"),
     ],
@@ -162,7 +177,7 @@ def test_refusals(config, change, message):
     ("keep", "message"),
     [
         (("train", "validation"), r"--data .*text\.jsonl has no records with the split 'test'"),
-        (("validation", "test"), "has 0 records to train on, fewer than --batch-size 4"),
+        (("validation", "test"), "has only 0 training records, fewer than --batch-size 4"),
         ((), "got an empty file"),
     ],
 )
@@ -180,5 +195,5 @@ def test_a_missing_validation_split_is_taken_from_training(config, tmp_path, cap
     corpus = load(config.replace(data=tmp_path / "text.jsonl")).corpus
     counts = corpus.counts()
     assert counts["test"] == 8 and counts["validation"] >= 1 and counts["train"] == 24 - counts["validation"]
-    said = f"has no validation split: it takes {counts['validation']} of the 24 training records"
+    said = f"has no validation split. {counts['validation']} of its 24 training records"
     assert said in capsys.readouterr().out

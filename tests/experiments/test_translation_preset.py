@@ -31,8 +31,10 @@ def test_the_recipe_is_the_papers():
     assert config.lora_of("mcl").targets == ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
     assert (config.evaluation.test_items, config.evaluation.decode_items) == (500, 500)
     assert config.data.prompt.format(source="A cat.").splitlines() == [
-        "Translate this from English to German:", "English: A cat.", "German:"
-    ]  # fmt: skip
+        "Translate this from English to German:",
+        "English: A cat.",
+        "German:",
+    ]
     assert str(config.base.path) == "ALMA-7B-Pretrain"
 
 
@@ -70,12 +72,15 @@ def test_an_unknown_preset_is_refused(capsys):
             "--preset alma-7b-en-de needs --base: the Hugging Face folder of haoranxu/",
         ),
         ([*PRESET, *GIVEN[:4]], r"needs --data: a folder with train\.en, train\.de"),
-        ([*GIVEN, "--devices", "3"], "--batch-size 8 does not divide over --devices 3 and --accumulate 1"),
+        (
+            [*GIVEN, "--devices", "3"],
+            "--batch-size must be a multiple of --devices times --accumulate, got 8 for 3 times 1",
+        ),
         ([*GIVEN, "--repetition-penalty", "0"], "--repetition-penalty must be above 0, got 0"),
         ([*GIVEN, "--epochs", "0"], "--epochs must be at least 1, got 0"),
         ([*GIVEN, "--wmt-pairs", "0"], "--wmt-pairs must be at least 1"),
         ([*GIVEN, "--prompt", "Translate:"], 'the prompt template needs "{source}" once'),
-        ([*GIVEN, "--target-language", "en"], "--source-language and --target-language are the same, 'en'"),
+        ([*GIVEN, "--target-language", "en"], "--source-language and --target-language must differ, got 'en' twice"),
         ([*GIVEN, "--warmup", "1.5"], "--warmup must be a number of steps or a fraction below 1, got 1.5"),
         ([*GIVEN, "--warmup", "0", "--schedule", "inverse_sqrt"], "--schedule inverse_sqrt needs a --warmup above 0"),
     ],
@@ -86,7 +91,7 @@ def test_refusals(args, message):
 
 
 def test_inverse_square_root_schedule():
-    config = Config.of(workdir=Path("w"), steps=400, learning_rate=0.5, schedule="inverse_sqrt", warmup=0.01)
+    config = Config.from_options(workdir=Path("w"), steps=400, learning_rate=0.5, schedule="inverse_sqrt", warmup=0.01)
     rates = config.optimizer.learning_rates(config.training.steps)
     np.testing.assert_allclose([rates(step) for step in (0, 2, 4, 16, 400)], [0.0, 0.25, 0.5, 0.25, 0.05], rtol=1e-6)
 

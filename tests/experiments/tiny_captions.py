@@ -43,8 +43,22 @@ def captioned(folder, files, words):
 def tiny(config, folder, base, **changes):
     """A configuration of a few steps."""
     values = dict(
-        workdir=folder.parent / "run", cache=folder.parent / "cache", data=str(folder), base=base, steps=5,
-        batch_size=4, eval_every=3, eval_items=3, test_items=7, decode_items=3, max_new_tokens=4, max_length=64,
-        num_hypotheses=3, num_beams=3, rank=2, alpha=3.0, methods=("mcl",),
-    )  # fmt: skip
-    return config.of(**(values | changes))
+        workdir=folder.parent / "run",
+        cache=folder.parent / "cache",
+        data=str(folder),
+        base=base,
+        steps=5,
+        batch_size=4,
+        eval_every=3,
+        eval_items=3,
+        test_items=7,
+        decode_items=3,
+        max_new_tokens=4,
+        max_length=64,
+        num_hypotheses=3,
+        num_beams=3,
+        rank=2,
+        alpha=3.0,
+        methods=("mcl",),
+    )
+    return config.from_options(**(values | changes))

@@ -19,8 +19,15 @@ from transformers.core_model_loading import revert_weight_conversion
 AUTO = {"llava_next": AutoModelForImageTextToText, "qwen2_audio": AutoModelForMultimodalLM}
 FOLDER = Path(__file__).with_name("full_size")
 SEVEN_B = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False)
-LLAMA2 = dict(model_type="llama", vocab_size=32000, intermediate_size=11008, num_key_value_heads=32,
-              max_position_embeddings=4096, rms_norm_eps=1e-5, **SEVEN_B)  # fmt: skip
+LLAMA2 = dict(
+    model_type="llama",
+    vocab_size=32000,
+    intermediate_size=11008,
+    num_key_value_heads=32,
+    max_position_embeddings=4096,
+    rms_norm_eps=1e-5,
+    **SEVEN_B,
+)
 # As published: parts leave out what equals the defaults of their classes.
 CLIP_L = dict(
     model_type="clip_vision_model",
@@ -64,21 +71,55 @@ PUBLISHED = (
 CONFIGS = {
     "llama-2-7b": LLAMA2,
     "vicuna-7b-v1.5": LLAMA2 | dict(rms_norm_eps=1e-5),
-    "mistral-7b-v0.1": dict(model_type="mistral", vocab_size=32000, intermediate_size=14336, num_key_value_heads=8,
-                            max_position_embeddings=32768, sliding_window=4096, rms_norm_eps=1e-5, **SEVEN_B),
-    "qwen2-7b": dict(model_type="qwen2", vocab_size=152064, hidden_size=3584, intermediate_size=18944,
-                     num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, rope_theta=1e6,
-                     max_position_embeddings=131072, tie_word_embeddings=False),
+    "mistral-7b-v0.1": dict(
+        model_type="mistral",
+        vocab_size=32000,
+        intermediate_size=14336,
+        num_key_value_heads=8,
+        max_position_embeddings=32768,
+        sliding_window=4096,
+        rms_norm_eps=1e-5,
+        **SEVEN_B,
+    ),
+    "qwen2-7b": dict(
+        model_type="qwen2",
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        rope_theta=1e6,
+        max_position_embeddings=131072,
+        tie_word_embeddings=False,
+    ),
     "llava-v1.6-vicuna-7b": LLAVA | dict(text_config=VICUNA),
     "llava-v1.6-mistral-7b": LLAVA | dict(text_config=MISTRAL),
     "qwen2-audio-7b-instruct": dict(
-        model_type="qwen2_audio", audio_token_index=151646,
-        audio_config=dict(model_type="qwen2_audio_encoder", num_mel_bins=128, d_model=1280, encoder_layers=32,
-                          encoder_attention_heads=20, encoder_ffn_dim=5120, max_source_positions=1500,
-                          activation_function="gelu", scale_embedding=False),
-        text_config=dict(model_type="qwen2", vocab_size=156032, intermediate_size=11008, rms_norm_eps=1e-5,
-                         rope_theta=10000, max_position_embeddings=8192, sliding_window=32768)),
-}  # fmt: skip
+        model_type="qwen2_audio",
+        audio_token_index=151646,
+        audio_config=dict(
+            model_type="qwen2_audio_encoder",
+            num_mel_bins=128,
+            d_model=1280,
+            encoder_layers=32,
+            encoder_attention_heads=20,
+            encoder_ffn_dim=5120,
+            max_source_positions=1500,
+            activation_function="gelu",
+            scale_embedding=False,
+        ),
+        text_config=dict(
+            model_type="qwen2",
+            vocab_size=156032,
+            intermediate_size=11008,
+            rms_norm_eps=1e-5,
+            rope_theta=10000,
+            max_position_embeddings=8192,
+            sliding_window=32768,
+        ),
+    ),
+}
 
 
 def published(name: str, kind: str) -> str:

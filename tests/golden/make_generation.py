@@ -29,17 +29,27 @@ CASES = {
     "beam_long": dict(max_new_tokens=11, num_beams=4, num_return_sequences=2, length_penalty=2.0, early_stopping=True),
     "beam_short": dict(max_new_tokens=12, num_beams=5, num_return_sequences=5, length_penalty=-0.7),
     "beam_never": dict(
-        max_new_tokens=12, num_beams=3, num_return_sequences=2, length_penalty=0.6, early_stopping="never",
-        repetition_penalty=1.3, min_new_tokens=3,
+        max_new_tokens=12,
+        num_beams=3,
+        num_return_sequences=2,
+        length_penalty=0.6,
+        early_stopping="never",
+        repetition_penalty=1.3,
+        min_new_tokens=3,
     ),
-}  # fmt: skip
+}
 DIVERSE = {
     "diverse": dict(max_new_tokens=12, num_beams=6, num_beam_groups=3, diversity_penalty=0.8, num_return_sequences=6),
     "diverse_stop": dict(
-        max_new_tokens=10, num_beams=4, num_beam_groups=4, diversity_penalty=0.5, num_return_sequences=3,
-        early_stopping=True, length_penalty=0.4,
+        max_new_tokens=10,
+        num_beams=4,
+        num_beam_groups=4,
+        diversity_penalty=0.5,
+        num_return_sequences=3,
+        early_stopping=True,
+        length_penalty=0.4,
     ),
-}  # fmt: skip
+}
 
 
 def model() -> LlamaForCausalLM:
@@ -67,9 +77,15 @@ def main() -> None:
         found |= dict(np.load(file))
     for name, options in (DIVERSE if "--diverse" in sys.argv else CASES).items():
         out = model().generate(
-            torch.tensor(tokens), attention_mask=torch.tensor(mask), do_sample=False, pad_token_id=PAD,
-            eos_token_id=EOS, output_scores=True, return_dict_in_generate=True, **options,
-        )  # fmt: skip
+            torch.tensor(tokens),
+            attention_mask=torch.tensor(mask),
+            do_sample=False,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            output_scores=True,
+            return_dict_in_generate=True,
+            **options,
+        )
         new = np.full((len(out.sequences), options["max_new_tokens"]), PAD)
         new[:, : out.sequences.shape[1] - 7] = out.sequences[:, 7:]
         found |= {f"{name}/tokens": new, f"{name}/options": json.dumps(options)}

@@ -41,28 +41,42 @@ FOLDER = Path(__file__).with_name("llava")
 PLACEHOLDER, VOCABULARY = 36, 37
 WORDS = ["<unk>", "<s>", "</s>", "<pad>", "USER", ":", "ASSISTANT", "a", "red", "dog", "what", "is", "this", "?"]
 TEXT = dict(
-    vocab_size=VOCABULARY, hidden_size=16, intermediate_size=19, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=6, max_position_embeddings=128, bos_token_id=None, eos_token_id=None,
-)  # fmt: skip
+    vocab_size=VOCABULARY,
+    hidden_size=16,
+    intermediate_size=19,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    max_position_embeddings=128,
+    bos_token_id=None,
+    eos_token_id=None,
+)
 TOWER = dict(hidden_size=10, intermediate_size=13, num_hidden_layers=3, num_attention_heads=5)
 grid = lambda size: [[size, 2 * size], [2 * size, size], [2 * size, 2 * size], [3 * size, size], [size, 3 * size]]
 
 MODELS = {
     "llama": dict(
         text_config=dict(TEXT, model_type="llama", rope_theta=100.0),
-        vision_config=dict(TOWER, image_size=12, patch_size=4), image_grid_pinpoints=grid(12),
+        vision_config=dict(TOWER, image_size=12, patch_size=4),
+        image_grid_pinpoints=grid(12),
     ),
     "mistral": dict(  # patches that do not fill a tile; two layers side by side; no biases
         text_config=dict(TEXT, model_type="mistral", sliding_window=5),
-        vision_config=dict(TOWER, image_size=10, patch_size=4, hidden_act="gelu"), image_grid_pinpoints=grid(10),
-        vision_feature_layer=[-2, 1], multimodal_projector_bias=False,
+        vision_config=dict(TOWER, image_size=10, patch_size=4, hidden_act="gelu"),
+        image_grid_pinpoints=grid(10),
+        vision_feature_layer=[-2, 1],
+        multimodal_projector_bias=False,
     ),
     "qwen2": dict(
-        text_config=dict(TEXT, model_type="qwen2", tie_word_embeddings=True), tie_word_embeddings=True,
-        vision_config=dict(TOWER, image_size=6, patch_size=3), image_grid_pinpoints=[[6, 6], [12, 18], [18, 6]],
-        vision_feature_layer=-1, projector_hidden_act="quick_gelu",
+        text_config=dict(TEXT, model_type="qwen2", tie_word_embeddings=True),
+        tie_word_embeddings=True,
+        vision_config=dict(TOWER, image_size=6, patch_size=3),
+        image_grid_pinpoints=[[6, 6], [12, 18], [18, 6]],
+        vision_feature_layer=-1,
+        projector_hidden_act="quick_gelu",
     ),
-}  # fmt: skip
+}
 SIZES = [(9, 31), (57, 20), (30, 30)]
 TILINGS = {  # image_size, patch_size, pinpoints
     "7b": (336, 14, [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]),
@@ -130,13 +144,17 @@ def processor(config) -> LlavaNextProcessor:
     )
     size = config.vision_config.image_size
     images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size},
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
         image_grid_pinpoints=config.image_grid_pinpoints,
-    )  # fmt: skip
+    )
     return LlavaNextProcessor(
-        images, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names), num_additional_image_tokens=1,
-        patch_size=config.vision_config.patch_size, vision_feature_select_strategy="default",
-    )  # fmt: skip
+        images,
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names),
+        num_additional_image_tokens=1,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy="default",
+    )
 
 
 def main() -> None:
@@ -161,8 +179,12 @@ def main() -> None:
         tiles = 1 + max(h * w for h, w in config.image_grid_pinpoints) // size**2
         pixels = rng.integers(0, 256, (len(SIZES), tiles, 3, size, size), np.uint8)
         tokens, mask = map(torch.tensor, tokens_mask)
-        inputs = dict(input_ids=tokens, attention_mask=mask.long(), pixel_values=torch.tensor(pixels / 64 - 2).float(),
-                      image_sizes=torch.tensor(SIZES))  # fmt: skip
+        inputs = dict(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            pixel_values=torch.tensor(pixels / 64 - 2).float(),
+            image_sizes=torch.tensor(SIZES),
+        )
         seen = []
         model.model.language_model.register_forward_pre_hook(
             lambda module, args, kwargs, seen=seen: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
@@ -174,9 +196,16 @@ def main() -> None:
             generated = model.generate(**inputs, max_new_tokens=7, do_sample=False, eos_token_id=None, pad_token_id=3)
         generated = generated[:, tokens.shape[1] :]
         np.savez_compressed(
-            FOLDER / name / "expected.npz", pixels=pixels, sizes=np.array(SIZES), tokens=tokens, mask=mask,
-            states=torch.stack(states), embeddings=embeddings, logits=logits, generated=generated,
-        )  # fmt: skip
+            FOLDER / name / "expected.npz",
+            pixels=pixels,
+            sizes=np.array(SIZES),
+            tokens=tokens,
+            mask=mask,
+            states=torch.stack(states),
+            embeddings=embeddings,
+            logits=logits,
+            generated=generated,
+        )
         print(name, sum(p.numel() for p in model.parameters()), tuple(tokens.shape), float(logits.abs().max()))
         print(generated.tolist())
 

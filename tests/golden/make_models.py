@@ -25,34 +25,71 @@ from transformers import (
 
 FOLDER = Path(__file__).with_name("models")
 SIZES = dict(
-    vocab_size=41, hidden_size=24, intermediate_size=26, num_hidden_layers=3, num_attention_heads=6,
-    num_key_value_heads=2, head_dim=10, max_position_embeddings=64, initializer_range=0.3,
-)  # fmt: skip
+    vocab_size=41,
+    hidden_size=24,
+    intermediate_size=26,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    head_dim=10,
+    max_position_embeddings=64,
+    initializer_range=0.3,
+)
 WIDE = dict(SIZES, num_key_value_heads=6)
-LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
-              original_max_position_embeddings=16)  # fmt: skip
-YARN = dict(rope_type="yarn", rope_theta=1000.0, factor=4.0, original_max_position_embeddings=16, beta_fast=2.0,
-            beta_slow=0.5)  # fmt: skip
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=500.0,
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+YARN = dict(
+    rope_type="yarn", rope_theta=1000.0, factor=4.0, original_max_position_embeddings=16, beta_fast=2.0, beta_slow=0.5
+)
 DYNAMIC = dict(rope_type="dynamic", rope_theta=1000.0, factor=2.0)
-LONG = dict(rope_type="longrope", rope_theta=1000.0, original_max_position_embeddings=8, factor=8.0,
-            short_factor=[1.0, 1.1, 1.2, 1.3, 1.4], long_factor=[2.0, 2.5, 3.0, 3.5, 4.0])  # fmt: skip
+LONG = dict(
+    rope_type="longrope",
+    rope_theta=1000.0,
+    original_max_position_embeddings=8,
+    factor=8.0,
+    short_factor=[1.0, 1.1, 1.2, 1.3, 1.4],
+    long_factor=[2.0, 2.5, 3.0, 3.5, 4.0],
+)
 
 MODELS = {
-    "gpt2": GPT2LMHeadModel(GPT2Config(
-        vocab_size=41, n_embd=20, n_layer=3, n_head=5, n_positions=32, n_inner=26, initializer_range=0.3,
-        bos_token_id=1, eos_token_id=2)),
+    "gpt2": GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=41,
+            n_embd=20,
+            n_layer=3,
+            n_head=5,
+            n_positions=32,
+            n_inner=26,
+            initializer_range=0.3,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ),
     "llama": LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False, rope_parameters=LLAMA3)),
-    "llama_tied_biased": LlamaForCausalLM(LlamaConfig(
-        **WIDE, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
-        rope_parameters=dict(rope_type="linear", rope_theta=1000.0, factor=2.0))),
+    "llama_tied_biased": LlamaForCausalLM(
+        LlamaConfig(
+            **WIDE,
+            tie_word_embeddings=True,
+            attention_bias=True,
+            mlp_bias=True,
+            rope_parameters=dict(rope_type="linear", rope_theta=1000.0, factor=2.0),
+        )
+    ),
     "llama_yarn": LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=YARN)),
     "llama_dynamic": LlamaForCausalLM(LlamaConfig(**SIZES | dict(max_position_embeddings=8), rope_parameters=DYNAMIC)),
     "llama_longrope": LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LONG)),
     "mistral": MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5)),
     "qwen2": Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
-    "qwen2_windows": Qwen2ForCausalLM(Qwen2Config(
-        **SIZES, tie_word_embeddings=False, use_sliding_window=True, sliding_window=4, max_window_layers=1)),
-}  # fmt: skip
+    "qwen2_windows": Qwen2ForCausalLM(
+        Qwen2Config(**SIZES, tie_word_embeddings=False, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    ),
+}
 
 
 def main() -> None:

@@ -58,17 +58,22 @@ def make_clips() -> list[np.ndarray]:
 def make_processor() -> Qwen2AudioProcessor:
     vocab = {character: i for i, character in enumerate("abcdefghijklmnopqrstuvwxyz.:Ġ")}
     tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=[], pad_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token=None,
+        vocab=vocab,
+        merges=[],
+        pad_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token=None,
         extra_special_tokens=SPECIAL,
-    )  # fmt: skip
+    )
     return Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=7, chunk_length=1), tokenizer)
 
 
 def make_model(audio: dict, text: dict, audio_token: int) -> Qwen2AudioForConditionalGeneration:
     config = Qwen2AudioConfig(
-        audio_config=dict(audio, model_type="qwen2_audio_encoder"), text_config=dict(text, model_type="qwen2"),
+        audio_config=dict(audio, model_type="qwen2_audio_encoder"),
+        text_config=dict(text, model_type="qwen2"),
         audio_token_index=audio_token,
-    )  # fmt: skip
+    )
     model = Qwen2AudioForConditionalGeneration(config).eval()
     torch.manual_seed(7)
     for name, parameter in model.named_parameters():  # biases and norms too: at 0 and 1 they would hide a mistake
@@ -115,7 +120,7 @@ def main() -> None:
             processor(
                 text=PROMPTS, audio=clips, sampling_rate=16000, padding=True, padding_side="left", return_tensors="pt"
             )
-        )  # fmt: skip
+        )
         found = expected(model, inputs)
         np.savez_compressed(FOLDER / name / "expected.npz", **found)
         print(name, sum(p.numel() for p in model.parameters()), {k: np.shape(v) for k, v in found.items()})

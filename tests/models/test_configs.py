@@ -21,11 +21,21 @@ FOLDERS = sorted(path.parent for path in GOLDEN.rglob("config.json"))
 # Where null is an answer of its own: as many as there are heads, and no window.
 MEANT = ("num_key_value_heads", "sliding_window")
 GPT_NEO = dict(
-    model_type="gpt_neo", vocab_size=41, hidden_size=20, num_layers=3, num_heads=5, max_position_embeddings=32,
-    window_size=4, attention_types=[[["global", "local"], 1], [["local"], 1]], attention_layers=None,
-    intermediate_size=None, layer_norm_epsilon=None, initializer_range=None, activation_function=None,
+    model_type="gpt_neo",
+    vocab_size=41,
+    hidden_size=20,
+    num_layers=3,
+    num_heads=5,
+    max_position_embeddings=32,
+    window_size=4,
+    attention_types=[[["global", "local"], 1], [["local"], 1]],
+    attention_layers=None,
+    intermediate_size=None,
+    layer_norm_epsilon=None,
+    initializer_range=None,
+    activation_function=None,
     tie_word_embeddings=None,
-)  # fmt: skip
+)
 
 
 def config_of(folder):
@@ -91,10 +101,15 @@ def test_gpt_neo_full_of_nulls():
         dict(rope_parameters=dict(rope_type=None, type="linear", factor=3.0, rope_theta=None), rope_theta=500.0),
         dict(rope_scaling=dict(type="linear", factor=3.0), rope_parameters=None, rope_theta=500.0),
         dict(rope_scaling=dict(type="linear", factor=3.0), rope_parameters=dict(factor=None, rope_theta=500.0)),
-        dict(rope_scaling=dict(rope_type="linear", factor=3.0), rope_theta=500.0, partial_rotary_factor=None,
-             max_position_embeddings=None, original_max_position_embeddings=None),
+        dict(
+            rope_scaling=dict(rope_type="linear", factor=3.0),
+            rope_theta=500.0,
+            partial_rotary_factor=None,
+            max_position_embeddings=None,
+            original_max_position_embeddings=None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_rotary_scaling_with_nulls(rope):
     assert Rope.from_hf(rope) == Rope(rope_theta=500.0, rope_type="linear", factor=3.0)
 

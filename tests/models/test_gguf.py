@@ -114,9 +114,14 @@ def logits(loaded, tokens):
 def llama():
     """Config, tensors and module with parameters of a Llama whose rows are multiples of 32, with grouped queries."""
     config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+    )
     module = Llama(config)
     params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     hf_config = config.to_hf()
@@ -244,7 +249,7 @@ def test_a_file_cut_short_is_named(llama, tmp_path, kept):
         (dict(block_count=3), r"Missing: \['model\.layers\.2\."),
         (dict(head_count_kv=4), r"k_proj\.weight must have shape \(64, 64\), got \(32, 64\)"),
     ],
-)  # fmt: skip
+)
 def test_files_that_do_not_fit_are_refused(llama, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         mcl.models.from_pretrained(write(tmp_path / "m.gguf", *llama[:2], **options))

@@ -39,9 +39,16 @@ def model():
     """A SentencePiece BPE with bytes for unknown characters, as Llama 2's, serialised."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS * 20), model_writer=written, vocab_size=320, model_type="bpe", byte_fallback=True,
-        split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(CORPUS * 20),
+        model_writer=written,
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
     return written.getvalue()
 
 
@@ -51,10 +58,14 @@ def of_sentencepiece(model, **changed):
     size = theirs.get_piece_size()
     kind = lambda i: 2 if theirs.is_unknown(i) else 3 if theirs.is_control(i) else 6 if theirs.is_byte(i) else 1
     return theirs, metadata(
-        model="llama", pre="default", merges=None, tokens=[theirs.id_to_piece(i) for i in range(size)],
-        scores=[theirs.get_score(i) for i in range(size)], token_type=[kind(i) for i in range(size)],
+        model="llama",
+        pre="default",
+        merges=None,
+        tokens=[theirs.id_to_piece(i) for i in range(size)],
+        scores=[theirs.get_score(i) for i in range(size)],
+        token_type=[kind(i) for i in range(size)],
         **dict(bos_token_id=1, eos_token_id=2, unknown_token_id=0) | changed,
-    )  # fmt: skip
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- SentencePiece

@@ -218,9 +218,13 @@ def test_pixels_and_tokens_are_those_of_hugging_faces_processor(processor):
     found = processor(PROMPTS, PICTURES)
     given = [picture for picture in PICTURES if picture is not None]
     theirs = processor.hf(
-        text=PROMPTS, images=given, padding=True, padding_side="left", return_tensors="np",
+        text=PROMPTS,
+        images=given,
+        padding=True,
+        padding_side="left",
+        return_tensors="np",
         input_data_format="channels_last",
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(found["tokens"], theirs["input_ids"])
     np.testing.assert_array_equal(found["mask"], theirs["attention_mask"])
     pixels = theirs["pixel_values"].transpose(0, 1, 3, 4, 2)
@@ -477,7 +481,7 @@ def test_a_processor_that_cuts_otherwise_is_refused(tmp_path):
         (dict(image_grid_pinpoints=[[12, 12], [12, 30]]), r"multiples of image_size=12, got \[\(12, 30\)\]"),
         (dict(image_token_index=37), "image_token_index must be below vocab_size=37, got 37"),
     ],
-)  # fmt: skip
+)
 def test_configs_that_cannot_be_built_are_refused(change, message):
     config = json.loads((FOLDER / "llama" / "config.json").read_text())
     for name, value in change.items():

@@ -41,9 +41,13 @@ print(json.dumps([peak[0] - before, sum(leaf.nbytes for leaf in jax.tree.leaves(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peak_memory_is_near_the_models_size(tmp_path, dtype):
     config = LlamaConfig(
-        vocab_size=4001, hidden_size=512, intermediate_size=2048, num_hidden_layers=10, num_attention_heads=8,
+        vocab_size=4001,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=10,
+        num_attention_heads=8,
         num_key_value_heads=4,
-    )  # fmt: skip
+    )
     shapes = jax.eval_shape(Llama(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     save_pretrained(tmp_path, Llama(config), jax.tree.map(lambda x: jnp.full(x.shape, 0.5), shapes))
     command = [sys.executable, "-c", CHILD, str(tmp_path), dtype]

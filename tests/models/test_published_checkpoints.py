@@ -65,9 +65,14 @@ def test_gpt2_loads_without_a_prefix_and_with_its_masks_and_head(headed, masked,
 
 def test_gpt_neo_loads_without_a_prefix(tmp_path):
     config = GPTNeoConfig(
-        vocab_size=11, hidden_size=6, num_layers=2, num_heads=3, max_position_embeddings=5, window_size=3,
+        vocab_size=11,
+        hidden_size=6,
+        num_layers=2,
+        num_heads=3,
+        max_position_embeddings=5,
+        window_size=3,
         attention_layers=("global", "local"),
-    )  # fmt: skip
+    )
     params = GPTNeo(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     mcl.models.save_pretrained(tmp_path, GPTNeo(config), params)
     renamed(tmp_path, lambda name: name.removeprefix("transformer."), **{"h.1.attn.attention.bias": np.ones(3, bool)})
@@ -228,7 +233,7 @@ def test_the_token_of_a_clip_is_read_under_both_of_its_names():
         ({"model_type": "mistral", "sliding_window": 5, "layer_types": ["full_attention"] * 3}, "not have layer_types"),
         ({"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["chunked"] * 3}, r"got \['chunked'\]"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_not_computed_are_named_with_their_file(changed, message, tmp_path):
     folder = copied("models/llama", tmp_path)
     set_config(folder, **changed)

@@ -85,9 +85,12 @@ def test_every_stage_is_hugging_faces(name, scan):
         features = self.encode(mel, frames)
         hidden = self.hidden(tokens, mask, features)
         return dict(
-            tower=tower, features=features, merged=self.embed(tokens, features), hidden=hidden,
+            tower=tower,
+            features=features,
+            merged=self.embed(tokens, features),
+            hidden=hidden,
             logits=self(tokens, mask, features),
-        )  # fmt: skip
+        )
 
     inputs = (golden[key] for key in ("mel", "frames", "tokens", "mask"))
     found = {stage: np.asarray(x) for stage, x in run(module, params, *inputs, method=stages).items()}
@@ -243,9 +246,11 @@ def test_a_train_step_needs_features_only():
 def test_the_processor_gives_what_hugging_faces_gives(processor):
     golden, batch = expected(), processor(PROMPTS, clips())
     assert {key: (value.dtype.name, value.shape) for key, value in batch.items()} == {
-        "tokens": ("int32", (4, 38)), "mask": ("bool", (4, 38)), "mel": ("float32", (4, 7, 100)),
+        "tokens": ("int32", (4, 38)),
+        "mask": ("bool", (4, 38)),
+        "mel": ("float32", (4, 7, 100)),
         "frames": ("int32", (4,)),
-    }  # fmt: skip
+    }
     for key in ("tokens", "mask", "frames"):
         np.testing.assert_array_equal(batch[key], golden[key])
     assert_close(batch["mel"], golden["mel"])  # torch there, NumPy here

@@ -1,1 +1,1 @@
-"""What the experiments on pictures and on clips share: configuration, the small base, loading, scores."""
+"""Code that the experiments on pictures and on clips share: configuration, the small base, loading, scores."""

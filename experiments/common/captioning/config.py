@@ -1,4 +1,4 @@
-"""Configuration of the captioning experiments: data, base, and what both media have in common."""
+"""The configuration that both captioning experiments share."""
 
 import dataclasses
 from dataclasses import field
@@ -20,37 +20,37 @@ class Data(Options):
     """A data set by name (stamps/pictures, stamps/spoken, stamps/sounds, textcaps/english, textcaps/bilingual,
     audiocaps, clotho), or a folder of your own with captions.jsonl."""
     folder: Path | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
-    """The files that a named data set is made of; it is made again when they change. By default the stamps are fetched
-    (Debian's package), and a data set that was made before is taken as it is."""
+    """Folder with the published files of a named data set. The data set is made again when they change. By default the
+    stamps are downloaded (Debian's package), and a data set in --cache is used."""
     modes: tuple[str, ...] | None = None
-    """Modes whose captions are used. By default en fr of the stamps, and all modes of other data."""
+    """Modes whose captions are used. The default is en fr for the stamps, and all modes for other data."""
     mode_weights: tuple[int, ...] = ()
-    """How often a training caption of each of --modes is drawn, such as 9 1. Equally often by default."""
+    """How often to draw training captions of each of --modes, such as 9 1. The default is equally often."""
     families: bool = False
-    """Keep the 249 stamps (letters, digits, coins) that come in families which look and read nearly the same: modes of
-    their own beside the languages."""
+    """Keep the 249 stamps (letters, digits, coins) of families that look and read nearly the same. Such families are
+    modes in addition to the languages."""
     prompt: str = ""
-    """What the model is asked: a text with the base's placeholder once; the caption follows it directly. The small base
-    is asked for a caption of the first of --modes."""
+    """Prompt of the model: a text that contains the placeholder of the base once; the caption follows it directly. The
+    default for the small base asks for a caption in the first of --modes."""
     cache: Path = field(default=Path("runs/cache"), metadata=VOLATILE | NO_INFLUENCE)
-    """Folder for data sets and small bases that were made."""
+    """Folder in which data sets and small bases are kept."""
     cache_features: bool = field(default=True, metadata=VOLATILE | NO_INFLUENCE)
-    """Keep the tower's features of every picture or clip in memory, so that the tower runs once for each, and not in
-    every epoch."""
+    """Keep the features of every picture or clip in memory, so that the tower runs once for each and not once per
+    epoch."""
 
     def check(self) -> None:
         super().check()
         check_unicode(self.prompt, "--prompt")
         if self.mode_weights and len(self.mode_weights) != len(self.kept_modes):
             raise ValueError(
-                f"--mode-weights needs a number for each of --modes {self.kept_modes}, got {self.mode_weights}"
+                f"--mode-weights needs one number for each of --modes {self.kept_modes}, got {self.mode_weights}"
             )
         if any(weight < 1 for weight in self.mode_weights):
-            raise ValueError(f"--mode-weights must be 1 or more, got {self.mode_weights}")
+            raise ValueError(f"--mode-weights must be at least 1, got {self.mode_weights}")
 
     @property
     def kept_modes(self) -> tuple[str, ...]:
-        """The modes whose captions are used; all if empty."""
+        """Modes whose captions are used; all of them if this is empty."""
         if self.modes is not None:
             return self.modes
         return ("en", "fr") if self.name.startswith("stamps/") else ()
@@ -61,23 +61,23 @@ class Base(groups.Base):
     """The frozen base model."""
 
     path: Annotated[Path | None, arg(name="base")] = None
-    """Base model: a Hugging Face folder. By default a small model of the same family, which is trained first, on the
-    training captions of all modes, each asked for by its mode, and kept in --cache."""
+    """Base model: a Hugging Face folder. By default, a small model of the same family is trained first and kept in
+    --cache. It learns the training captions of all modes; its prompt names the mode."""
     base_steps: int = field(default=600, metadata=COUNT)
-    """Training steps of the small base, with batches of 32."""
+    """Number of training steps of the small base, with batches of 32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation(groups.Evaluation):
-    """What is evaluated, and how often."""
+    """Evaluation during and after the training."""
 
     corenlp: Path | None = field(default=None, metadata=VOLATILE)
-    """Folder with the jars of CoreNLP 3.6.0, for SPICE and SPIDEr; they need Java and pycocoevalcap too."""
+    """Folder with the jars of CoreNLP 3.6.0, for SPICE and SPIDEr. These also need Java and pycocoevalcap."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(config.Config):
-    """K hypotheses of a language model that sees or hears."""
+    """Compares K hypotheses of a language model that sees or hears with one model."""
 
     evaluation: Evaluation = Evaluation()
     data: Data = Data()

@@ -1,4 +1,4 @@
-"""What pictures and clips have in common for these experiments: how records come to a tower, and a small base."""
+"""The interface of pictures and clips: the inputs of a tower from records, and a small base."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -13,24 +13,27 @@ from mcl_jax import data
 
 
 class Modality(Protocol):
-    """Pictures or clips; its repr says all that a small base depends on."""
+    """Pictures or clips. Its repr names everything that a small base depends on.
+
+    Attributes:
+      media: "pictures" or "clips".
+      placeholder: the token of the small base that stands for a picture or clip.
+    """
 
     media: str
-    """What it takes, "pictures" or "clips"."""
     placeholder: str
-    """Of the small base, a token."""
 
     def read(self, record: data.Record) -> np.ndarray:
-        """The picture or clip of a record, cut as the recipe wants it."""
+        """Reads the picture or clip of a record; crops it if the recipe says so."""
 
     def inputs(self, processor: Any, media: Sequence[np.ndarray | None]) -> Inputs:
-        """Arguments of the tower [B, ...]."""
+        """Makes the arguments of the tower, [B, ...] each."""
 
     def augment(self, processor: Any, key: Key[Array, ""], media: np.ndarray) -> Inputs:
-        """Arguments of the tower [1, ...] of a changed picture or clip."""
+        """Makes the arguments of the tower, [1, ...] each, for an augmented picture or clip."""
 
     def vary(self, key: Key[Array, ""], inputs: dict[str, Array]) -> dict[str, Array]:
-        """Arguments of the tower, changed while the small base is trained, so that it learns less by heart."""
+        """Augments the arguments of the tower while the small base is trained, so that it overfits less."""
 
     def small(self, tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, Any]:
-        """A small model of the family, and its processor."""
+        """Makes a small model of the family and its processor."""

@@ -1,8 +1,8 @@
-"""A small model that sees or hears, trained from nothing on captions in all languages: a base for a laptop.
+"""A small model that sees or hears, trained from scratch on captions in all languages: a base for a laptop.
 
-It is asked for each caption by its mode, and so answers in the language it is asked in, as large models do. It is
-trained by the same step as adapters are, with one "hypothesis" that is all of its parameters. Like any run it resumes,
-and its folder, `WORKDIR/model`, is a Hugging Face folder like any base.
+Its prompt names the mode of the caption, so it answers in the language of the prompt, as large models do. It is trained
+with the same step as adapters, with one "hypothesis" that holds all its parameters. Like any run it resumes, and its
+folder `WORKDIR/model` is a Hugging Face folder like any base.
 """
 
 import dataclasses
@@ -31,13 +31,16 @@ VOCABULARY = 2048
 
 @dataclasses.dataclass(frozen=True)
 class SmallBase:
-    """How a small base is trained.
+    """Settings of the training of a small base.
 
     Attributes:
-      steps, batch_size: training; a batch has all captions where there are fewer.
+      steps: number of training steps.
+      batch_size: captions per step; all of them if there are fewer.
+      learning_rate: highest learning rate.
       max_length: longest example in tokens.
       eval_every: steps between evaluations; the best of these checkpoints is kept.
-      eval_items: records that are evaluated, evenly spread over the split.
+      eval_items: number of records to evaluate, evenly spread over the split.
+      seed: random seed.
     """
 
     steps: int = 600
@@ -50,16 +53,18 @@ class SmallBase:
 
 
 def prompt_for(placeholder: str, mode: str) -> str:
-    """What a small base is asked for a caption of a mode; "" for captions that name none."""
+    """Returns the prompt of a small base for a caption of a mode; "" stands for captions without a mode."""
     return f"{placeholder}{mode}:"
 
 
 def small_base(folder: Path, settings: SmallBase, modality: Modality, corpus: data.Corpus) -> Path:
-    """The folder of the model, which is trained unless it is there.
+    """Trains the small base unless that is done, and returns the folder of the model.
 
     Args:
-      folder: of the run.
-      corpus: what it learns; trained on "train", evaluated on "validation".
+      folder: run directory of the training.
+      settings: settings of the training.
+      modality: pictures or clips.
+      corpus: captions; the model is trained on "train" and evaluated on "validation".
     """
     config = dataclasses.asdict(settings) | {"corpus": corpus.name, "records": len(corpus.records)}
     with Run(folder, config) as run:
@@ -72,28 +77,30 @@ def small_base(folder: Path, settings: SmallBase, modality: Modality, corpus: da
 
 
 def tokenizer_of(records: tuple[data.Record, ...], placeholder: str) -> PreTrainedTokenizerFast:
-    """Byte pairs of the training captions."""
+    """Trains a byte-pair tokenizer on the training captions."""
     model = tk.Tokenizer(tk.models.BPE())
     model.pre_tokenizer = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tk.decoders.ByteLevel()
     trainer = tk.trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[EOS, placeholder], show_progress=False,
+        vocab_size=VOCABULARY,
+        special_tokens=[EOS, placeholder],
+        show_progress=False,
         initial_alphabet=tk.pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     model.train_from_iterator((target.text for record in records for target in record.targets), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=EOS, pad_token=EOS)
 
 
 @dataclasses.dataclass(frozen=True)
 class _PromptByMode(MediaPrompt):
-    """Of records that have one caption each and its mode as their source; the template is the placeholder."""
+    """Prompt for records with one caption each, whose mode is the source; the template is the placeholder."""
 
-    def of(self, tokenizer: Any, record: data.Record) -> np.ndarray:
+    def encode_record(self, tokenizer: Any, record: data.Record) -> np.ndarray:
         return self.processor.prompt(prompt_for(self.template, record.source), self.counts[record.id])
 
 
 def _captions(records: Sequence[data.Record]) -> list[data.Record]:
-    """A record for each caption; those of one picture or clip share its id."""
+    """Returns one record for each caption; those of one picture or clip share its id."""
     return [
         dataclasses.replace(record, source=target.mode or "", targets=(target,), further_references=())
         for record in records
@@ -104,27 +111,36 @@ def _captions(records: Sequence[data.Record]) -> list[data.Record]:
 def _encoded(
     captions: Sequence[data.Record], prompt: _PromptByMode, settings: SmallBase, corpus: data.Corpus
 ) -> data.Encoded:
-    """Tokens of captions and of what is asked for them."""
+    """Returns the tokens of captions and of their prompts."""
     return data.encode_records(
-        captions, prompt.processor.tokenizer, prompt, max_length=settings.max_length, too_long="drop",
+        captions,
+        prompt.processor.tokenizer,
+        prompt,
+        max_length=settings.max_length,
+        too_long="drop",
         mode_names=corpus.modes,
-    )  # fmt: skip
+    )
 
 
 def _train(run: Run, settings: SmallBase, modality: Modality, module, processor, corpus) -> tuple[Any, float]:
-    """Parameters at the best evaluated step, and the validation loss there in nats a token."""
+    """Returns the parameters at the best evaluation, and the validation loss there in nats per token."""
     perception = Perception(
-        module, {}, processor, modality.read, lambda media: modality.inputs(processor, media),
-        augment=lambda *_: {}, cache=False,
-    )  # fmt: skip
+        module,
+        {},
+        processor,
+        modality.read,
+        lambda media: modality.inputs(processor, media),
+        augment=lambda *_: {},
+        cache=False,
+    )
     splits = {"train": corpus.split("train"), "validation": spread(corpus.split("validation"), settings.eval_items)}
     captions = {name: _captions(records) for name, records in splits.items()}
     by_id = {record.id: record for records in splits.values() for record in records}
     prompt = _PromptByMode(modality.placeholder, processor, perception.counts(list(by_id.values())))
     encoded = {name: _encoded(records, prompt, settings, corpus) for name, records in captions.items()}
 
-    # Kept, since reading costs more than training.
-    tower_inputs = functools.cache(lambda of: perception.tower_inputs([by_id.get(of)]))
+    # Cached, since reading costs more than training.
+    tower_inputs = functools.cache(lambda key: perception.tower_inputs([by_id.get(key)]))
 
     batch_size = min(settings.batch_size, len(encoded["train"].prompts))
     shapes = data.BatchConfig(batch_size, (settings.max_length,), settings.seed)

@@ -1,4 +1,4 @@
-"""Base model, tower and captions."""
+"""Loads the base model, its tower and the captions."""
 
 import dataclasses
 import zlib
@@ -21,16 +21,20 @@ from mcl_jax.models import pretrained
 
 
 def load(config: Config, modality: Modality, **options: Any) -> Task:
-    """Reads the data and the base; `options` are the base's, such as scan.
+    """Reads the data and the base.
 
+    Args:
+      config: the configuration.
+      modality: pictures or clips.
+      **options: arguments of `mcl.models.from_pretrained`, such as scan.
     Raises:
-      ValueError: if either cannot be had, or they do not fit together.
+      ValueError: if the data or the base cannot be read, or they do not fit together.
     """
     return load_base(config, modality, load_data(config, modality), **options)
 
 
 def load_data(config: Config, modality: Modality) -> data.Corpus:
-    """Captions of all splits, and where their pictures or clips are. Options that cannot be are refused first."""
+    """Returns the captions of all splits, with their pictures or clips. Wrong options are refused first."""
     config.training.check_devices()
     _check_base_and_prompt(config, modality)
     if config.evaluation.corenlp:
@@ -47,12 +51,13 @@ def _check_base_and_prompt(config: Config, modality: Modality) -> None:
     base, prompt = config.base.path, config.data.prompt
     if base and pretrained.media_of(base) != modality.media:
         raise ValueError(
-            f"--base {base} has no processor of {modality.media}; needed a LLaVA-1.6 for pictures, a "
-            "Qwen2-Audio for clips"
+            f"--base {base} has no processor for {modality.media}; use a LLaVA-1.6 for pictures, or a Qwen2-Audio for "
+            "clips"
         )
-    if prompt and base is None and (found := prompt.count(modality.placeholder)) != 1:
+    if prompt and base is None and (times := prompt.count(modality.placeholder)) != 1:
         raise ValueError(
-            f"--prompt needs {modality.placeholder} of the small base once, got it {found} times: {prompt!r}"
+            f"--prompt must contain {modality.placeholder}, the placeholder of the small base, once, but contains it "
+            f"{times} times: {prompt!r}"
         )
     if base:
         family, module = outline(base)
@@ -62,29 +67,33 @@ def _check_base_and_prompt(config: Config, modality: Modality) -> None:
 
 
 def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options: Any) -> Task:
-    """The base, which is trained first if none is given, with its prompt and its tower."""
+    """Reads the base with its prompt and its tower. Trains a small base first if none is given."""
     if config.base.path:
         folder, asked = config.base.path, modality.placeholder
     else:
         mode = next(iter(config.data.kept_modes or corpus.modes), "")
-        held_out = {record.id for record in corpus.split("validation")}  # some may be of the training split
+        held_out = {record.id for record in corpus.split("validation")}  # may come from the training split
         folder, asked = _small(config, modality, held_out), prompt_for(modality.placeholder, mode)
     asked = config.data.prompt or asked
     options = config.base.options(config.training.remat) | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
-    processor.prompt(asked, num_features=1)  # refuses one that does not fit before pictures or clips are measured
+    processor.prompt(asked, num_features=1)  # refuses a wrong prompt before pictures or clips are measured
     perception = Perception(
-        module, params, processor, modality.read,
+        module,
+        params,
+        processor,
+        modality.read,
         inputs=lambda media: modality.inputs(processor, media),
         augment=lambda key, media: modality.augment(processor, key, media),
-        cache=config.data.cache_features, devices=config.training.devices,
-    )  # fmt: skip
+        cache=config.data.cache_features,
+        devices=config.training.devices,
+    )
     prompt = MediaPrompt(asked, processor, perception.counts(corpus.records))
     return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, perception)
 
 
 def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
-    """Training captions of each mode as many times as --mode-weights says: one of them is drawn in each epoch."""
+    """Repeats the training captions of each mode as --mode-weights says; each epoch draws one caption of a record."""
     if not config.data.mode_weights:
         return corpus
     weights = dict(zip(config.data.kept_modes, config.data.mode_weights, strict=True))
@@ -97,9 +106,9 @@ def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:
 
 
 def _small(config: Config, modality: Modality, held_out: Collection[str] = ()) -> Path:
-    """The folder of the small base of a data set, which knows the captions of all modes.
+    """Returns the folder of the small base of a data set, which learns the captions of all modes.
 
-    Records whose ids are in `held_out` are for its validation too.
+    Records whose ids are in `held_out` are in its validation split too.
     """
     given = config.data
     corpus = datasets.load_captions(given.name, given.cache, given.folder, families=given.families)

@@ -26,7 +26,7 @@ def validate_transitions(transitions) -> np.ndarray:
     Returns:
       float64 [N, V, V], values unchanged.
     Raises:
-      ValueError: what was needed, what came, and in which chain and row.
+      ValueError: if the matrices are wrong; names the chain and the row.
     """
     if not np.iterable(transitions):
         raise ValueError(f"transitions needs a list of matrices, [N, V, V]; got {transitions!r}")
@@ -35,7 +35,7 @@ def validate_transitions(transitions) -> np.ndarray:
         raise ValueError("transitions needs at least one chain, [N, V, V]; got none")
     if all(chain.ndim == 1 for chain in chains):
         single = f"a single matrix of {len(chains)} rows"
-        raise ValueError(f"transitions needs a list of matrices, [N, V, V]; got {single}: wrap it in a list")
+        raise ValueError(f"transitions needs a list of matrices, [N, V, V]; got {single}, so wrap it in a list")
     for k, chain in enumerate(chains):
         if chain.ndim != 2 or chain.shape[0] != chain.shape[1] or chain.size == 0:
             raise ValueError(f"each chain needs a square matrix [V, V]; chain {k} has shape {chain.shape}")
@@ -174,7 +174,7 @@ def first_transition(transitions, prior=None) -> np.ndarray:
 
 
 def _closed_classes(transition: np.ndarray) -> list[np.ndarray]:
-    """Sets of symbols that reach each other and that no symbol leaves: the classes a chain can end up in."""
+    """Returns the sets of symbols that reach each other and that the chain never leaves."""
     num_classes, label = connected_components(transition > 0, connection="strong")
     classes = [np.flatnonzero(label == c) for c in range(num_classes)]
     return [c for c in classes if not np.any(np.delete(transition[c], c, axis=1) > 0)]
