@@ -1,8 +1,8 @@
 """A mesh of devices: its "data" axis divides batches, and its "model" axis shards the matrices of the base.
 
-The train step is manual over "data" (`jax.shard_map`), so each part of the batch runs the program of one device, and
-gradients are reduced once. Within a part, GSPMD partitions the matrix products over "model". Adapters and their copies
-in the optimizer are sharded like the kernels that they adapt.
+The train step is manual over "data" (`jax.shard_map`), so that each part of the batch runs the program of one device
+and gradients are reduced once; within a part, GSPMD partitions the matrix products over "model". Adapters and the
+optimizer's moments are sharded like the kernels that they adapt.
 """
 
 import re
@@ -17,11 +17,11 @@ from jaxtyping import PyTree
 from mcl_jax.sharding import DATA_AXIS, MODEL_AXIS, batch_size
 
 Cut = Literal["outputs", "inputs", "whole"]
-# (regular expression that is searched in the path of a parameter, axis to cut); the first match counts.
+# (regular expression that is searched in the path of a parameter, axis to shard); the first match counts.
 Rules = Sequence[tuple[str, Cut]]
 
-# A layer that is cut by outputs, followed by one that is cut by inputs, needs one reduction (Megatron-LM, arXiv
-# 1909.08053). Embeddings and the output layer are cut by vocabulary.
+# A layer sharded by outputs, followed by one sharded by inputs, needs one reduction (Megatron-LM, arXiv 1909.08053).
+# Embeddings and the output layer are sharded by vocabulary.
 RULES: Rules = (
     (r"\b(q|k|v|gate|up)_proj/(kernel|bias)$", "outputs"),
     (r"\b(c_attn|c_fc|fc1|linear_1|lm_head)/(kernel|bias)$", "outputs"),
@@ -41,23 +41,23 @@ def path_of(keys: Any) -> str:
 
 
 def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
-    """Returns `(path, shape) -> sharding` for `from_pretrained`: cuts the matrices of a base over the "model" axis.
+    """Returns `(path, shape) -> sharding` for `from_pretrained`: shards the matrices of a base over the "model" axis.
 
-    The first rule whose pattern matches the path says whether a layer is cut along its outputs or its inputs. If the
-    number of devices does not divide that axis, the layer is cut along the other one; if it divides neither, the layer
-    is left whole. Small parameters without a rule, such as norms, are left whole.
+    The first rule whose pattern matches the path says whether a layer is sharded along its outputs or its inputs. If
+    the number of devices does not divide that axis, the layer is sharded along the other one; if it divides neither,
+    the layer is left whole. Small parameters without a rule, such as norms, are left whole.
 
     Args:
       mesh: devices, with an axis "model".
       rules: rules of the layers. Put rules for your own module before `RULES`.
     Raises:
-      ValueError: if the mesh has no axis "model", or a rule has another cut. The function raises it if a large
+      ValueError: if the mesh has no axis "model", or a rule says something else. The function raises it if a large
         parameter matches no rule.
     """
     if MODEL_AXIS not in mesh.axis_names:
-        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to cut the base over, it has {mesh.axis_names}")
+        raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to shard the base over, it has {mesh.axis_names}")
     if wrong := [cut for _, cut in rules if cut not in ("outputs", "inputs", "whole")]:
-        raise ValueError(f'a rule must cut "outputs", "inputs" or leave a parameter "whole", got {wrong[0]!r}')
+        raise ValueError(f'a rule must say "outputs", "inputs" or "whole", got {wrong[0]!r}')
     parts = mesh.shape[MODEL_AXIS]
 
     def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
@@ -65,7 +65,7 @@ def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int,
         cut = next((cut for pattern, cut in rules if re.search(pattern, name)), None)
         if cut is None and np.prod(shape) >= LARGE and parts > 1:
             raise ValueError(
-                f"no rule says how to cut {name} {shape} over {parts} devices; pass base_sharding(mesh, "
+                f"no rule says how to shard {name} {shape} over {parts} devices; pass base_sharding(mesh, "
                 f'rules=[(r"{re.escape(name)}$", "outputs"), *mcl.parallel.RULES]), or "inputs", or "whole"'
             )
         return NamedSharding(mesh, _spec(shape, cut, parts))
@@ -86,7 +86,7 @@ def _spec(shape: tuple[int, ...], cut: Cut | None, parts: int) -> PartitionSpec:
 
 
 def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSharding]:
-    """Returns shardings of adapters: `b` is cut like the outputs of its kernel, `a` like the inputs.
+    """Returns shardings of adapters: `b` is sharded like the outputs of its kernel, `a` like the inputs.
 
     Args:
       mesh: devices.
@@ -110,7 +110,7 @@ def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSha
 
 
 def state_shardings(mesh: Mesh, params: Any, state: Any) -> Any:
-    """Returns shardings of a `TrainState` without params: leaves with path and shape of adapters are cut like them."""
+    """Returns shardings of a `TrainState` without params; moments, which have the shapes of adapters, get theirs."""
     cut = adapter_shardings(mesh, params, state.adapters)
     of_adapters = {
         path_of(keys): (leaf.shape, sharding)
@@ -142,7 +142,7 @@ class Row(NamedTuple):
     Attributes:
       path: path of the parameter.
       shape: its shape.
-      spec: mesh axis over which each of its axes is cut.
+      spec: mesh axis that shards each of its axes.
       bytes_per_device: number of its bytes on each device.
     """
 

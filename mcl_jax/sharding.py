@@ -2,8 +2,7 @@
 
 OneDevice   jit on the default device
 Replicas    pmap: devices share the batch, and each of them holds the base
-
-`mcl_jax.mesh` has a third: a mesh whose "data" axis divides batches and whose "model" axis shards the base.
+OverMesh    a mesh: its "data" axis divides the batch, and its "model" axis shards the base; see `mcl_jax.mesh`
 """
 
 from collections.abc import Callable, Sequence
@@ -88,7 +87,7 @@ class Placement(Protocol):
         """Returns the function, compiled on its first call; with `donate` the state gives up its buffers."""
 
     def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, ...]:
-        """Returns the arguments, placed where the compiled function needs them, and any others that it takes."""
+        """Returns the arguments, placed where the compiled function needs them, and any further ones it takes."""
 
 
 class OneDevice:
