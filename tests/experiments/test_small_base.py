@@ -98,7 +98,10 @@ def test_a_small_base_is_trained_once_saved_and_resumed(tmp_path, monkeypatch):
         patch.setattr(Run, "stop_requested", property(lambda run: next(asked)))
         with pytest.raises(SystemExit):
             make("stopped")
-    assert not (tmp_path / "stopped" / "model").exists() and lines_of(tmp_path / "stopped") == lines_of(tmp_path / "straight")[:1]
+    assert (
+        not (tmp_path / "stopped" / "model").exists()
+        and lines_of(tmp_path / "stopped") == lines_of(tmp_path / "straight")[:1]
+    )
     make("stopped")
     assert lines_of(tmp_path / "stopped") == lines_of(tmp_path / "straight")
     jax.tree.map(np.testing.assert_array_equal, saved[1][2], params)
