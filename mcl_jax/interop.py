@@ -26,18 +26,12 @@ from jaxtyping import Array, PyTree
 from mcl_jax import hypotheses, peft_files
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.lora import LoraConfig
-from mcl_jax.models import pretrained
+from mcl_jax.models import families
+from mcl_jax.models.names import abstract_params, hf_layers
+from mcl_jax.models.pretrained import save_pretrained
 from mcl_jax.models.tensors import rename
 
 PREFIX = "base_model.model."
-
-
-def _layers(path: tuple[str, ...], leaf: Array) -> list[tuple[str, Any]]:
-    """Returns (Hugging Face name of the layer, index into the leaf of one hypothesis) for each layer of a leaf."""
-    names = pretrained.hf_names((*path[:-1], "kernel"), leaf.shape)
-    if isinstance(names, str):
-        return [(names.removesuffix(".weight"), ...)]
-    return [(name.removesuffix(".weight"), i) for i, name in enumerate(names)]
 
 
 def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *, base: str = "") -> list[Path]:
@@ -55,12 +49,12 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
     Raises:
       ValueError: if an adapted kernel does not have two axes, or `folder` is itself an adapter.
     """
-    saved, family = [], pretrained.family_of(model.module.config.to_hf())
+    saved, family = [], families.of_module(model.module)
     for k in range(hypotheses.count(adapters)):
         tensors, ranks, alphas = {}, {}, {}
         for path, leaf in flatten_dict(hypotheses.select(adapters, k)).items():
             place = "/".join(path[:-1])
-            for layer, (name, index) in enumerate(_layers(path, leaf)):
+            for layer, (name, index) in enumerate(hf_layers(path, leaf.shape)):
                 name, matrix = rename(name, family.in_memory), np.asarray(leaf[index])
                 if matrix.ndim != 2:
                     raise ValueError(
@@ -80,7 +74,7 @@ def _rank_and_alpha(config: LoraConfig, place: str, layer: int) -> tuple[int, fl
     return ranks[layer if len(ranks) > 1 else 0], alphas[layer if len(alphas) > 1 else 0]
 
 
-def _settings_of(config: LoraConfig, family: pretrained.Family, ranks, alphas, base) -> dict[str, Any]:
+def _settings_of(config: LoraConfig, family: families.Family, ranks, alphas, base) -> dict[str, Any]:
     def differing(values: dict[str, Any], default: Any) -> dict[str, Any]:
         return {re.escape(name): value for name, value in values.items() if value != default}
 
@@ -207,7 +201,7 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
                 f"all hypotheses must adapt the same layers; hypotheses {k} and 0 differ in "
                 f"{sorted(set(one) ^ names)[:8]}"
             )
-    renames = pretrained.family_of(module.config.to_hf()).renames
+    renames = families.of_module(module).renames
     given = {rename(name, renames): name for name in names}  # keys are names in the module tree
     if len(given) < len(names):
         raise ValueError(
@@ -215,9 +209,9 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
             f"{sorted(names - set(given.values()))[:8]}"
         )
     flat, used, ranks, alphas = {}, set(), {}, {}
-    for path, leaf in flatten_dict(pretrained.abstract_params(module)).items():
+    for path, leaf in flatten_dict(abstract_params(module)).items():
         adaptable = path[-1] == "kernel" and (path[0] == "language_model" or not hasattr(module, "encode"))  # no towers
-        layers = _layers(path, leaf) if adaptable else []
+        layers = hf_layers(path, leaf.shape) if adaptable else []
         hit = [given[name] for name, _ in layers if name in given]
         if not hit:
             continue
@@ -275,4 +269,4 @@ def save_merged(
       k: the hypothesis to merge.
       tokenizer: tokenizer or processor to write beside the weights, if any.
     """
-    pretrained.save_pretrained(folder, model.module, model.merge(params, adapters, k), tokenizer)
+    save_pretrained(folder, model.module, model.merge(params, adapters, k), tokenizer)

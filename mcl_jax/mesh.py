@@ -43,16 +43,16 @@ def path_of(keys: Any) -> str:
 def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
     """Returns `(path, shape) -> sharding` for `from_pretrained`: shards the matrices of a base over the "model" axis.
 
-    A layer is sharded along its outputs or its inputs, as the first rule whose pattern matches its path says; along the
-    other of the two if that axis does not divide; and is left whole if neither divides. Small parameters without a
-    rule, such as norms, are left whole.
+    The first rule whose pattern matches the path says whether a layer is sharded along its outputs or its inputs. If
+    the number of devices does not divide that axis, the layer is sharded along the other one; if it divides neither,
+    the layer is left whole. Small parameters without a rule, such as norms, are left whole.
 
     Args:
       mesh: devices, with an axis "model".
-      rules: rules of the layers. Put those of a module of your own before `RULES`.
+      rules: rules of the layers. Put rules for your own module before `RULES`.
     Raises:
-      ValueError: if the mesh has no axis "model", or a rule says something else; when called, if a large parameter
-        matches no rule.
+      ValueError: if the mesh has no axis "model", or a rule says something else. The function raises it if a large
+        parameter matches no rule.
     """
     if MODEL_AXIS not in mesh.axis_names:
         raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to shard the base over, it has {mesh.axis_names}")
@@ -74,7 +74,7 @@ def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int,
 
 
 def _spec(shape: tuple[int, ...], cut: Cut | None, parts: int) -> PartitionSpec:
-    """The spec of a kernel [..., inputs, outputs] or a bias [..., outputs]."""
+    """Returns the spec of a kernel [..., inputs, outputs] or a bias [..., outputs]."""
     if cut in (None, "whole"):
         return PartitionSpec()
     axes = (-1, -2) if cut == "outputs" else (-2, -1)
@@ -91,7 +91,7 @@ def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSha
     Args:
       mesh: devices.
       params: parameters of the base on the mesh, or their shapes with shardings.
-      adapters: adapters of `nn.Dense` layers with leading axis K. Those of other layers are left whole.
+      adapters: adapters with leading axis K. Those of layers other than `nn.Dense` are left whole.
     """
     kernels = {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
@@ -123,8 +123,8 @@ def state_shardings(mesh: Mesh, params: Any, state: Any) -> Any:
     def sharding(keys, leaf):
         names = path_of(keys).split("/")
         suffixes = ("/".join(names[start:]) for start in range(len(names)))
-        shape, found = next((of_adapters[path] for path in suffixes if path in of_adapters), (None, whole))
-        return found if shape == leaf.shape else whole
+        shape, like_adapter = next((of_adapters[path] for path in suffixes if path in of_adapters), (None, whole))
+        return like_adapter if shape == leaf.shape else whole
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
@@ -137,13 +137,13 @@ def placed(leaf: Any, sharding: NamedSharding) -> Any:
 
 
 class Row(NamedTuple):
-    """Where a parameter is.
+    """The place of a parameter on a mesh.
 
     Attributes:
       path: path of the parameter.
       shape: its shape.
       spec: mesh axis that shards each of its axes.
-      bytes_per_device: bytes of it on each device.
+      bytes_per_device: number of its bytes on each device.
     """
 
     path: str
@@ -153,7 +153,7 @@ class Row(NamedTuple):
 
 
 def table(tree: PyTree) -> list[Row]:
-    """Lists where the leaves of a tree are: arrays on a mesh, or `jax.ShapeDtypeStruct`s with a sharding."""
+    """Lists the places of the leaves of a tree: arrays on a mesh, or `jax.ShapeDtypeStruct`s with a sharding."""
     return [
         Row(path_of(keys), leaf.shape, getattr(leaf.sharding, "spec", PartitionSpec()), bytes_per_device([leaf]))
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -220,10 +220,10 @@ def _data_axis(mesh: Mesh) -> int:
 
 
 class OverMesh:
-    """A placement of the train step: manual over "data", partitioned by GSPMD over the other axes.
+    """A placement of the train step that is manual over "data" and leaves the other axes to GSPMD.
 
-    Parameters that are on the mesh keep their sharding; others are copied to all of it. A batch smaller than the data
-    axis is padded with examples that have no weight.
+    Parameters that are on the mesh keep their sharding; others are copied to all its devices. A batch that is smaller
+    than the data axis is padded with examples that have no weight.
 
     Args:
       mesh: devices.
@@ -247,10 +247,10 @@ class OverMesh:
             return 1
         if size % self.parts:
             less, more = size - size % self.parts, size + -size % self.parts
-            able = max(parts for parts in range(1, self.parts) if size % parts == 0)
+            fitting = max(parts for parts in range(1, self.parts) if size % parts == 0)
             raise ValueError(
-                f"a batch of {size} examples does not divide over {self.parts} devices along axis {DATA_AXIS!r}; use a "
-                f"batch of {less} or {more}, or a mesh with {DATA_AXIS}={able}"
+                f"a batch of {size} examples does not divide over {self.parts} devices along axis {DATA_AXIS!r}; use "
+                f"a batch of {less} or {more}, or a mesh with {DATA_AXIS}={fitting}"
             )
         return size // self.parts
 
@@ -259,7 +259,7 @@ class OverMesh:
         return OnMesh(self, function, donate=donate)
 
     def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any, Any]:
-        """Puts the arguments on the mesh; the last one tells the examples of the batch from padding."""
+        """Puts the arguments on the mesh; the last one distinguishes examples of the batch from padding."""
         params = on_mesh(params, self.mesh)
         state = jax.tree.map(placed, state, state_shardings(self.mesh, params, state))
         size = batch_size(batch)
@@ -271,11 +271,11 @@ class OverMesh:
 
 
 class OnMesh:
-    """A function `(params, state, batch, real) -> (state, metrics)` on a mesh. State keeps its shardings.
+    """A function `(params, state, batch, real) -> (state, metrics)` on a mesh. The state keeps its shardings.
 
     Args:
       placement: where it runs.
-      function: the function; it runs once for each part of the batch, and adds its sums up over the data axis.
+      function: the function; it runs once for each part of the batch, and adds its sums over the data axis.
       donate: whether the state gives up its buffers.
     """
 

@@ -3,9 +3,10 @@
     pmap_step   data parallelism; every device holds the base
     mesh_step   data parallelism with a base that is sharded over devices, if it does not fit on one of them
 
-The state has the same shapes on any number of devices. Both steps take and return it as a replicated value, so
-checkpoints, evaluation and `state.adapters` need no unreplicating. Sums of gradients, weights, wins and tokens are
-added over devices before anything is divided, and random keys depend on an example's index in the global batch.
+The state has the same shapes on any number of devices, so checkpoints, evaluation and `state.adapters` need no
+unreplicating. It is replicated, except on a mesh with an axis "model", where adapters and their copies in the optimizer
+are sharded like their kernels. Sums of gradients, weights, wins and tokens are added over devices before anything is
+divided, and random keys depend on an example's index in the global batch.
 """
 
 from collections.abc import Sequence

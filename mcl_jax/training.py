@@ -110,8 +110,8 @@ class TrainState:
         Args:
           params: `jax.ShapeDtypeStruct`s of the frozen base; those with a sharding keep it.
           adapters: `jax.ShapeDtypeStruct`s with leading axis K.
-          optimizer: optimizer of the adapters.
-          objective: objective whose state it holds.
+          optimizer: the optimizer of the adapters.
+          objective: the objective whose state to hold.
         """
         create = functools.partial(cls.create, params=None, optimizer=optimizer, objective=objective)
         rng = jax.eval_shape(lambda: jax.random.key(0))
@@ -235,8 +235,8 @@ class Update:
           params: frozen base.
           state: a state without params.
           batch: examples of this device.
-          real: false for examples that only pad the batch and have no weight; None if there are none.
-          axis_name: mapped axis that divides the batch, if any.
+          real: False for examples that only pad the batch and have no weight; None if there are none.
+          axis_name: the mapped axis that divides the batch, if any.
         """
         sums = self.sums(params, state, batch, real, axis_name)
         if axis_name is not None:

@@ -12,7 +12,7 @@ from toys import Tokens, adam, normal, randomized, token_batch, token_log_likeli
 
 import mcl_jax as mcl
 from mcl_jax import generation, objectives, parallel
-from mcl_jax.models import Llama, LlamaConfig, pretrained
+from mcl_jax.models import Llama, LlamaConfig, families, names
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -246,11 +246,11 @@ def test_how_a_base_is_cut():
 @pytest.mark.parametrize("file", sorted((GOLDEN / "full_size").iterdir()), ids=lambda file: file.stem)
 def test_every_published_size_has_its_rules(file):
     """On 8 devices no large parameter is left whole, and each device holds little more than an eighth."""
-    _, module = pretrained.build(json.loads(file.read_text().splitlines()[0]), scan=True)
+    _, module = families.build(json.loads(file.read_text().splitlines()[0]), scan=True)
     shardings = parallel.base_sharding(mesh_of(1, 8))
     params = jax.tree_util.tree_map_with_path(
         lambda keys, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings(keys, x.shape)),
-        pretrained.abstract_params(module),
+        names.abstract_params(module),
     )
     rows = parallel.table(params)
     assert (

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
 from mcl_jax import interop, peft_files
-from mcl_jax.models import pretrained
+from mcl_jax.models import names
 
 PEFT = Path(__file__).parent / "golden" / "peft" / "llama"
 LAYER = "base_model.model.model.layers.1.mlp.down_proj"
@@ -36,7 +36,7 @@ def adapters(module):
     """(model, adapters) by K and a seed."""
     config = mcl.LoraConfig(rank=3, alpha=7, targets=("q_proj", "down_proj"))
     model = mcl.Hypotheses(module, config)
-    kernels = pretrained.abstract_params(module)["model"]["layers"]
+    kernels = names.abstract_params(module)["model"]["layers"]
 
     def of(K, seed):
         flat = {}

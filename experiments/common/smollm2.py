@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 import mcl_jax as mcl
 from experiments.common.config import Config
-from mcl_jax.models import gguf_file, pretrained, tensors
-from mcl_jax.models.hf_config import errors_name
+from mcl_jax.models import families, gguf_file, tensors
+from mcl_jax.models.hf_config import errors_name, read_config
+from mcl_jax.models.names import abstract_params
 from mcl_jax.models.tokenizer_files import has_vocabulary
 
 
@@ -29,7 +30,7 @@ def smollm2() -> Path:
     return files[0]
 
 
-def outline(path: Path) -> tuple[pretrained.Family, nn.Module]:
+def outline(path: Path) -> tuple[families.Family, nn.Module]:
     """Returns the family and the module of a base. Reads only the headers of its weight files.
 
     Raises:
@@ -37,10 +38,10 @@ def outline(path: Path) -> tuple[pretrained.Family, nn.Module]:
     """
     if gguf := gguf_file.find(path):
         with errors_name(gguf):
-            return pretrained.build(gguf_file.GGUF(gguf).hf_config)
-    config = pretrained.read_config(path)
+            return families.build(gguf_file.GGUF(gguf).hf_config)
+    config = read_config(path)
     with errors_name(path / "config.json"):
-        family, module = pretrained.build(config)
+        family, module = families.build(config)
     if not has_vocabulary(path):
         raise ValueError(f"--base {path} has no tokenizer files")
     tensors.Safetensors(path)
@@ -52,4 +53,4 @@ def check_targets(config: Config, module: nn.Module) -> None:
     if config.lora.targets:
         model, tokens = mcl.Hypotheses(module, config.lora_of("mcl")), jnp.zeros((1, 2), jnp.int32)
         init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=1, method="hidden")
-        jax.eval_shape(init, pretrained.abstract_params(module))
+        jax.eval_shape(init, abstract_params(module))

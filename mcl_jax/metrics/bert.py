@@ -23,7 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
-from mcl_jax.models.hf_config import check_types
+from mcl_jax.models.hf_config import check_divides, check_types
 
 HF_MODULE = {
     "words": "embeddings.word_embeddings",
@@ -70,11 +70,7 @@ class BertConfig:
 
     def __post_init__(self):
         check_types(self)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got {self.hidden_size} and "
-                f"{self.num_attention_heads}"
-            )
+        check_divides(self, "num_attention_heads", "hidden_size")
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any]) -> "BertConfig":

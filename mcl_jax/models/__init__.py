@@ -7,11 +7,12 @@
 `processor` hold what these two share. They come with a processor instead of a tokenizer.
 """
 
+from mcl_jax.models.families import lora_targets
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
-from mcl_jax.models.pretrained import from_pretrained, lora_targets, save_pretrained
+from mcl_jax.models.pretrained import from_pretrained, save_pretrained
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 
 __all__ = [

@@ -26,8 +26,8 @@ from jaxtyping import Array, Float
 
 from mcl_jax import options
 from mcl_jax.models import decoder
-from mcl_jax.models.hf_config import check_types
-from mcl_jax.models.norms import LayerNorm
+from mcl_jax.models.hf_config import check_divides, check_sizes
+from mcl_jax.models.layers import dense, layer_norm
 
 MODEL_TYPE = "clip_vision_model"
 ACTIVATIONS = {
@@ -80,17 +80,17 @@ class CLIPVisionConfig:
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
-        options.settle(self)
-        options.check_integers(1, **{name: getattr(self, name) for name in SIZES})
-        check_types(self)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads must divide hidden_size, got {self.num_attention_heads} and {self.hidden_size}."
-            )
+        check_sizes(self, SIZES)
+        check_divides(self, "num_attention_heads", "hidden_size")
         if self.patch_size > self.image_size:
             raise ValueError(f"patch_size must be at most image_size={self.image_size}, got {self.patch_size}.")
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"hidden_act must be one of {sorted(ACTIVATIONS)}, got {self.hidden_act!r}.")
+
+    @property
+    def layer_norm_epsilon(self) -> float:
+        """`layer_norm_eps`, under the name that the layers use."""
+        return self.layer_norm_eps
 
     @property
     def num_patches(self) -> int:
@@ -118,15 +118,6 @@ class CLIPVisionConfig:
     @classmethod
     def _hf_names(cls) -> list[str]:
         return [field.name for field in dataclasses.fields(cls) if field.name not in ("dtype", "param_dtype")]
-
-
-def _dense(config: CLIPVisionConfig, features: int, name: str) -> nn.Dense:
-    kernel_init = nn.initializers.normal(config.initializer_range)
-    return nn.Dense(features, kernel_init=kernel_init, name=name, dtype=config.dtype, param_dtype=config.param_dtype)
-
-
-def _layer_norm(config: CLIPVisionConfig, name: str | None = None) -> LayerNorm:
-    return LayerNorm(config.layer_norm_eps, config.dtype, config.param_dtype, name=name)
 
 
 class Embeddings(nn.Module):
@@ -167,9 +158,9 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
         N, T, D = x.shape
         H = self.config.num_attention_heads
-        q, k, v = (_dense(self.config, D, f"{name}_proj")(x).reshape(N, T, H, D // H) for name in "qkv")
+        q, k, v = (dense(self.config, D, f"{name}_proj")(x).reshape(N, T, H, D // H) for name in "qkv")
         y = decoder.attend(q, [(k, v, jnp.zeros((N, T, T), jnp.int32))], scale=(D // H) ** -0.5)
-        return _dense(self.config, D, "out_proj")(y.reshape(N, T, D))
+        return dense(self.config, D, "out_proj")(y.reshape(N, T, D))
 
 
 class MLP(nn.Module):
@@ -179,8 +170,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
-        x = ACTIVATIONS[self.config.hidden_act](_dense(self.config, self.config.intermediate_size, "fc1")(x))
-        return _dense(self.config, self.config.hidden_size, "fc2")(x)
+        x = ACTIVATIONS[self.config.hidden_act](dense(self.config, self.config.intermediate_size, "fc1")(x))
+        return dense(self.config, self.config.hidden_size, "fc2")(x)
 
 
 class Layer(nn.Module):
@@ -190,8 +181,8 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N T D"]) -> Float[Array, "N T D"]:
-        x = x + SelfAttention(self.config, name="self_attn")(_layer_norm(self.config, "layer_norm1")(x))
-        return x + MLP(self.config, name="mlp")(_layer_norm(self.config, "layer_norm2")(x))
+        x = x + SelfAttention(self.config, name="self_attn")(layer_norm(self.config, "layer_norm1")(x))
+        return x + MLP(self.config, name="mlp")(layer_norm(self.config, "layer_norm2")(x))
 
 
 class Encoder(nn.Module):
@@ -217,9 +208,9 @@ class VisionTransformer(nn.Module):
 
     def setup(self):
         self.embeddings = Embeddings(self.config)
-        self.pre_layrnorm = _layer_norm(self.config)
+        self.pre_layrnorm = layer_norm(self.config)
         self.encoder = Encoder(self.config)
-        self.post_layernorm = _layer_norm(self.config)
+        self.post_layernorm = layer_norm(self.config)
 
     def __call__(self, pixels: Float[Array, "N S S C"], layers: Sequence[int]) -> Float[Array, "N 1+n D*"]:
         config = self.config

@@ -25,10 +25,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mcl_jax import options
 from mcl_jax.models import decoder
-from mcl_jax.models.hf_config import check_types
-from mcl_jax.models.norms import LayerNorm
+from mcl_jax.models.hf_config import check_divides, check_sizes
+from mcl_jax.models.layers import dense, layer_norm
 
-POSITIVE_FIELDS = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings")
+SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings")
 OWN_FIELDS = {"dtype", "param_dtype", "remat", "scan", "embedding_std", "position_std"}  # not in a config.json
 
 
@@ -74,16 +74,10 @@ class GPTConfig:
     scan: bool = False
 
     def __post_init__(self):
-        options.settle(self)
-        options.check_integers(1, **{field: getattr(self, field) for field in POSITIVE_FIELDS})
-        check_types(self)
+        check_sizes(self, SIZES)
         if self.intermediate_size is not None and self.intermediate_size < 1:
             raise ValueError(f"intermediate_size must be at least 1 (or None for 4 D), got {self.intermediate_size}.")
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_heads, got hidden_size={self.hidden_size} "
-                f"and num_heads={self.num_heads}."
-            )
+        check_divides(self, "num_heads", "hidden_size")
 
     @property
     def feed_forward_size(self) -> int:
@@ -108,18 +102,6 @@ class GPTConfig:
         if missing := [name for name in needed if name not in fields]:
             raise ValueError(f"a config.json for {cls.__name__} must have {missing}, got only {sorted(entries)}.")
         return cls(**fields)
-
-
-def dense(config: GPTConfig, features: int, name: str, use_bias: bool = True) -> nn.Dense:
-    """Makes a linear layer with the dtypes of the config."""
-    kernel_init = nn.initializers.normal(config.initializer_range)
-    dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-    return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name, **dtypes)
-
-
-def layer_norm(config: GPTConfig, name: str | None = None) -> LayerNorm:
-    """Makes a layer norm with the dtypes of the config."""
-    return LayerNorm(config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
 
 
 class MLP(nn.Module):

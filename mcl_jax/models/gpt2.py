@@ -14,7 +14,8 @@ from jaxtyping import Array, Float
 
 from mcl_jax import options
 from mcl_jax.models import decoder
-from mcl_jax.models.gpt import GPT, GPTConfig, dense
+from mcl_jax.models.gpt import GPT, GPTConfig
+from mcl_jax.models.layers import dense
 
 RENAMED = {
     "n_embd": "hidden_size",

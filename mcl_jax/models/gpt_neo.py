@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from mcl_jax import options
 from mcl_jax.models import decoder
-from mcl_jax.models.gpt import GPT, OWN_FIELDS, GPTConfig, dense
+from mcl_jax.models.gpt import GPT, OWN_FIELDS, GPTConfig
+from mcl_jax.models.layers import dense
 
 ATTENTION_KINDS = ("global", "local")
 

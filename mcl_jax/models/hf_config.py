@@ -9,12 +9,13 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mcl_jax import options
 from mcl_jax.json_io import read_json_object
 
 QUANTISED = ("quantization_config", "compression_config")
@@ -73,6 +74,27 @@ def errors_name(file: Path) -> Iterator[None]:
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"a value is missing or of the wrong type ({error!r})"
         raise ValueError(f"{file}: {reason}") from error
+
+
+def check_sizes(config: Any, sizes: Sequence[str]) -> None:
+    """Settles and checks the fields of a model's config.
+
+    Args:
+      config: a frozen dataclass; None becomes the default, see `options.settle`.
+      sizes: fields that must be integers of at least 1, or None if that is their default.
+    Raises:
+      ValueError: if a size is not positive, or a value does not have its annotated type; names the field.
+    """
+    options.settle(config)
+    given = {name: getattr(config, name) for name in sizes if getattr(config, name) is not None}
+    options.check_integers(1, **given)
+    check_types(config)
+
+
+def check_divides(config: Any, part: str, whole: str) -> None:
+    """Raises a ValueError unless one size of a config divides another."""
+    if getattr(config, whole) % getattr(config, part):
+        raise ValueError(f"{part} must divide {whole}, got {getattr(config, part)} and {getattr(config, whole)}.")
 
 
 def check_types(config: Any) -> None:

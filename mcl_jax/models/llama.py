@@ -16,6 +16,7 @@ Source: Hugging Face transformers 5.23, `models/llama`, `models/mistral` and `mo
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mcl_jax import options
 from mcl_jax.models import decoder
-from mcl_jax.models.hf_config import check_types
+from mcl_jax.models.hf_config import check_divides, check_sizes
+from mcl_jax.models.layers import dense
 from mcl_jax.models.rotary import Rope, rotate
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
@@ -104,23 +106,13 @@ class LlamaConfig:
     remat: bool = False
 
     def __post_init__(self):
-        options.settle(self)
-        options.check_integers(1, **{name: getattr(self, name) for name in SIZES if getattr(self, name) is not None})
-        check_types(self)
+        check_sizes(self, SIZES)
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise ValueError(
-                    f"hidden_size must be a multiple of num_attention_heads if head_dim is not given, got "
-                    f"{self.hidden_size} and {self.num_attention_heads}."
-                )
+            check_divides(self, "num_attention_heads", "hidden_size")
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads must divide num_attention_heads, got {self.num_key_value_heads} and "
-                f"{self.num_attention_heads}."
-            )
+        check_divides(self, "num_key_value_heads", "num_attention_heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
         self.rope.check_head(self.head_dim)
@@ -211,12 +203,6 @@ def _sliding_windows(hf_config: Mapping[str, Any], num_layers: int) -> tuple[int
 # ---------------------------------------------------------------------------------------------------------- Modules
 
 
-def _dense(config: LlamaConfig, features: int, name: str | None = None, use_bias: bool = False) -> nn.Dense:
-    kernel_init = nn.initializers.normal(config.initializer_range)
-    dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-    return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name, **dtypes)
-
-
 class RMSNorm(nn.Module):
     """Computes x / √(E[x²] + ε) · scale, with the quotient in float32."""
 
@@ -241,7 +227,7 @@ class SelfAttention(nn.Module):
         config = self.config
 
         def heads(name: str, number: int) -> Array:
-            y = _dense(config, number * config.head_dim, name, config.qkv_bias)(x)
+            y = dense(config, number * config.head_dim, name, use_bias=config.qkv_bias)(x)
             return y.reshape(*x.shape[:2], number, config.head_dim)
 
         q = heads("q_proj", config.num_attention_heads)
@@ -249,7 +235,7 @@ class SelfAttention(nn.Module):
         q, k = (rotate(y, context.positions, config.rope) for y in (q, k))
         segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
         y = decoder.attend(q, segments, window=window, scale=config.head_dim**-0.5).reshape(*x.shape[:2], -1)
-        y = _dense(config, config.hidden_size, "o_proj", config.o_bias)(y)
+        y = dense(config, config.hidden_size, "o_proj", use_bias=config.o_bias)(y)
         return y, ((k, v) if context.keep else None)
 
 
@@ -261,10 +247,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         config = self.config
-        gate, up = (
-            _dense(config, config.intermediate_size, name, config.mlp_bias)(x) for name in ("gate_proj", "up_proj")
-        )
-        return _dense(config, config.hidden_size, "down_proj", config.mlp_bias)(jax.nn.silu(gate) * up)
+        wide = functools.partial(dense, config, config.intermediate_size, use_bias=config.mlp_bias)
+        gated = jax.nn.silu(wide("gate_proj")(x)) * wide("up_proj")(x)
+        return dense(config, config.hidden_size, "down_proj", use_bias=config.mlp_bias)(gated)
 
 
 class Layer(nn.Module):
@@ -321,7 +306,7 @@ class Llama(nn.Module):
     def setup(self):
         self.model = Decoder(self.config)
         if not self.config.tie_word_embeddings:
-            self.lm_head = _dense(self.config, self.config.vocab_size)
+            self.lm_head = dense(self.config, self.config.vocab_size, use_bias=False)
 
     def __call__(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T V"]:
         """Returns next-token logits in float32."""

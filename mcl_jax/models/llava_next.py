@@ -18,6 +18,7 @@ Source: Hugging Face transformers 5.23, `models/llava_next/modeling_llava_next.p
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from mcl_jax import options
 from mcl_jax.models.clip import ACTIVATIONS, CLIPVisionConfig, VisionTower
+from mcl_jax.models.layers import dense
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.multimodal import Multimodal
 from mcl_jax.models.tiling import NEWLINE, PADDING, Tiling
@@ -136,19 +138,9 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N n Dv"]) -> Float[Array, "N n D"]:
-        text = self.config.text_config
-
-        def dense(name: str) -> nn.Dense:
-            return nn.Dense(
-                text.hidden_size,
-                use_bias=self.config.multimodal_projector_bias,
-                name=name,
-                dtype=text.dtype,
-                param_dtype=text.param_dtype,
-                kernel_init=nn.initializers.normal(text.initializer_range),
-            )
-
-        return dense("linear_2")(ACTIVATIONS[self.config.projector_hidden_act](dense("linear_1")(x)))
+        text, activation = self.config.text_config, ACTIVATIONS[self.config.projector_hidden_act]
+        project = functools.partial(dense, text, text.hidden_size, use_bias=self.config.multimodal_projector_bias)
+        return project("linear_2")(activation(project("linear_1")(x)))
 
 
 class LlavaNext(Multimodal):

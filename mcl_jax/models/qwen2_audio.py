@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mcl_jax import options
-from mcl_jax.models.gpt import dense
+from mcl_jax.models.layers import dense
 from mcl_jax.models.llama import MEANT_NULL, Llama, LlamaConfig
 from mcl_jax.models.multimodal import Multimodal
 from mcl_jax.models.whisper import Encoder, WhisperConfig

@@ -27,8 +27,8 @@ from jaxtyping import Array, Float, Int
 
 from mcl_jax import options
 from mcl_jax.models import decoder
-from mcl_jax.models.gpt import dense, layer_norm
-from mcl_jax.models.hf_config import check_types
+from mcl_jax.models.hf_config import check_divides, check_sizes
+from mcl_jax.models.layers import dense, layer_norm
 
 MODEL_TYPE = "qwen2_audio_encoder"
 SIZES = (
@@ -74,14 +74,8 @@ class WhisperConfig:
     scan: bool = True
 
     def __post_init__(self):
-        options.settle(self)
-        options.check_integers(1, **{name: getattr(self, name) for name in SIZES})
-        check_types(self)
-        if self.d_model % self.encoder_attention_heads:
-            raise ValueError(
-                f"d_model must be a multiple of encoder_attention_heads, got {self.d_model} and "
-                f"{self.encoder_attention_heads}."
-            )
+        check_sizes(self, SIZES)
+        check_divides(self, "encoder_attention_heads", "d_model")
 
     @property
     def window(self) -> int:

@@ -536,7 +536,7 @@ def test_axes():
         axis("purty")
     with pytest.raises(ValueError, match="--quality must be one of .*, got 'zest'"):
         axis("zest")
-    with pytest.raises(ValueError, match=re.escape("no default (['oracle_spider']) is in all runs")):
+    with pytest.raises(ValueError, match=re.escape("none of the defaults ['oracle_spider'] is in all runs")):
         columns.axis([both, one], "--quality", None, ["oracle_spider"])
 
 

@@ -51,7 +51,7 @@ def test_what_is_computed_is_taken(folder, pooling):
         ("config.json", HF_CONFIG | {"model_type": "roberta"}, "model_type must be 'bert', got 'roberta'"),
         ("config.json", HF_CONFIG | {"is_decoder": True}, "is_decoder must be False, got True"),
         ("config.json", HF_CONFIG | {"hidden_size": "21"}, "hidden_size must be an integer, got '21'"),
-        ("config.json", HF_CONFIG | {"num_attention_heads": 5}, "must be a multiple of num_attention_heads"),
+        ("config.json", HF_CONFIG | {"num_attention_heads": 5}, "num_attention_heads must divide hidden_size"),
         ("config.json", HF_CONFIG | {"quantization_config": {"quant_method": "gptq"}}, "quantised with gptq"),
     ],
 )

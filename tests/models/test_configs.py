@@ -12,7 +12,7 @@ import pytest
 
 import mcl_jax as mcl
 from mcl_jax.data import BatchConfig
-from mcl_jax.models import pretrained
+from mcl_jax.models import families
 from mcl_jax.models.llava_next import LlavaNextConfig
 from mcl_jax.models.rotary import Rope
 
@@ -61,7 +61,7 @@ def changed(entries, path, change):
 def built(hf_config):
     """The config that is built, or the error that says why none is."""
     try:
-        return pretrained.build(hf_config)[1].config
+        return families.build(hf_config)[1].config
     except ValueError as error:
         return str(error)
 
@@ -186,14 +186,14 @@ def test_nulls_that_transformers_takes_for_values_are_named(folder, entry, messa
     file = tmp_path / "model" / "processor_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(changed(config, entry, lambda part: part.update({entry[-1]: None}))))
-    family, module = pretrained.build(config_of(tmp_path / "model"))
+    family, module = families.build(config_of(tmp_path / "model"))
     with pytest.raises(ValueError, match=message):
         family.processor.from_pretrained(tmp_path / "model", module.config)
 
 
 def test_a_tokenizer_without_padding_or_an_end_pads_with_something():
     """What stands at padding does not matter: the mask says so."""
-    family, module = pretrained.build(config_of(GOLDEN / "llava" / "llama"))
+    family, module = families.build(config_of(GOLDEN / "llava" / "llama"))
     processor = family.processor.from_pretrained(GOLDEN / "llava" / "llama", module.config)
     processor.tokenizer = type("Bare", (), dict(pad_token_id=None, eos_token_id=None))()
     found = processor.padded([np.array([3, 4, 5]), np.array([7])], 4)

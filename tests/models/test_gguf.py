@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from transformers import Qwen2Tokenizer
 
 import mcl_jax as mcl
-from mcl_jax.models import Llama, LlamaConfig, pretrained
+from mcl_jax.models import Llama, LlamaConfig, families, pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -125,7 +125,7 @@ def llama():
     module = Llama(config)
     params = module.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     hf_config = config.to_hf()
-    return hf_config, pretrained.state_dict(params, pretrained.family_of(hf_config)), module, params
+    return hf_config, pretrained.state_dict(params, families.of_config(hf_config)), module, params
 
 
 # ------------------------------------------------------------------------------------------------------------ Logits
@@ -153,7 +153,7 @@ def test_quantised_weights_are_near_those_written(llama, tmp_path):
     """
     config, tensors, module, params = llama
     loaded = mcl.models.from_pretrained(write(tmp_path / "m.gguf", config, tensors, kind=Q8_0))
-    read = pretrained.state_dict(loaded[1], pretrained.family_of(config))
+    read = pretrained.state_dict(loaded[1], families.of_config(config))
     for name, tensor in tensors.items():
         if tensor.ndim == 2:
             blocks = tensor.reshape(len(tensor), -1, 32)

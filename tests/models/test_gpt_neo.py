@@ -12,8 +12,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from mcl_jax.models import GPTNeo, GPTNeoConfig
+from mcl_jax.models.families import FAMILIES
 from mcl_jax.models.gpt import Block
-from mcl_jax.models.pretrained import FAMILIES, load_params
+from mcl_jax.models.pretrained import load_params
 from mcl_jax.models.tensors import Arrays
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "gpt_neo.npz")
@@ -212,7 +213,7 @@ def test_feed_forward_size_is_four_times_hidden_by_default():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": 4}, "multiple of num_heads, got hidden_size=21 and num_heads=4"),
+        ({"num_heads": 4}, "num_heads must divide hidden_size, got 4 and 21"),
         ({"num_layers": 3}, "num_layers=3 layers, got 4"),
         ({"attention_layers": ("global", "lokal") * 2}, r"attention_layers\[1\] must be one of .* got 'lokal'"),
         ({"window_size": 0}, "window_size must be at least 1, got 0"),

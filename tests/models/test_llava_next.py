@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
-from mcl_jax.models import pretrained
+from mcl_jax.models import families, names
 from mcl_jax.models.clip import CLIPVisionConfig, VisionTower
 from mcl_jax.models.llama import LlamaConfig
 from mcl_jax.models.tensors import Arrays, Renamed
@@ -145,10 +145,10 @@ def test_other_names_of_the_tensors_load_alike(rename, tmp_path):
 def test_every_tensor_of_a_full_size_model_has_its_place_under_the_names_in_memory(name):
     config, *lines = (GOLDEN / "full_size" / f"llava-v1.6-{name}-7b.txt").read_text().splitlines()
     shapes = {name: tuple(map(int, shape.split("x"))) for name, shape in (line.split() for line in lines)}
-    family, module = pretrained.build(json.loads(config))
+    family, module = families.build(json.loads(config))
     theirs = {in_memory(name.replace(".vision_model", "")): jax.ShapeDtypeStruct(s, "f4") for name, s in shapes.items()}
     source = Renamed(Arrays(theirs), family.renames)
-    pretrained.check(pretrained.places(pretrained.abstract_params(module), family), source.shapes, family)
+    names.check(names.places(names.abstract_params(module), family), source.shapes, family)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -487,4 +487,4 @@ def test_configs_that_cannot_be_built_are_refused(change, message):
     for name, value in change.items():
         config[name] = config[name] | value if isinstance(value, dict) else value
     with pytest.raises(ValueError, match=message):
-        pretrained.build(config)
+        families.build(config)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
-from mcl_jax.models import pretrained
+from mcl_jax.models import families, names, pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.name for path in (GOLDEN / "models").iterdir())
@@ -75,7 +76,7 @@ def test_remat_and_scan_change_no_gradient(name):
     def gradient(**options):
         module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name, **options)
         loss = lambda params: jnp.sin(module.apply({"params": params}, tokens)).mean()
-        return pretrained.state_dict(jax.jit(jax.grad(loss))(params), pretrained.family_of(module.config.to_hf()))
+        return pretrained.state_dict(jax.jit(jax.grad(loss))(params), families.of_config(module.config.to_hf()))
 
     plain = gradient(scan=False)
     for options in (dict(scan=True), dict(scan=True, remat=True), dict(scan=False, remat=True)):
@@ -130,8 +131,8 @@ def test_weights_are_read_into_a_sharding():
 def test_every_tensor_of_a_full_size_model_has_its_place(file, scan):
     config, *lines = file.read_text().splitlines()
     theirs = {name: tuple(map(int, shape.split("x"))) for name, shape in (line.split() for line in lines)}
-    family, module = pretrained.build(json.loads(config), scan=scan)
-    places = pretrained.places(pretrained.abstract_params(module), family)
+    family, module = families.build(json.loads(config), scan=scan)
+    places = names.places(names.abstract_params(module), family)
     ours = {name: place.shape for place in places.values() for name in place.all_names}
     assert ours == theirs
 
@@ -258,6 +259,11 @@ def test_targets_of_a_family_are_its_queries_keys_values_and_mlp(folder):
     mlp, of_llama = {"mlp/c_fc", "mlp/c_proj"}, {"mlp/up_proj", "mlp/down_proj"}
     projections = {f"self_attn/{name}_proj" for name in "qkv"}
     assert layers == ({"attn/c_attn"} | mlp if folder == "models/gpt2" else projections | of_llama)
+
+
+def test_targets_of_another_module_are_refused():
+    with pytest.raises(TypeError, match="must be one of GPT2, GPTNeo, .*, got Dense"):
+        mcl.models.lora_targets(nn.Dense(3))
 
 
 def test_targets_of_gpt_neo():

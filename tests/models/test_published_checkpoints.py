@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
-from mcl_jax.models import GPTNeo, GPTNeoConfig, LlamaConfig, pretrained
+from mcl_jax.models import GPTNeo, GPTNeoConfig, LlamaConfig, families
 from mcl_jax.models.rotary import Rope, frequencies_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -207,7 +207,7 @@ def test_what_a_mistral_or_qwen2_leaves_out_is_transformers_default():
 def test_the_token_of_a_clip_is_read_under_both_of_its_names():
     config = json.loads((GOLDEN / "qwen2_audio" / "tied" / "config.json").read_text())
     index = config.pop("audio_token_index")
-    assert pretrained.build(config | {"audio_token_id": index})[1].config.audio_token_index == index
+    assert families.build(config | {"audio_token_id": index})[1].config.audio_token_index == index
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
-from mcl_jax.models import pretrained
+from mcl_jax.models import families
 from mcl_jax.models.whisper import num_features
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen2_audio"
@@ -320,7 +320,7 @@ def test_low_precision_and_fresh_parameters():
 
 
 def test_entries_that_a_published_config_leaves_out_are_hugging_faces_defaults():
-    _, module = pretrained.build({"model_type": "qwen2_audio", "text_config": {"vocab_size": 156032}})
+    _, module = families.build({"model_type": "qwen2_audio", "text_config": {"vocab_size": 156032}})
     text, audio = module.config.text_config, module.config.audio_config
     assert (text.hidden_size, text.num_hidden_layers, text.num_key_value_heads, text.qkv_bias) == (4096, 32, 32, True)
     assert (audio.d_model, audio.encoder_layers, audio.window, audio.num_mel_bins) == (1280, 32, 3000, 128)

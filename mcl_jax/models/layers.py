@@ -1,4 +1,6 @@
-"""A layer norm that works with strict dtype promotion."""
+"""Layers that several families share: linear layers with the dtypes of a config, and layer norms."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,3 +31,15 @@ class LayerNorm(nn.Module):
         x, scale, bias = (a.astype(jnp.float32) for a in (x, scale[None, None], bias[None, None]))
         mean, variance = jnp.mean(x, axis=-1, keepdims=True), jnp.var(x, axis=-1, keepdims=True)
         return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+def dense(config: Any, features: int, name: str | None = None, *, use_bias: bool = True) -> nn.Dense:
+    """Makes a linear layer with `dtype`, `param_dtype` and `initializer_range` of a config."""
+    kernel_init = nn.initializers.normal(config.initializer_range)
+    dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
+    return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name, **dtypes)
+
+
+def layer_norm(config: Any, name: str | None = None) -> LayerNorm:
+    """Makes a layer norm with `dtype`, `param_dtype` and `layer_norm_epsilon` of a config."""
+    return LayerNorm(config.layer_norm_epsilon, config.dtype, config.param_dtype, name=name)
