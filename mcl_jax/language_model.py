@@ -22,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mcl_jax import hypotheses, likelihood, moe, tokenization
+from mcl_jax.mesh import on_mesh, over_data, padded
 from mcl_jax.models.decoder import Segment
 
 Batch = Mapping[str, Array]
@@ -145,33 +147,48 @@ def _check_reached(model, params, adapters_k, tokens, features):
 
 
 def evaluate(
-    model: hypotheses.AdaptedModule, params: Any, adapters: Any, batches: Iterable[Batch]
+    model: hypotheses.AdaptedModule,
+    params: Any,
+    adapters: Any,
+    batches: Iterable[Batch],
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[np.ndarray, "K N"], Int[np.ndarray, " N"]]:
     """Returns log p of each answer under each hypothesis, without dropout; compiles once for each batch shape.
 
     Args:
       model, params, adapters: as in `log_likelihood_fn`; adapters have a leading axis K.
       batches: at least one batch, with N answers in all.
+      mesh: devices to run on, as in `make_train_step`; None means one device.
     Returns:
       (log p in nats [K, N], number of target tokens [N]). An answer without targets has log p 0 and 0 tokens.
     Raises:
-      ValueError: if there are no batches.
+      ValueError: if there are no batches, or the mesh has no axis "data".
     """
     log_p, tokens = [], []
+    if mesh is not None:
+        params, adapters = on_mesh((params, adapters), mesh)
     for batch in batches:
         needed = {name: batch[name] for name in ("tokens", "target_mask", "features") if name in batch}
-        batch_log_p, counts = _evaluate(model, params, adapters, needed)
-        log_p.append(np.asarray(batch_log_p))
-        tokens.append(np.asarray(counts[0]))
+        size = len(needed["tokens"])
+        needed = needed if mesh is None else padded(needed, mesh)
+        batch_log_p, counts = _evaluate(model, mesh, params, adapters, needed)
+        log_p.append(np.asarray(batch_log_p)[:, :size])
+        tokens.append(np.asarray(counts[0])[:size])
     if not log_p:
         raise ValueError("evaluate needs at least one batch, got none")
     return np.concatenate(log_p, axis=1), np.concatenate(tokens)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate(model, params, adapters, batch):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _evaluate(model, mesh, params, adapters, batch):
     log_likelihood = log_likelihood_fn(model)
-    return jax.vmap(lambda adapters_k: log_likelihood(params, adapters_k, batch, None))(adapters)
+
+    def every(shared, batch):
+        params, adapters = shared
+        return jax.vmap(lambda adapters_k: log_likelihood(params, adapters_k, batch, None))(adapters)
+
+    return over_data(every, mesh, out_axis=1)((params, adapters), batch)
 
 
 def check_language_model(module: Any, methods: Sequence[str] = ("hidden", "logits", "extend", "unembedding")) -> None:

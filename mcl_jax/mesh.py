@@ -169,6 +169,56 @@ def bytes_per_device(leaves: Iterable[Any]) -> int:
     return total
 
 
+def over_data(function: Callable[..., Any], mesh: Mesh | None, out_axis: int) -> Callable[..., Any]:
+    """Returns `function(shared, batch)` that runs once per part of the batch, for use under `jax.jit`.
+
+    Args:
+      function: a function of parameters and a batch; the leading axis of the batch is divided over "data".
+      mesh: devices; None runs the function as it is.
+      out_axis: axis of the outputs that has the examples. They are copied to every device.
+    """
+    if mesh is None:
+        return function
+    manual = function
+    if mesh.shape[DATA_AXIS] > 1:  # XLA refuses a manual axis of one device
+        manual = jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS)),
+            out_specs=PartitionSpec(*[None] * out_axis, DATA_AXIS),
+            axis_names={DATA_AXIS},
+            check_vma=False,
+        )
+    whole = NamedSharding(mesh, PartitionSpec())
+    return lambda shared, batch: jax.lax.with_sharding_constraint(manual(shared, batch), whole)
+
+
+def padded(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Returns the batch on a mesh; copies of its first example fill it up so that the data axis divides it."""
+    size, parts = batch_size(batch), _data_axis(mesh)
+    rows = np.concatenate([np.arange(size), np.zeros(-size % parts, int)])
+    by_example = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return jax.tree.map(lambda x: placed(x if len(rows) == size else x[rows], by_example), batch)
+
+
+def on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Returns the tree with every array on the mesh: those that are there keep their sharding, others are copied."""
+    devices, whole = set(mesh.devices.flat), NamedSharding(mesh, PartitionSpec())
+
+    def moved(leaf):
+        sharding = getattr(leaf, "sharding", None)
+        return leaf if sharding is not None and sharding.device_set == devices else placed(leaf, whole)
+
+    return jax.tree.map(moved, tree)
+
+
+def _data_axis(mesh: Mesh) -> int:
+    """Returns the size of the data axis. Raises a ValueError if the mesh has none."""
+    if DATA_AXIS not in mesh.axis_names:
+        raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to divide batches, it has {mesh.axis_names}")
+    return mesh.shape[DATA_AXIS]
+
+
 class OverMesh:
     """A placement of the train step that is manual over "data" and leaves the other axes to GSPMD.
 
@@ -182,9 +232,7 @@ class OverMesh:
     """
 
     def __init__(self, mesh: Mesh):
-        if DATA_AXIS not in mesh.axis_names:
-            raise ValueError(f"the mesh needs an axis {DATA_AXIS!r} to divide batches, it has {mesh.axis_names}")
-        self.mesh, self.parts = mesh, mesh.shape[DATA_AXIS]
+        self.mesh, self.parts = mesh, _data_axis(mesh)
         self.axis_name = DATA_AXIS if self.parts > 1 else None  # XLA refuses sums over an axis of one device
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.by_example = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
@@ -212,7 +260,7 @@ class OverMesh:
 
     def place(self, params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any, Any]:
         """Puts the arguments on the mesh; the last one distinguishes examples of the batch from padding."""
-        params = jax.tree.map(self._on_mesh, params)
+        params = on_mesh(params, self.mesh)
         state = jax.tree.map(placed, state, state_shardings(self.mesh, params, state))
         size = batch_size(batch)
         padding = self.local_size(size) * self.parts - size
@@ -220,11 +268,6 @@ class OverMesh:
             batch = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], padding, 0)]), batch)
         real = np.arange(size + padding) < size
         return params, state, *jax.tree.map(lambda x: placed(x, self.by_example), (batch, real))
-
-    def _on_mesh(self, leaf: Any) -> Any:
-        sharding = getattr(leaf, "sharding", None)
-        here = sharding is not None and sharding.device_set == set(self.mesh.devices.flat)
-        return leaf if here else placed(leaf, self.whole)
 
 
 class OnMesh:

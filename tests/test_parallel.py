@@ -11,8 +11,8 @@ import pytest
 from toys import Tokens, adam, normal, randomized, token_batch, token_log_likelihood
 
 import mcl_jax as mcl
-from mcl_jax import objectives, parallel
-from mcl_jax.models import families, names
+from mcl_jax import generation, objectives, parallel
+from mcl_jax.models import Llama, LlamaConfig, families, names
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -305,3 +305,51 @@ class TestRefused:
         step = parallel.pmap_step(categorical_log_p, objectives.wta(), OPTIMIZER)
         with pytest.raises(ValueError, match="0 examples"):
             step(categorical(), {"x": np.zeros(0, np.int32)})
+
+
+class TestEvaluationAndDecoding:
+    CONFIG = LlamaConfig(
+        vocab_size=32,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+
+    def setup_method(self):
+        module, tokens = Llama(self.CONFIG), np.random.default_rng(0).integers(2, 32, (7, 9)).astype(np.int32)
+        self.params = randomized(jax.eval_shape(module.init, jax.random.key(0), tokens)["params"], seed=1)
+        self.model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=6.0, targets=("q_proj", "down_proj")))
+        init = lambda: self.model.init(jax.random.key(0), self.params, tokens, num_hypotheses=K)
+        self.adapters = randomized(jax.eval_shape(init), seed=2)
+        self.tokens, self.mask = tokens, np.arange(9)[None] >= np.arange(7)[:, None] // 2
+
+    def on(self, data, model):
+        """The base on a mesh, and the mesh."""
+        grid = mesh_of(data, model)
+        shardings = parallel.base_sharding(grid)
+        place = lambda keys, x: jax.device_put(x, shardings(keys, x.shape))
+        return jax.tree_util.tree_map_with_path(place, self.params), grid
+
+    @pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
+    def test_held_out_likelihoods(self, shape):
+        batch = {"tokens": self.tokens, "target_mask": self.mask[:, 1:]}
+        expected = mcl.language_model.evaluate(self.model, self.params, self.adapters, [batch])
+        params, grid = self.on(*shape)
+        found = mcl.language_model.evaluate(self.model, params, self.adapters, [batch], mesh=grid)
+        assert found[0].shape == (K, 7)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
+
+    @pytest.mark.parametrize("shape", [(4, 2), (1, 8)])
+    @pytest.mark.parametrize(
+        "decoder", [generation.Greedy(), generation.BeamSearch(num_beams=3), generation.Sampling(num_samples=2)]
+    )
+    def test_continuations(self, shape, decoder):
+        prompts = {"tokens": self.tokens, "mask": self.mask}
+        options = {"max_new_tokens": 5, "eos_token_id": 3}
+        expected = generation.decode(self.model, self.params, self.adapters, prompts, decoder, **options)
+        params, grid = self.on(*shape)
+        found = generation.decode(self.model, params, self.adapters, prompts, decoder, **options, mesh=grid)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)

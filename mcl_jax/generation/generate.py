@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mcl_jax import hypotheses, objectives, options, token_ids
@@ -21,6 +22,7 @@ from mcl_jax.generation import filters
 from mcl_jax.generation.decoders import Decoder, Greedy, Step
 from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
 from mcl_jax.language_model import check_language_model
+from mcl_jax.mesh import on_mesh, over_data, padded
 from mcl_jax.models.decoder import Segment, positions_of
 
 GREEDY = Greedy()
@@ -113,6 +115,7 @@ def decode(
     min_new_tokens: int = 0,
     repetition_penalty: float = 1.0,
     rng: Key[Array, ""] | Key[Array, " B"] | None = None,
+    mesh: Mesh | None = None,
 ) -> Generation:
     """Continues B prompts under each of K hypotheses.
 
@@ -128,6 +131,7 @@ def decode(
       rng: random key for sampling: one typed key, of which example b takes `fold_in(rng, b)`, or one key per example. A
         sample depends only on the key of its example and the numbers of its hypothesis and of the sample, not on the
         rest of the batch. None means `jax.random.key(0)`: the same samples in every call.
+      mesh: devices to run on, as in `make_train_step`; its data axis divides the prompts. None means one device.
     Returns:
       The continuations, with scores and lengths.
     Raises:
@@ -142,8 +146,11 @@ def decode(
     check_room(model.module, prompts.longest, limits.max_new_tokens)
     limits.check_vocabulary(getattr(model.module, "vocab_size", None))
     keys = _example_keys(rng, len(prompts.tokens))
-    arrays = params, adapters, prompts.tokens, prompts.mask, prompts.features, keys
-    generation, broken = _decode(model, decoder, limits, *arrays)
+    shared, batch = (params, adapters), (prompts.tokens, prompts.mask, prompts.features, keys)
+    if mesh is not None:
+        shared, batch = on_mesh(shared, mesh), padded(batch, mesh)
+    generation, broken = _decode(model, decoder, limits, mesh, shared, batch)
+    generation, broken = jax.tree.map(lambda x: x[:, : len(prompts.tokens)], (generation, broken))
     _check_scores(broken)
     return generation
 
@@ -182,8 +189,14 @@ class _Carry:
     broken: Bool[Array, " N"]  # whether log p of the item was NaN at some step
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(model, decoder, limits, params, adapters, tokens, mask, features, keys):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _decode(model, decoder, limits, mesh, shared, batch):
+    return over_data(functools.partial(_decode_part, model, decoder, limits), mesh, out_axis=1)(shared, batch)
+
+
+def _decode_part(model, decoder, limits, shared, batch):
+    """Decodes the prompts of one device along the data axis."""
+    (params, adapters), (tokens, mask, features, keys) = shared, batch
     K, (B, P), W, T = hypotheses.count(adapters), tokens.shape, decoder.width, limits.max_new_tokens
     extend = functools.partial(_extend, model, params, adapters)
     prompts = jnp.broadcast_to(tokens[None], (K, B, P))
