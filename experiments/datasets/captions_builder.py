@@ -19,15 +19,8 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from experiments.datasets import audiocaps, clotho, textcaps
 from experiments.datasets.features import FILE_FORMAT, as_features, read_corpus, record_features
-from experiments.datasets.published import (
-    AUDIOCAPS_LAYOUT,
-    CLOTHO_LAYOUT,
-    TEXTCAPS_LAYOUT,
-    read_audiocaps,
-    read_clotho,
-    read_textcaps,
-)
 from experiments.datasets.sources import made_of, prepare
 from experiments.datasets.stamps import KINDS, fetch_stamps, read_stamps
 from mcl_jax.data.media import Unreadable
@@ -127,7 +120,7 @@ class TextCaps(_Captions):
     """TextCaps: images with captions that read the text in them; see `published`."""
 
     name = "textcaps"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = TEXTCAPS_LAYOUT
+    MANUAL_DOWNLOAD_INSTRUCTIONS = textcaps.LAYOUT
     SOURCES = ("TextCaps_0.1_*.json", "train_images/*")
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="english", description="as published"),
@@ -135,28 +128,28 @@ class TextCaps(_Captions):
     ]
 
     def corpus(self, folder: Path) -> Corpus:
-        return read_textcaps(folder, self.builder_config.name == "bilingual")
+        return textcaps.read_textcaps(folder, self.builder_config.name == "bilingual")
 
 
 class AudioCaps(_Captions):
     """AudioCaps: clips of 10 s with captions; see `published`."""
 
     name = "audiocaps"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = AUDIOCAPS_LAYOUT
+    MANUAL_DOWNLOAD_INSTRUCTIONS = audiocaps.LAYOUT
     SOURCES = ("*.csv", "train/*", "val/*", "test/*")
 
     def corpus(self, folder: Path) -> Corpus:
-        return read_audiocaps(folder)
+        return audiocaps.read_audiocaps(folder)
 
 
 class Clotho(_Captions):
     """Clotho v2.1: clips of 15 to 30 s with 5 captions; see `published`."""
 
-    MANUAL_DOWNLOAD_INSTRUCTIONS = CLOTHO_LAYOUT
+    MANUAL_DOWNLOAD_INSTRUCTIONS = clotho.LAYOUT
     SOURCES = ("clotho_captions_*.csv", "development/*", "validation/*", "evaluation/*")
 
     def corpus(self, folder: Path) -> Corpus:
-        return read_clotho(folder)
+        return clotho.read_clotho(folder)
 
 
 BUILDERS = {builder.name: builder for builder in (Stamps, TextCaps, AudioCaps, Clotho)}

@@ -4,7 +4,8 @@ import pytest
 from published_files import write_audiocaps, write_clotho
 from tiny_media import write
 
-from experiments.datasets.published import read_audiocaps, read_clotho
+from experiments.datasets.audiocaps import read_audiocaps
+from experiments.datasets.clotho import read_clotho
 
 HEADER = "audiocap_id,youtube_id,start_time,caption\n"
 FIRST, LAST = "10,train-a_B,0,A dog\n", "11,traincd,30,A cat\n"  # clips that `write_audiocaps` writes

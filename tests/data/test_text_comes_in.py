@@ -9,7 +9,7 @@ from published_files import textcaps_rows, write_textcaps
 from tiny_media import png, write
 
 from experiments.datasets import read_stamps
-from experiments.datasets.published import read_textcaps
+from experiments.datasets.textcaps import read_textcaps
 from mcl_jax.data import Corpus, Instruction, Prompt, Record, Target, read_captions, read_jsonl
 from mcl_jax.metrics.items import read_items
 

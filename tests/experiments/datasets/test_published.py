@@ -5,7 +5,9 @@ from published_files import IMAGES, write_audiocaps, write_clotho, write_textcap
 from tiny_media import png, sound, write
 
 from experiments.datasets import load_captions
-from experiments.datasets.published import read_audiocaps, read_clotho, read_textcaps
+from experiments.datasets.audiocaps import read_audiocaps
+from experiments.datasets.clotho import read_clotho
+from experiments.datasets.textcaps import read_textcaps
 from mcl_jax.data import Target
 
 
