@@ -1,16 +1,17 @@
 """LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each learns a mode of the data.
 
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
-`objectives`, `sharding`, `training`, `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and
+`objectives`, `sharding`, `mesh`, `training`, `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and
 `json_io`) and `fitting`, which has `fit`. Language models: `tokenization`, `models`, `language_model`, then
-`generation` and `interop`; `data` feeds them, and `metrics` scores what comes out. `moe` and `augmentation` are
-baselines. `options` and `token_ids` check what people and files give.
+`generation` and `interop`; `data` makes their batches, and `metrics` scores their answers. `moe` and `augmentation` are
+baselines. `options` and `token_ids` check input from users and files.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
 
-A core install is enough for all that is imported here. `checkpoint`, `data`, `fit`, `metrics` and `run` are loaded when
-they are first used; what needs a further library says which command installs it, see `extras`.
+A core install is enough for everything that is imported here. `checkpoint`, `data`, `fit`, `metrics` and `run` are
+loaded when they are first used. If a part needs another library, its error names the command that installs it, see
+`extras`.
 """
 
 import importlib

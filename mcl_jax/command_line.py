@@ -10,9 +10,9 @@ from mcl_jax.checkpoint import BrokenCheckpoint
 from mcl_jax.console import say
 from mcl_jax.extras import MissingExtra
 
-# What is raised with a message for people; any other error is a fault of the program, and shows where it is.
+# Errors whose message is written for users. Any other error is a bug and keeps its traceback.
 FOR_PEOPLE = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, BrokenCheckpoint, MissingExtra)
-CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # what a shell sees of a process that SIGPIPE or SIGINT ended
+CLOSED_PIPE, INTERRUPTED = 128 + 13, 128 + 2  # exit status in a shell of a process that SIGPIPE or SIGINT ended
 HINTS = {
     errno.ENOSPC: "free some space and run the same command again",
     errno.EDQUOT: "free some space and run the same command again",

@@ -1,6 +1,6 @@
-"""Libraries that only parts of this one need. They are extras of the package (`[options.extras_require]` in setup.cfg).
+"""Libraries that only parts of this package need: its extras (`[options.extras_require]` in setup.cfg).
 
-A core install goes without them, so they are imported where they are used:
+A core install does not have them, so they are imported where they are used:
 
     with needed_for("reading a picture", "media"):
         from PIL import Image
@@ -17,13 +17,13 @@ class MissingExtra(ImportError):
 
 @contextlib.contextmanager
 def needed_for(what: str, *extras: str) -> Iterator[None]:
-    """Around imports of libraries that belong to extras.
+    """Turns the import error of a missing library into a `MissingExtra`. Use it as a context manager around imports.
 
     Args:
-      what: needs them, such as "reading a picture".
-      *extras: the extras that hold them.
+      what: the task that needs the libraries, such as "reading a picture"; the subject of the error.
+      *extras: the extras that contain them.
     Raises:
-      MissingExtra: if one is not installed.
+      MissingExtra: if one of them is not installed.
     """
     try:
         yield
@@ -32,9 +32,9 @@ def needed_for(what: str, *extras: str) -> Iterator[None]:
 
 
 def tell_without_traceback(what: str, *extras: str) -> None:
-    """From now on, the process ends with one sentence on standard error if it lacks a library; arguments as above.
+    """Makes the process end with one sentence on standard error if it lacks a library; arguments as `needed_for`.
 
-    This serves commands that import libraries at the top of their modules. Other errors are shown as before.
+    Commands need this if they import libraries at the top of their modules. Other errors are shown as before.
     """
     previous = sys.excepthook
 

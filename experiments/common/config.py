@@ -38,8 +38,10 @@ class Config(Options):
     methods: Annotated[tuple[Method | Literal["mle"], ...], arg(aliases=("--method",))] = field(
         default=("mcl", "mle_r", "mle_rk"), metadata=VOLATILE | NO_INFLUENCE
     )
-    """Methods to compare. mcl: K hypotheses of rank r. mle_r and mle_rk: one hypothesis of rank r or of rank r·K; mle
-    stands for both. moe: one hypothesis with K experts of rank r in every layer, which a router mixes."""
+    """Methods to compare.
+    mcl: K hypotheses of rank r.
+    mle_r and mle_rk: one hypothesis of rank r or of rank r·K; mle stands for both.
+    moe: one hypothesis with K experts of rank r in every layer, which a router mixes."""
     num_hypotheses: int = 2
     """Number K of hypotheses. The other methods give K answers too."""
     seed: int = 0

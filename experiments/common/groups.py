@@ -37,9 +37,12 @@ class Objective(Options):
     """How the K hypotheses share each example."""
 
     name: Annotated[ObjectiveName, arg(name="objective")] = "balanced"
-    """Training objective. wta: only the best hypothesis learns from an example. relaxed: the others learn a little from
-    it. annealed: all learn at first, and only the best one in the end. balanced: as wta, with a bias that keeps every
-    hypothesis winning. mixture: the likelihood of the uniform mixture."""
+    """Training objective.
+    wta: only the best hypothesis learns from an example.
+    relaxed: the other hypotheses learn a little from it, too.
+    annealed: all hypotheses learn at first, and only the best one in the end.
+    balanced: as wta, with a bias that keeps every hypothesis winning.
+    mixture: the likelihood of the uniform mixture."""
     epsilon: float = 0.05
     """Share of the gradient that the losing hypotheses get together under the relaxed objective."""
     rate: float = 0.05
@@ -83,8 +86,8 @@ class Lora(Options):
     dropout: float = 0.0
     """Dropout probability for the inputs of the adapters in training."""
     targets: tuple[str, ...] = ()
-    """Linear layers that get adapters, by name or regular expression. The default is the projections of queries, keys
-    and values and those of the MLP, whatever their names in the model family (`mcl.models.lora_targets`)."""
+    """Linear layers that get adapters, by name or regular expression.
+    The default is the projections of queries, keys and values and those of the MLP (`mcl.models.lora_targets`)."""
 
     def adapters(self, factor: int = 1, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
         """Returns adapters with `factor` times the rank and the same α/r, on `targets` or the default ones."""
@@ -114,8 +117,9 @@ class Optimizer(Options):
     adam_epsilon: float = 1e-8
     """Epsilon of AdamW."""
     schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
-    """Learning rate after a warm-up of w steps. cosine: it falls to a tenth at the last step. inverse_sqrt: it is
-    proportional to √(w / step)."""
+    """Learning rate after a warm-up of w steps.
+    cosine: it falls to a tenth at the last step.
+    inverse_sqrt: it is proportional to √(w / step)."""
     warmup: float = 5
     """Number of steps of linear warm-up. A value below 1 is a fraction of all steps, rounded up."""
 
@@ -218,17 +222,20 @@ class Decoding(Options):
     max_new_tokens: int = field(default=80, metadata=COUNT | VOLATILE)
     """Longest answer in tokens."""
     num_beams: int | None = field(default=None, metadata=VOLATILE)
-    """Number of beams of a method with one hypothesis, a multiple of K. Each of K hypotheses has 1/K of them. The
-    default is 2 K."""
+    """Number of beams of a method with one hypothesis, a multiple of K. The default is 2 K.
+    Each of K hypotheses has 1/K of them."""
     repetition_penalty: float = field(default=1.0, metadata=VOLATILE)
     """A value above 1 makes tokens of the prompt and of the answer so far less likely, in every decoder."""
     mle_decoders: tuple[DecoderName, ...] = field(
         default=("beam", "diverse", "sampling"), metadata=VOLATILE | NO_INFLUENCE
     )
-    """Decoders with which a method with one hypothesis makes K answers. beam and diverse (beam search) use the same
-    number of beams in all as the K hypotheses. sampling: top-p 0.95. ancestral: samples from the whole distribution.
-    top_k: samples from the 50 likeliest tokens. typical: samples from the typical set, 0.95. tta: answers to K
-    augmented pictures or clips, with 1/K of the beams for each."""
+    """Decoders with which a method with one hypothesis makes K answers.
+    beam, diverse: beam search and diverse beam search, with the same number of beams in all as the K hypotheses.
+    sampling: samples with top-p 0.95.
+    ancestral: samples from the whole distribution.
+    top_k: samples from the 50 likeliest tokens.
+    typical: samples from the typical set, 0.95.
+    tta: answers to K augmented pictures or clips, with 1/K of the beams for each."""
     diversity_penalty: float = field(default=0.8, metadata=VOLATILE)
     """Penalty λ of diverse beam search."""
 

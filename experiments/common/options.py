@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
@@ -22,7 +23,7 @@ VOLATILE = {"volatile": True}  # may change when a run resumes
 NO_INFLUENCE = {"no_influence": True}  # does not change the numbers of a method, so `compare` ignores it
 
 NAMED_BY_GROUP = ("name", "path")
-PRESET_HELP = "A set of values for the other options, which override it."
+PRESET_HELP = "Preset of values for the other options. An option on the command line overrides its preset value."
 C = TypeVar("C")
 
 
@@ -125,7 +126,7 @@ def parse(
       presets: values by option, by the name of the preset; other options on the command line override them.
       needed: options that a preset requires, with a description of each for the error.
       default: the preset if the command line has none.
-      prog: name of the program in --help.
+      prog: name of the program in --help; `python -m experiments.NAME` if None.
     Returns:
       The configuration.
     Raises:
@@ -182,8 +183,14 @@ def parse_line(
         args = [*_empty(config), *rest, "--print-config"]
     markers = (tyro.conf.OmitArgPrefixes,)
     start = {} if default is None else {"default": line(default)}
-    parsed = tyro.cli(line, prog=prog, args=args, description=description, config=markers, **start)
+    parsed = tyro.cli(line, prog=prog or _program(), args=args, description=description, config=markers, **start)
     return parsed, parsed.print_config
+
+
+def _program() -> str | None:
+    """Returns the command of an experiment that was started with `python -m`, for --help."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def _empty(config: type) -> list[str]:

@@ -41,8 +41,10 @@ class Options:
     """The values to compare."""
 
     kind: Kind = "k"
-    """Option that varies. k: the number of hypotheses. epsilon: ε of the relaxed objective. objectives: the
-    objective."""
+    """Option that varies.
+    k: the number of hypotheses.
+    epsilon: ε of the relaxed objective.
+    objectives: the objective."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds; each value is trained once per seed."""
     hypotheses: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)

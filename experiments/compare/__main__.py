@@ -29,13 +29,13 @@ class Config:
     out: Path
     """Folder for table.csv, table.md, table.tex, quality_diversity.png and quality_diversity.pdf."""
     columns: tuple[str, ...] = ()
-    """Metrics to show, by their names in results.json, such as loss_of_mode.MODE. The default is all of them in the
-    files and a few on the console."""
+    """Metrics to show, by their names in results.json, such as loss_of_mode.MODE.
+    The default is all of them in the files and a few on the console."""
     names: tuple[str, ...] = ()
     """Names of the runs, one for each of --workdirs. Runs with the same name form a group of seeds."""
     quality: str | None = None
-    """Metric of the vertical axis. The default is the first of oracle_bleu, oracle_spider, oracle_cider_d and
-    oracle_similarity that all runs have."""
+    """Metric of the vertical axis.
+    The default is the first that all runs have: oracle_bleu, oracle_spider, oracle_cider_d or oracle_similarity."""
     diversity: str = "div_2"
     """Metric of the horizontal axis."""
 

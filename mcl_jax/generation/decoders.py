@@ -2,7 +2,7 @@
 
 An item is one prompt under one hypothesis; it has `width` rows (beams or samples) that are continued together. A
 decoder never sees the model: `generate` gives it next-token scores [N, W, V] for N = K·B items. It returns the tokens
-[N, W] and, if it reorders rows, the row that each of them continues.
+[N, W] and either the row that each of them continues, or None if rows keep their places.
 """
 
 import dataclasses
@@ -83,7 +83,6 @@ class Step:
 class Independent:
     """Decoding of rows that do not depend on each other."""
 
-    reorders = False
     on_log_probabilities = False
 
     def init(self, num_items: int, limit: int, pad: int) -> Rows:
@@ -178,7 +177,6 @@ class Sampling(Independent):
 class Search:
     """Common parts of beam search and diverse beam search."""
 
-    reorders = True
     on_log_probabilities = True  # as in transformers, penalties act on log p here, and on logits elsewhere
     counts_ended = False  # whether a beam that has just ended counts when deciding whether to continue
 
@@ -337,8 +335,8 @@ class DiverseBeamSearch(Search):
         size = self.num_beams // self.num_groups
         tokens, parents, after, used = [], [], [], jnp.zeros((scores.shape[0], 1, scores.shape[-1]))
         for g, beams in enumerate(groups):
-            of_group = scores[:, g * size : (g + 1) * size] - self.diversity_penalty * used
-            token, parent, advanced = self._advance(of_group, beams, step)
+            penalised = scores[:, g * size : (g + 1) * size] - self.diversity_penalty * used
+            token, parent, advanced = self._advance(penalised, beams, step)
             token = jnp.where(self._closed(beams)[:, None], step.pad, token)
             used = used + jax.nn.one_hot(token, scores.shape[-1]).sum(1, keepdims=True)
             tokens, parents, after = [*tokens, token], [*parents, parent + g * size], [*after, advanced]

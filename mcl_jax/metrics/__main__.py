@@ -57,7 +57,7 @@ class Config:
       json: File for the scores, including the values of each item.
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     captions: bool = False
     metrics: Annotated[tuple[Group, ...], tyro.conf.arg(name="metrics")] = ()
     tokenize: Literal["13a", "intl", "zh", "char", "none"] = "13a"

@@ -1,8 +1,7 @@
 """METEOR and SPICE, which exist only as Java programs, run from the jars that pycocoevalcap ships.
 
 Java must be on the PATH. SPICE also needs CoreNLP 3.6.0, which we do not download: a folder with
-`stanford-corenlp-3.6.0.jar` and `stanford-corenlp-3.6.0-models.jar`. If something is missing, a `JavaMetricError` says
-what.
+`stanford-corenlp-3.6.0.jar` and `stanford-corenlp-3.6.0-models.jar`. A `JavaMetricError` names the missing part.
 """
 
 import importlib.util

@@ -20,7 +20,7 @@ from mcl_jax.metrics.text import Texts, Tokenization, check_pairs, written
 
 Metrics = dict[str, Callable[[], Score]]  # name -> function that computes the metric
 Groups = Mapping[str, Callable[[Sequence[Item], "Settings"], Metrics]]
-NOT_POSSIBLE = (ValueError, OSError, MissingExtra)  # what says why these items or this machine do not allow a metric
+NOT_POSSIBLE = (ValueError, OSError, MissingExtra)  # errors that say why a metric is not available
 NOT_DEFINED = "no item has the two answers or references that it needs"
 
 

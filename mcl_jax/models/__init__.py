@@ -2,9 +2,10 @@
 
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
-`decoder` holds what all models share; the families are `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2).
-`llava_next` (with `clip` and `tiling`) takes images, and `qwen2_audio` (with `whisper`) takes audio; `multimodal` and
-`processor` hold what these two share. They come with a processor instead of a tokenizer.
+All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2).
+`llava_next` (with `clip` and `tiling`) takes images, and `qwen2_audio` (with `whisper`) takes audio; these two share
+`multimodal` and `processor`, and come with a processor instead of a tokenizer. `families` registers the models, `names`
+maps their parameters to tensors of a checkpoint, and `pretrained` loads and saves them.
 """
 
 from mcl_jax.models.families import lora_targets

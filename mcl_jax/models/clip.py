@@ -221,11 +221,11 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"the vision tower needs normalised float pixels, as the processor returns them, got {pixels.dtype}"
             )
-        wanted = [range(config.num_hidden_layers + 1)[layer] for layer in layers]
-        states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)), max(wanted))
+        chosen = [range(config.num_hidden_layers + 1)[layer] for layer in layers]
+        states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)), max(chosen))
         if self.is_initializing():
             self.post_layernorm(states[-1])
-        return jnp.concatenate([states[layer] for layer in wanted], axis=-1)
+        return jnp.concatenate([states[layer] for layer in chosen], axis=-1)
 
 
 class VisionTower(nn.Module):

@@ -55,7 +55,7 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
     named = {name: tokens[i] for name, key in NAMED.items() if (i := given.get(key, ids.get(key))) is not None}
     try:
         tokenizer = _sentencepiece(given, named) if sentencepiece else _byte_level(given)
-    except Exception as error:  # tokenizers raises plain Exceptions, such as for a merge of what is no token
+    except Exception as error:  # tokenizers raises plain Exceptions, for example if a merge contains no token
         raise ValueError(f"{file}: its tokenizer cannot be read: {error}") from error
     _add_tokens(tokenizer, tokens, given["token_type"])
     begins = given.get("add_bos_token", sentencepiece or given.get("pre") in WHOLE_WORDS)
@@ -127,8 +127,8 @@ def _add_tokens(tokenizer: Any, tokens: list[str], kinds: list[int]) -> None:
     """Keeps control tokens (which are special) and user-defined tokens whole wherever they occur."""
     import tokenizers as tk
 
-    def added(wanted: int, special: bool) -> list[Any]:
-        chosen = (token for token, kind in zip(tokens, kinds, strict=True) if kind == wanted)
+    def added(chosen_kind: int, special: bool) -> list[Any]:
+        chosen = (token for token, kind in zip(tokens, kinds, strict=True) if kind == chosen_kind)
         return [tk.AddedToken(token, special=special, normalized=False) for token in chosen]
 
     tokenizer.add_special_tokens(added(CONTROL, special=True))
@@ -139,16 +139,16 @@ def _frame(file: Path, tokenizer: Any, named: Mapping[str, str], begins: bool, e
     """Makes texts begin and end with special tokens if the file says so."""
     import tokenizers as tk
 
-    wanted = [name for name, asked in (("bos_token", begins), ("eos_token", ends)) if asked]
-    if missing := [name for name in wanted if name not in named]:
+    special = [name for name, asked in (("bos_token", begins), ("eos_token", ends)) if asked]
+    if missing := [name for name in special if name not in named]:
         raise ValueError(
             f"{file} needs {PREFIX}{NAMED[missing[0]]}, since texts begin or end with {missing}, but has none"
         )
-    if wanted:
-        first, second = ([*wanted[: int(begins)], text, *wanted[int(begins) :]] for text in ("$A", "$B"))
-        ids = {name: tokenizer.token_to_id(named[name]) for name in wanted}
+    if special:
+        first, second = ([*special[: int(begins)], text, *special[int(begins) :]] for text in ("$A", "$B"))
+        ids = {name: tokenizer.token_to_id(named[name]) for name in special}
         tokenizer.post_processor = tk.processors.TemplateProcessing(
             single=first,
             pair=first + second,
-            special_tokens=[{"id": name, "ids": [ids[name]], "tokens": [named[name]]} for name in wanted],
+            special_tokens=[{"id": name, "ids": [ids[name]], "tokens": [named[name]]} for name in special],
         )

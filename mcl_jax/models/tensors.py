@@ -20,7 +20,7 @@ from mcl_jax.json_io import read_json_object
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARD = "model-{:05}-of-{:05}.safetensors"
-OURS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|config\.json"  # what `write_weights` writes
+OURS = r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|config\.json"  # files that `write_weights` writes
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes of weights, as safetensors calls them
 PICKLES = "pytorch_model*.bin*"
 

@@ -75,7 +75,7 @@ def test_bad_targets_are_errors_that_name_the_record():
 
     with pytest.raises(ValueError, match="record 'a': the target 'gato' is empty, or has no tokens"):
         encode_records([record()], Deaf(), max_length=99, mode_names=("en", "es"))
-    with pytest.raises(ValueError, match="record 'a': the target holds the end-of-sequence token"):
+    with pytest.raises(ValueError, match="record 'a': the target contains the end-of-sequence token"):
         encode_records([record("a", "cat", Target("ga\0to"))], Letters(), max_length=99)
     with pytest.raises(ValueError, match=r"record 'a' has mode 'es', which is not among mode_names=\['en'\]"):
         encode_records([record()], Letters(), max_length=99, mode_names=("en",))
@@ -93,5 +93,5 @@ def test_what_is_no_tokenizer_is_refused():
         def encode(self, text):
             return words("a").backend_tokenizer.encode(text)
 
-    with pytest.raises(TypeError, match="must give a list of token ids, got Encoding"):
+    with pytest.raises(TypeError, match="must return a list of token ids, got Encoding"):
         encode_records([record()], Other(), max_length=99)

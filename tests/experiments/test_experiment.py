@@ -151,11 +151,11 @@ def test_modes_are_no_formulas():
 
 def test_one_mode_is_said():
     found = {"win_matrix": [[3, 2]], "modes": ("[en]",), "not_available": {"spice": "no Java"}}
-    experiment._say_what_one_mode_hides(found)
+    experiment._explain_missing_purity(found)
     assert found["purity"] is None and found["mutual_information"] is None
-    assert "one mode, '[en]'" in found["not_available"]["purity"] and found["not_available"]["spice"] == "no Java"
+    assert "the same mode, '[en]'" in found["not_available"]["purity"] and found["not_available"]["spice"] == "no Java"
     several = {"win_matrix": [[3, 2], [1, 1]], "modes": ("en", "fr"), "purity": 0.7}
-    experiment._say_what_one_mode_hides(several)
+    experiment._explain_missing_purity(several)
     assert several["purity"] == 0.7 and "not_available" not in several
 
 

@@ -343,7 +343,7 @@ def test_adapters_of_peft_give_its_logits():
     [
         ("audio_config", dict(model_type="whisper"), "model_type must be 'qwen2_audio_encoder', got 'whisper'"),
         ("audio_config", dict(activation_function="relu"), "activation_function must be 'gelu', got 'relu'"),
-        ("audio_config", dict(encoder_attention_heads=3), "multiple of encoder_attention_heads, got 20 and 3"),
+        ("audio_config", dict(encoder_attention_heads=3), "encoder_attention_heads must divide d_model, got 3 and 20"),
         ("audio_config", dict(encoder_layers=0), "encoder_layers must be at least 1, got 0"),
         ("audio_config", dict(num_mel_bins=9), r"conv1.weight must have shape \(20, 9, 3\), got \(20, 7, 3\)"),
         ("text_config", dict(model_type="bert"), "model_type must be one of .* got 'bert'"),

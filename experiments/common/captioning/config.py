@@ -17,26 +17,25 @@ class Data(Options):
     """Captions, and the pictures or clips that they describe."""
 
     name: Annotated[str, arg(name="data")] = "stamps/pictures"
-    """A data set by name (stamps/pictures, stamps/spoken, stamps/sounds, textcaps/english, textcaps/bilingual,
-    audiocaps, clotho), or a folder of your own with captions.jsonl."""
+    """Name of a data set, or your own folder with captions.jsonl.
+    Names: stamps/pictures, stamps/spoken, stamps/sounds, textcaps/english, textcaps/bilingual, audiocaps, clotho."""
     folder: Path | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
-    """Folder with the published files of a named data set. The data set is made again when they change. By default the
-    stamps are downloaded (Debian's package), and a data set in --cache is used."""
+    """Folder with the published files of a named data set. The data set is made again when they change.
+    By default, the stamps are downloaded (Debian's package), and any data set in --cache is used."""
     modes: tuple[str, ...] | None = None
     """Modes whose captions are used. The default is en fr for the stamps, and all modes for other data."""
     mode_weights: tuple[int, ...] = ()
     """How often to draw training captions of each of --modes, such as 9 1. The default is equally often."""
     families: bool = False
-    """Keep the 249 stamps (letters, digits, coins) of families that look and read nearly the same. Such families are
-    modes in addition to the languages."""
+    """Keep the 249 stamps (letters, digits, coins) of families that look and read nearly the same.
+    Such families are modes in addition to the languages."""
     prompt: str = ""
-    """Prompt of the model: a text that contains the placeholder of the base once; the caption follows it directly. The
-    default for the small base asks for a caption in the first of --modes."""
+    """Prompt of the model: a text that contains the placeholder of the base once; the caption follows it directly.
+    The default for the small base asks for a caption in the first of --modes."""
     cache: Path = field(default=Path("runs/cache"), metadata=VOLATILE | NO_INFLUENCE)
     """Folder in which data sets and small bases are kept."""
     cache_features: bool = field(default=True, metadata=VOLATILE | NO_INFLUENCE)
-    """Keep the features of every picture or clip in memory, so that the tower runs once for each and not once per
-    epoch."""
+    """Keep the features of all pictures or clips in memory, so that the tower does not run in every epoch."""
 
     def check(self) -> None:
         super().check()
@@ -61,8 +60,9 @@ class Base(groups.Base):
     """The frozen base model."""
 
     path: Annotated[Path | None, arg(name="base")] = None
-    """Base model: a Hugging Face folder. By default, a small model of the same family is trained first and kept in
-    --cache. It learns the training captions of all modes; its prompt names the mode."""
+    """Base model: a Hugging Face folder.
+    By default, a small model of the same family is trained first and kept in --cache.
+    It learns the training captions of all modes; its prompt names the mode."""
     base_steps: int = field(default=600, metadata=COUNT)
     """Number of training steps of the small base, with batches of 32."""
 
