@@ -233,7 +233,9 @@ class OneGraph(training.Update):
         """Returns the weight of each example."""
         return jnp.ones(batch["tokens"].shape[0])
 
-    def sums(self, params: Any, state: mcl.TrainState, batch: Any, axis_name: str | None = None) -> training.Sums:
+    def sums(
+        self, params: Any, state: mcl.TrainState, batch: Any, real: None = None, axis_name: None = None
+    ) -> training.Sums:
         """Computes gradient and metrics, summed over the batch."""
 
         def loss(adapters):

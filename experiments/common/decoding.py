@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -56,6 +57,7 @@ def answer(
     """
     method: Method = name.partition("/")[0]
     model, texts, scores, seconds = task.model(method), [], [], 0.0
+    mesh = task.config.training.device_mesh()
     with run.progress(len(records), 0, f"{name} answers") as progress:
         for number, (batch, prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
             if run.stop_requested:
@@ -64,7 +66,8 @@ def answer(
             rng = jax.random.fold_in(stream(task.config.seed, DECODING), number)
             decoded = jax.block_until_ready(_decode(task, model, state, batch, prompts, decoder, rng))
             seconds += time.monotonic() - started
-            log_p = [generation.log_likelihoods(model, state.params, state.adapters, prompts, one) for one in decoded]
+            score = partial(generation.log_likelihoods, model, state.params, state.adapters, prompts, mesh=mesh)
+            log_p = [score(one) for one in decoded]
             for tokens in np.concatenate([_items(one.tokens) for one in decoded], axis=1)[:real]:
                 texts.append([task.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens])
             rows = [_items(generation.mixture_scores(p, one.lengths)) for p, one in zip(log_p, decoded, strict=True)]
@@ -93,6 +96,7 @@ def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[gene
             pad_token_id=eos,
             repetition_penalty=task.config.decoding.repetition_penalty,
             rng=rng,
+            mesh=task.config.training.device_mesh(),
         )
         for inputs in asked
     ]

@@ -7,16 +7,18 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from tyro.conf import arg
 
+from experiments.common.devices import Axes, check_axes, default_axes, mesh_of
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
 from mcl_jax import objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Sampling
 from mcl_jax.lora import LoraConfig
+from mcl_jax.parallel import base_sharding
 
 ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture"]
 DecoderName = Literal["beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
@@ -163,21 +165,35 @@ class Training(Options):
     """Number of micro-batches per batch; more of them save memory. The result is the same."""
     remat: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
     """Compute each layer again in the backward pass to save memory. The result is the same."""
-    devices: int = field(default=1, metadata=COUNT | VOLATILE | NO_INFLUENCE)
-    """Number of devices of this machine that share each batch. The result is the same."""
+    mesh: str | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
+    """Devices to use, such as data=4,model=2: each batch is divided over data, and the matrices of the base are sharded
+    over model. By default all accelerators are on data, as many as divide the batch. The result is the same."""
 
     def check(self) -> None:
         super().check()
-        if self.batch_size % (self.devices * self.accumulate):
+        if self.batch_size % self.accumulate:
             raise ValueError(
-                f"--batch-size must be a multiple of --devices times --accumulate, got {self.batch_size} for "
-                f"{self.devices} times {self.accumulate}"
+                f"--batch-size must be a multiple of --accumulate, got {self.batch_size} for {self.accumulate}"
+            )
+        data = Axes.parse(self.mesh).data if self.mesh else 1
+        if self.batch_size > data and self.batch_size % (data * self.accumulate):
+            raise ValueError(
+                f"--batch-size must be a multiple of data in --mesh times --accumulate, got {self.batch_size} for "
+                f"{data} times {self.accumulate}"
             )
 
+    @property
+    def axes(self) -> Axes:
+        """Sizes of the mesh."""
+        return Axes.parse(self.mesh) if self.mesh else default_axes(self.batch_size // self.accumulate)
+
     def check_devices(self) -> None:
-        """Raises a ValueError if this machine has fewer devices than --devices."""
-        if self.devices > 1 and self.devices > (available := len(jax.local_devices())):
-            raise ValueError(f"--devices must be at most {available}, the devices of this machine, got {self.devices}")
+        """Raises a ValueError if there are fewer devices than --mesh needs."""
+        check_axes(self.axes)
+
+    def device_mesh(self) -> Mesh | None:
+        """Returns the mesh; None for one device."""
+        return mesh_of(self.axes)
 
     def batches(self, seed: int) -> BatchConfig:
         """Returns the shapes and the order of batches."""
@@ -267,7 +283,8 @@ class Base(Options):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the weights of the base and of its computations."""
 
-    def options(self, remat: bool) -> dict[str, object]:
-        """Returns the arguments of `mcl.models.from_pretrained`."""
-        dtype = jnp.dtype(self.dtype)
-        return {"dtype": dtype, "param_dtype": dtype, "remat": remat}
+    def options(self, training: Training) -> dict[str, object]:
+        """Returns the arguments of `mcl.models.from_pretrained`: it reads the base straight into its shards."""
+        dtype, mesh = jnp.dtype(self.dtype), training.device_mesh()
+        sharding = None if mesh is None else base_sharding(mesh)
+        return {"dtype": dtype, "param_dtype": dtype, "remat": training.remat, "sharding": sharding}

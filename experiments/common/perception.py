@@ -3,17 +3,18 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
 
 from mcl_jax import data
 from mcl_jax.console import Progress
+from mcl_jax.mesh import on_mesh, over_data, padded
 
 Inputs = dict[str, np.ndarray]
 LANGUAGE_MODEL = "language_model"  # the part of `params` that no tower needs
@@ -31,7 +32,7 @@ class Perception:
       inputs: makes the tower's arguments, [B, ...] each, from images or clips; None stands for a padding row.
       augment: makes the same arguments [1, ...] for an augmented image or clip, from (key, image or clip).
       cache: whether to keep the features of every record in memory, so that the tower runs once and not in each epoch.
-      devices: number of devices that share a batch.
+      mesh: devices that share a batch; None means one device.
     """
 
     module: nn.Module
@@ -41,7 +42,7 @@ class Perception:
     inputs: Callable[[Sequence[np.ndarray | None]], Inputs]
     augment: Callable[[Key[Array, ""], np.ndarray], Inputs]
     cache: bool
-    devices: int = 1
+    mesh: Mesh | None = None
 
     def __post_init__(self):
         self._known: dict[str, np.ndarray] = {}  # features [N, D] by id
@@ -86,23 +87,23 @@ class Perception:
 
     def lower(self, records: Sequence[data.Record | None]) -> Any:
         """Lowers the tower for a batch, as `jax.jit` does."""
-        run, params, sharding = self._tower
-        return run.lower(params, jax.device_put(self.tower_inputs(records), sharding))
+        run, params = self._tower
+        return run.lower(params, self._placed(self.tower_inputs(records)))
 
     def _encode(self, inputs: Inputs) -> Float[Array, "B N D"]:
-        run, params, sharding = self._tower
-        size = len(next(iter(inputs.values())))
-        rows = np.arange(size + -size % self.devices).clip(max=size - 1)  # pads a batch that does not divide evenly
-        return run(params, jax.device_put({name: x[rows] for name, x in inputs.items()}, sharding))[:size]
+        run, params = self._tower
+        return run(params, self._placed(inputs))[: len(next(iter(inputs.values())))]
+
+    def _placed(self, inputs: Inputs) -> Any:
+        return inputs if self.mesh is None else padded(inputs, self.mesh)
 
     @cached_property
     def _tower(self):
-        """The compiled tower, its parameters on every device, and the sharding of a batch."""
-        mesh = Mesh(np.array(jax.local_devices()[: self.devices]), ("data",))
+        """The compiled tower and its parameters."""
         params = {name: leaf for name, leaf in self.params.items() if name != LANGUAGE_MODEL}
-        run = jax.jit(lambda params, inputs: self.module.apply({"params": params}, **inputs, method="encode"))
-        place = partial(NamedSharding, mesh)
-        return run, jax.device_put(params, place(PartitionSpec())), place(PartitionSpec("data"))
+        encode = lambda params, inputs: self.module.apply({"params": params}, **inputs, method="encode")
+        params = params if self.mesh is None else on_mesh(params, self.mesh)
+        return jax.jit(over_data(encode, self.mesh, out_axis=0)), params
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:

@@ -162,12 +162,12 @@ class Likelihoods:
 
 def evaluator(task: Task, method: Method):
     """Returns a function (state, items) -> `Likelihoods`, which compiles once for each length of batch."""
-    model = task.model(method)
+    model, mesh = task.model(method), task.config.training.device_mesh()
 
     def evaluate(state, items):
         batches = list(data.eval_batches(items.encoded, task.config.batches))
         inputs = (task.inputs(items, batch) for batch in batches)
-        log_p, tokens = mcl.language_model.evaluate(model, state.params, state.adapters, inputs)
+        log_p, tokens = mcl.language_model.evaluate(model, state.params, state.adapters, inputs, mesh=mesh)
         modes, records = (np.concatenate([batch[name] for batch in batches]) for name in ("mode", "index"))
         real = records != data.NO_RECORD
         return Likelihoods(log_p[:, real], tokens[real], modes[real], records[real])

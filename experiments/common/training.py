@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 import mcl_jax as mcl
@@ -47,13 +46,12 @@ def train(
 
 
 def make_step(config: Config, method: Method, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
-    """Makes the train step on --devices devices."""
+    """Makes the train step: by pmap if --mesh only divides the batch, and else on the mesh."""
     backward, training = config.objective.backward_of(loss, config.hypotheses_of(method)), config.training
-    arguments = log_likelihood, loss, optimizer, backward
-    if training.devices == 1:
-        return mcl.make_train_step(*arguments, accumulate=training.accumulate)
-    devices = jax.local_devices()[: training.devices]
-    return mcl.parallel.pmap_step(*arguments, accumulate=training.accumulate, devices=devices)
+    arguments, mesh = (log_likelihood, loss, optimizer, backward), training.device_mesh()
+    if mesh is None or training.axes.model > 1 or training.batch_size < training.axes.data:
+        return mcl.make_train_step(*arguments, accumulate=training.accumulate, mesh=mesh)
+    return mcl.parallel.pmap_step(*arguments, accumulate=training.accumulate, devices=list(mesh.devices.flat))
 
 
 def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:

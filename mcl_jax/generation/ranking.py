@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from mcl_jax import token_ids
@@ -14,11 +15,18 @@ from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
 from mcl_jax.hypotheses import AdaptedModule
 from mcl_jax.language_model import check_language_model
 from mcl_jax.likelihood import sequence_log_likelihood
+from mcl_jax.mesh import on_mesh, over_data, padded
 from mcl_jax.models.decoder import positions_of
 
 
 def log_likelihoods(
-    model: AdaptedModule, params: Any, adapters: Any, inputs: Inputs, answers: Generation
+    model: AdaptedModule,
+    params: Any,
+    adapters: Any,
+    inputs: Inputs,
+    answers: Generation,
+    *,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "H K B n"]:
     """Computes log p_h(answer | prompt) of every answer under every hypothesis h. The end token counts.
 
@@ -28,6 +36,7 @@ def log_likelihoods(
       adapters: adapters of H hypotheses, which need not be those that gave the answers.
       inputs: the prompts, as passed to `decode`.
       answers: the result of `decode` for these prompts.
+      mesh: devices to run on, as in `decode`; None means one device.
     Returns:
       Log-likelihoods in nats; NaN where hypothesis h gives NaN.
     Raises:
@@ -38,8 +47,11 @@ def log_likelihoods(
     prompts = prompts_of(inputs, model.module)
     longest = _check_answers(answers, len(prompts.tokens), getattr(model.module, "vocab_size", None))
     check_room(model.module, prompts.longest, longest)
-    arrays = prompts.tokens, prompts.mask, jnp.asarray(answers.tokens), jnp.asarray(answers.lengths), prompts.features
-    return _log_likelihoods(model, params, adapters, *arrays)
+    by_example = (jnp.asarray(leaf).swapaxes(0, 1) for leaf in (answers.tokens, answers.lengths))
+    shared, batch = (params, adapters), (prompts.tokens, prompts.mask, *by_example, prompts.features)
+    if mesh is not None:
+        shared, batch = on_mesh(shared, mesh), padded(batch, mesh)
+    return _log_likelihoods(model, mesh, shared, batch)[:, :, : len(prompts.tokens)]
 
 
 def _check_answers(answers: Generation, num_prompts: int, vocab_size: int | None) -> int:
@@ -58,12 +70,18 @@ def _check_answers(answers: Generation, num_prompts: int, vocab_size: int | None
     return int(lengths.max())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _log_likelihoods(model, params, adapters, tokens, mask, answers, lengths, features):
-    K, B, n, T = answers.shape
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _log_likelihoods(model, mesh, shared, batch):
+    return over_data(functools.partial(_part, model), mesh, out_axis=2)(shared, batch)
+
+
+def _part(model, shared, batch):
+    """Scores the answers [B, K, n, T] of one device along the data axis; returns [H, K, B, n]."""
+    (params, adapters), (tokens, mask, answers, lengths, features) = shared, batch
+    B, K, n, T = answers.shape
 
     def rows(x):
-        return x.swapaxes(0, 1).reshape(B * K * n, *x.shape[3:])
+        return x.reshape(B * K * n, *x.shape[3:])
 
     def per_answer(x):
         return jnp.repeat(x, K * n, axis=0)  # one row per prompt -> one row per answer

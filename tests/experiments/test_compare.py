@@ -81,7 +81,14 @@ def make(tmp_path):
 def six(make):
     """Two groups of three seeds, with what does not matter made different."""
     return [
-        make(f"e{epsilon}-{seed}", results(loss, seed), epsilon=epsilon, seed=seed, cache=f"c{seed}", devices=seed + 1)
+        make(
+            f"e{epsilon}-{seed}",
+            results(loss, seed),
+            epsilon=epsilon,
+            seed=seed,
+            cache=f"c{seed}",
+            mesh=f"data={seed + 1}",
+        )
         for epsilon, losses in LOSSES.items()
         for seed, loss in enumerate(losses)
     ]
@@ -104,7 +111,7 @@ def nested(make, name, loss, **values):
 
 def test_runs_are_told_apart_by_their_options_whatever_group_these_are_in(make):
     made = [
-        nested(make, "a", 2.03, epsilon=0.1, seed=0, devices=2, cache="c", eval_every=3),
+        nested(make, "a", 2.03, epsilon=0.1, seed=0, mesh="data=2", cache="c", eval_every=3),
         nested(make, "b", 2.11, epsilon=0.1, seed=1, accumulate=4, remat=True, methods=("mcl",)),
         nested(make, "c", 2.29, epsilon=0.3, seed=0, objective="wta", mle_decoders=("beam",), eval_items=3),
         nested(make, "d", 2.31, epsilon=0.3, seed=0, objective="wta", num_beams=8, base="x"),
@@ -124,7 +131,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "cache",
         "folder",
         "cache_features",
-        "devices",
+        "mesh",
         "accumulate",
         "remat",
         "eval_every",

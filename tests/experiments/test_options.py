@@ -73,11 +73,21 @@ def test_print_config_of_compare(capsys):
 
 def test_print_config_loads_nothing():
     """Neither data nor weights, and no device of jax: more of them than any machine has may be asked for."""
-    line = ["--print-config", "--preset", "demo", "--devices", "104729", "--batch-size", "104729", "--data", "nowhere"]
+    line = [
+        "--print-config",
+        "--preset",
+        "demo",
+        "--mesh",
+        "data=104729",
+        "--batch-size",
+        "104729",
+        "--data",
+        "nowhere",
+    ]
     code = "import sys, jax; jax.devices = jax.local_devices = None; from experiments.translation.config import parse"
     command = [sys.executable, "-c", f"{code}; parse(sys.argv[1:])", *line]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["training"]["devices"] == 104729
+    assert json.loads(done.stdout)["training"]["mesh"] == "data=104729"
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -141,6 +151,6 @@ def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
 
 @pytest.mark.parametrize("module", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_more_devices_than_there_are_are_refused_when_a_run_begins(module, tmp_path):
-    config = module.Config.from_options(workdir=tmp_path, devices=9, batch_size=9)
-    with pytest.raises(ValueError, match="--devices must be at most 8, the devices of this machine, got 9"):
+    config = module.Config.from_options(workdir=tmp_path, mesh="data=3,model=3", batch_size=9)
+    with pytest.raises(ValueError, match="--mesh needs 9 devices, but there are 8"):
         config.training.check_devices()

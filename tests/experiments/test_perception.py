@@ -9,6 +9,7 @@ from tiny_captions import LLAVA, QWEN, clips_in, pictures_in
 
 import mcl_jax as mcl
 from experiments.audio_captioning.audio import Clips
+from experiments.common.devices import Axes, mesh_of
 from experiments.common.perception import MediaPrompt, Perception
 from experiments.image_captioning.images import Pictures
 from mcl_jax import data
@@ -23,7 +24,7 @@ def case(request, tmp_path_factory):
     modality, base, write = MODALITIES[request.param]
     module, params, processor = mcl.models.from_pretrained(base)
 
-    def make(cache=False, devices=1):
+    def make(cache=False, mesh=None):
         return Perception(
             module,
             params,
@@ -32,7 +33,7 @@ def case(request, tmp_path_factory):
             functools.partial(modality.inputs, processor),
             functools.partial(modality.augment, processor),
             cache,
-            devices,
+            mesh,
         )
 
     return make, data.read_captions(write(tmp_path_factory.mktemp("data") / "mine")).records, request.param
@@ -64,12 +65,12 @@ def test_features_are_cached_whatever_they_come_with(case, encoded):
     assert encoded == {records[i].id: 1 for i in (0, 1, 2, 3, 4, 6, 7)}
 
 
-@pytest.mark.parametrize("size", [8, 3])
-def test_eight_devices_give_the_features_of_one(case, size):
+@pytest.mark.parametrize(("size", "axes"), [(8, "data=8"), (3, "data=8"), (3, "data=4,model=2"), (4, "model=8")])
+def test_eight_devices_give_the_features_of_one(case, size, axes):
     make, records, _ = case
     assert len(jax.local_devices()) == 8
     rows = (*records[: size - 1], None)
-    found = make(devices=8).features(rows)
+    found = make(mesh=mesh_of(Axes.parse(axes))).features(rows)
     assert found.shape[0] == size
     assert size % 8 or len(found.sharding.device_set) == 8
     expected = np.asarray(make().features(rows))

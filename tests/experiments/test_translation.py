@@ -154,7 +154,7 @@ def test_prompts_are_padded_on_the_left(config):
         (dict(num_beams=2), "--num-beams must be a multiple of --num-hypotheses 3, .* got 2"),
         (dict(num_beams=4), "--num-beams must be a multiple of --num-hypotheses 3, .* got 4"),
         (dict(num_beams=0), "--num-beams must be a multiple"),
-        (dict(devices=9, batch_size=9), "--devices must be at most 8, the devices of this machine, got 9"),
+        (dict(mesh="data=9", batch_size=9), "--mesh needs 9 devices, but there are 8"),
         (dict(dropout=1.0), "dropout must be in"),
         (dict(objective="relaxed", epsilon=1.0), "epsilon"),
         (dict(objective="annealed", backward="winner"), "--backward winner is not exact for --objective annealed"),

@@ -73,8 +73,8 @@ def test_an_unknown_preset_is_refused(capsys):
         ),
         ([*PRESET, *GIVEN[:4]], r"needs --data: a folder with train\.en, train\.de"),
         (
-            [*GIVEN, "--devices", "3"],
-            "--batch-size must be a multiple of --devices times --accumulate, got 8 for 3 times 1",
+            [*GIVEN, "--mesh", "data=3"],
+            "--batch-size must be a multiple of data in --mesh times --accumulate, got 8 for 3 times 1",
         ),
         ([*GIVEN, "--repetition-penalty", "0"], "--repetition-penalty must be above 0, got 0"),
         ([*GIVEN, "--epochs", "0"], "--epochs must be at least 1, got 0"),
@@ -132,8 +132,8 @@ def data(tmp_path):
 def test_the_preset_runs(tmp_path, base, data):
     args = ["--workdir", tmp_path / "run", "--base", base, "--data", data, "--batch-size", 4, "--rank", 2]
     small = [
-        "--devices",
-        2,
+        "--mesh",
+        "data=2,model=2",
         "--accumulate",
         2,
         "--remat",

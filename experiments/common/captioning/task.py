@@ -75,7 +75,7 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
         held_out = {record.id for record in corpus.split("validation")}  # may come from the training split
         folder, asked = _small(config, modality, held_out), prompt_for(modality.placeholder, mode)
     asked = config.data.prompt or asked
-    options = config.base.options(config.training.remat) | options
+    options = config.base.options(config.training) | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
     processor.prompt(asked, num_features=1)  # refuses a wrong prompt before pictures or clips are measured
     perception = Perception(
@@ -86,7 +86,7 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
         inputs=lambda media: modality.inputs(processor, media),
         augment=lambda key, media: modality.augment(processor, key, media),
         cache=config.data.cache_features,
-        devices=config.training.devices,
+        mesh=config.training.device_mesh(),
     )
     prompt = MediaPrompt(asked, processor, perception.counts(corpus.records))
     return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, perception)
