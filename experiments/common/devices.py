@@ -46,7 +46,7 @@ class Axes:
 
 
 def default_axes(micro_batch: int) -> Axes:
-    """Returns all accelerators on the data axis, as many as divide a micro-batch; one device on a CPU."""
+    """Returns a data axis of all accelerators, as many as divide a micro-batch; on a CPU, of one device."""
     devices = jax.devices()
     if devices[0].platform == "cpu":
         return Axes()

@@ -166,8 +166,8 @@ class Training(Options):
     remat: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
     """Compute each layer again in the backward pass to save memory. The result is the same."""
     mesh: str | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
-    """Devices to use, such as data=4,model=2: each batch is divided over data, and the matrices of the base are sharded
-    over model. By default all accelerators are on data, as many as divide the batch. The result is the same."""
+    """Devices to use, such as data=4,model=2: data divides each batch, and model shards the matrices of the base.
+    By default, data has all accelerators, as many as divide the batch. The result is the same."""
 
     def check(self) -> None:
         super().check()
