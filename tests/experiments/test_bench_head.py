@@ -13,9 +13,19 @@ from experiments.bench_head import measure, peak, programs, report, variants
 from experiments.bench_head.config import QUICK, VARIANTS, Config
 
 TINY = Config(
-    layers=1, d_model=14, num_heads=2, vocab=53, batch=3, seq_len=5, ranks=(2,), ks=(2,), repeats=2, warmup=0,
-    chunk_size=7, subprocess=False,
-)  # fmt: skip
+    layers=1,
+    d_model=14,
+    num_heads=2,
+    vocab=53,
+    batch=3,
+    seq_len=5,
+    ranks=(2,),
+    ks=(2,),
+    repeats=2,
+    warmup=0,
+    chunk_size=7,
+    subprocess=False,
+)
 SIZES = "--layers 1 --d-model 14 --num-heads 2 --vocab 53 --batch 3 --seq-len 5 --ranks 2 --ks 2 --repeats 2 --warmup 0"
 
 
@@ -99,8 +109,10 @@ def test_rounds_run_programs_in_turn_and_time_all_but_the_warm_up():
 
 def test_cells_hold_the_mle_step_once():
     assert dataclasses.replace(TINY, ks=(3, 1, 3), variants=("winner",)).cells("train") == [
-        ("all", 1), ("winner", 1), ("winner", 3),
-    ]  # fmt: skip
+        ("all", 1),
+        ("winner", 1),
+        ("winner", 3),
+    ]
     assert dataclasses.replace(TINY, ks=(1,), variants=("all",)).cells("train") == [("all", 1)]
 
 
