@@ -19,15 +19,14 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
     texts, references = answers.texts, [[target.text for target in record.references] for record in records]
     likeliest = [int(np.argmax(scores)) for scores in answers.log_likelihoods]
     pick = lambda chosen: [[answers_of_item[k]] for answers_of_item, k in zip(texts, chosen, strict=True)]
-    chrf = metrics.sentence_chrf(texts, references)
     computed = {
         "oracle_bleu": metrics.oracle_bleu(texts, references),
         "oracle_bleu_per_reference": metrics.oracle_bleu_per_reference(texts, references),
         "mean_bleu": metrics.mean_bleu(texts, references),
         "likeliest_bleu": metrics.mean_bleu(pick(likeliest), references),
         "mbr_bleu": metrics.mean_bleu(pick(metrics.minimum_bayes_risk(texts)), references),
-        "chrf": metrics.oracle(chrf),
-        "mean_chrf": metrics.average(chrf),
+        "chrf": metrics.oracle_chrf(texts, references),
+        "mean_chrf": metrics.mean_chrf(texts, references),
         "div_1": metrics.div_n(texts, 1),
         "div_2": metrics.div_n(texts, 2),
         "pairwise_bleu": metrics.pairwise_bleu(texts),

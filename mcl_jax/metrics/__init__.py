@@ -5,7 +5,6 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
     score = metrics.oracle_bleu(answers, references)
     score.per_item, score.mean, score.low, score.high
-    score = metrics.average(metrics.sentence_chrf(answers, references))  # oracle and average take values per answer
     scores = metrics.score_captions(answers, references)  # by name; an unavailable metric gives its reason
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
@@ -19,6 +18,8 @@ from mcl_jax.metrics.embedding import (
     EncoderNotFoundError,
     SentenceEncoder,
     embedding_diversity,
+    mean_similarity,
+    oracle_similarity,
     sentence_similarity,
 )
 from mcl_jax.metrics.items import Item, read_items
@@ -34,8 +35,10 @@ from mcl_jax.metrics.translation import (
     corpus_pairwise_bleu,
     leave_one_out_bleu,
     mean_bleu,
+    mean_chrf,
     oracle_bleu,
     oracle_bleu_per_reference,
+    oracle_chrf,
     pairwise_bleu,
     reference_coverage,
     references_covered,
@@ -70,12 +73,16 @@ __all__ = [
     "leave_one_out_bleu",
     "mbleu_4",
     "mean_bleu",
+    "mean_chrf",
+    "mean_similarity",
     "meteor",
     "minimum_bayes_risk",
     "normalized_mutual_information",
     "oracle",
     "oracle_bleu",
     "oracle_bleu_per_reference",
+    "oracle_chrf",
+    "oracle_similarity",
     "pairwise_bleu",
     "purity",
     "read_items",

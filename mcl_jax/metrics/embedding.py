@@ -21,7 +21,7 @@ from mcl_jax.extras import needed_for
 from mcl_jax.json_io import read_json
 from mcl_jax.metrics import sentence_folder
 from mcl_jax.metrics.bert import Bert, BertConfig, params_from_hf
-from mcl_jax.metrics.score import Bootstrap, Score
+from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, check_answers, check_pairs, is_blank, written
 
 if TYPE_CHECKING:
@@ -159,6 +159,20 @@ def sentence_similarity(answers: Texts, references: Texts, encoder: SentenceEnco
     given = _vectors(encoder, answers)
     right = _vectors(encoder, [written(texts) for texts in references])
     return [(a @ r.T).mean(axis=1) for a, r in zip(given, right, strict=True)]
+
+
+def oracle_similarity(
+    answers: Texts, references: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Computes the similarity of each item's best answer to the references, with `sentence_similarity`."""
+    return oracle(sentence_similarity(answers, references, encoder), bootstrap)
+
+
+def mean_similarity(
+    answers: Texts, references: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Computes the similarity to the references, averaged over each item's answers, with `sentence_similarity`."""
+    return average(sentence_similarity(answers, references, encoder), bootstrap)
 
 
 def embedding_diversity(answers: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None) -> Score:

@@ -96,6 +96,20 @@ def oracle_bleu_per_reference(
     )
 
 
+def oracle_chrf(
+    answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Averages chrF2 of each item's best answer. See `sentence_bleu` for the arguments."""
+    return oracle(sentence_chrf(answers, references, tokenization), bootstrap)
+
+
+def mean_chrf(
+    answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Averages chrF2 over each item's answers, then over items. See `sentence_bleu` for the arguments."""
+    return average(sentence_chrf(answers, references, tokenization), bootstrap)
+
+
 def corpus_oracle_bleu(
     answers: Texts, references: Texts, tokenization: Tokenization | None = None, bootstrap: Bootstrap | None = None
 ) -> Score:

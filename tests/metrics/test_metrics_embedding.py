@@ -123,11 +123,13 @@ def test_blank_texts_are_zeros_and_nothing_is_nothing(tiny):
 def test_similarity_by_hand():
     answers = [["e", "n", "ne"], ["w", " "]]
     references = [["e", "n", ""], ["e"]]
-    first, second = values = metrics.sentence_similarity(answers, references, Compass())
+    first, second = metrics.sentence_similarity(answers, references, Compass())
     np.testing.assert_allclose(first, [0.5, 0.5, 0.7], atol=1e-6)
     np.testing.assert_allclose(second, [-1.0, 0.0], atol=1e-6)
-    np.testing.assert_allclose(metrics.oracle(values).per_item, [0.7, 0], atol=1e-6)
-    np.testing.assert_allclose(metrics.average(values).per_item, [1.7 / 3, -0.5], atol=1e-6)
+    np.testing.assert_allclose(metrics.oracle_similarity(answers, references, Compass()).per_item, [0.7, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        metrics.mean_similarity(answers, references, Compass()).per_item, [1.7 / 3, -0.5], atol=1e-6
+    )
 
 
 def test_embedding_diversity_by_hand():

@@ -59,22 +59,14 @@ def test_scores_belong_to_the_caller():
     assert metrics.sentence_bleu([["a b c", "a"]], [["a b c"]])[0][0] == pytest.approx(100.0)
 
 
-def oracle_chrf(answers, references):
-    return metrics.oracle(metrics.sentence_chrf(answers, references))
-
-
-def mean_chrf(answers, references):
-    return metrics.average(metrics.sentence_chrf(answers, references))
-
-
 def test_chrf_is_sacrebleus():
     expected = [
         [sacrebleu.sentence_chrf(a, r).score for a in item] for item, r in zip(ANSWERS, REFERENCES, strict=True)
     ]
     for values, of_item in zip(metrics.sentence_chrf(ANSWERS, REFERENCES), expected, strict=True):
         np.testing.assert_allclose(values, of_item)
-    np.testing.assert_allclose(oracle_chrf(ANSWERS, REFERENCES).per_item, [max(item) for item in expected])
-    np.testing.assert_allclose(mean_chrf(ANSWERS, REFERENCES).per_item, [np.mean(item) for item in expected])
+    np.testing.assert_allclose(metrics.oracle_chrf(ANSWERS, REFERENCES).per_item, [max(item) for item in expected])
+    np.testing.assert_allclose(metrics.mean_chrf(ANSWERS, REFERENCES).per_item, [np.mean(item) for item in expected])
     shouted = metrics.sentence_chrf([["OLD HOUSE"]], [["old house"]], Tokenization(lowercase=True))
     assert shouted[0][0] == pytest.approx(100.0)
 
@@ -206,7 +198,7 @@ def test_blank_answers_score_zero(blank):
         [[blank, blank, blank], ["a b c d", blank, "e"]],
         [["a b c d", "a b", blank], ["a b c d", "f"]],
     )
-    for quality in (metrics.oracle_bleu, metrics.mean_bleu, oracle_chrf, metrics.corpus_oracle_bleu):
+    for quality in (metrics.oracle_bleu, metrics.mean_bleu, metrics.oracle_chrf, metrics.corpus_oracle_bleu):
         assert quality(answers, references).per_item[0] == 0.0
     for metric in (metrics.leave_one_out_bleu, metrics.corpus_leave_one_out_bleu, metrics.references_covered):
         assert metric(answers, references).per_item[0] == 0.0
@@ -223,7 +215,7 @@ def test_blank_answers_are_alike_and_like_nothing_else(metric):
 
 def test_blank_references_are_no_references():
     """As a text of no words, one would be the nearest in length, and no answer would be too short."""
-    for metric in (metrics.mean_bleu, metrics.corpus_oracle_bleu, mean_chrf, metrics.reference_coverage):
+    for metric in (metrics.mean_bleu, metrics.corpus_oracle_bleu, metrics.mean_chrf, metrics.reference_coverage):
         assert metric([["a", "a b c"]], [["a b c d", "  ", ""]]).mean == metric([["a", "a b c"]], [["a b c d"]]).mean
 
 
@@ -254,7 +246,7 @@ def test_single_answers_and_references_have_no_value_where_two_are_needed():
     ],
 )
 def test_bad_items_are_refused(answers, references, message):
-    for metric in (metrics.oracle_bleu, mean_chrf, metrics.references_covered, metrics.leave_one_out_bleu):
+    for metric in (metrics.oracle_bleu, metrics.mean_chrf, metrics.references_covered, metrics.leave_one_out_bleu):
         with pytest.raises(ValueError, match=message):
             metric(answers, references)
 
