@@ -198,7 +198,13 @@ def padded(batch: PyTree, mesh: Mesh) -> PyTree:
     size, parts = batch_size(batch), _data_axis(mesh)
     rows = np.concatenate([np.arange(size), np.zeros(-size % parts, int)])
     by_example = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
-    return jax.tree.map(lambda x: placed(x if len(rows) == size else x[rows], by_example), batch)
+
+    def filled(x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((len(rows), *x.shape[1:]), x.dtype)
+        return x if len(rows) == size else x[rows]
+
+    return jax.tree.map(lambda x: placed(filled(x), by_example), batch)
 
 
 def on_mesh(tree: PyTree, mesh: Mesh) -> PyTree:
@@ -263,11 +269,8 @@ class OverMesh:
         params = on_mesh(params, self.mesh)
         state = jax.tree.map(placed, state, state_shardings(self.mesh, params, state))
         size = batch_size(batch)
-        padding = self.local_size(size) * self.parts - size
-        if padding:
-            batch = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], padding, 0)]), batch)
-        real = np.arange(size + padding) < size
-        return params, state, *jax.tree.map(lambda x: placed(x, self.by_example), (batch, real))
+        real = np.arange(self.local_size(size) * self.parts) < size
+        return params, state, padded(batch, self.mesh), placed(real, self.by_example)
 
 
 class OnMesh:

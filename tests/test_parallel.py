@@ -353,3 +353,13 @@ class TestEvaluationAndDecoding:
         found = generation.decode(self.model, params, self.adapters, prompts, decoder, **options, mesh=grid)
         np.testing.assert_array_equal(found.tokens, expected.tokens)
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
+
+    def test_decoding_is_lowered_from_shapes(self):
+        params, grid = self.on(4, 2)
+        shape_of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+        shapes = jax.tree.map(shape_of, (params, self.adapters))
+        inputs = {"tokens": jax.ShapeDtypeStruct((7, 9), jnp.int32)}
+        lowered = generation.lower_decode(self.model, *shapes, inputs, max_new_tokens=5, eos_token_id=3, mesh=grid)
+        assert lowered.compile().memory_analysis().argument_size_in_bytes > 0
+        one_device = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (self.params, self.adapters))
+        assert "while" in generation.lower_decode(self.model, *one_device, inputs).as_text()

@@ -8,7 +8,7 @@
 """
 
 from mcl_jax.generation.decoders import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
-from mcl_jax.generation.generate import Generation, decode, generate
+from mcl_jax.generation.generate import Generation, decode, generate, lower_decode
 from mcl_jax.generation.ranking import log_likelihoods, mixture_scores
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "decode",
     "generate",
     "log_likelihoods",
+    "lower_decode",
     "mixture_scores",
 ]

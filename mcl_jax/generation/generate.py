@@ -7,7 +7,7 @@ samples; only those of the continuations are stored per row and reordered with t
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -153,6 +153,35 @@ def decode(
     generation, broken = jax.tree.map(lambda x: x[:, : len(prompts.tokens)], (generation, broken))
     _check_scores(broken)
     return generation
+
+
+def lower_decode(
+    model: hypotheses.AdaptedModule,
+    params: Any,
+    adapters: Any,
+    inputs: Mapping[str, jax.ShapeDtypeStruct],
+    decoder: Decoder = GREEDY,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    *,
+    mesh: Mesh | None = None,
+    **limits: Any,
+) -> jax.stages.Lowered:
+    """Lowers the program that `decode` would run, without arrays: `.compile().memory_analysis()` and the like.
+
+    Args:
+      model, decoder, max_new_tokens, mesh: as in `decode`.
+      params, adapters: arrays or `jax.ShapeDtypeStruct`s; those with a sharding keep it.
+      inputs: shapes of "tokens" [B, P], and of "features" [B, N, D] if there are any.
+      **limits: further fields of `Limits`.
+    """
+    tokens = jax.ShapeDtypeStruct(inputs["tokens"].shape, jnp.int32)
+    mask = jax.ShapeDtypeStruct(tokens.shape, bool)
+    features = {name: inputs[name] for name in ("features",) if name in inputs}
+    keys = jax.eval_shape(lambda: _example_keys(None, tokens.shape[0]))
+    shared, batch = (params, adapters), (tokens, mask, features, keys)
+    if mesh is not None:
+        shared, batch = on_mesh(shared, mesh), padded(batch, mesh)
+    return _decode.lower(model, _checked(decoder), Limits(max_new_tokens, **limits), mesh, shared, batch)
 
 
 def _example_keys(rng: Any, batch: int) -> Key[Array, " B"]:
