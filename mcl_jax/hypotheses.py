@@ -251,7 +251,7 @@ class AdaptedModule(abc.ABC):
         @jax.jit  # drops the forward pass, whose result is not used
         def samples(params):
             _, variables = self._run(lora.sampling_delta, params, {}, given, options, {}, method, [lora.COLLECTION])
-            return variables[lora.COLLECTION]
+            return variables.get(lora.COLLECTION, {})
 
         seen = samples(params)
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, seen))):
@@ -302,11 +302,14 @@ class Hypotheses(AdaptedModule):
             if layer is None:
                 return leaf
             kernel = nn.meta.unbox(leaf)
+            if not isinstance(kernel, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+                layer = "/".join(path)
+                raise ValueError(f"merge: the kernel of {layer} is quantized; merge into the base before quantizing it")
             kernel = lora.merge_kernel(kernel, layer["a"], layer["b"], self.config.scale_of("/".join(path)))
             return nn.meta.replace_boxed(leaf, kernel)
 
-        boxed = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)
-        params_of_k = jax.tree_util.tree_map_with_path(merged, variables["params"], is_leaf=boxed)
+        whole = lambda node: not isinstance(node, Mapping)  # boxed and quantized kernels too
+        params_of_k = jax.tree_util.tree_map_with_path(merged, variables["params"], is_leaf=whole)
         if low_rank:
             path = "/".join(min(low_rank))
             raise ValueError(f"merge: the adapters hold {path}, but the parameters have no such layer")

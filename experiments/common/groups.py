@@ -282,9 +282,17 @@ class Base(Options):
     """Base model: a Hugging Face folder of a supported model."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the weights of the base and of its computations."""
+    quantization: Literal["int8", "nf4"] | None = None
+    """Store the kernels of the frozen base in 8 or 4 bits, which saves memory and costs a little likelihood."""
 
     def options(self, training: Training) -> dict[str, object]:
         """Returns the arguments of `mcl.models.from_pretrained`: it reads the base straight into its shards."""
         dtype, mesh = jnp.dtype(self.dtype), training.device_mesh()
         sharding = None if mesh is None else base_sharding(mesh)
-        return {"dtype": dtype, "param_dtype": dtype, "remat": training.remat, "sharding": sharding}
+        return {
+            "dtype": dtype,
+            "param_dtype": dtype,
+            "remat": training.remat,
+            "sharding": sharding,
+            "quantization": self.quantization,
+        }

@@ -5,7 +5,7 @@ their dtype and sharding, so memory never holds a second copy of the model.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxtyping import Array, PyTree
 
 from mcl_jax.models import families, gguf_file, names, tokenizer_files
 from mcl_jax.models.hf_config import errors_name, read_config
+from mcl_jax.models.quantized import Quantization, is_quantized, quantized, quantizer
 from mcl_jax.models.tensors import Renamed, Safetensors, TensorSource, write_weights
 
 MAX_SHARD_BYTES = 5 * 2**30
@@ -59,7 +60,12 @@ def _match(
 
 
 def _load_matched(
-    abstract: Any, source: TensorSource, places: Mapping[names.Path, names.Place], tied, sharding: Any
+    abstract: Any,
+    source: TensorSource,
+    places: Mapping[names.Path, names.Place],
+    tied: tuple[str, str],
+    sharding: Any,
+    quantize: Callable[[names.Path, Array], Any] = lambda path, leaf: leaf,
 ) -> Any:
     head, embedding = tied
     tied_away = head in source.shapes and head not in {name for place in places.values() for name in place.all_names}
@@ -68,7 +74,7 @@ def _load_matched(
     flat, loaded = flatten_dict(abstract), {}
     for path, place in places.items():
         # Wait for each leaf, else host copies pile up.
-        loaded[path] = jax.block_until_ready(_load(source, place, path, flat[path], sharding))
+        loaded[path] = jax.block_until_ready(quantize(path, _load(source, place, path, flat[path], sharding)))
     return unflatten_dict(loaded)
 
 
@@ -98,7 +104,7 @@ def _load(
 
 
 def from_pretrained(
-    path: str | Path, *, sharding: Any = None, **overrides: Any
+    path: str | Path, *, sharding: Any = None, quantization: Quantization | None = None, **overrides: Any
 ) -> tuple[nn.Module, PyTree[Array], Any]:
     """Loads a pretrained language model, which may also take images or audio.
 
@@ -106,6 +112,8 @@ def from_pretrained(
       path: a Hugging Face folder (config.json; model.safetensors or its shards; tokenizer files), a GGUF file, or a
         folder with one GGUF file.
       sharding: sharding of all parameters, or a function (path, shape) -> sharding; the default device if None.
+      quantization: "int8" or "nf4" stores the kernels of the layers in 8 or 4 bits; see `mcl_jax.models.quantized`.
+        They cannot be merged with adapters, or saved. None means param_dtype.
       **overrides: fields of the model's config: dtype and param_dtype (float32 by default), scan, remat.
     Returns:
       The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files. A
@@ -127,7 +135,11 @@ def from_pretrained(
     with errors_name(path):
         matched = _match(module, source, family)
     tokenizer = read()  # before the weights, so that its errors come early
-    return module, _load_matched(*matched, family.tied, sharding), tokenizer
+    if quantization is None:
+        return module, _load_matched(*matched, family.tied, sharding), tokenizer
+    module = quantized(module, quantization)
+    quantize = quantizer(names.abstract_params(module))
+    return module, _load_matched(*matched, family.tied, sharding, quantize), tokenizer
 
 
 def _build(file: Path, hf_config: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[families.Family, nn.Module]:
@@ -163,6 +175,8 @@ def _processor(folder: Path, family: families.Family, module: nn.Module) -> Any:
 def state_dict(params: PyTree[Array], family: families.Family) -> dict[str, np.ndarray]:
     """Returns the parameters on the host under their Hugging Face names."""
     flat, tensors = flatten_dict(params), {}
+    if any(map(is_quantized, flat.values())):
+        raise ValueError("a quantized base cannot be saved; load it without quantization")
     for path, place in names.places(params, family).items():
         leaf = np.asarray(flat[path])
         for i, name in enumerate(place.all_names):
