@@ -1,0 +1,1 @@
+"""Check of a machine with one GPU: `make gpu-check`."""

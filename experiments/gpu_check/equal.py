@@ -1,0 +1,58 @@
+"""What must be equal on any device: backward passes, pmap, a mesh, and one hypothesis against K."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import mcl_jax as mcl
+from experiments.gpu_check import models
+
+TOLERANCE = 2e-4  # of the largest entry, in float32
+
+
+def steps(quick: bool) -> Iterator[dict[str, Any]]:
+    """Yields the largest differences so far; raises an AssertionError if one is too large."""
+    sizes = models.TINY | ({} if quick else {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4})
+    module, params = models.base(sizes, jnp.float32)
+    model, adapters = models.hypotheses(module, params, 3)
+    batch = models.batch_of(sizes, 8, 24)
+    log_likelihood = mcl.language_model.log_likelihood_fn(model)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    device = {"devices": jax.devices()[:1]}
+    cases = {
+        "winner and all": (("winner", mcl.make_train_step, {}), ("all", mcl.make_train_step, {})),
+        "jit and pmap": (("winner", mcl.make_train_step, {}), ("winner", mcl.parallel.pmap_step, device)),
+        "jit and mesh": (("winner", mcl.make_train_step, {}), ("winner", mcl.make_train_step, {"mesh": mesh})),
+    }
+    result = {}
+
+    def trained(case, objective, adapters):
+        backward, make, options = case
+        optimizer = optax.sgd(1.0)
+        step = make(log_likelihood, objective, optimizer, backward, **options)
+        state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optimizer, rng=jax.random.key(0))
+        for _ in range(2):
+            state, metrics = step(state, batch)
+        return jax.tree.map(np.asarray, (state.adapters, metrics["loss"]))
+
+    for name, pair in cases.items():
+        result[name] = difference(*(trained(case, mcl.objectives.wta(), adapters) for case in pair))
+        yield result
+    one = jax.tree.map(lambda x: x[:1], adapters)
+    plain = cases["jit and pmap"][0]
+    result["K=1 and MLE"] = difference(*(trained(plain, o, one) for o in (mcl.objectives.wta(), mcl.objectives.mle())))
+    every = model.apply_all(params, adapters, batch["tokens"])
+    merged = [module.apply({"params": model.merge(params, adapters, k)}, batch["tokens"]) for k in range(3)]
+    result["merged"] = difference(every, jnp.stack(merged))
+    yield result
+    assert max(result.values()) < TOLERANCE, result
+
+
+def difference(actual: Any, expected: Any) -> float:
+    """Returns the largest difference of any leaf, relative to the largest entry of that leaf."""
+    relative = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-6), actual, expected)
+    return float(max(jax.tree.leaves(relative)))

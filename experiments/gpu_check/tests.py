@@ -1,0 +1,30 @@
+"""The tests of the core, on the GPU."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+FILES = (
+    "tests/test_objectives.py",
+    "tests/test_likelihood.py",
+    "tests/test_hypotheses.py",
+    "tests/test_training.py",
+    "tests/models/test_attention.py",
+    "tests/test_moe.py",
+    "tests/test_generation.py",
+    "tests/test_checkpoint.py",
+)
+
+
+def steps(quick: bool) -> Iterator[dict[str, Any]]:
+    """Yields the counts and the names of failed tests."""
+    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    files = FILES[:1] if quick else FILES
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--tb=line", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *parallel, *files], capture_output=True, text=True, timeout=190)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
+    failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", done.stdout, flags=re.M)
+    yield {"summary": last, "failed": [name[:200] for name in failed][:40], "exit": done.returncode}
