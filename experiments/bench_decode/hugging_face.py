@@ -15,6 +15,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def load(base: str, adapters: str):
     """Loads the base with the adapters of every hypothesis."""
@@ -24,13 +26,14 @@ def load(base: str, adapters: str):
     for k, folder in enumerate(folders[1:], 1):
         model.load_adapter(folder, adapter_name=str(k))
     model.generation_config.eos_token_id = None  # nothing ends early
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 @torch.no_grad()
 def answer(model, asked: dict) -> dict:
     """Decodes with one hypothesis after the other; returns all tokens, and the total time in seconds."""
     inputs = {"input_ids": torch.tensor(asked["tokens"]), "attention_mask": torch.tensor(asked["mask"], dtype=int)}
+    inputs = {name: x.to(DEVICE) for name, x in inputs.items()}
     options = {"max_new_tokens": asked["new_tokens"], "num_beams": asked["num_beams"], "do_sample": False}
     tokens, started = [], time.perf_counter()
     for k in range(asked["hypotheses"]):

@@ -21,8 +21,9 @@ from mcl_jax.json_io import write_json
 SECTIONS = {  # (seconds at most, environment)
     "hardware": (60, {}),
     "equal": (150, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}),
-    "train": (200, {}),
-    "train_7b": (220, {}),
+    "attention": (60, {}),
+    "train": (200, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),
+    "train_7b": (220, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),
     "decode": (200, {}),
     "resume": (100, {}),
     "tests": (200, {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
@@ -46,7 +47,14 @@ def main(options: argparse.Namespace) -> int:
 
 def run(name: str, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Runs a section in a process of its own; returns its result, or its error."""
-    command = [sys.executable, "-m", "experiments.gpu_check", "--section", name, *(["--quick"] if options.quick else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.gpu_check",
+        "--section",
+        name,
+        *(["--quick"] if options.quick else []),
+    ]
     environment, started = os.environ | SECTIONS[name][1], time.monotonic()
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
@@ -76,7 +84,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.gpu_check", description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="what to run")
-    parser.add_argument("--seconds", type=float, default=560, help="time in all; sections that no longer fit are skipped")
+    parser.add_argument(
+        "--seconds", type=float, default=560, help="time in all; sections that no longer fit are skipped"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script on a CPU")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

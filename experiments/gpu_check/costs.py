@@ -13,6 +13,7 @@ import mcl_jax as mcl
 from experiments.gpu_check import models
 from experiments.gpu_check.hardware import product
 from experiments.gpu_check.timing import summary
+from experiments.gpu_check.trace import largest
 
 
 def step_flops(sizes: dict[str, Any], length: int, size: int, K: int, backward: str, remat: bool) -> float:
@@ -36,16 +37,15 @@ def steps(
     length: int,
     remat: bool,
     repeats: int,
-    trace: bool = False,
+    trace: tuple[int, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows measured so far; all programs are compiled before the first is timed."""
     module, params = models.base(sizes, jnp.bfloat16, remat=remat)
     model, adapters = models.hypotheses(module, params, max(k for k, _ in rows))
     batch, optimizer = models.batch_of(sizes, size, length), optax.adam(1e-4)
     objective, log_likelihood = mcl.objectives.wta(), mcl.language_model.log_likelihood_fn(model)
-    ceiling = product(64, 64, 64) if size * length < 1024 else product(8192, 8192, 8192)
     edge = 64 if size * length < 1024 else 8192
-    ceiling = 2 * edge**3 / ceiling.median
+    ceiling = 2 * edge**3 / product(edge, edge, edge).median
 
     def compiled(row):
         k, backward = row
@@ -96,10 +96,7 @@ def steps(
         result["rows"].append(row)
         yield result
     if trace:
-        k_of = {row: program for row, program in zip(rows, programs, strict=True)}
-        from experiments.gpu_check.trace import largest
-
-        program, _, _ = k_of[trace]
+        program, _, _ = programs[list(rows).index(trace)]
         state = fresh(adapters, optimizer, objective, trace[0])
         result["largest_kernels"] = largest(lambda: timed(program, params, state, batch, 2))
         yield result

@@ -41,7 +41,8 @@ def base(sizes: dict[str, Any], dtype: Any, *, remat: bool = False) -> tuple[Lla
     leaves, structure = jax.tree.flatten(shapes)
     normal = jax.jit(lambda key, shape: 0.02 * jax.random.normal(key, shape, dtype), static_argnums=1)
     made = [
-        jnp.ones(leaf.shape, dtype) if leaf.ndim < 3 and leaf.shape[-1] == sizes["hidden_size"] and leaf.size < 2**20
+        jnp.ones(leaf.shape, dtype)
+        if leaf.ndim < 3 and leaf.shape[-1] == sizes["hidden_size"] and leaf.size < 2**20
         else normal(jax.random.key(i), leaf.shape)
         for i, leaf in enumerate(leaves)
     ]

@@ -25,6 +25,10 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
     files = FILES[:1] if quick else FILES
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--tb=line", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, *parallel, *files], capture_output=True, text=True, timeout=190)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
+    counts = re.findall(r"^.*\b\d+ (?:passed|failed).*$", done.stdout, flags=re.M)
     failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", done.stdout, flags=re.M)
-    yield {"summary": last, "failed": [name[:200] for name in failed][:40], "exit": done.returncode}
+    yield {
+        "summary": counts[-1:] or done.stderr[-500:],
+        "failed": [name[:200] for name in failed][:40],
+        "exit": done.returncode,
+    }
