@@ -30,6 +30,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mcl_jax import token_ids
 
 NO_WINDOW = jnp.iinfo(jnp.int32).max
+MOST_SCORES = 2**20  # per row and head; `attend` takes the queries in blocks when there are more
+QUERY_BLOCK = 128
 
 
 @flax.struct.dataclass
@@ -125,6 +127,9 @@ def attend(
 ) -> Float[Array, "B T H d"]:
     """Computes softmax(scale · Q Kᵀ) V over the keys of all segments where 0 ≤ distance < window; scores in float32.
 
+    With more than `MOST_SCORES` pairs of query and key, the queries are taken in blocks of `QUERY_BLOCK`, whose scores
+    the backward pass computes again, so that the scores of one block exist at a time.
+
     Args:
       q: queries; the heads form Hkv groups of H / Hkv.
       segments: (keys, values, distances) of each segment.
@@ -133,12 +138,36 @@ def attend(
     Returns:
       The weighted sums of the values; NaN for a query that sees a key or value that is not finite.
     """
+    T, S = q.shape[1], sum(distance.shape[2] for _, _, distance in segments)
+    sound = [_finite(keys, values) for keys, values, _ in segments]
+    far = [distance for _, _, distance in segments]
+    if T <= QUERY_BLOCK or T * S <= MOST_SCORES:
+        return _attend_block(q, sound, far, window, scale)
+
+    def block(start_and_q):
+        start, q = start_and_q
+        rows = [jax.lax.dynamic_slice_in_dim(distance, start, QUERY_BLOCK, axis=1) for distance in far]
+        return _attend_block(q, sound, rows, window, scale)
+
+    starts = np.minimum(np.arange(0, T, QUERY_BLOCK), T - QUERY_BLOCK)  # the last block may overlap the one before it
+    blocks = jnp.stack([q[:, start : start + QUERY_BLOCK] for start in starts])
+    y = jax.lax.map(jax.checkpoint(block, prevent_cse=False), (jnp.asarray(starts, jnp.int32), blocks))
+    overlap = len(starts) * QUERY_BLOCK - T
+    return jnp.concatenate([*y[:-1], y[-1, :, overlap:]], axis=1)
+
+
+def _attend_block(
+    q: Float[Array, "B T H d"],
+    sound: Sequence[tuple[Float[Array, "b S Hkv d"], Float[Array, "b S Hkv d"], Bool[Array, "b S"]]],
+    far: Sequence[Int[Array, "B T S"]],
+    window: Int[Array, ""] | None,
+    scale: float,
+) -> Float[Array, "B T H d"]:
+    """Attends with all scores at once; `sound` is the result of `_finite` for each segment, `far` its distances."""
     B, T, H, d = q.shape
-    scores, sound, tainted = [], [], jnp.zeros((B, T), bool)
-    for keys, values, distance in segments:
+    scores, tainted = [], jnp.zeros((B, T), bool)
+    for (keys, _, broken), distance in zip(sound, far, strict=True):
         rows, S, groups, _ = keys.shape
-        keys, values, broken = _finite(keys, values)
-        sound.append(values)
         grouped = q.reshape(rows, B // rows, T, groups, H // groups, d).astype(jnp.float32)
         score = scale * jnp.einsum("bntghd,bsgd->bnghts", grouped, keys.astype(jnp.float32))
         visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
@@ -147,7 +176,7 @@ def attend(
         scores.append(jnp.where(visible[:, None, None], score, jnp.finfo(jnp.float32).min))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     y, start = 0.0, 0
-    for values in sound:
+    for _, values, _ in sound:
         rows, S, groups, _ = values.shape
         part = weights[..., start : start + S].reshape(rows, B // rows, groups, H // groups, T, S).astype(values.dtype)
         y, start = y + jnp.einsum("bnghts,bsgd->bntghd", part, values).reshape(B, T, H, d), start + S

@@ -1,4 +1,7 @@
-"""A key or value that is not finite reaches the queries that see it, and no others, in values and in gradients."""
+"""Attention at once and in blocks of queries: the same values, gradients and broken keys, and less memory.
+
+A key or value that is not finite reaches the queries that see it, and no others, in values and in gradients.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,21 @@ B, T, PAST, HEADS, GROUPS, D = 2, 7, 5, 6, 3, 4
 
 def normal(shape, seed=0):
     return jnp.asarray(toys.normal(shape, seed))
+
+
+def in_blocks(monkeypatch, size=3):
+    """Takes the queries of any call in blocks; 7 queries need 3 blocks of 3, and the last overlaps."""
+    monkeypatch.setattr(decoder, "MOST_SCORES", 0)
+    monkeypatch.setattr(decoder, "QUERY_BLOCK", size)
+    jax.clear_caches()
+
+
+@pytest.fixture(params=["plain", "blocked"])
+def path(request, monkeypatch):
+    if request.param == "blocked":
+        in_blocks(monkeypatch)
+    yield request.param
+    jax.clear_caches()
 
 
 def attention_inputs(copies=1):
@@ -34,7 +52,7 @@ def attend(q, past, own, before, causal, window=None):
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("window", [None, 3])
-def test_later_positions_and_the_window(broken, part, window):
+def test_later_positions_and_the_window(broken, part, window, path):
     q, past, own, before, causal = attention_inputs()
     expected = attend(q, past, own, before, causal, window)
     own = tuple(x.at[1, 2, 0, 3].set(broken) if i == part else x for i, x in enumerate(own))
@@ -46,7 +64,7 @@ def test_later_positions_and_the_window(broken, part, window):
 
 
 @pytest.mark.parametrize("copies", [1, 2])
-def test_a_masked_key_of_the_prompt(copies):
+def test_a_masked_key_of_the_prompt(copies, path):
     q, past, own, before, causal = attention_inputs(copies)
     hidden = before.at[:, :, 1].set(-1)
     expected = attend(q, past, own, hidden, causal)
@@ -56,7 +74,7 @@ def test_a_masked_key_of_the_prompt(copies):
     np.testing.assert_array_equal(np.isnan(attend(q, past, own, before, causal)).all((1, 2, 3)), rows)
 
 
-def test_gradients():
+def test_gradients(path):
     q, past, own, before, causal = attention_inputs()
     causal = causal.at[:, :, 4].set(-1)
     loss = lambda q, past, own: (attend(q, past, own, before, causal) ** 2).sum()
@@ -66,7 +84,7 @@ def test_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients, expected)
 
 
-def test_of_a_model():
+def test_of_a_model(path):
     """A token outside the vocabulary spoils itself and what follows it, not what comes before or other rows."""
     config = LlamaConfig(
         vocab_size=31,
@@ -84,3 +102,51 @@ def test_of_a_model():
     sees[1, 4:] = True
     np.testing.assert_array_equal(np.isnan(broken).any(-1), sees)
     np.testing.assert_allclose(np.asarray(broken)[~sees], np.asarray(logits)[~sees], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_blocks_equal_the_plain_path(copies, window, monkeypatch):
+    """Values and gradients, vmapped over hypotheses, with padding and a query that sees no key."""
+    q, past, own, before, causal = attention_inputs(copies)
+    before = before.at[0, :, :2].set(-1).at[1, 6].set(-1)
+    causal = causal.at[1, 6].set(-1)
+    queries = jnp.stack([q, 2 * q, q - 1])
+
+    def loss(queries, past, own):
+        y = jax.vmap(lambda q: attend(q, past, own, before, causal, window))(queries)
+        return jnp.sin(y).sum(), y
+
+    gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+    expected = gradient(queries, past, own)
+    for size in (1, 3, 4):
+        in_blocks(monkeypatch, size)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradient(queries, past, own), expected
+        )
+
+
+def test_blocks_under_scan_and_remat(monkeypatch):
+    q, _, own, _, causal = attention_inputs()
+    layer = jax.checkpoint(lambda x, _: (decoder.attend(x, [(*own, causal)], scale=0.5) + x, None))
+    loss = lambda q: (jax.lax.scan(layer, q, None, length=3)[0] ** 2).sum()
+    expected = jax.grad(loss)(q)
+    in_blocks(monkeypatch)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda q: loss(q)))(q), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_of_blocks(monkeypatch):
+    """The temporaries of a gradient hold the scores of a block, not those of all queries."""
+    length, size, heads = 509, 32, 4
+    q, far = jnp.zeros((1, length, heads, 8)), jnp.zeros((1, length, length), jnp.int32)
+
+    def temporaries():
+        loss = lambda q, k, v: (decoder.attend(q, [(k, v, far)], scale=0.5) ** 2).sum()
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    plain = temporaries()
+    in_blocks(monkeypatch, size)
+    scores = 4 * heads * length
+    assert plain > scores * length
+    assert temporaries() < scores * size * 4 + 16 * q.nbytes
