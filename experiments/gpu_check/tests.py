@@ -1,11 +1,14 @@
 """The tests of the core, on the GPU."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 FILES = (
     "tests/test_objectives.py",
@@ -24,7 +27,9 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
     parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     files = FILES[:1] if quick else FILES
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--tb=line", "-p", "no:cacheprovider"]
-    done = subprocess.run([*command, *parallel, *files], capture_output=True, text=True, timeout=190)
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    environment = os.environ | {"JAX_PLATFORMS": platform}  # tests run on a CPU unless told otherwise
+    done = subprocess.run([*command, *parallel, *files], env=environment, capture_output=True, text=True, timeout=190)
     counts = re.findall(r"^.*\b\d+ (?:passed|failed).*$", done.stdout, flags=re.M)
     failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", done.stdout, flags=re.M)
     yield {

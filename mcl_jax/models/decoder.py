@@ -168,11 +168,11 @@ def _attend_block(
     scores, tainted = [], jnp.zeros((B, T), bool)
     for (keys, _, broken), distance in zip(sound, far, strict=True):
         rows, S, groups, _ = keys.shape
-        grouped = q.reshape(rows, B // rows, T, groups, H // groups, d).astype(jnp.float32)
-        score = scale * jnp.einsum("bntghd,bsgd->bnghts", grouped, keys.astype(jnp.float32))
+        grouped = q.reshape(rows, B // rows, T, groups, H // groups, d)
+        score = jnp.einsum("bntghd,bsgd->bnghts", grouped, keys, preferred_element_type=jnp.float32)
         visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
         tainted |= (visible & jnp.repeat(broken, B // rows, axis=0)[:, None]).any(-1)
-        score = score.reshape(B, groups, H // groups, T, S)
+        score = scale * score.reshape(B, groups, H // groups, T, S)
         scores.append(jnp.where(visible[:, None, None], score, jnp.finfo(jnp.float32).min))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     y, start = 0.0, 0
