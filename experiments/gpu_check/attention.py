@@ -15,6 +15,9 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
     """Yields seconds and temporary bytes of forward and backward passes, causal, with padding on the left."""
     result = {}
     shapes = [(2, 16, 2, 16)] if quick else [(16, 512, 9, 64), (8, 512, 32, 128), (4, 2048, 32, 128)]
+    result["difference of the fused kernel"] = difference(*((2, 16, 4, 2, 16) if quick else (2, 129, 6, 3, 64)))
+    yield result
+    assert result["difference of the fused kernel"] < 0.02, result
     for B, T, H, d in shapes:
         q, k, v = (jax.random.normal(jax.random.key(i), (B, T, H, d), jnp.bfloat16) for i in range(3))
         mask = jnp.arange(T)[None] >= jnp.arange(B)[:, None]
@@ -22,6 +25,25 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
         for name, function in ways(mask).items():
             row[name] = measured(function, q, k, v, mask)
             yield result
+
+
+def difference(B: int, T: int, H: int, groups: int, d: int) -> float:
+    """Compares causal attention in bfloat16 with float32, under vmap over 3: the largest difference of y and gradients."""
+    shapes = [(3, B, T, H, d), (3, B, T, groups, d), (3, B, T, groups, d), (3, B, T, H, d)]
+    q, k, v, g = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i, shape in enumerate(shapes))
+
+    def run(dtype):
+        def one(q, k, v, g):
+            far = jnp.broadcast_to(jnp.arange(T)[:, None] - jnp.arange(T)[None], (B, T, T))
+            y = decoder.attend(q, [(k, v, far)], scale=d**-0.5, causal=True)
+            return y, (y * g).astype(jnp.float32).sum()
+
+        inputs = [x.astype(dtype) for x in (q, k, v, g)]
+        y, _ = jax.jit(jax.vmap(one))(*inputs)
+        return y, *jax.jit(jax.grad(lambda *x: jax.vmap(one)(*x)[1].sum(), (0, 1, 2)))(*inputs)
+
+    pairs = zip(run(jnp.bfloat16), run(jnp.float32), strict=True)
+    return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)
 
 
 def ways(mask: jax.Array) -> dict[str, Callable[..., jax.Array]]:
@@ -39,7 +61,13 @@ def ways(mask: jax.Array) -> dict[str, Callable[..., jax.Array]]:
     def causal(q, k, v, mask):
         return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
+    def as_trained(q, k, v, mask):
+        positions = jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2])
+        distances = decoder.distances(positions, positions, jnp.ones_like(mask))
+        return decoder.attend(q, [(k, v, distances)], scale=q.shape[-1] ** -0.5, causal=True)
+
     return {
+        "attend, causal": as_trained,
         "attend": attend,
         "xla": partial(library, implementation="xla"),
         "cudnn, mask": partial(library, implementation="cudnn"),

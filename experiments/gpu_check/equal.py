@@ -37,7 +37,7 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
         state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optimizer, rng=jax.random.key(0))
         for _ in range(2):
             state, metrics = step(state, batch)
-        return jax.tree.map(np.asarray, (state.adapters, metrics["loss"]))
+        return jax.device_get((state.adapters, metrics["loss"]))
 
     for name, pair in cases.items():
         result[name] = difference(*(trained(case, mcl.objectives.wta(), adapters) for case in pair))
@@ -45,14 +45,20 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
     one = jax.tree.map(lambda x: x[:1], adapters)
     plain = cases["jit and pmap"][0]
     result["K=1 and MLE"] = difference(*(trained(plain, o, one) for o in (mcl.objectives.wta(), mcl.objectives.mle())))
-    every = model.apply_all(params, adapters, batch["tokens"])
-    merged = [module.apply({"params": model.merge(params, adapters, k)}, batch["tokens"]) for k in range(3)]
-    result["merged"] = difference(every, jnp.stack(merged))
+    every = jax.jit(model.apply_all)(params, adapters, batch["tokens"])
+
+    @jax.jit
+    def merged(params, adapters):
+        variables = [{"params": model.merge(params, adapters, k)} for k in range(3)]
+        return jnp.stack([module.apply(v, batch["tokens"]) for v in variables])
+
+    result["merged"] = difference(every, merged(params, adapters))
     yield result
     assert max(result.values()) < TOLERANCE, result
 
 
 def difference(actual: Any, expected: Any) -> float:
     """Returns the largest difference of any leaf, relative to the largest entry of that leaf."""
+    actual, expected = jax.device_get((actual, expected))
     relative = jax.tree.map(lambda a, b: np.abs(a - b).max() / max(np.abs(b).max(), 1e-6), actual, expected)
     return float(max(jax.tree.leaves(relative)))

@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         q, k, v = (dense(self.config, D, name, use_bias=False)(x) for name in ("q_proj", "k_proj", "v_proj"))
         q, k, v = (y.reshape(*x.shape[:2], H, D // H) for y in (q, k, v))
         segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
-        y = decoder.attend(q, segments, window=window, scale=1.0)
+        y = decoder.attend(q, segments, window=window, scale=1.0, causal=context.causal)
         return dense(self.config, D, "out_proj")(y.reshape(x.shape)), ((k, v) if context.keep else None)
 
 

@@ -234,7 +234,8 @@ class SelfAttention(nn.Module):
         k, v = (heads(name, config.num_key_value_heads) for name in ("k_proj", "v_proj"))
         q, k = (rotate(y, context.positions, config.rope) for y in (q, k))
         segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
-        y = decoder.attend(q, segments, window=window, scale=config.head_dim**-0.5).reshape(*x.shape[:2], -1)
+        y = decoder.attend(q, segments, window=window, scale=config.head_dim**-0.5, causal=context.causal)
+        y = y.reshape(*x.shape[:2], -1)
         y = dense(config, config.hidden_size, "o_proj", use_bias=config.o_bias)(y)
         return y, ((k, v) if context.keep else None)
 

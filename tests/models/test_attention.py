@@ -150,3 +150,26 @@ def test_memory_of_blocks(monkeypatch):
     scores = 4 * heads * length
     assert plain > scores * length
     assert temporaries() < scores * size * 4 + 16 * q.nbytes
+
+
+@pytest.mark.parametrize("groups", [3, 6])
+def test_the_fused_kernel_is_called_with_what_the_plain_path_computes(monkeypatch, groups):
+    """cuDNN is replaced by the same function of XLA, since tests run on a CPU; `make gpu-check` compares the real one."""
+    calls, library = [], jax.nn.dot_product_attention
+
+    def without_cudnn(q, k, v, *, implementation, **options):
+        calls.append(implementation)
+        return library(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_cudnn)
+    q, k, v = (normal((2, T, heads, 8), seed).astype(jnp.float32) for seed, heads in enumerate([6, groups, groups]))
+    k = k.at[1, 4].set(jnp.nan)
+    far = jnp.broadcast_to(jnp.arange(T)[:, None] - jnp.arange(T)[None], (2, T, T))
+    one = lambda q, k, v: decoder.attend(q[None], [(k[None], v[None], far[:1])], scale=0.3, causal=True)[0]
+    expected = jax.vmap(one)(q, k, v)
+    monkeypatch.setattr(decoder, "_has_kernel", lambda q: True)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        y = jax.vmap(one)(q, k, v)
+    assert calls == ["cudnn"]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    assert np.isnan(y[1, 4:]).all() and not np.isnan(y[1, :4]).any()
