@@ -25,7 +25,7 @@ SECTIONS = {  # (seconds at most, environment)
     "train": (200, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),
     "train_7b": (220, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),
     "decode": (200, {}),
-    "resume": (100, {}),
+    "resume": (120, {}),
     "tests": (200, {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
 }
 RESULT = "gpu_check result: "

@@ -154,7 +154,7 @@ def test_memory_of_blocks(monkeypatch):
 
 @pytest.mark.parametrize("groups", [3, 6])
 def test_the_fused_kernel_is_called_with_what_the_plain_path_computes(monkeypatch, groups):
-    """cuDNN is replaced by the same function of XLA, since tests run on a CPU; `make gpu-check` compares the real one."""
+    """XLA's function stands in for cuDNN's on a CPU; `make gpu-check` compares the real one."""
     calls, library = [], jax.nn.dot_product_attention
 
     def without_cudnn(q, k, v, *, implementation, **options):
