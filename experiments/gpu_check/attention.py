@@ -28,7 +28,7 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def difference(B: int, T: int, H: int, groups: int, d: int) -> float:
-    """Returns the largest difference of causal attention and its gradients in bfloat16 from float32, under vmap over 3."""
+    """Returns how far causal attention and its gradients in bfloat16 are from float32, under vmap over 3."""
     shapes = [(3, B, T, H, d), (3, B, T, groups, d), (3, B, T, groups, d), (3, B, T, H, d)]
     q, k, v, g = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i, shape in enumerate(shapes))
 
