@@ -13,23 +13,46 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Int, Key, PyTree
 
 from mcl_jax import independence, lora, sharding
+from mcl_jax.dtypes import at_least_float32
 
 Params = Mapping[str, Any]
 Adapters = PyTree[Array]
 
 
 def count(adapters: Adapters) -> int:
-    """Returns K, the size of the leading axis that all leaves of stacked adapters share.
+    """Returns K, the size of the leading axis that all leaves of stacked adapters share, except the shared part.
 
     Raises:
       ValueError: if there are no leaves, or their leading axes differ.
     """
-    return sharding.leading_axis(adapters, "adapters need one leading axis K")
+    leaves = jax.tree_util.tree_leaves_with_path(adapters)
+    own = [leaf for keys, leaf in leaves if not is_shared(keys)]
+    return sharding.leading_axis(own, "adapters need one leading axis K")
 
 
-def select(adapters: Adapters, k: Int[Array, "..."] | int) -> Adapters:
-    """Returns the adapters of hypothesis k; if k has shape [B], one set per example with leading axis B."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[k], adapters)
+def select(adapters: Adapters, k: Int[Array, "..."] | slice | int) -> Adapters:
+    """Returns the adapters of hypothesis k; if k has shape [B], one set per example with leading axis B.
+
+    The shared part has no such axis and stays as it is.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: leaf if is_shared(keys) else jnp.asarray(leaf)[k], adapters
+    )
+
+
+def is_shared(keys: tuple[Any, ...]) -> bool:
+    """Whether the leaf at this path belongs to the part that all hypotheses share (`LoraConfig.shared_rank`)."""
+    return getattr(keys[-1], "key", None) in (lora.SHARED_A, lora.SHARED_B) if keys else False
+
+
+def axes(adapters: Adapters) -> PyTree[int | None]:
+    """Returns the `in_axes` with which `jax.vmap` runs over hypotheses: 0, and None for the shared part."""
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: None if is_shared(keys) else 0, adapters)
+
+
+def labels(adapters: Adapters) -> PyTree[str]:
+    """Returns "shared" or "own" for each leaf, such as `optax.multi_transform` takes to treat the two differently."""
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: "shared" if is_shared(keys) else "own", adapters)
 
 
 def example_key(rng: Key[Array, ""], k: Int[Array, ""] | int, b: Int[Array, ""] | int) -> Key[Array, ""]:
@@ -108,7 +131,8 @@ class AdaptedModule(abc.ABC):
             self._check_kernels(params, inputs, kwargs, method)
         # vmap over K keys, instead of a leading axis in the initialiser, keeps the fan-in of A that of the layer.
         # jit drops the forward pass, whose result is not used.
-        return jax.jit(jax.vmap(init_one))(jax.random.split(key, num_hypotheses))
+        every = lambda keys: _first_of_shared(jax.vmap(init_one)(keys))
+        return jax.jit(every)(jax.random.split(key, num_hypotheses))
 
     def apply(
         self,
@@ -149,7 +173,8 @@ class AdaptedModule(abc.ABC):
         """
         num_hypotheses = count(adapters)
         if dropout_rng is None:
-            return jax.vmap(lambda adapters_k: self.apply(params, adapters_k, *inputs, **kwargs))(adapters)
+            every = jax.vmap(lambda adapters_k: self.apply(params, adapters_k, *inputs, **kwargs), (axes(adapters),))
+            return every(adapters)
 
         def one(k: Int[Array, ""]) -> Any:
             k_of_example = jnp.full(independence.batch_size((inputs, kwargs)), k)
@@ -193,7 +218,8 @@ class AdaptedModule(abc.ABC):
             out = self.apply(params, adapters_b, *one_inputs, dropout_rng=key, **one_kwargs)
             return jax.tree_util.tree_map_with_path(independence.only_example, out)
 
-        return jax.vmap(one)(select(adapters, k_of_example), k_of_example, jnp.arange(batch), arrays)
+        in_axes = (axes(adapters), 0, 0, 0)
+        return jax.vmap(one, in_axes)(select(adapters, k_of_example), k_of_example, jnp.arange(batch), arrays)
 
     def check(self, params: Params, adapters: Adapters, *inputs: Any, **kwargs: Any) -> None:
         """Checks that the module treats the examples of a batch independently.
@@ -214,7 +240,7 @@ class AdaptedModule(abc.ABC):
 
         def together(operands, pair):
             (params, adapters), (inputs, kwargs) = operands, rebuild(pair)
-            both = jax.tree.map(lambda leaf: leaf[:2], adapters)
+            both = select(adapters, slice(2))
             return independence.of_pair(self.apply_all(params, both, *inputs, **kwargs), k_of_example)
 
         def alone(operands, pair):
@@ -268,6 +294,8 @@ class AdaptedModule(abc.ABC):
 class Hypotheses(AdaptedModule):
     """K low-rank hypotheses of any Flax Linen module: y = W x + (α/r) · B_k A_k x at each target layer.
 
+    With `LoraConfig.shared_rank`, a further term (α/r) · B A x is the same for all k.
+
     Args:
       module: the base, see `AdaptedModule`.
       config: layers to adapt, ranks and scales.
@@ -296,7 +324,7 @@ class Hypotheses(AdaptedModule):
         variables, adapters_k = _variables(params), lora.with_layer_scales(self.config, select(adapters, k))
         low_rank = {path[:-1]: _at(adapters_k, path[:-1]) for path in flatten_dict(adapters_k)}
 
-        def merged(keys, leaf):
+        def with_delta(keys, leaf):
             *path, name = (getattr(key, "key", None) for key in keys)
             layer = low_rank.pop(tuple(path), None) if name == "kernel" else None
             if layer is None:
@@ -305,11 +333,14 @@ class Hypotheses(AdaptedModule):
             if not isinstance(kernel, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
                 layer = "/".join(path)
                 raise ValueError(f"merge: the kernel of {layer} is quantized; merge into the base before quantizing it")
-            kernel = lora.merge_kernel(kernel, layer["a"], layer["b"], self.config.scale_of("/".join(path)))
-            return nn.meta.replace_boxed(leaf, kernel)
+            merged, scale = kernel.astype(at_least_float32(kernel.dtype)), self.config.scale_of("/".join(path))
+            for a, b in (("a", "b"), (lora.SHARED_A, lora.SHARED_B)):
+                if a in layer:
+                    merged = lora.merge_kernel(merged, layer[a], layer[b], scale)
+            return nn.meta.replace_boxed(leaf, merged.astype(kernel.dtype))
 
         whole = lambda node: not isinstance(node, Mapping)  # boxed and quantized kernels too
-        params_of_k = jax.tree_util.tree_map_with_path(merged, variables["params"], is_leaf=whole)
+        params_of_k = jax.tree_util.tree_map_with_path(with_delta, variables["params"], is_leaf=whole)
         if low_rank:
             path = "/".join(min(low_rank))
             raise ValueError(f"merge: the adapters hold {path}, but the parameters have no such layer")
@@ -329,6 +360,11 @@ def _variables(params: Params) -> Params:
             'is named "params", which Flax cannot apply, rename it'
         )
     return variables
+
+
+def _first_of_shared(adapters: Adapters) -> Adapters:
+    """Returns adapters whose shared part, equal for all K so far or not, is that of the first hypothesis alone."""
+    return jax.tree_util.tree_map_with_path(lambda keys, leaf: leaf[0] if is_shared(keys) else leaf, adapters)
 
 
 def _at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:

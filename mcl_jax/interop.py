@@ -37,7 +37,8 @@ PREFIX = "base_model.model."
 def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *, base: str = "") -> list[Path]:
     """Writes one PEFT adapter folder per hypothesis: `lora0` … `lora{K-1}`.
 
-    All adapters with such names in `folder` are replaced; other files stay.
+    All adapters with such names in `folder` are replaced; other files stay. A shared part becomes the first components
+    of every adapter, whose rank is then the sum of both.
 
     Args:
       folder: where to create the adapter folders.
@@ -52,7 +53,7 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
     saved, family = [], families.of_module(model.module)
     for k in range(hypotheses.count(adapters)):
         tensors, ranks, alphas = {}, {}, {}
-        for path, leaf in flatten_dict(hypotheses.select(adapters, k)).items():
+        for path, leaf in _joined(flatten_dict(hypotheses.select(adapters, k))).items():
             place = "/".join(path[:-1])
             for layer, (name, index) in enumerate(hf_layers(path, leaf.shape)):
                 name, matrix = rename(name, family.in_memory), np.asarray(leaf[index])
@@ -68,10 +69,22 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
     return peft_files.save_set(Path(folder), saved)
 
 
+def _joined(adapters_k: dict[tuple[str, ...], Array]) -> dict[tuple[str, ...], Array]:
+    """Puts the shared components before those of the hypothesis, in a flat tree of one hypothesis."""
+    joined = {}
+    for path, leaf in adapters_k.items():
+        shared = adapters_k.get((*path[:-1], f"shared_{path[-1]}"))
+        if path[-1] in ("a", "b"):
+            rank_axis = -1 if path[-1] == "a" else -2
+            joined[path] = leaf if shared is None else jnp.concatenate([shared, leaf], rank_axis)
+    return joined
+
+
 def _rank_and_alpha(config: LoraConfig, place: str, layer: int) -> tuple[int, float]:
-    """Returns r and α of one of the layers at `place`; the config has one value per layer or one for all."""
+    """Returns r, with the shared rank, and α of a layer at `place`; the config has one value per layer or for all."""
     ranks, alphas = config.ranks_of(place), config.alphas_of(place)
-    return ranks[layer if len(ranks) > 1 else 0], alphas[layer if len(alphas) > 1 else 0]
+    rank, alpha = ranks[layer if len(ranks) > 1 else 0], alphas[layer if len(alphas) > 1 else 0]
+    return rank + config.shared_rank, alpha
 
 
 def _settings_of(config: LoraConfig, family: families.Family, ranks, alphas, base) -> dict[str, Any]:
@@ -82,12 +95,12 @@ def _settings_of(config: LoraConfig, family: families.Family, ranks, alphas, bas
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": config.rank,
+        "r": config.rank + config.shared_rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rank_stabilized,
         "target_modules": sorted(ranks),
-        "rank_pattern": differing(ranks, config.rank),
+        "rank_pattern": differing(ranks, config.rank + config.shared_rank),
         "alpha_pattern": differing(alphas, config.alpha),
         "fan_in_fan_out": not family.transposed,
         "bias": "none",
@@ -95,13 +108,17 @@ def _settings_of(config: LoraConfig, family: families.Family, ranks, alphas, bas
     }
 
 
-def load_peft(path: str | Path | Sequence[str | Path], module: Any) -> tuple[Hypotheses, PyTree[Array]]:
+def load_peft(
+    path: str | Path | Sequence[str | Path], module: Any, *, shared_rank: int = 0
+) -> tuple[Hypotheses, PyTree[Array]]:
     """Loads PEFT adapters.
 
     Args:
       path: one adapter folder; a folder of `lora0` … `lora{K-1}` that were saved together; or a sequence of adapter
         folders.
       module: the base, a language model from `mcl_jax.models`.
+      shared_rank: number of first components that all adapters have in common, as `save_peft` writes a shared part;
+        they are loaded as `LoraConfig.shared_rank`.
     Returns:
       The hypotheses, and the adapters with leading axis K.
     Raises:
@@ -122,7 +139,39 @@ def load_peft(path: str | Path | Sequence[str | Path], module: Any) -> tuple[Hyp
             raise ValueError(
                 f"all adapters must have the same settings, but {folder} has {config}, {folders[0]} has {first}"
             )
-    return _stack(module, first, [tensors for *_, tensors in loaded])
+    model, adapters = _stack(module, first, [tensors for *_, tensors in loaded])
+    return _parted(model, adapters, shared_rank) if shared_rank else (model, adapters)
+
+
+def _parted(model: Hypotheses, adapters: PyTree[Array], shared_rank: int) -> tuple[Hypotheses, PyTree[Array]]:
+    """Takes the first components, which all hypotheses have in common, out of the adapters as their shared part."""
+    config = model.config
+    ranks = [config.rank, *(r for value in config.rank_pattern.values() for r in _as_tuple(value))]
+    if not 0 < shared_rank < min(ranks):
+        raise ValueError(
+            f"shared_rank must be at least 1 and below every rank, got {shared_rank} for {sorted(set(ranks))}"
+        )
+    flat = {}
+    for path, leaf in flatten_dict(adapters).items():
+        first, rest = jnp.split(leaf, [shared_rank], axis=-1 if path[-1] == "a" else -2)
+        if not bool((first == first[:1]).all()):
+            raise ValueError(
+                f"the first {shared_rank} components of {'/'.join(path)} differ between hypotheses, so they cannot be "
+                "a shared part"
+            )
+        flat[path], flat[(*path[:-1], f"shared_{path[-1]}")] = rest, first[0]
+    own = lambda value: tuple(r - shared_rank for r in value) if isinstance(value, tuple) else value - shared_rank
+    config = dataclasses.replace(
+        config,
+        rank=config.rank - shared_rank,
+        rank_pattern={pattern: own(value) for pattern, value in config.rank_pattern.items()},
+        shared_rank=shared_rank,
+    )
+    return Hypotheses(model.module, config), unflatten_dict(flat)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclasses.dataclass(frozen=True)

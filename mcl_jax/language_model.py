@@ -186,7 +186,8 @@ def _evaluate(model, mesh, params, adapters, batch):
 
     def every(shared, batch):
         params, adapters = shared
-        return jax.vmap(lambda adapters_k: log_likelihood(params, adapters_k, batch, None))(adapters)
+        one = lambda adapters_k: log_likelihood(params, adapters_k, batch, None)
+        return jax.vmap(one, (hypotheses.axes(adapters),))(adapters)
 
     return over_data(every, mesh, out_axis=1)((params, adapters), batch)
 

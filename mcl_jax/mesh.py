@@ -97,7 +97,7 @@ def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSha
 
     def sharding(keys, leaf):
         layer, _, name = path_of(keys).rpartition("/")
-        kernel, axis = kernels.get(f"{layer}/kernel"), {"a": -2, "b": -1}.get(name)
+        kernel, axis = kernels.get(f"{layer}/kernel"), {"a": -2, "shared_a": -2, "b": -1, "shared_b": -1}.get(name)
         if kernel is None or axis is None or kernel.ndim < 2 or leaf.ndim < 2 or leaf.shape[axis] != kernel.shape[axis]:
             return NamedSharding(mesh, PartitionSpec())
         spec = getattr(kernel.sharding, "spec", ())

@@ -173,7 +173,8 @@ def example_log_likelihoods(
             )
         return log_p[0].astype(jnp.float32), None if tokens is None else tokens[0]
 
-    return jax.vmap(one, in_axes=(0 if gathered else None, 0, 0, 0))(adapters, batch, k_of_example, index)
+    in_axes = (hypotheses.axes(adapters) if gathered else None, 0, 0, 0)
+    return jax.vmap(one, in_axes)(adapters, batch, k_of_example, index)
 
 
 class Update:
@@ -306,7 +307,8 @@ class Update:
             return self.objective.normalize(log_p, lengths)
 
         def every(adapters, ks):
-            return jax.vmap(lambda a, k: normalized(a, jnp.full_like(index, k), False))(adapters, ks)
+            one = lambda a, k: normalized(a, jnp.full_like(index, k), False)
+            return jax.vmap(one, (hypotheses.axes(adapters), 0))(adapters, ks)
 
         def assess(log_p):
             totals, q, _ = self.objective.totals(log_p, weight, state.step, state.objective_state, tie_rngs)
@@ -339,15 +341,15 @@ class Update:
         num_hypotheses = q.shape[0]
         if self.backward == "all":
 
-            def chunk_gradient(chunk):
-                adapters, q, ks = chunk
-                counted = (weight[None] > 0.0) & (q > 0.0)
-                loss = lambda a: -jnp.where(counted, q * every(a, ks), 0.0).sum()
-                return jax.grad(loss)(adapters)
+            def chunk_gradient(ks):
+                counted = (weight[None] > 0.0) & (q[ks] > 0.0)
+                loss = lambda chunk: -jnp.where(counted, q[ks] * every(chunk, ks), 0.0).sum()
+                return jax.grad(loss)(hypotheses.select(adapters, ks))
 
-            chunks = lambda x: x.reshape(-1, self.hypothesis_chunk, *x.shape[1:])
-            gradient = jax.lax.map(chunk_gradient, jax.tree.map(chunks, (adapters, q, jnp.arange(num_hypotheses))))
-            return jax.tree.map(lambda g, a: g.reshape(a.shape), gradient, adapters)
+            gradient = jax.lax.map(chunk_gradient, jnp.arange(num_hypotheses).reshape(-1, self.hypothesis_chunk))
+            return jax.tree_util.tree_map_with_path(
+                lambda keys, g, a: g.sum(0) if hypotheses.is_shared(keys) else g.reshape(a.shape), gradient, adapters
+            )
 
         if self.backward == "winner":
             chosen = jnp.argmax(q, axis=0)

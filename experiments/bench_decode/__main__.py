@@ -176,7 +176,7 @@ def measure(config: Config) -> dict[str, Any]:
     adapters, prompts = random_adapters(model, params, most), make_prompts(config, module.config.vocab_size)
 
     def first(k: int) -> Any:
-        return jax.tree.map(lambda x: x[:k], adapters)
+        return mcl.hypotheses.select(adapters, slice(k))
 
     results: dict[str, Any] = {"rows": []}
     if config.torch is not None:

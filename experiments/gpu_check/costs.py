@@ -52,7 +52,7 @@ def steps(
         step = mcl.make_train_step(log_likelihood, objective, optimizer, backward)
         state = mcl.TrainState.create(
             params=params,
-            adapters=jax.tree.map(lambda x: x[:k], adapters),
+            adapters=mcl.hypotheses.select(adapters, slice(k)),
             optimizer=optimizer,
             rng=jax.random.key(0),
             objective=objective,
@@ -106,7 +106,7 @@ def fresh(adapters: Any, optimizer: Any, objective: Any, k: int) -> Any:
     """Makes a state without params."""
     return mcl.TrainState.create(
         params=None,
-        adapters=jax.tree.map(lambda x: x[:k], adapters),
+        adapters=mcl.hypotheses.select(adapters, slice(k)),
         optimizer=optimizer,
         rng=jax.random.key(0),
         objective=objective,

@@ -17,6 +17,7 @@ import numpy as np
 from experiments.gpu_check import models
 from experiments.gpu_check.timing import summary
 from mcl_jax import generation, interop
+from mcl_jax.hypotheses import select
 from mcl_jax.models import save_pretrained
 
 PEER = Path(__file__).parents[1] / "bench_decode" / "hugging_face.py"
@@ -31,7 +32,7 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
     tokens = np.asarray(models.batch_of(sizes, size, length)["tokens"][:, :length])
     result: dict[str, Any] = {"batch": size, "prompt": length, "new_tokens": new, "dtype": "bfloat16", "rows": []}
     for k, decoder in [(k, generation.Greedy()) for k in ks] + [(ks[-2], generation.BeamSearch(num_beams=3))]:
-        first, times = jax.tree.map(lambda x, k=k: x[:k], adapters), []
+        first, times = select(adapters, slice(k)), []
         for _ in range(repeats + 1):
             started = time.perf_counter()
             found = generation.decode(model, params, first, tokens, decoder, new)
@@ -57,7 +58,7 @@ def peer(module, params, model, adapters, tokens, new: int, k: int, repeats: int
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     module = module.clone(config=module.config.__class__(**{**vars(module.config), "dtype": jnp.float32}))
     model = type(model)(module, model.config)
-    first = jax.tree.map(lambda x: x[:k], adapters)
+    first = select(adapters, slice(k))
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(Path(folder) / "base", module, wide)
         interop.save_peft(Path(folder) / "adapters", model, first)

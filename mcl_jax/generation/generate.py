@@ -286,7 +286,7 @@ def _extend(model, params, adapters, tokens, mask, positions, past, **features):
         hidden, segment = call(tokens_k, mask, positions, past_k, **features, method="extend")
         return call(hidden[:, -1:], method="logits"), segment
 
-    return jax.vmap(one)(adapters, tokens, past)
+    return jax.vmap(one, (hypotheses.axes(adapters), 0, 0))(adapters, tokens, past)
 
 
 SLOT_AXES = Segment(keys=3, values=3, positions=2, mask=2)  # axis of the time slots, after K (and L) and the rows

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from mcl_jax import token_ids
 from mcl_jax.generation.generate import Generation
 from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
-from mcl_jax.hypotheses import AdaptedModule
+from mcl_jax.hypotheses import AdaptedModule, count, select
 from mcl_jax.language_model import check_language_model
 from mcl_jax.likelihood import sequence_log_likelihood
 from mcl_jax.mesh import on_mesh, over_data, padded
@@ -88,8 +88,8 @@ def _part(model, shared, batch):
 
     answers, real = rows(answers), jnp.arange(T)[None] < rows(lengths)[:, None]
 
-    def under(adapters_h):
-        call = functools.partial(model.apply, params, adapters_h)
+    def under(h):
+        call = functools.partial(model.apply, params, select(adapters, h))
         prompt_hidden, prompt = call(tokens, mask, positions_of(tokens, mask), (), **features, method="extend")
         here = per_answer(mask.sum(1))[:, None] + jnp.arange(T)[None]
         hidden, _ = call(answers, real, here, (prompt,), method="extend")
@@ -101,7 +101,7 @@ def _part(model, shared, batch):
 
         return jax.lax.map(of_row, (hidden, answers, real))
 
-    return jax.lax.map(under, adapters).reshape(-1, B, K, n).swapaxes(1, 2)
+    return jax.lax.map(under, jnp.arange(count(adapters))).reshape(-1, B, K, n).swapaxes(1, 2)
 
 
 def mixture_scores(

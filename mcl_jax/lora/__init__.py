@@ -12,12 +12,15 @@ and keeps A and B in their own variable collection, `"lora"`, under the path of 
             ├── kernel [in, out]                 ├── a [in, r]
             └── bias   [out]                     └── b [r, out]
 
+With `shared_rank`, `shared_a` and `shared_b` beside them are further components, which all K hypotheses have in common;
+of all leaves, they alone have no axis K when hypotheses are stacked.
+
 `a` has the contracted axes of the kernel and ends in r; `b` has the axes of the kernel with r in place of the
 contracted ones. This rule holds for `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum`, and for the leading axis that
 `nn.scan` adds. Source: Hu et al., LoRA (arXiv 2106.09685); rank-stabilised scaling α/√r: arXiv 2312.03732.
 """
 
-from mcl_jax.lora.config import LoraConfig, matches, with_layer_ranks, with_layer_scales
+from mcl_jax.lora.config import SHARED_A, SHARED_B, LoraConfig, matches, with_layer_ranks, with_layer_scales
 from mcl_jax.lora.intercept import (
     COLLECTION,
     LINEAR_LAYERS,
@@ -42,6 +45,8 @@ from mcl_jax.lora.linear import (
 __all__ = [
     "COLLECTION",
     "LINEAR_LAYERS",
+    "SHARED_A",
+    "SHARED_B",
     "Adapted",
     "DeltaFn",
     "LinearSpec",

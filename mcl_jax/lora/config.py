@@ -13,6 +13,8 @@ from jaxtyping import Array, PyTree
 
 from mcl_jax import options
 
+SHARED_A, SHARED_B = "shared_a", "shared_b"  # names of the leaves that all hypotheses have in common
+
 
 def matches(pattern: str, path: str) -> bool:
     """Whether `pattern` is the end of the module path `a/b/c` (whole names), or a regular expression for all of it."""
@@ -25,7 +27,7 @@ class LoraConfig:
 
     Args:
       rank: r, the inner dimension of the adapters.
-      alpha: α; the delta is scaled by α/r (by α/√r with `rank_stabilized`).
+      alpha: α; the delta is scaled by α/r (by α/√r with `rank_stabilized`), where r includes `shared_rank`.
       dropout: probability of dropping each input feature of the adapter (not of the base layer) in training.
       targets: names of linear layers (`"q_proj"`, `"attn/out"`), or regular expressions over whole module paths
         (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them.
@@ -33,6 +35,12 @@ class LoraConfig:
       rank_pattern: target pattern → rank, for layers that differ; the first match wins. Layers that `nn.scan` stacks
         share one path: give them a sequence with one value each, such as `{"layers/q_proj": (8, 4, 4)}`.
       alpha_pattern: target pattern → alpha, in the same way.
+      shared_rank: number of further rank components that all K hypotheses have in common: ΔW_k = α/r (B A + B_k A_k).
+        They are stored once and learn from every example, so that a hypothesis need not learn the task from its own
+        examples alone. In the theory of winner-takes-all training (paper, section 4), the loss lies above its bound,
+        the loss of the conditional mixture with known modes, by what each hypothesis fails to learn of its mode; the
+        shared part removes what the modes have in common of that, and nothing of what sets them apart. 0 is the
+        paper's form.
       dtype: dtype of the delta's computation; None uses the dtype of the layer's output.
       param_dtype: dtype of the stored adapters, float32 whatever the base is.
     Raises:
@@ -47,6 +55,7 @@ class LoraConfig:
     rank_stabilized: bool = False
     rank_pattern: Mapping[str, int | Sequence[int]] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float | Sequence[float]] = dataclasses.field(default_factory=dict)
+    shared_rank: int = 0
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -56,6 +65,7 @@ class LoraConfig:
             _check_ranks(name, ranks)
         for name, alphas in [("alpha", self.alpha), *self.alpha_pattern.items()]:
             _check_alphas(name, alphas)
+        options.check_integers(0, **{"LoraConfig: shared_rank": self.shared_rank})
         options.check_numbers(**{"LoraConfig: dropout": self.dropout})
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoraConfig: dropout must be in [0, 1), got {self.dropout}")
@@ -113,8 +123,9 @@ class LoraConfig:
         return np.broadcast_to(ranks, L), np.broadcast_to(np.array(alphas, float), L)
 
     def scale(self, rank: int | np.ndarray, alpha: float | np.ndarray) -> float | np.ndarray:
-        """Returns α/r, or α/√r if the config is rank-stabilised."""
-        return alpha / (rank**0.5 if self.rank_stabilized else rank)
+        """Returns α/r, or α/√r if the config is rank-stabilised, where r is this rank and the shared one."""
+        total = rank + self.shared_rank
+        return alpha / (total**0.5 if self.rank_stabilized else total)
 
     def _matching(self, patterns: Mapping[str, Any], path: str, default: Any) -> Any:
         return next((value for pattern, value in patterns.items() if matches(pattern, path)), default)
@@ -161,17 +172,18 @@ def _with_layers(config: LoraConfig, adapters: PyTree[Array], factor: Callable) 
     def multiplied(keys, leaf):
         *names, name = (key.key for key in keys)
         path = "/".join(names)
-        layers = config.stacked(path) if name == "a" else None
+        layers = config.stacked(path) if name in ("a", SHARED_A) else None
         if layers is None:
             return leaf
         ranks, alphas = layers
-        L, R = len(ranks), max(ranks)
+        L, R = len(ranks), max(ranks) if name == "a" else config.shared_rank
         if leaf.ndim < 3 or (leaf.shape[0], leaf.shape[-1]) != (L, R):
             raise ValueError(
                 f"LoraConfig gives {path} ranks and alphas for {L} layers stacked by nn.scan, with rank {R} at most; "
                 f"its A must have shape [{L}, ..., {R}], got {leaf.shape}"
             )
-        factors = np.where(np.arange(R) < ranks[:, None], factor(ranks, alphas)[:, None], 0.0)
+        real = np.arange(R) < (ranks[:, None] if name == "a" else R)  # the shared part has one rank, hence no padding
+        factors = np.where(real, factor(ranks, alphas)[:, None], 0.0)
         return leaf * jnp.asarray(factors, leaf.dtype).reshape(L, *[1] * (leaf.ndim - 2), R)
 
     values = (*config.rank_pattern.values(), *config.alpha_pattern.values())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.core.scope import in_filter
 from jaxtyping import Array
 
-from mcl_jax.lora.config import LoraConfig, matches
+from mcl_jax.lora.config import SHARED_A, SHARED_B, LoraConfig, matches
 from mcl_jax.lora.linear import LinearSpec, delta, init_a, linear_spec, rank_axes
 
 COLLECTION = "lora"
@@ -183,17 +183,30 @@ def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
     def delta_fn(layer, path, spec, x):
         rank = config.rank_of(path)
         shape_of_a, shape_of_b = (spec.shape_of(axes, rank) for axes in (spec.a, spec.b))
-        if rank_axes(spec.shape, shape_of_a, shape_of_b)[0] != spec.b.index(spec.rank_axis):
-            raise ValueError(
-                f"{path}: at rank {rank} the shapes of A {shape_of_a} and B {shape_of_b} fit the kernel {spec.shape} "
-                "in more than one way; choose another rank"
-            )
+        check_shapes(path, spec, rank, shape_of_a, shape_of_b)
         a = variable(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
         b = variable(layer, path, "b", lambda: jnp.zeros(shape_of_b, config.param_dtype))
-        x = dropout(layer, path, x, config.dropout if train else 0.0)
-        return delta(spec, x, a, b, config.scale_of(path))
+        x, scale = dropout(layer, path, x, config.dropout if train else 0.0), config.scale_of(path)
+        own = delta(spec, x, a, b, scale)
+        if not config.shared_rank:
+            return own
+        shapes = [spec.shape_of(axes, config.shared_rank) for axes in (spec.a, spec.b)]
+        check_shapes(path, spec, config.shared_rank, *shapes)
+        draw = lambda: init_a(layer.make_rng("params"), spec, config.shared_rank, config.param_dtype)
+        shared_a = variable(layer, path, SHARED_A, draw)
+        shared_b = variable(layer, path, SHARED_B, lambda: jnp.zeros(shapes[1], config.param_dtype))
+        return own + delta(spec, x, shared_a, shared_b, scale)
 
     return delta_fn
+
+
+def check_shapes(path: str, spec: LinearSpec, rank: int, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    """Raises a ValueError if the shapes of A and B do not tell which axis of B is the rank."""
+    if rank_axes(spec.shape, a, b)[0] != spec.b.index(spec.rank_axis):
+        raise ValueError(
+            f"{path}: at rank {rank} the shapes of A {a} and B {b} fit the kernel {spec.shape} in more than one way; "
+            "choose another rank"
+        )
 
 
 class AbsentAdapterError(LookupError):
