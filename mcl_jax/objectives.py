@@ -336,6 +336,8 @@ class Annealed(Objective):
     def weights(self, log_likelihood, step=0, state=None, rng=None):
         log_likelihood = jax.lax.stop_gradient(log_likelihood)
         temperature = jnp.asarray(self.temperature(step)).astype(log_likelihood.dtype)
+        # XLA on a CPU makes exp(x / constant NaN) uninitialised memory, so it must not see that this is a constant.
+        temperature = jax.lax.optimization_barrier(temperature)
         soft = posterior(log_likelihood, jnp.maximum(temperature, self.floor))
         hard = _one_hot(self.assign(log_likelihood, state, rng), log_likelihood.shape[0])
         return jnp.where(temperature <= self.floor, hard.astype(soft.dtype), soft)

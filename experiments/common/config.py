@@ -113,6 +113,8 @@ class Config(Options):
 
     def lora_of(self, method: Method, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
         """Returns the adapters of a method; α/r is the same for all methods."""
+        if method == "mcl":
+            return self.lora.shared_adapters(self.num_hypotheses, default_targets)
         return self.lora.adapters(self.num_hypotheses if method == "mle_rk" else 1, default_targets)
 
     def objective_of(self, method: Method) -> objectives.Objective:

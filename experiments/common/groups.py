@@ -81,6 +81,9 @@ class Lora(Options):
 
     rank: int = field(default=8, metadata=COUNT)
     """Rank r of the adapters of each hypothesis."""
+    shared_rank: int = 0
+    """Number S of rank components that all hypotheses of mcl have in common and that learn from every example.
+    Each hypothesis then has r - S/K of its own, so that all K together still have rank r·K, as mle_rk has."""
     alpha: float | None = None
     """Scale α of the adapters, which are multiplied by α/r. The default is α = r."""
     dropout: float = 0.0
@@ -91,9 +94,27 @@ class Lora(Options):
 
     def adapters(self, factor: int = 1, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
         """Returns adapters with `factor` times the rank and the same α/r, on `targets` or the default ones."""
+        return self._config(factor * self.rank, 0, default_targets)
+
+    def shared_adapters(self, num_hypotheses: int, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
+        """Returns the adapters of mcl: rank r·K in all, of which `shared_rank` is shared, and the same α/r."""
+        own, rest = divmod(self.rank * num_hypotheses - self.shared_rank, num_hypotheses)
+        if self.shared_rank < 0 or rest or own < 1:
+            raise ValueError(
+                f"--shared-rank must be 0 or a multiple of --num-hypotheses {num_hypotheses} below --rank times "
+                f"--num-hypotheses {self.rank * num_hypotheses}, got {self.shared_rank}"
+            )
+        return self._config(own, self.shared_rank, default_targets)
+
+    def _config(self, rank: int, shared_rank: int, default_targets: Sequence[str]) -> LoraConfig:
         alpha = self.rank if self.alpha is None else self.alpha
-        targets = self.targets or default_targets
-        return LoraConfig(rank=factor * self.rank, alpha=factor * alpha, dropout=self.dropout, targets=targets)
+        return LoraConfig(
+            rank=rank,
+            shared_rank=shared_rank,
+            alpha=alpha * (rank + shared_rank) / self.rank,
+            dropout=self.dropout,
+            targets=self.targets or default_targets,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,3 +154,21 @@ def test_more_devices_than_there_are_are_refused_when_a_run_begins(module, tmp_p
     config = module.Config.from_options(workdir=tmp_path, mesh="data=3,model=3", batch_size=9)
     with pytest.raises(ValueError, match="--mesh needs 9 devices, but there are 8"):
         config.training.check_devices()
+
+
+@pytest.mark.parametrize(("shared", "own"), [(0, 7), (3, 6), (18, 1)])
+def test_methods_have_the_same_total_rank_and_scale_with_a_shared_part(shared, own, tmp_path):
+    config = translation.Config.from_options(
+        workdir=tmp_path, num_hypotheses=3, rank=7, alpha=11.0, shared_rank=shared, num_beams=3
+    )
+    mcl, mle = config.lora_of("mcl"), config.lora_of("mle_rk")
+    assert (mcl.rank, mcl.shared_rank) == (own, shared) and shared + 3 * own == mle.rank == 21
+    assert mcl.scale_of("up_proj") == pytest.approx(11 / 7) and mle.scale_of("up_proj") == pytest.approx(11 / 7)
+
+
+@pytest.mark.parametrize("shared", [-3, 1, 21, 24])
+def test_a_shared_rank_that_leaves_no_equal_parts_is_refused(shared, tmp_path):
+    with pytest.raises(
+        ValueError, match=f"--shared-rank must be 0 or a multiple of --num-hypotheses 3 .*, got {shared}"
+    ):
+        translation.Config.from_options(workdir=tmp_path, num_hypotheses=3, rank=7, shared_rank=shared, num_beams=3)
