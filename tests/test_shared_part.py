@@ -163,7 +163,7 @@ def test_chunks_of_hypotheses_and_micro_batches_change_nothing():
 
 
 def test_sampled_is_unbiased():
-    objective, draws = objectives.relaxed_wta(0.4), 200
+    objective, draws = objectives.relaxed_wta(0.4), 100
     step = mcl.make_train_step(likelihood_of(MODEL), objective, optax.sgd(1.0), "sampled", donate=False)
     exact = trained(MODEL, ADAPTERS, objective, "all", steps=1, optimizer=optax.sgd(1.0))[0]
     state = mcl.TrainState.create(

@@ -33,7 +33,7 @@ BASES = {
 ERROR = {"int8": 0.01, "nf4": 0.12}  # of the logits, in their standard deviations
 
 
-@pytest.fixture(scope="module", params=BASES)
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def folder(request, tmp_path_factory):
     module, path = BASES[request.param], tmp_path_factory.mktemp("base")
     params = randomized(jax.eval_shape(module.init, jax.random.key(0), TOKENS)["params"], seed=3)
