@@ -269,7 +269,9 @@ class OverMesh:
         params = on_mesh(params, self.mesh)
         state = jax.tree.map(placed, state, state_shardings(self.mesh, params, state))
         size = batch_size(batch)
-        real = np.arange(self.local_size(size) * self.parts) < size
+        real: Any = np.arange(self.local_size(size) * self.parts) < size
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(batch)):
+            real = jax.ShapeDtypeStruct(real.shape, real.dtype)  # the devices of a topology hold no arrays
         return params, state, padded(batch, self.mesh), placed(real, self.by_example)
 
 
