@@ -326,7 +326,9 @@ class OverMesh:
         params = on_mesh(params, self.mesh)
         state = jax.tree.map(placed, state, state_shardings(self.mesh, params, state))
         size = batch_size(batch)
-        real = np.arange(self.local_size(size) * self.parts) < size * self.processes
+        real: Any = np.arange(self.local_size(size) * self.parts) < size * self.processes
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(batch)):
+            real = jax.ShapeDtypeStruct(real.shape, real.dtype)  # the devices of a topology hold no arrays
         batch = padded(batch, self.mesh) if self.processes == 1 else self._from_all(batch)
         return params, state, batch, placed(real, self.by_example)
 
