@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import mcl_jax as mcl
+from experiments.datasets import loading
 from mcl_jax import objectives
 from mcl_jax.data import records
 from mcl_jax.generation import decoders
@@ -33,6 +34,10 @@ def test_objective():
     loss, aux = top_two(log_p)
     np.testing.assert_allclose(loss, -np.log([0.5 * 0.4, 0.6 * 0.3, 0.3 * 0.5]).sum() / 6, rtol=1e-6)
     assert aux.winner.tolist() == [0, 1, 2]
+    tied = top_two.weights(jnp.zeros((3, 300)), rng=jax.random.key(0))
+    np.testing.assert_allclose(tied.mean(1), 1 / 3, atol=0.1)
+    np.testing.assert_allclose(top_two.weights(jnp.array([[jnp.nan], [-1.0], [-2.0]]))[:, 0], [0, 0.5, 0.5])
+    np.testing.assert_allclose(top_two.weights(log_p[:1]), [[1, 1, 1]])
 
 
 def test_decoder():
@@ -47,20 +52,23 @@ def test_decoder():
     assert mcl.generate(model, params, adapters, prompts, sampling, 5).shape == (3, 2, 1, 5)
 
 
-def test_data_set(tmp_path):
-    import collections
-
+def test_data_set(tmp_path, monkeypatch):
     path = tmp_path / "proverbs.tsv"
     path.write_text(
         "Übung macht den Meister\ten\tPractice makes perfect\nÜbung macht den Meister\tfr\tÀ force\n", "utf-8"
     )
-    corpus = defined(DATA, records, collections=collections, Path=Path)["read_proverbs"](path)
+    read_proverbs = defined(DATA, records)["read_proverbs"]
+    monkeypatch.setitem(loading.READERS, ".tsv", read_proverbs)
+    corpus = loading.load_corpus(path)
     (record,) = corpus.records
     assert [(target.mode, target.text) for target in record.targets] == [
         ("en", "Practice makes perfect"),
         ("fr", "À force"),
     ]
     assert corpus.modes == ("en", "fr")
+    path.write_text("Übung macht den Meister\ten", "utf-8")
+    with pytest.raises(ValueError, match="proverbs.tsv must have 3 columns, got 2 in line 1"):
+        loading.load_corpus(path)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,16 @@ def test_filtered_distributions_are_hugging_faces(name, decoder):
     np.testing.assert_allclose(found, EXPECTED[f"filtered/{name}"], rtol=1e-6)
 
 
+def test_min_p_keeps_what_is_likely_beside_the_likeliest():
+    scores = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05], [0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01]]))
+    kept = lambda **options: np.isfinite(Sampling(**options).filtered(scores)).astype(int).tolist()
+    assert kept(min_p=0.2) == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert kept(min_p=1.0) == [[1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert kept(min_p=0.2, temperature=3.0) == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]  # after the temperature
+    assert kept(min_p=0.2, top_k=2)[0] == [1, 1, 0, 0]
+    np.testing.assert_array_equal(Sampling(min_p=0.2).filtered(scores)[0, :3], scores[0, :3])
+
+
 def test_samples_follow_the_filtered_distribution(base):
     """The first token of 4000 samples of one prompt, against its distribution; and samples differ between rows."""
     model, params, adapters = base
@@ -297,6 +307,8 @@ def test_a_second_batch_of_the_same_shape_compiles_nothing(base, caplog):
         (lambda b: DiverseBeamSearch(num_beams=5, num_groups=2), "num_groups=2 must divide num_beams=5"),
         (lambda b: Sampling(temperature=0.0), "temperature must be positive"),
         (lambda b: Sampling(top_p=0.0), r"top_p must be in \(0, 1\], got 0"),
+        (lambda b: Sampling(min_p=1.5), r"min_p must be in \[0, 1\], got 1.5"),
+        (lambda b: Sampling(min_p="0.1"), "min_p must be a number, got '0.1'"),
         (lambda b: decode(*b, PROMPTS["tokens"][0]), r"tokens \[B, P\]"),
         (lambda b: decode(*b, PROMPTS["tokens"][:0]), r"B of at least 1, got \(0, 7\)"),
         (lambda b: decode(*b, PROMPTS["tokens"][:, :0]), r"non-empty .* rows \[0, 1, 2, 3\] are empty"),

@@ -251,6 +251,12 @@ class TestTies:
         np.testing.assert_array_equal(np.argmax(aux.weights, 0), aux.winner)
         assert len(set(aux.winner.tolist())) == K
 
+    @each
+    def test_give_all_hypotheses_the_same_weight_on_average(self, objective):
+        """At the first step all are equal; one that always lost these ties might never win an example."""
+        q = np.asarray(objective(TIED, rng=jax.random.key(0))[1].weights)
+        np.testing.assert_allclose(q.mean(1), 1 / K, atol=4 * np.sqrt(2 / 9 / 4000))
+
     def test_old_style_keys_are_refused(self):
         with pytest.raises(ValueError, match=r"typed key, jax.random.key\(seed\)"):
             objectives.winners(TIED, jax.random.PRNGKey(0))

@@ -71,6 +71,8 @@ class Objective(Options):
                 return objectives.wta()
             case "mixture":
                 return objectives.mixture()
+            case unknown:
+                raise ValueError(f"Objective.make needs a case for {unknown!r}")
 
     def backward_of(self, loss: objectives.Objective, num_hypotheses: int, soft: str = "sampled") -> str:
         """Returns the backward pass of an objective for K hypotheses; `soft` is the default if q is not hard."""
@@ -339,6 +341,8 @@ class Decoding(Options):
                 return Sampling(num_samples=K, typical_p=0.95)
             case "tta":
                 return TestTimeAugmentation(self.decoder_of_hypothesis(K), K)
+            case _:
+                raise ValueError(f"Decoding.decoder needs a case for {name!r}")
 
     def decoder_of_hypothesis(self, num_hypotheses: int) -> Decoder:
         """Returns the decoder with which each of K hypotheses makes one answer."""

@@ -14,6 +14,9 @@ from mcl_jax.data.jsonl import read_jsonl
 from mcl_jax.data.parallel_text import read_parallel
 from mcl_jax.data.records import Corpus, describe_unknown, warn_of_left_out
 
+# Readers of text files by the ending of their names; each takes a path and returns a corpus.
+READERS: dict[str, Callable[[Path | str], Corpus]] = {".jsonl": read_jsonl}
+
 
 def load_corpus(
     data: Path | str = "languages",
@@ -27,8 +30,9 @@ def load_corpus(
     """Loads one-to-many text by name or from files.
 
     Args:
-      data: a configuration of the verses ("languages", "styles", "languages_whole", "styles_whole"), a path that ends
-        in .jsonl, a folder of parallel files (see `parallel_text`), or WMT by its TFDS name ("wmt19_translate/de-en").
+      data: a configuration of the verses ("languages", "styles", "languages_whole", "styles_whole"), a file with
+        an ending of `READERS`, a folder of parallel files (see `parallel_text`), or WMT by its TFDS name
+        ("wmt19_translate/de-en").
       data_dir: folder of TFDS; None means its default.
       sword_dir: folder with the unpacked SWORD modules; None fetches the Debian packages.
       source, target: languages of parallel files and of WMT.
@@ -39,8 +43,8 @@ def load_corpus(
       ValueError: if the name is unknown; names the nearest one.
     """
     names = list(Verses.builder_configs)
-    if str(data).endswith(".jsonl"):
-        return read_jsonl(data)
+    if (ending := Path(data).suffix) in READERS:
+        return READERS[ending](data)
     if data in names:
         return load_verses(data, data_dir, sword_dir)
     if Path(data).is_dir():
@@ -49,7 +53,7 @@ def load_corpus(
         return load_wmt(str(data), data_dir, source=source, target=target, most=most)
     raise ValueError(
         "--data must be a folder with parallel files, a name such as wmt19_translate/de-en, a file that ends in "
-        f".jsonl, or a data set: it {describe_unknown(str(data), names)}"
+        f"{' or '.join(READERS)}, or a data set: it {describe_unknown(str(data), names)}"
     )
 
 

@@ -45,7 +45,7 @@ BASES = {
     "paper": Recipe(embedding_std=0.02, position_std=0.02, learning_rate=1e-4, steps=501, batch_size=128),
 }
 
-ObjectiveName = Literal["mle", "wta", "relaxed", "annealed", "mixture", "balanced"]
+ObjectiveName = Literal["mle", groups.ObjectiveName]
 
 
 @dataclasses.dataclass(frozen=True)

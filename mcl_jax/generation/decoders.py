@@ -133,6 +133,7 @@ class Sampling(Independent):
       top_k: keep the k most probable tokens; 0 keeps all.
       top_p: keep the nucleus of this probability mass; 1 keeps all.
       typical_p: keep the typical set of this probability mass; 1 keeps all.
+      min_p: keep the tokens with at least this share of the highest probability; 0 keeps all.
     Raises:
       ValueError: if a value is outside its range.
     """
@@ -142,17 +143,21 @@ class Sampling(Independent):
     top_k: int = 0
     top_p: float = 1.0
     typical_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self):
         options.settle(self)
         options.check_integers(1, num_samples=self.num_samples)
         options.check_integers(0, top_k=self.top_k)
-        options.check_numbers(temperature=self.temperature, top_p=self.top_p, typical_p=self.typical_p)
+        names = ("temperature", "top_p", "typical_p", "min_p")
+        options.check_numbers(**{name: getattr(self, name) for name in names})
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; use Greedy() in place of 0")
         for name in ("top_p", "typical_p"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}")
 
     @property
     def width(self) -> int:
@@ -160,12 +165,14 @@ class Sampling(Independent):
         return self.num_samples
 
     def filtered(self, scores: Float[Array, "*N V"]) -> Float[Array, "*N V"]:
-        """Applies temperature, top-k, top-p and typical filtering, in this order."""
+        """Applies temperature, top-k, top-p, min-p and typical filtering, in this order."""
         scores = scores / self.temperature
         if self.top_k:
             scores = filters.top_k(scores, self.top_k)
         if self.top_p < 1:
             scores = filters.top_p(scores, self.top_p)
+        if self.min_p:
+            scores = filters.min_p(scores, self.min_p)
         return filters.typical(scores, self.typical_p) if self.typical_p < 1 else scores
 
     def choose(self, scores: Float[Array, "N W V"], rng: Key[Array, "N W"]) -> Int[Array, "N W"]:

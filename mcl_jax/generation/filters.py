@@ -35,6 +35,12 @@ def top_p(scores: Float[Array, "*B V"], p: float) -> Float[Array, "*B V"]:
     return jnp.where(_unsort(drop, order), NEVER, scores)
 
 
+def min_p(scores: Float[Array, "*B V"], ratio: float) -> Float[Array, "*B V"]:
+    """Keeps the tokens with at least `ratio` times the probability of the likeliest one (arXiv 2407.01082)."""
+    p = jax.nn.softmax(scores, axis=-1)
+    return jnp.where(p < ratio * p.max(-1, keepdims=True), NEVER, scores)
+
+
 def typical(scores: Float[Array, "*B V"], mass: float) -> Float[Array, "*B V"]:
     """Keeps the smallest set of tokens, in order of |−log p − H|, whose total reaches `mass` (arXiv 2202.00666)."""
     log_p = jax.nn.log_softmax(scores, axis=-1)

@@ -5,19 +5,22 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from experiments.audio_captioning import config as audio
 from experiments.bench_decode.__main__ import Config as BenchDecode
 from experiments.bench_head import __main__ as bench_head
-from experiments.common import options, sweep
+from experiments.common import groups, options, sweep
 from experiments.common.options import flat, leaves, option_of
 from experiments.compare import __main__ as compare
 from experiments.image_captioning import config as image
 from experiments.markov.collapse import CollapseConfig
 from experiments.markov.config import Config as Markov
+from experiments.markov.config import ObjectiveName
 from experiments.translation import config as translation
+from mcl_jax import objectives
 from mcl_jax.json_io import to_json
 from mcl_jax.run import Run
 
@@ -172,3 +175,13 @@ def test_a_shared_rank_that_leaves_no_equal_parts_is_refused(shared, tmp_path):
         ValueError, match=f"--shared-rank must be 0 or a multiple of --num-hypotheses 3 .*, got {shared}"
     ):
         translation.Config.from_options(workdir=tmp_path, num_hypotheses=3, rank=7, shared_rank=shared, num_beams=3)
+
+
+def test_every_name_of_an_objective_or_a_decoder_makes_one():
+    names = {*get_args(groups.ObjectiveName), *get_args(ObjectiveName)}
+    assert all(isinstance(groups.Objective().make(name), objectives.Objective) for name in names)
+    assert all(groups.Decoding().decoder(name, 3) for name in get_args(groups.DecoderName))
+    with pytest.raises(ValueError, match=r"Objective\.make needs a case for 'mcl'"):
+        groups.Objective().make("mcl")
+    with pytest.raises(ValueError, match=r"Decoding\.decoder needs a case for 'greedy'"):
+        groups.Decoding().decoder("greedy", 3)
