@@ -54,7 +54,8 @@ def _files_of(folder: Path, split: str, source: str, target: str) -> tuple[Path,
         return None
     if not file.exists() or not answers:
         missing = f"{STEMS[split]}.{target} or {STEMS[split]}.{target}.0" if file.exists() else file.name
-        raise FileNotFoundError(f"{folder} must hold {missing}, got {sorted(p.name for p in folder.iterdir())}")
+        found = sorted(p.name for p in folder.iterdir())
+        raise FileNotFoundError(f"{folder}, a folder of parallel text, must hold {missing}, got {found}")
     return file, answers
 
 
