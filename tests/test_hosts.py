@@ -66,7 +66,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, alone, model):
     check_same(outcome(tmp_path / "run"), alone(model))
 
 
-@pytest.mark.parametrize("process", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [1, 0])
 def test_a_job_that_is_stopped_and_killed_ends_as_if_it_had_not_been(tmp_path, alone, process):
     workdir = tmp_path / "run"
     with job(workdir, "--pause=0.3") as two:

@@ -25,7 +25,7 @@ from mcl_jax.json_io import to_json, write_json
 SECTIONS = {  # (seconds at most, environment); what can fail comes before what is only measured
     "hardware": (60, {}),
     "equal": (150, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}),
-    "resume": (120, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
+    "resume": (150, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
     "tests": (200, {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
     "attention": (60, {}),
     "train": (200, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),
