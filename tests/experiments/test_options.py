@@ -136,7 +136,7 @@ def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
     config = image.Config.from_options(workdir=tmp_path, rank=3)
     with Run(tmp_path, config, volatile=config.volatile) as run:
         run.log(1, {"eval_loss": 1.0})
-    other = config.replace(num_beams=8, cache=tmp_path / "c", remat=True, corenlp=tmp_path, test_items=3)
+    other = config.replace(num_beams=8, cache=tmp_path / "c", remat="dots", corenlp=tmp_path, test_items=3)
     with Run(tmp_path, other, volatile=other.volatile):
         assert json.loads((tmp_path / "config.json").read_text())["decoding"]["num_beams"] == 8
     for change, name in (
