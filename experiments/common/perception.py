@@ -100,10 +100,19 @@ class Perception:
     @cached_property
     def _tower(self):
         """The compiled tower and its parameters."""
-        params = {name: leaf for name, leaf in self.params.items() if name != LANGUAGE_MODEL}
-        encode = lambda params, inputs: self.module.apply({"params": params}, **inputs, method="encode")
-        params = params if self.mesh is None else on_mesh(params, self.mesh)
-        return jax.jit(over_data(encode, self.mesh, out_axis=0)), params
+        params = params_of_tower(self.params)
+        return tower(self.module, self.mesh), params if self.mesh is None else on_mesh(params, self.mesh)
+
+
+def params_of_tower(params: Any) -> Any:
+    """Returns the parameters that the tower needs."""
+    return {name: leaf for name, leaf in params.items() if name != LANGUAGE_MODEL}
+
+
+def tower(module: nn.Module, mesh: Mesh | None) -> Callable[..., Any]:
+    """Returns the compiled function (parameters of the tower, inputs) -> features [B, N, D]."""
+    encode = lambda params, inputs: module.apply({"params": params}, **inputs, method="encode")
+    return jax.jit(over_data(encode, mesh, out_axis=0))
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:
