@@ -37,7 +37,7 @@ def main(options: Options) -> None:
         programs = best_mesh(programs, chips)
     else:
         base_bytes = bytes_per_device(jax.tree.leaves(programs.params))
-        programs = programs.on(search.default_mesh(len(chips.devices), base_bytes, memory))
+        programs = programs.on(search.default_mesh(len(chips.devices), base_bytes, memory, programs.rows))
 
     # The programs, and the largest batch.
     report.say_settings(programs, chips)

@@ -19,12 +19,14 @@ class Forward:
       attention: scores and weighted sums, of all pairs of tokens.
       adapters: products with the adapters of one hypothesis.
       head: the output layer, at every token.
+      last: the last product of each layer, whose result the backward pass does not need.
     """
 
     products: float
     attention: float
     adapters: float
     head: float
+    last: float
 
     @property
     def layers(self) -> float:
@@ -43,12 +45,14 @@ def forward(config: LlamaConfig, adapters: Mapping[str, Any], length: int) -> Fo
     D, F, d = config.hidden_size, config.intermediate_size, config.head_dim
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     kernels = config.num_hidden_layers * (D * d * (heads + 2 * groups) + heads * d * D + 3 * D * F)
-    of_one = sum(np.prod(leaf.shape[1:], dtype=np.int64) for leaf in flatten_dict(dict(adapters)).values())
+    sizes = {path: float(np.prod(leaf.shape[1:])) for path, leaf in flatten_dict(dict(adapters)).items()}
+    last = sum(size for path, size in sizes.items() if path[-2:] == ("down_proj", "b"))
     return Forward(
         products=2.0 * length * kernels,
         attention=4.0 * length**2 * heads * d * config.num_hidden_layers,
-        adapters=2.0 * length * float(of_one),
+        adapters=2.0 * length * sum(sizes.values()),
         head=2.0 * length * D * config.vocab_size,
+        last=2.0 * length * (config.num_hidden_layers * D * F + last),
     )
 
 
@@ -66,7 +70,7 @@ def step(one: Forward, size: int, num_hypotheses: int, backward: str, remat: str
       backward: "winner", "sampled" or "all".
       remat: "none", "full" or "dots".
     """
-    again = {"none": 0.0, "full": one.layers, "dots": one.attention + one.adapters}[remat]
+    again = {"none": 0.0, "full": one.layers - one.last, "dots": one.attention + one.adapters}[remat]
     forward_pass = one.layers + one.head
     backward_pass = one.products + 2 * (one.attention + one.adapters) + 2 * one.head + again
     if backward == "all" or num_hypotheses == 1:

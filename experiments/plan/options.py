@@ -40,7 +40,8 @@ class Options:
     cpu:8 tries the planner on the CPU."""
     mesh: str | None = None
     """Sizes of the mesh, such as data=4,model=2.
-    The default is the largest data axis with which the base takes less than half of a chip."""
+    The default is the largest data axis that divides a micro-batch and with which the base takes at most half of a
+    chip."""
     search: bool = False
     """Compile the train step for every mesh of the topology, and plan for the best one."""
     largest: int = 3

@@ -67,9 +67,17 @@ def meshes(devices: int) -> list[Axes]:
     return [Axes(data=devices // model, model=model) for model in range(1, devices + 1) if devices % model == 0]
 
 
-def default_mesh(devices: int, base_bytes: int, memory: int) -> Axes:
-    """Returns the mesh with the largest data axis whose share of the base takes less than half of a chip."""
-    return next((axes for axes in meshes(devices) if base_bytes / axes.model < memory / 2), meshes(devices)[-1])
+def default_mesh(devices: int, base_bytes: int, memory: int, size: int) -> Axes:
+    """Returns the mesh with the largest data axis that divides a micro-batch and leaves half of each chip free.
+
+    Args:
+      devices: number of chips.
+      base_bytes: bytes of the whole base.
+      memory: bytes of a chip.
+      size: number of examples of a micro-batch.
+    """
+    roomy = (axes for axes in meshes(devices) if size % axes.data == 0 and base_bytes / axes.model < memory / 2)
+    return next(roomy, meshes(devices)[-1])
 
 
 def best(tried: Sequence[tuple[Axes, Measured]], chips: Topology) -> Axes:
