@@ -5,8 +5,9 @@
 
 Orbax writes a step under a temporary name and renames it when it is complete, so a kill at any moment leaves the
 earlier steps untouched. `save` copies arrays to the host before it returns, since the next train step donates their
-buffers. Arrays are stored unsharded, so a run may resume with any number of devices. We add checksums because Orbax
-does not notice a flipped bit in a stored array.
+buffers. Arrays are stored unsharded, so a run may resume with any number of devices. Of several processes, all must
+save and restore together; process 0 writes the arrays, which all of them hold or gather. We add checksums because
+Orbax does not notice a flipped bit in a stored array.
 """
 
 import contextlib
@@ -20,11 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mcl_jax import stored_state
+from mcl_jax import hosts, stored_state
 from mcl_jax.console import say
 from mcl_jax.json_io import to_json
 from mcl_jax.training import TrainState
@@ -119,7 +119,8 @@ class Checkpoints:
         leaves = stored_state.flatten(stored_state.stored(state))
         arrays = {path: stored_state.to_host(leaf) for path, leaf in leaves.items()}
         _check_finite(step, arrays)
-        self._check_space(sum(array.nbytes for array in arrays.values()) + SPARE)
+        needed = sum(array.nbytes for array in arrays.values()) + SPARE
+        hosts.on_first(lambda: self._check_space(needed), f"save step {step}")
         record = {
             "format": FORMAT,
             "step": step,
@@ -195,8 +196,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        alone = kind is not None and not issubclass(kind, SystemExit)  # the other processes are somewhere else
+        if not (alone and hosts.several()):
+            self.close()
 
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.directory).free
@@ -245,17 +248,20 @@ class Checkpoints:
 
     def _clear_leftovers(self) -> None:
         """Removes half-written steps before the first save, and renames broken steps to STEP.broken."""
-        if not self._cleared and jax.process_index() == 0:
+        if not self._cleared and hosts.first():
             for half_written in self.directory.glob("*.orbax-checkpoint-tmp"):
                 _remove(half_written)
+        if not self._cleared:
+            hosts.wait("clear leftovers")
         self._cleared = True
         if not self._broken:
             return
-        if jax.process_index() == 0:
+        if hosts.first():
             for step in self._broken:
                 aside = self.directory / f"{step}.broken"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.directory / str(step)).rename(aside)
+        hosts.wait("rename broken steps")
         self._broken.clear()
         self._manager.reload()
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mcl_jax import hosts
 from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.json_io import to_json
 from mcl_jax.run import LossGuard, Run
@@ -81,7 +82,8 @@ def fit(
       ValueError: unless exactly one of workdir and run is given; if batches end too early; if workdir holds a run with
         another config, or a checkpoint with other shapes.
       FloatingPointError: for a loss that is not finite; names the step, the hypotheses and the last good checkpoint.
-      SystemExit: after SIGTERM or SIGINT, once everything is saved.
+      SystemExit: after SIGTERM or SIGINT, once everything is saved. If one of several processes gets a signal, all
+        of them stop.
     """
     if (workdir is None) == (run is None):
         raise ValueError(f"fit needs either a workdir or a run, got workdir={workdir!r} and run={run!r}")
@@ -127,18 +129,19 @@ class _Training:
     def _train(self) -> None:
         if self.number == 0:
             self._log({})
-        saved = time.monotonic()
+        saved, agreed = time.monotonic(), hosts.Rounds()
         while self.number < self.steps:
             metrics = self._advance()
             evaluated = self.number % self.eval_every == 0 or self.number == self.steps
             if evaluated:
                 self.guard.check(self.checkpoints.latest_step())
                 self._log({f"train_{name}": metrics[name] for name in TRAIN_METRICS if name in metrics})
-            if self.run.stop_requested:
+            overdue = time.monotonic() - saved > self.checkpoint_seconds
+            stop, overdue = agreed(self.number, self.run.stop_requested, overdue)
+            if stop:
                 self._save()
                 self.checkpoints.wait()
                 self.run.stop()
-            overdue = time.monotonic() - saved > self.checkpoint_seconds
             if overdue or self.number == self.steps or (evaluated and self.keep_best):
                 self._save(evaluated)
                 saved = time.monotonic()
@@ -192,6 +195,8 @@ class _Training:
         if self.checkpoints.latest_step() is not None:
             self.state, place, _ = self.checkpoints.restore(self.state)
             self.number, self.spent = int(self.state.step), place["seconds"]
+            if not hosts.same(self.number):
+                raise RuntimeError(f"the processes read different checkpoints in {self.checkpoints.directory}")
             self.evaluation = place.get("evaluation") or {}
             self._place_batches(place)
         self.run.rewind(self.tag, self.number or None)

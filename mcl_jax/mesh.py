@@ -130,10 +130,61 @@ def state_shardings(mesh: Mesh, params: Any, state: Any) -> Any:
 
 
 def placed(leaf: Any, sharding: NamedSharding) -> Any:
-    """Puts an array, or the `jax.ShapeDtypeStruct` of one, under a sharding."""
+    """Puts an array, or the `jax.ShapeDtypeStruct` of one, under a sharding.
+
+    If the devices belong to several processes, each of them must have the whole array, or it is on those devices.
+    """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return jax.device_put(leaf, sharding)
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if getattr(leaf, "sharding", None) == sharding:
+        return leaf
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # only their data can be put on other processes' devices
+        return jax.random.wrap_key_data(placed(jax.random.key_data(leaf), sharding), impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def on_own_devices(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Returns arrays of a mesh of several processes as arrays on this process's part of it, without a copy.
+
+    Each process must hold every array whole, over its own devices.
+    """
+
+    def own(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        sharding = NamedSharding(mesh.local_mesh, leaf.sharding.spec)
+        shards = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+
+    return jax.tree.map(own, tree)
+
+
+def processes_of(mesh: Mesh) -> int:
+    """Returns the number of processes whose devices are on the mesh.
+
+    Raises:
+      ValueError: unless each process has a block of rows of the data axis, as many as any other, in their order.
+    """
+    of_row = [{device.process_index for device in row} for row in _rows(mesh)]
+    processes = sorted(set().union(*of_row))
+    blocks = np.repeat(processes, len(of_row) // len(processes)).tolist()
+    if len(processes) > 1 and [list(row) for row in of_row] != [[process] for process in blocks]:
+        raise ValueError(
+            f"each of {len(processes)} processes needs a block of the axis {DATA_AXIS!r}, with all other axes on its "
+            f"own devices, but the mesh {dict(mesh.shape)} gives the processes {[sorted(row) for row in of_row]}"
+        )
+    return len(processes)
+
+
+def _rows(mesh: Mesh) -> np.ndarray:
+    """Returns the devices by data index, [data, others]."""
+    devices = np.moveaxis(mesh.devices, mesh.axis_names.index(DATA_AXIS), 0)
+    return devices.reshape(len(devices), -1)
 
 
 class Row(NamedTuple):
@@ -229,16 +280,18 @@ class OverMesh:
     """A placement of the train step that is manual over "data" and leaves the other axes to GSPMD.
 
     Parameters that are on the mesh keep their sharding; others are copied to all its devices. A batch that is smaller
-    than the data axis is padded with examples that have no weight.
+    than the data axis is padded with examples that have no weight. Each of several processes gives its part of the
+    batch.
 
     Args:
       mesh: devices.
     Raises:
-      ValueError: if the mesh has no axis "data".
+      ValueError: if the mesh has no axis "data", or processes share a part of it.
     """
 
     def __init__(self, mesh: Mesh):
         self.mesh, self.parts = mesh, _data_axis(mesh)
+        self.processes = processes_of(mesh)
         self.axis_name = DATA_AXIS if self.parts > 1 else None  # XLA refuses sums over an axis of one device
         self.whole = NamedSharding(mesh, PartitionSpec())
         self.by_example = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
@@ -246,17 +299,21 @@ class OverMesh:
     def local_size(self, size: int) -> int:
         """Returns the number of examples per part of the data axis.
 
+        Args:
+          size: number of examples that this process gives.
         Raises:
-          ValueError: if a batch larger than the axis does not divide; names the sizes that do.
+          ValueError: if a batch larger than the axis, or one of several processes, does not divide; names the sizes
+            that do.
         """
-        if 0 < size < self.parts:
+        size *= self.processes
+        if 0 < size < self.parts and self.processes == 1:
             return 1
         if size % self.parts:
             less, more = size - size % self.parts, size + -size % self.parts
             fitting = max(parts for parts in range(1, self.parts) if size % parts == 0)
             raise ValueError(
                 f"a batch of {size} examples does not divide over {self.parts} devices along axis {DATA_AXIS!r}; use "
-                f"a batch of {less} or {more}, or a mesh with {DATA_AXIS}={fitting}"
+                f"a batch of {f'{less} or ' if less else ''}{more}, or a mesh with {DATA_AXIS}={fitting}"
             )
         return size // self.parts
 
@@ -269,10 +326,21 @@ class OverMesh:
         params = on_mesh(params, self.mesh)
         state = jax.tree.map(placed, state, state_shardings(self.mesh, params, state))
         size = batch_size(batch)
-        real: Any = np.arange(self.local_size(size) * self.parts) < size
+        real: Any = np.arange(self.local_size(size) * self.parts) < size * self.processes
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(batch)):
             real = jax.ShapeDtypeStruct(real.shape, real.dtype)  # the devices of a topology hold no arrays
-        return params, state, padded(batch, self.mesh), placed(real, self.by_example)
+        batch = padded(batch, self.mesh) if self.processes == 1 else self._from_all(batch)
+        return params, state, batch, placed(real, self.by_example)
+
+    def _from_all(self, batch: Any) -> Any:
+        """Returns the batch of which each process has a part."""
+
+        def join(x):
+            if isinstance(x, jax.ShapeDtypeStruct):
+                return placed(jax.ShapeDtypeStruct((x.shape[0] * self.processes, *x.shape[1:]), x.dtype), self.by_example)
+            return jax.make_array_from_process_local_data(self.by_example, np.asarray(x))
+
+        return jax.tree.map(join, batch)
 
 
 class OnMesh:

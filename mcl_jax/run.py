@@ -33,14 +33,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mcl_jax import json_lines
+from mcl_jax import hosts, json_lines
 from mcl_jax.console import Progress, say
 from mcl_jax.events import Events
 from mcl_jax.extras import MissingExtra
+from mcl_jax.hosts import STOPPED
 from mcl_jax.json_io import read_json, read_json_object, to_json, write_json, write_text
 from mcl_jax.lock import DirectoryLock
 
-STOPPED = 143  # exit status of a process ended by SIGTERM
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 TAG = re.compile(r"[\w.=+-]+(/[\w.=+-]+)*|")
 
@@ -48,9 +48,9 @@ TAG = re.compile(r"[\w.=+-]+(/[\w.=+-]+)*|")
 class Run:
     """A run directory, new or reopened. Use it as a context manager, which handles signals and closes the files.
 
-    One process owns DIR from `with` on until the run is finished; of several processes of one job it is the first. If
-    an error occurs while DIR holds nothing but config.json, that file is removed, so that the next command may use
-    other settings.
+    One process owns DIR from `with` on until the run is finished. Of several processes of one job it is the first. It
+    alone writes to DIR, but all must see DIR. If an error occurs while DIR holds nothing but config.json, that file is
+    removed, so that the next command may use other settings.
 
     Args:
       workdir: DIR.
@@ -58,7 +58,8 @@ class Run:
       volatile: names of settings that may change when the run resumes, such as "devices"; "a.b" names a nested one.
         config.json then takes the new values, except in a finished run.
     Raises:
-      ValueError: if DIR belongs to a run with other settings (names them and both values), or is a file.
+      ValueError: if DIR belongs to a run with other settings (names them and both values), is a file, or is not
+        seen by all of several processes.
       DirectoryInUse: if another process owns DIR; names its process id and host.
     """
 
@@ -75,12 +76,10 @@ class Run:
     def __enter__(self) -> "Run":
         if self.workdir.exists() and not self.workdir.is_dir():
             raise ValueError(f"a run needs a directory, but {self.workdir} is a file; choose another workdir")
-        self.workdir.mkdir(parents=True, exist_ok=True)
         self._lock = DirectoryLock(self.workdir)
         try:
-            self._own()
-            self._settle_config()
-            self._last_step = _last_steps(self._metrics_path)
+            hosts.on_first(self._open, f"open {self.workdir}")
+            self._check_seen()
         except BaseException:
             self._lock.release()
             raise
@@ -100,7 +99,7 @@ class Run:
         finally:
             self._writers.clear()
             self._lock.release()
-        if exception[0] is not None and list(self.workdir.iterdir()) == [self._config_path]:
+        if exception[0] is not None and hosts.first() and list(self.workdir.iterdir()) == [self._config_path]:
             self._config_path.unlink()
 
     def checkpoint_dir(self, tag: str = "") -> Path:
@@ -126,6 +125,8 @@ class Run:
         Raises:
           ValueError: if the step is lower than the last one logged, or a value is named "run" or "step".
         """
+        if not hosts.first():
+            return
         last = self._last_step.get(_checked(tag))
         if last is not None and step < last:
             raise ValueError(
@@ -151,6 +152,8 @@ class Run:
           tag: name of the training.
           step: the step of the restored checkpoint; None deletes all lines of the tag.
         """
+        if not hosts.first():
+            return
 
         def keep(line: Mapping[str, Any]) -> bool:
             return line["run"] != tag or (step is not None and line["step"] <= step)
@@ -163,7 +166,12 @@ class Run:
         self._purge[tag] = 0 if step is None else step + 1
 
     def lines(self, tag: str | None = None) -> list[dict[str, Any]]:
-        """Returns the lines of metrics.jsonl: those of one tag, or all of them if `tag` is None."""
+        """Returns the lines of metrics.jsonl: those of one tag, or all of them if `tag` is None.
+
+        Of several processes, only the first has lines.
+        """
+        if not hosts.first():
+            return []
         lines = map(json.loads, json_lines.read(self._metrics_path))
         return [line for line in lines if tag is None or line["run"] == tag]
 
@@ -204,11 +212,12 @@ class Run:
         converted = to_json(results, "results")
         for writer in self._writers.values():
             writer.flush()
-        write_json(self.workdir / "results.json", converted)
+        path = self.workdir / "results.json"
+        hosts.on_first(lambda: write_json(path, converted), f"write {path}")
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the process received SIGTERM or SIGINT. A second signal interrupts at once."""
+        """Whether this process received SIGTERM or SIGINT; see `hosts.any_of`. A second signal interrupts at once."""
         return self._signal is not None
 
     def stop(self) -> None:
@@ -228,11 +237,23 @@ class Run:
             raise KeyboardInterrupt
         self._signal = number
 
-    def _own(self) -> None:
-        """Locks DIR. A finished run is not locked: anyone may read it, even on a read-only disk."""
-        first = not jax.distributed.is_initialized() or jax.process_index() == 0
-        if first and not self.finished:
+    def _open(self) -> None:
+        """Locks DIR and reads it. A finished run is not locked: anyone may read it, even on a read-only disk."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        if not self.finished:
             self._lock.acquire()
+        self._settle_config()
+        self._last_step = _last_steps(self._metrics_path)
+
+    def _check_seen(self) -> None:
+        """Raises a ValueError if some of several processes do not see the files of the first."""
+        if not hosts.several():
+            return
+        missing, agreed = hosts.any_of(not self._config_path.exists()), hosts.same(self.finished)
+        if missing or not agreed:
+            raise ValueError(
+                f"all processes must see the same {self.workdir}; choose a workdir on a file system that they share"
+            )
 
     def _add_events(self, tag: str, step: int, curves: Mapping[str, float]) -> None:
         """Says once if there can be none."""

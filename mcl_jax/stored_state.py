@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mcl_jax.mesh import placed
 from mcl_jax.training import TrainState
 
 STORED = ("adapters", "opt_state", "objective_state", "rng", "step")
@@ -117,6 +118,9 @@ def _placed(array: np.ndarray, like: Any, description: dict[str, Any]) -> Any:
     """Puts the array on the devices of `like` if those were chosen, else on JAX's default; key data become a key."""
     put = not isinstance(like, jax.Array) or like.committed
     sharding = getattr(like, "sharding", None) if put else None
+    if sharding is not None and not sharding.is_fully_addressable:
+        key = _is_key(like)
+        return placed(jax.random.wrap_key_data(array, impl=description["key_impl"]) if key else array, sharding)
     if _is_key(like):
         return jax.device_put(jax.random.wrap_key_data(array, impl=description["key_impl"]), sharding)
     return jax.device_put(array, sharding, may_alias=False)  # a train step will donate it

@@ -109,6 +109,7 @@ def test_states_of_other_types(tmp_path):
             assert jax.random.key_impl(restored.rng) == jax.random.key_impl(saved.rng)
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices; make gpu-check runs this file on one")
 def test_restores_on_another_number_of_devices_and_back(tmp_path, training):
     step, state, draw = training
     everywhere = kill_child.build(make_step=mcl.parallel.pmap_step)[0]

@@ -79,7 +79,10 @@ def close(actual, expected, tolerance=3e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
 
 
-@pytest.mark.parametrize("name", LAYERS)
+SLOWER = {"mlp", "attention", "general"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOWER)) for name in LAYERS])
 def test_equals_tied_adapters(name):
     module, x, targets, options = LAYERS[name]
     model, params, adapters = setup(module, x, targets, **options)
@@ -131,10 +134,10 @@ def trained(model, adapters, objective, backward, steps=2, optimizer=None, batch
     ("objective", "backward"),
     [
         (objectives.wta(), "winner"),
-        (objectives.wta(), "all"),
         (objectives.relaxed_wta(0.2), "all"),
-        (objectives.relaxed_wta(0.2), "sampled"),
-        (objectives.balanced_wta(rate=0.3), "winner"),
+        pytest.param(objectives.wta(), "all", marks=pytest.mark.slow),
+        pytest.param(objectives.relaxed_wta(0.2), "sampled", marks=pytest.mark.slow),
+        pytest.param(objectives.balanced_wta(rate=0.3), "winner", marks=pytest.mark.slow),
     ],
 )
 def test_one_step_adds_up_the_gradients_of_tied_components(objective, backward):

@@ -8,12 +8,14 @@ from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, on_test, page_of, show, write_page
 from experiments.common.task import evaluator
 from experiments.common.training import train
+from mcl_jax import hosts
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.run import Run
 
 
 def main(config: Config) -> None:
     """Runs the whole experiment."""
+    config.hosts.start()
     with Run(config.workdir, config, volatile=config.volatile) as run:
         media, corpus = Clips(config.data.seconds), None
         if run.finished:
@@ -22,7 +24,8 @@ def main(config: Config) -> None:
             page_of(run).unlink(missing_ok=True)
 
             # Data and base.
-            corpus = load_data(config, media)
+            with hosts.first_before_others("load the data"):
+                corpus = load_data(config, media)
             task = load_base(config, media, corpus)
             split = task.records("test")
             test = task.encode(task.records("test", config.evaluation.test_items))
@@ -46,12 +49,13 @@ def main(config: Config) -> None:
             finish(run, results, likelihoods, samples(asked, answers))
 
         # Report: figures and page if they are missing, and the table.
-        if not page_of(run).exists():
-            draw(run, config, COLUMNS)
-            with attempt("page.html"):
-                corpus = corpus or load_data(config, media)
-                write_page(run, corpus.split("test"), COLUMNS)
-        show(run, COLUMNS)
+        if hosts.first():
+            if not page_of(run).exists():
+                draw(run, config, COLUMNS)
+                with attempt("page.html"):
+                    corpus = corpus or load_data(config, media)
+                    write_page(run, corpus.split("test"), COLUMNS)
+            show(run, COLUMNS)
 
 
 if __name__ == "__main__":

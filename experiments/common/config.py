@@ -12,6 +12,7 @@ from experiments.common.groups import (
     Decoding,
     Evaluation,
     Experts,
+    Hosts,
     Lora,
     Objective,
     Optimizer,
@@ -51,6 +52,7 @@ class Config(Options):
     experts: Experts = field(default=Experts())
     optimizer: Optimizer = field(default=Optimizer())
     training: Training = field(default=Training())
+    hosts: Hosts = field(default=Hosts())
     evaluation: Evaluation = field(default=Evaluation())
     decoding: Decoding = field(default=Decoding())
 

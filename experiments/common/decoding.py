@@ -12,7 +12,7 @@ import mcl_jax as mcl
 from experiments.common.config import Method
 from experiments.common.groups import TestTimeAugmentation
 from experiments.common.task import DECODING, Task, prompts_of, spread, stream
-from mcl_jax import data, generation
+from mcl_jax import data, generation, hosts
 from mcl_jax.generation import Decoder
 from mcl_jax.run import Run
 
@@ -60,7 +60,7 @@ def answer(
     mesh = task.config.training.device_mesh()
     with run.progress(len(records), 0, f"{name} answers") as progress:
         for number, (batch, prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
-            if run.stop_requested:
+            if hosts.any_of(run.stop_requested):
                 run.stop()
             started = time.monotonic()
             rng = jax.random.fold_in(stream(task.config.seed, DECODING), number)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
@@ -14,7 +16,7 @@ from tyro.conf import arg
 
 from experiments.common.devices import Axes, check_axes, default_axes, mesh_of
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
-from mcl_jax import objectives
+from mcl_jax import hosts, objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Sampling
 from mcl_jax.lora import LoraConfig
@@ -213,8 +215,8 @@ class Training(Options):
         return Axes.parse(self.mesh) if self.mesh else default_axes(self.batch_size // self.accumulate)
 
     def check_devices(self) -> None:
-        """Raises a ValueError if there are fewer devices than --mesh needs."""
-        check_axes(self.axes)
+        """Raises a ValueError if --mesh does not fit the devices."""
+        check_axes(self.axes, self.batch_size // self.accumulate)
 
     def device_mesh(self) -> Mesh | None:
         """Returns the mesh; None for one device."""
@@ -224,6 +226,54 @@ class Training(Options):
         """Returns the shapes and the order of batches."""
         lengths = [n for n in (64, 96, 128) if n < self.max_length]
         return BatchConfig(self.batch_size, (*lengths, self.max_length), seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts(Options):
+    """Several processes that train together. Start the same command in each."""
+
+    distributed: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
+    """Train together with the same command in other processes, usually one per host.
+    On TPU pods and SLURM, the processes find each other. Elsewhere, give the next three options."""
+    coordinator: str | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
+    """HOST:PORT at which process 0 can be reached. The default is $JAX_COORDINATOR_ADDRESS."""
+    num_processes: int | None = field(default=None, metadata=COUNT | VOLATILE | NO_INFLUENCE)
+    """Number of processes. The default is $JAX_NUM_PROCESSES."""
+    process_id: int | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
+    """Number of this process, from 0. The default is $JAX_PROCESS_ID."""
+    process_timeout: int = field(default=hosts.TIMEOUT, metadata=COUNT | VOLATILE | NO_INFLUENCE)
+    """Seconds without a sign of life after which a process counts as dead, and the others end."""
+
+    def check(self) -> None:
+        super().check()
+        given = (self.coordinator, self.num_processes, self.process_id)
+        if not self.distributed and any(value is not None for value in given):
+            raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+        if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
+            raise ValueError(f"--coordinator must be like 10.0.0.1:1234, got {self.coordinator!r}")
+        if self.process_id is not None and not 0 <= self.process_id < (self.num_processes or math.inf):
+            raise ValueError(f"--process-id must be from 0 to --num-processes - 1, got {self.process_id}")
+
+    def start(self) -> None:
+        """Connects the processes. Call it before anything uses a device.
+
+        Raises:
+          ValueError: if an environment variable is wrong, or a value is missing that the cluster does not say.
+        """
+        if not self.distributed:
+            return
+        count = _environment("JAX_NUM_PROCESSES") if self.num_processes is None else self.num_processes
+        index = _environment("JAX_PROCESS_ID") if self.process_id is None else self.process_id
+        coordinator = self.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+        hosts.start(coordinator, count, index, timeout=self.process_timeout)
+
+
+def _environment(name: str) -> int | None:
+    """Returns an integer of the environment. Raises a ValueError if it is something else."""
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise ValueError(f"${name} must be an integer, got {text!r}")
+    return None if text is None else int(text)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from mcl_jax import data
 from mcl_jax.console import Progress
-from mcl_jax.mesh import on_mesh, over_data, padded
+from mcl_jax.mesh import on_mesh, on_own_devices, over_data, padded
 
 Inputs = dict[str, np.ndarray]
 LANGUAGE_MODEL = "language_model"  # the part of `params` that no tower needs
@@ -32,7 +32,8 @@ class Perception:
       inputs: makes the tower's arguments, [B, ...] each, from images or clips; None stands for a padding row.
       augment: makes the same arguments [1, ...] for an augmented image or clip, from (key, image or clip).
       cache: whether to keep the features of every record in memory, so that the tower runs once and not in each epoch.
-      mesh: devices that share a batch; None means one device.
+      mesh: devices that share a batch; None means one device. Each of several processes runs the tower on its own
+        devices, for the records that it is asked for.
     """
 
     module: nn.Module
@@ -95,13 +96,19 @@ class Perception:
         return run(params, self._placed(inputs))[: len(next(iter(inputs.values())))]
 
     def _placed(self, inputs: Inputs) -> Any:
-        return inputs if self.mesh is None else padded(inputs, self.mesh)
+        return inputs if self._own_mesh is None else padded(inputs, self._own_mesh)
+
+    @property
+    def _own_mesh(self) -> Mesh | None:
+        return None if self.mesh is None else self.mesh.local_mesh
 
     @cached_property
     def _tower(self):
         """The compiled tower and its parameters."""
         params = params_of_tower(self.params)
-        return tower(self.module, self.mesh), params if self.mesh is None else on_mesh(params, self.mesh)
+        if self.mesh is not None:
+            params = on_mesh(on_own_devices(params, self.mesh), self.mesh.local_mesh)
+        return tower(self.module, self._own_mesh), params
 
 
 def params_of_tower(params: Any) -> Any:

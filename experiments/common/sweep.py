@@ -27,7 +27,7 @@ from experiments.common.groups import ObjectiveName
 from experiments.common.options import parse_line, print_and_exit
 from experiments.common.task import Task, evaluator
 from experiments.common.training import summary, train
-from mcl_jax import objectives
+from mcl_jax import hosts, objectives
 from mcl_jax.command_line import attempt
 from mcl_jax.console import say, table
 from mcl_jax.run import Run
@@ -98,6 +98,8 @@ def sweep(task: Task, options: Options) -> dict[str, list[dict[str, Any]]]:
     for name, config in configs(task.config, options):
         results.setdefault(name, []).append(trained(dataclasses.replace(task, config=config)))
         jax.clear_caches()
+        if not hosts.first():
+            continue
         with attempt(f"{options.kind}.png"):
             draw(workdir / f"{options.kind}.png", options.kind, results)
     return results
@@ -223,5 +225,8 @@ def command_line(
 def main(task: Task, options: Options) -> None:
     """Runs the whole sweep."""
     task.config.workdir.mkdir(parents=True, exist_ok=True)
-    show(sweep(task, options), options.kind)
+    results = sweep(task, options)
+    if not hosts.first():
+        return
+    show(results, options.kind)
     say(f"The figure is in {task.config.workdir / options.kind}.png.")

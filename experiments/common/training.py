@@ -8,7 +8,7 @@ import numpy as np
 import mcl_jax as mcl
 from experiments.common.config import Config, Method
 from experiments.common.task import Items, Likelihoods, Task
-from mcl_jax import data, metrics, objectives
+from mcl_jax import data, hosts, metrics, objectives
 from mcl_jax.run import Run
 
 
@@ -26,7 +26,7 @@ def train(
       The state after the last step, and the seconds that it took, with evaluations and compilation.
     """
     items = task.encode(task.records("train"))
-    batches = data.train_batches(items.encoded, task.config.batches)
+    batches = data.train_batches(items.encoded, task.config.batches, **hosts.share())
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.objective_of(method), config.optimizer.make(config.training.steps)
     step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)
@@ -46,10 +46,11 @@ def train(
 
 
 def make_step(config: Config, method: Method, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
-    """Makes the train step: by pmap if --mesh only divides the batch, and else on the mesh."""
+    """Makes the train step: by pmap if --mesh only divides the batch of one process, and else on the mesh."""
     backward, training = config.objective.backward_of(loss, config.hypotheses_of(method)), config.training
     arguments, mesh = (log_likelihood, loss, optimizer, backward), training.device_mesh()
-    if mesh is None or training.axes.model > 1 or training.batch_size < training.axes.data:
+    by_pmap = training.axes.model == 1 and training.batch_size >= training.axes.data and not hosts.several()
+    if mesh is None or not by_pmap:
         return mcl.make_train_step(*arguments, accumulate=training.accumulate, mesh=mesh)
     return mcl.parallel.pmap_step(*arguments, accumulate=training.accumulate, devices=list(mesh.devices.flat))
 

@@ -59,7 +59,10 @@ def steps(
         )
         params_, state, batch_ = step.prepare(state, batch)
         started = time.perf_counter()
-        program = step.jitted.lower(params_, state, batch_).compile()
+        try:
+            program = step.jitted.lower(params_, state, batch_).compile()
+        except jax.errors.JaxRuntimeError as error:  # it needs more memory than there is
+            program = error
         return program, state, time.perf_counter() - started
 
     with ThreadPoolExecutor(4) as pool:
@@ -74,8 +77,10 @@ def steps(
     }
     for (k, backward), (program, state, compile_seconds) in zip(rows, programs, strict=True):
         row = {"k": k, "backward": backward, "compile_seconds": round(compile_seconds, 1)}
-        row["temp_gib"] = round(program.memory_analysis().temp_size_in_bytes / 2**30, 2)
         try:
+            if isinstance(program, Exception):
+                raise program
+            row["temp_gib"] = round(program.memory_analysis().temp_size_in_bytes / 2**30, 2)
             seconds, loss = timed(program, params, state, batch, repeats)
         except jax.errors.JaxRuntimeError as error:
             row["error"] = str(error)[:300]
@@ -90,12 +95,13 @@ def steps(
                 "of_ceiling": round(flops / seconds.median / ceiling, 3),
                 "loss": loss,
             }
-            row["relative_to_k1"] = round(seconds.median / result["rows"][0]["seconds"], 2) if result["rows"] else 1.0
+            first = (result["rows"] or [row])[0].get("seconds")
+            row["relative_to_k1"] = round(seconds.median / first, 2) if first else None
         stats = jax.devices()[0].memory_stats() or {}
         row["peak_gib_so_far"] = round(stats.get("peak_bytes_in_use", 0) / 2**30, 2)
         result["rows"].append(row)
         yield result
-    if trace:
+    if trace and "seconds" in result["rows"][list(rows).index(trace)]:
         program, _, _ = programs[list(rows).index(trace)]
         state = fresh(adapters, optimizer, objective, trace[0])
         result["largest_kernels"] = largest(lambda: timed(program, params, state, batch, 2))

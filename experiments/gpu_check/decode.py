@@ -70,7 +70,8 @@ def peer(module, params, model, adapters, tokens, new: int, k: int, repeats: int
         try:
             for _ in range(repeats + 1):
                 started = time.perf_counter()
-                found = np.asarray(generation.generate(model, wide, first, tokens, max_new_tokens=new))
+                with jax.default_matmul_precision("highest"):  # as torch; jax's own default is TF32
+                    found = np.asarray(generation.generate(model, wide, first, tokens, max_new_tokens=new))
                 ours.append(time.perf_counter() - started)
                 print(json.dumps(asked), file=process.stdin, flush=True)
                 answer = json.loads(process.stdout.readline())

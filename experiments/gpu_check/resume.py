@@ -37,7 +37,7 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         straight, disturbed = Path(folder) / "straight", Path(folder) / "disturbed"
         started = time.monotonic()
-        child(straight).wait()
+        undisturbed = child(straight)  # meanwhile
         kills = 0
         for words in ("at 60", "at 120"):
             process = child(disturbed)
@@ -47,7 +47,7 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
                     kills += 1
                     break
             process.wait()
-        assert child(disturbed).wait() == 0
+        assert child(disturbed).wait() == 0 and undisturbed.wait() == 0
         ends = [np.load(path / "end.npz") for path in (straight, disturbed)]
         equal = all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0].files)
         yield {"kills": kills, "bit_identical": equal, "seconds": round(time.monotonic() - started, 1)}

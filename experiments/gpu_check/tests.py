@@ -23,10 +23,10 @@ FILES = (
 
 
 def steps(quick: bool) -> Iterator[dict[str, Any]]:
-    """Yields the counts and the names of failed tests."""
+    """Yields the counts and the names of failed tests; raises an AssertionError if there are any."""
     parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
     files = FILES[:1] if quick else FILES
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--tb=line", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "not slow", "--tb=line", "-p", "no:cacheprovider"]
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     environment = os.environ | {"JAX_PLATFORMS": platform}  # tests run on a CPU unless told otherwise
     done = subprocess.run([*command, *parallel, *files], env=environment, capture_output=True, text=True, timeout=190)
@@ -37,3 +37,4 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
         "failed": [name[:200] for name in failed][:40],
         "exit": done.returncode,
     }
+    assert done.returncode == 0, f"pytest ended with status {done.returncode}"

@@ -7,6 +7,7 @@ from experiments.common.training import train
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores
 from experiments.translation.task import load_base, load_data
+from mcl_jax import hosts
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.run import Run
 
@@ -30,6 +31,7 @@ COLUMNS = Columns(
 
 def main(config: Config) -> None:
     """Runs the whole experiment."""
+    config.hosts.start()
     with Run(config.workdir, config, volatile=config.volatile) as run:
         corpus = None
         if run.finished:
@@ -38,7 +40,8 @@ def main(config: Config) -> None:
             page_of(run).unlink(missing_ok=True)
 
             # Data and base.
-            corpus = load_data(config)
+            with hosts.first_before_others("load the data"):
+                corpus = load_data(config)
             task = load_base(config, corpus)
             test = task.encode(task.records("test", config.evaluation.test_items))
             asked = task.records("test", config.evaluation.decode_items)
@@ -61,12 +64,13 @@ def main(config: Config) -> None:
             finish(run, results, likelihoods, samples(asked, answers))
 
         # Report: figures and page if they are missing, and the table.
-        if not page_of(run).exists():
-            draw(run, config, COLUMNS)
-            with attempt("page.html"):
-                corpus = corpus or load_data(config)
-                write_page(run, corpus.split("test"), COLUMNS)
-        show(run, COLUMNS)
+        if hosts.first():
+            if not page_of(run).exists():
+                draw(run, config, COLUMNS)
+                with attempt("page.html"):
+                    corpus = corpus or load_data(config)
+                    write_page(run, corpus.split("test"), COLUMNS)
+            show(run, COLUMNS)
 
 
 if __name__ == "__main__":

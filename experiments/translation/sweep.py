@@ -8,4 +8,5 @@ from mcl_jax.command_line import errors_in_a_line
 if __name__ == "__main__":
     with errors_in_a_line():
         config, options = sweep.command_line(Config, {})
+        config.hosts.start()
         sweep.main(load(config), options)

@@ -6,7 +6,7 @@ from experiments.common.smollm2 import check_targets, outline, smollm2
 from experiments.common.splits import usable, with_validation
 from experiments.common.task import Task
 from experiments.translation.config import Config
-from mcl_jax import data
+from mcl_jax import data, hosts
 from mcl_jax.models import gguf_file, pretrained
 
 
@@ -16,7 +16,9 @@ def load(config: Config) -> Task:
     Raises:
       ValueError: if either cannot be read; names the file, or the command that gets it.
     """
-    return load_base(config, load_data(config))
+    with hosts.first_before_others("load the data"):
+        corpus = load_data(config)
+    return load_base(config, corpus)
 
 
 def load_data(config: Config) -> data.Corpus:

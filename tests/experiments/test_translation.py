@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers as tk
+from jobs import Job
 from transformers import PreTrainedTokenizerFast
 
 from experiments.common.task import evaluator, prompts_of
@@ -155,6 +156,9 @@ def test_prompts_are_padded_on_the_left(config):
         (dict(num_beams=4), "--num-beams must be a multiple of --num-hypotheses 3, .* got 4"),
         (dict(num_beams=0), "--num-beams must be a multiple"),
         (dict(mesh="data=9", batch_size=9), "--mesh needs 9 devices, but there are 8"),
+        (dict(coordinator="127.0.0.1:1"), "--coordinator, --num-processes and --process-id need --distributed"),
+        (dict(distributed=True, coordinator="here"), "--coordinator must be like 10.0.0.1:1234, got 'here'"),
+        (dict(distributed=True, num_processes=2, process_id=2), "--process-id must be from 0 to .* got 2"),
         (dict(dropout=1.0), "dropout must be in"),
         (dict(objective="relaxed", epsilon=1.0), "epsilon"),
         (dict(objective="annealed", backward="winner"), "--backward winner is not exact for --objective annealed"),
@@ -197,3 +201,36 @@ def test_a_missing_validation_split_is_taken_from_training(config, tmp_path, cap
     assert counts["test"] == 8 and counts["validation"] >= 1 and counts["train"] == 24 - counts["validation"]
     said = f"has no validation split. {counts['validation']} of its 24 training records"
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(config, tmp_path):
+    def options(folder, **changes):
+        values = dict(
+            workdir=tmp_path / folder,
+            base=config.base.path,
+            data=config.data.path,
+            **dict(steps=6, batch_size=4, eval_every=2, eval_items=5, test_items=7, decode_items=3, max_new_tokens=6),
+            **dict(max_length=32, num_hypotheses=3, num_beams=6, rank=2, alpha=3.0, dropout=0.1, methods="mcl"),
+            **changes,
+        )
+        return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+
+    def command(process, port):
+        return ["-m", "experiments.translation", *options("two", coordinator=f"127.0.0.1:{port}"), *shared(process)]
+
+    shared = lambda process: ["--distributed", "--num-processes=2", f"--process-id={process}"]
+    with Job(tmp_path / "two", command) as two:
+        assert two.end() == [0, 0], two.all_said()
+        assert "Held-out answers" in two.said(0) and "Held-out answers" not in two.said(1)
+    one_command = ["-m", "experiments.translation", *options("one", mesh="data=4")]
+    with Job(tmp_path / "one", lambda process, port: one_command, processes=1) as one:
+        assert one.end() == [0], one.all_said()
+    found, wanted = (json.loads((tmp_path / name / "results.json").read_text())["methods"] for name in ("two", "one"))
+    assert found["mcl"]["samples"][0]["answers"] == wanted["mcl"]["samples"][0]["answers"]
+    assert found["mcl"]["test_loss"] == pytest.approx(wanted["mcl"]["test_loss"], rel=1e-5)
+    curves = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("two", "one")]
+    assert len(curves[0]) == 4
+    for a, b in zip(*(map(json.loads, lines) for lines in curves), strict=True):
+        assert a["step"] == b["step"] and a["eval_loss"] == pytest.approx(b["eval_loss"], rel=1e-5)
+        assert a.get("train_loss", 0) == pytest.approx(b.get("train_loss", 0), rel=1e-5)

@@ -104,8 +104,10 @@ def test_of_a_model(path):
     np.testing.assert_allclose(np.asarray(broken)[~sees], np.asarray(logits)[~sees], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize(
+    ("copies", "window"),
+    [(2, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(1, None), (1, 3), (2, None)])],
+)
 def test_blocks_equal_the_plain_path(copies, window, monkeypatch):
     """Values and gradients, vmapped over hypotheses, with padding and a query that sees no key."""
     q, past, own, before, causal = attention_inputs(copies)

@@ -16,7 +16,7 @@ from experiments.common.perception import MediaPrompt, Perception
 from experiments.common.smollm2 import check_targets, outline
 from experiments.common.splits import usable, with_validation
 from experiments.common.task import Task
-from mcl_jax import data, metrics
+from mcl_jax import data, hosts, metrics
 from mcl_jax.models import pretrained
 
 
@@ -30,7 +30,9 @@ def load(config: Config, modality: Modality, **options: Any) -> Task:
     Raises:
       ValueError: if the data or the base cannot be read, or they do not fit together.
     """
-    return load_base(config, modality, load_data(config, modality), **options)
+    with hosts.first_before_others("load the data"):
+        corpus = load_data(config, modality)
+    return load_base(config, modality, corpus, **options)
 
 
 def load_data(config: Config, modality: Modality) -> data.Corpus:
@@ -73,7 +75,9 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
     else:
         mode = next(iter(config.data.kept_modes or corpus.modes), "")
         held_out = {record.id for record in corpus.split("validation")}  # may come from the training split
-        folder, asked = _small(config, modality, held_out), prompt_for(modality.placeholder, mode)
+        with hosts.first_before_others("train a small base"):
+            folder = _small(config, modality, held_out)
+        asked = prompt_for(modality.placeholder, mode)
     asked = config.data.prompt or asked
     options = config.base.options(config.training) | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
