@@ -337,7 +337,9 @@ class OverMesh:
 
         def join(x):
             if isinstance(x, jax.ShapeDtypeStruct):
-                return placed(jax.ShapeDtypeStruct((x.shape[0] * self.processes, *x.shape[1:]), x.dtype), self.by_example)
+                return placed(
+                    jax.ShapeDtypeStruct((x.shape[0] * self.processes, *x.shape[1:]), x.dtype), self.by_example
+                )
             return jax.make_array_from_process_local_data(self.by_example, np.asarray(x))
 
         return jax.tree.map(join, batch)

@@ -35,7 +35,7 @@ class Chip:
 
 # Memory: what libtpu 0.0.42 reports when a program needs too much. Speeds: cloud.google.com/tpu/docs/v4, v5e, v5p and
 # v6e, read in November 2026; a link has the chip's bandwidth between chips, halved for one direction, over its ports.
-V4 = Chip("v4", int(30.5 * GIB), 275e12, 1.2e12, 50e9)
+V4 = Chip("v4", int(30.75 * GIB), 275e12, 1.2e12, 50e9)
 V5E = Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 50e9)
 V5P = Chip("v5p", int(95.74 * GIB), 459e12, 2.765e12, 100e9)
 V6E = Chip("v6e", int(31.25 * GIB), 918e12, 1.638e12, 100e9)
@@ -51,7 +51,9 @@ TOPOLOGIES = {
     "v5p:2x2x2": V5P,
     "v6e:2x4": V6E,
 }
-OPTIONS = {"v4": {"chip_config_name": "megacore"}}  # one device per chip, as on v4 machines
+MEGACORE = {"chip_config_name": "megacore"}  # one device per chip, as on v4 machines
+ONE_HOST = {"chips_per_host_bounds": [2, 4, 1]}  # v5litepod-8 and v6e-8 are one machine each; others have four chips
+OPTIONS = {"v5e:2x4": ONE_HOST, "v6e:2x4": ONE_HOST, "v4:2x2x1": MEGACORE, "v4:2x2x2": MEGACORE}
 CPU_DEVICES = "cpu:8"
 
 
@@ -62,7 +64,7 @@ class Topology:
     Attributes:
       name: its name, such as v5e:2x4.
       chip: the chip.
-      devices: one device per chip.
+      devices: one device per chip, those of each host together.
       links: mean number of links per chip.
     """
 
@@ -88,8 +90,9 @@ def topology(name: str) -> Topology:
 
     _quiet()
     chip = TOPOLOGIES[name]
-    found = topologies.get_topology_desc(platform="tpu", topology_name=name, **OPTIONS.get(chip.name, {}))
-    return Topology(name, chip, tuple(found.devices), links_per_chip(name.partition(":")[2]))
+    found = topologies.get_topology_desc(platform="tpu", topology_name=name, **OPTIONS.get(name, {}))
+    devices = sorted(found.devices, key=lambda device: (device.process_index, device.id))
+    return Topology(name, chip, tuple(devices), links_per_chip(name.partition(":")[2]))
 
 
 def host_devices(count: int) -> tuple[Any, ...]:
@@ -113,8 +116,9 @@ def links_per_chip(grid: str) -> float:
 
 
 def _quiet() -> None:
-    """Keeps libtpu from asking Google's servers about this machine, and from printing that it found no TPU."""
+    """Keeps libtpu from asking Google's servers about this machine, printing that it found no TPU, and locking one."""
     for name, value in {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",

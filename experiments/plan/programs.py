@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 import mcl_jax as mcl
 from experiments.common.config import Config
@@ -17,7 +17,7 @@ from experiments.common.perception import params_of_tower, tower
 from experiments.common.task import Task
 from experiments.plan import flops
 from experiments.plan.presets import tower_inputs
-from mcl_jax.mesh import base_sharding, bytes_per_device, on_mesh, padded, placed, state_shardings
+from mcl_jax.mesh import base_sharding, bytes_per_device, padded, placed, processes_of, state_shardings
 from mcl_jax.models import families
 from mcl_jax.models.names import abstract_params
 from mcl_jax.parallel import DATA_AXIS, MODEL_AXIS
@@ -68,6 +68,11 @@ class Programs:
         """The mesh on the first devices."""
         devices = np.array(self.devices[: self.axes.size]).reshape(self.axes.data, self.axes.model)
         return Mesh(devices, (DATA_AXIS, MODEL_AXIS))
+
+    @cached_property
+    def hosts(self) -> int:
+        """Number of hosts of the mesh, each with a process of its own."""
+        return processes_of(self.mesh)
 
     @cached_property
     def module(self) -> Any:
@@ -181,7 +186,8 @@ class Programs:
             accumulate=training.accumulate,
             mesh=self.mesh,
         )
-        return step.lower(self.state.replace(params=self.params), self.batch(training.batch_size))
+        batch = self.batch(training.batch_size // self.hosts)  # of one process
+        return step.lower(self.state.replace(params=self.params), batch)
 
     def _evaluation(self) -> jax.stages.Lowered:
         batch = self.batch(self.config.evaluation_batches.batch_size)
@@ -204,5 +210,11 @@ class Programs:
         )
 
     def _tower(self) -> jax.stages.Lowered:
-        inputs = padded(tower_inputs(self.module, self.config, self.config.training.batch_size), self.mesh)
-        return tower(self.module, self.mesh).lower(on_mesh(params_of_tower(self.params), self.mesh), inputs)
+        """Each process runs the tower for its own part of the batch, on its own devices."""
+        mesh = Mesh(self.mesh.devices[: self.axes.data // self.hosts], self.mesh.axis_names)
+        size = self.config.training.batch_size // self.hosts
+        inputs = padded(tower_inputs(self.module, self.config, size), mesh)
+        params = jax.tree.map(
+            lambda leaf: placed(leaf, NamedSharding(mesh, leaf.sharding.spec)), params_of_tower(self.params)
+        )
+        return tower(self.module, mesh).lower(params, inputs)
