@@ -193,11 +193,11 @@ class Program:
     def source(self, instruction: Instruction, own: str = "mcl_jax") -> str:
         """Returns "file:line" of the innermost line of the library that made an instruction, or "" if unknown."""
         frame, lines = str(instruction.number("stack_frame_id") or ""), []
-        while frame in self._frames and len(lines) < 200:
+        while frame in self._frames:
             location, parent = self._frames[frame]
             file, line = self._locations[location]
             lines.append(f"{self._files[file]}:{line}")
-            frame = parent if parent != frame else ""
+            frame = str(int(parent) - 1)  # they are counted from 1, where 1 is no parent
         if not lines:
             found = re.search(r'source_file="([^"]*)" source_line=(\d+)', instruction.attributes)
             return f"{found[1]}:{found[2]}" if found else ""

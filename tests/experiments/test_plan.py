@@ -49,7 +49,7 @@ FileLocations
 
 StackFrames
 1 {file_location_id=1 parent_frame_id=1}
-2 {file_location_id=2 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
 
 %add (a: f32[], b: f32[]) -> f32[] {
   %a = f32[] parameter(0)
