@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo markov test test-slow test-page docs lint format bench gpu-check clean
+.PHONY: help demo markov test test-slow test-page docs lint format bench gpu-check plan test-plan clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -70,5 +70,20 @@ gpu-check: ## tests, equalities, costs and a killed run on one GPU, in ten minut
 bench: $(VENV)/installed ## time and memory of a step against K; keep the machine idle
 	$(RUN) -m experiments.bench_head --json runs/bench_head.json --figure runs/bench_head.png
 
+PLAN_VENV ?= .venv-plan
+PLAN := TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python
+
+$(PLAN_VENV)/installed: setup.cfg requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "mcl_jax needs Python 3.11 to 3.13 on PATH; found none (set PYTHON=...)" >&2; exit 1; }
+	$(PYTHON) -m venv $(PLAN_VENV)
+	$(PLAN_VENV)/bin/python -m pip install --quiet 'jax[tpu]>=0.10.2,<0.13' --editable '.[test]'
+	@touch $@
+
+plan: $(PLAN_VENV)/installed ## whether a run fits on TPUs, without one: make plan ARGS="--preset clotho-qwen2-7b --topology v5e:2x4"
+	@$(PLAN) -m experiments.plan $(ARGS)
+
+test-plan: $(PLAN_VENV)/installed ## compiles the presets of 7B bases for v5e:2x4 and v6e:2x4, in about an hour
+	$(PLAN) -m pytest -m plan tests/experiments/test_plan.py
+
 clean: ## remove the environment, the runs and the built documentation
-	rm -rf $(VENV) runs site *.egg-info
+	rm -rf $(VENV) $(PLAN_VENV) runs site *.egg-info

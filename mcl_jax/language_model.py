@@ -180,6 +180,22 @@ def evaluate(
     return np.concatenate(log_p, axis=1), np.concatenate(tokens)
 
 
+def lower_evaluate(
+    model: hypotheses.AdaptedModule, params: Any, adapters: Any, batch: Batch, *, mesh: Mesh | None = None
+) -> jax.stages.Lowered:
+    """Lowers the program that `evaluate` would run for a batch, without arrays.
+
+    Args:
+      model, mesh: as in `evaluate`.
+      params, adapters: arrays or `jax.ShapeDtypeStruct`s; those with a sharding keep it.
+      batch: arrays or shapes of "tokens" and "target_mask", and of "features" if there are any.
+    """
+    if mesh is not None:
+        params, adapters = on_mesh((params, adapters), mesh)
+        batch = padded(batch, mesh)
+    return _evaluate.lower(model, mesh, params, adapters, batch)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _evaluate(model, mesh, params, adapters, batch):
     log_likelihood = log_likelihood_fn(model)

@@ -334,8 +334,15 @@ class OverMesh:
 
     def _from_all(self, batch: Any) -> Any:
         """Returns the batch of which each process has a part."""
-        join = jax.make_array_from_process_local_data
-        return jax.tree.map(lambda x: join(self.by_example, np.asarray(x)), batch)
+
+        def join(x):
+            if isinstance(x, jax.ShapeDtypeStruct):
+                return placed(
+                    jax.ShapeDtypeStruct((x.shape[0] * self.processes, *x.shape[1:]), x.dtype), self.by_example
+                )
+            return jax.make_array_from_process_local_data(self.by_example, np.asarray(x))
+
+        return jax.tree.map(join, batch)
 
 
 class OnMesh:

@@ -213,11 +213,13 @@ def test_a_step_is_lowered_from_shapes():
         params=params, adapters=jax.eval_shape(lambda: real.adapters), optimizer=OPTIMIZER, objective=objective
     )
     step = mcl.make_train_step(token_log_likelihood(WIDE), objective, OPTIMIZER, backward, **options, mesh=grid)
-    from_shapes = step.lower(state, jax.eval_shape(lambda: BATCHES[0])).as_text()
+    shapes = jax.eval_shape(lambda: BATCHES[0])
+    prepared = jax.tree.leaves(step.prepare(state, shapes))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in prepared)  # devices of a topology hold no arrays
+    from_shapes = step.lower(state, shapes).as_text()
     cut = jax.tree_util.tree_map_with_path(lambda keys, x: jax.device_put(x, shardings(keys, x.shape)), real.params)
     assert from_shapes == step.lower(real.replace(params=cut), BATCHES[0]).as_text()
     one_device = mcl.make_train_step(token_log_likelihood(WIDE), objective, OPTIMIZER, backward, **options)
-    shapes = jax.eval_shape(lambda: BATCHES[0])
     assert one_device.lower(state.replace(params=jax.eval_shape(lambda: real.params)), shapes).as_text()
 
 

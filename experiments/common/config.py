@@ -109,6 +109,11 @@ class Config(Options):
         """The shapes and the order of batches."""
         return self.training.batches(self.seed)
 
+    @property
+    def evaluation_batches(self) -> BatchConfig:
+        """The batches of evaluations: as large as a micro-batch of the training, so that they fit where it fits."""
+        return dataclasses.replace(self.batches, batch_size=self.training.batch_size // self.training.accumulate)
+
     def hypotheses_of(self, method: Method) -> int:
         """Returns the number of hypotheses of a method."""
         return self.num_hypotheses if method == "mcl" else 1

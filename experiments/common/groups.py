@@ -20,6 +20,7 @@ from mcl_jax import hosts, objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Sampling
 from mcl_jax.lora import LoraConfig
+from mcl_jax.models.decoder import Remat
 from mcl_jax.parallel import base_sharding
 
 ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture"]
@@ -188,8 +189,11 @@ class Training(Options):
     """Longest example in tokens, prompt and answer together. Longer ones are left out, and their number is printed."""
     accumulate: int = field(default=1, metadata=COUNT | VOLATILE | NO_INFLUENCE)
     """Number of micro-batches per batch; more of them save memory. The result is the same."""
-    remat: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
-    """Compute each layer again in the backward pass to save memory. The result is the same."""
+    remat: Remat = field(default="none", metadata=VOLATILE | NO_INFLUENCE)
+    """What the backward pass computes again to save memory. The result is the same.
+    none: nothing.
+    full: each layer, from its input.
+    dots: each layer except its products with matrices, which is faster than full and needs more memory."""
     mesh: str | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
     """Devices to use, such as data=4,model=2: data divides each batch, and model shards the matrices of the base.
     By default, data has all accelerators, as many as divide the batch. The result is the same."""

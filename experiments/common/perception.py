@@ -105,11 +105,21 @@ class Perception:
     @cached_property
     def _tower(self):
         """The compiled tower and its parameters."""
-        params = {name: leaf for name, leaf in self.params.items() if name != LANGUAGE_MODEL}
-        encode = lambda params, inputs: self.module.apply({"params": params}, **inputs, method="encode")
+        params = params_of_tower(self.params)
         if self.mesh is not None:
             params = on_mesh(on_own_devices(params, self.mesh), self.mesh.local_mesh)
-        return jax.jit(over_data(encode, self._own_mesh, out_axis=0)), params
+        return tower(self.module, self._own_mesh), params
+
+
+def params_of_tower(params: Any) -> Any:
+    """Returns the parameters that the tower needs."""
+    return {name: leaf for name, leaf in params.items() if name != LANGUAGE_MODEL}
+
+
+def tower(module: nn.Module, mesh: Mesh | None) -> Callable[..., Any]:
+    """Returns the compiled function (parameters of the tower, inputs) -> features [B, N, D]."""
+    encode = lambda params, inputs: module.apply({"params": params}, **inputs, method="encode")
+    return jax.jit(over_data(encode, mesh, out_axis=0))
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:

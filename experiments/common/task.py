@@ -165,7 +165,7 @@ def evaluator(task: Task, method: Method):
     model, mesh = task.model(method), task.config.training.device_mesh()
 
     def evaluate(state, items):
-        batches = list(data.eval_batches(items.encoded, task.config.batches))
+        batches = list(data.eval_batches(items.encoded, task.config.evaluation_batches))
         inputs = (task.inputs(items, batch) for batch in batches)
         log_p, tokens = mcl.language_model.evaluate(model, state.params, state.adapters, inputs, mesh=mesh)
         modes, records = (np.concatenate([batch[name] for batch in batches]) for name in ("mode", "index"))

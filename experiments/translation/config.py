@@ -111,6 +111,7 @@ ALMA: dict[str, Any] = dict(
     max_new_tokens=256,
     max_length=512,
     dtype="bfloat16",
+    remat="full",
     num_beams=6,
 )
 PRESETS: dict[str, dict[str, Any]] = {"demo": DEMO, "alma-7b-en-de": ALMA}

@@ -18,7 +18,7 @@ replace the placeholder tokens of the prompt (`merge_features`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import flax.struct
@@ -32,6 +32,14 @@ from mcl_jax import token_ids
 NO_WINDOW = jnp.iinfo(jnp.int32).max
 MOST_SCORES = 2**20  # per row and head; `attend` takes the queries in blocks when there are more
 QUERY_BLOCK = 128
+
+Remat = Literal["none", "full", "dots"]
+# What the backward pass finds of a layer: everything, only the input, or also the products with its matrices.
+POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 @flax.struct.dataclass
@@ -218,7 +226,7 @@ def _finite(
     return jnp.where(finite, keys, 0), jnp.where(finite, values, 0), ~finite.all((-2, -1))
 
 
-def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: bool, remat: bool) -> Any:
+def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: bool, remat: bool | Remat) -> Any:
     """Makes L layers, as a list or scanned into one, to be assigned to a name in `setup`; `run_layers` calls them.
 
     With `scan`, one layer is compiled instead of L, parameters get a leading axis L, and the residual stream is stored
@@ -229,12 +237,12 @@ def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: b
       config: config of each layer.
       num_layers: L.
       scan: whether to scan the layers.
-      remat: recompute each layer in the backward pass instead of storing its activations.
+      remat: what the backward pass computes again, see `check_remat`.
     Returns:
       The layers.
     """
-    if remat:
-        layer = nn.remat(layer, prevent_cse=not scan)
+    if (policy := check_remat(remat)) != "none":
+        layer = nn.remat(layer, prevent_cse=not scan, policy=POLICIES[policy])
     if not scan:
         return [layer(config) for _ in range(num_layers)]
     return nn.scan(
@@ -244,6 +252,21 @@ def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: b
         in_axes=(nn.broadcast, 0),
         length=num_layers,
     )(config)
+
+
+def check_remat(remat: bool | Remat) -> Remat:
+    """Returns the policy: what the backward pass computes again instead of storing it.
+
+    none (False): nothing. full (True): each layer, from its input. dots: each layer except its products with matrices,
+    which take most of the time; attention and norms are computed again.
+
+    Raises:
+      ValueError: if it is something else.
+    """
+    policy = ("full" if remat else "none") if isinstance(remat, bool) else remat
+    if policy not in POLICIES:
+        raise ValueError(f"remat must be one of {', '.join(POLICIES)}, or true or false, got {remat!r}")
+    return policy
 
 
 def run_layers(layers: Any, x: Float[Array, "B T D"], shared: Any, windows: Sequence[int | None], past: Any) -> Any:

@@ -50,7 +50,8 @@ class GPTConfig:
       position_std: standard deviation of random position embeddings; None means `initializer_range`.
       dtype: dtype of the computation; attention scores and logits are always float32.
       param_dtype: dtype of the parameters.
-      remat: recompute each block in the backward pass instead of storing its activations.
+      remat: what the backward pass computes again instead of storing it: "none", "full" or "dots", see
+        `decoder.check_remat`; True is "full".
       scan: use one scanned block instead of L blocks.
     Raises:
       ValueError: if a size is not positive, or two sizes do not fit together.
@@ -70,11 +71,12 @@ class GPTConfig:
     position_std: float | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: bool | decoder.Remat = False
     scan: bool = False
 
     def __post_init__(self):
         check_sizes(self, SIZES)
+        decoder.check_remat(self.remat)
         if self.intermediate_size is not None and self.intermediate_size < 1:
             raise ValueError(f"intermediate_size must be at least 1 (or None for 4 D), got {self.intermediate_size}.")
         check_divides(self, "num_heads", "hidden_size")

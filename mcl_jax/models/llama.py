@@ -80,7 +80,8 @@ class LlamaConfig:
       dtype: dtype of the computation; attention scores and logits are always float32.
       param_dtype: dtype of the parameters.
       scan: use one scanned layer instead of L layers.
-      remat: recompute each layer in the backward pass instead of storing its activations.
+      remat: what the backward pass computes again instead of storing it: "none", "full" or "dots", see
+        `decoder.check_remat`; True is "full".
     Raises:
       ValueError: if a size is not positive, or two sizes do not fit together.
     """
@@ -103,10 +104,11 @@ class LlamaConfig:
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     scan: bool = True
-    remat: bool = False
+    remat: bool | decoder.Remat = False
 
     def __post_init__(self):
         check_sizes(self, SIZES)
+        decoder.check_remat(self.remat)
         if self.num_key_value_heads is None:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim is None:

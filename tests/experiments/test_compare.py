@@ -112,7 +112,7 @@ def nested(make, name, loss, **values):
 def test_runs_are_told_apart_by_their_options_whatever_group_these_are_in(make):
     made = [
         nested(make, "a", 2.03, epsilon=0.1, seed=0, mesh="data=2", cache="c", eval_every=3),
-        nested(make, "b", 2.11, epsilon=0.1, seed=1, accumulate=4, remat=True, methods=("mcl",)),
+        nested(make, "b", 2.11, epsilon=0.1, seed=1, accumulate=4, remat="full", methods=("mcl",)),
         nested(make, "c", 2.29, epsilon=0.3, seed=0, objective="wta", mle_decoders=("beam",), eval_items=3),
         nested(make, "d", 2.31, epsilon=0.3, seed=0, objective="wta", num_beams=8, base="x"),
     ]

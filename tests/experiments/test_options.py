@@ -135,11 +135,17 @@ def test_the_json_of_a_configuration_has_its_options():
     assert (values["data"], values["base"], values["objective"]) == ("audiocaps", None, "relaxed")
 
 
+def test_an_evaluation_holds_as_many_examples_as_a_micro_batch():
+    config = image.Config.from_options(workdir=Path("w"), batch_size=24, accumulate=3)
+    assert (config.batches.batch_size, config.evaluation_batches.batch_size) == (24, 8)
+    assert config.evaluation_batches.lengths == config.batches.lengths
+
+
 def test_a_run_is_resumed_with_other_volatile_options_and_no_others(tmp_path):
     config = image.Config.from_options(workdir=tmp_path, rank=3)
     with Run(tmp_path, config, volatile=config.volatile) as run:
         run.log(1, {"eval_loss": 1.0})
-    other = config.replace(num_beams=8, cache=tmp_path / "c", remat=True, corenlp=tmp_path, test_items=3)
+    other = config.replace(num_beams=8, cache=tmp_path / "c", remat="dots", corenlp=tmp_path, test_items=3)
     with Run(tmp_path, other, volatile=other.volatile):
         assert json.loads((tmp_path / "config.json").read_text())["decoding"]["num_beams"] == 8
     for change, name in (

@@ -137,6 +137,7 @@ def test_the_preset_runs(tmp_path, base, data):
         "--accumulate",
         2,
         "--remat",
+        "full",
         "--max-new-tokens",
         5,
         "--max-length",

@@ -79,8 +79,28 @@ def test_remat_and_scan_change_no_gradient(name):
         return pretrained.state_dict(jax.jit(jax.grad(loss))(params), families.of_config(module.config.to_hf()))
 
     plain = gradient(scan=False)
-    for options in (dict(scan=True), dict(scan=True, remat=True), dict(scan=False, remat=True)):
+    stored = [dict(scan=scan, remat=remat) for scan in (True, False) for remat in ("none", "full", "dots", True)]
+    for options in stored:
         jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), gradient(**options), plain)
+
+
+def test_dots_saves_products_with_matrices_and_computes_the_rest_again():
+    """The backward pass of a layer repeats seven products of its forward pass with full, none of them with dots."""
+    tokens = jnp.asarray(expected("llama")["tokens"])
+
+    def products(remat):
+        module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / "llama", remat=remat)
+        text = jax.jit(jax.grad(lambda x: module.apply({"params": x}, tokens).mean())).lower(params).as_text()
+        return text.count("stablehlo.dot_general")
+
+    assert products("full") - products("none") >= 7
+    assert 0 < products("dots") - products("none") < products("full") - products("none")  # attention is repeated
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_unknown_remat_is_refused(family):
+    with pytest.raises(ValueError, match="remat must be one of none, full, dots, or true or false, got 'some'"):
+        mcl.models.from_pretrained(GOLDEN / "models" / family, remat="some")
 
 
 # ------------------------------------------------------------------------------------------------------------ Saving
