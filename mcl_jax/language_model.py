@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mcl_jax import hypotheses, likelihood, moe, tokenization
-from mcl_jax.mesh import on_mesh, over_data, padded
+from mcl_jax.mesh import laid_out, on_mesh, over_data
 from mcl_jax.models.decoder import Segment
 
 Batch = Mapping[str, Array]
@@ -165,14 +165,13 @@ def evaluate(
     Raises:
       ValueError: if there are no batches, or the mesh has no axis "data".
     """
-    log_p, tokens = [], []
+    log_p, tokens, shared = [], [], (params, adapters)
     if mesh is not None:
-        params, adapters = on_mesh((params, adapters), mesh)
+        shared = on_mesh(shared, mesh)  # once for all batches
     for batch in batches:
         needed = {name: batch[name] for name in ("tokens", "target_mask", "features") if name in batch}
         size = len(needed["tokens"])
-        needed = needed if mesh is None else padded(needed, mesh)
-        batch_log_p, counts = _evaluate(model, mesh, params, adapters, needed)
+        batch_log_p, counts = _evaluate(model, *laid_out(mesh, shared, needed))
         log_p.append(np.asarray(batch_log_p)[:, :size])
         tokens.append(np.asarray(counts[0])[:size])
     if not log_p:
@@ -190,14 +189,11 @@ def lower_evaluate(
       params, adapters: arrays or `jax.ShapeDtypeStruct`s; those with a sharding keep it.
       batch: arrays or shapes of "tokens" and "target_mask", and of "features" if there are any.
     """
-    if mesh is not None:
-        params, adapters = on_mesh((params, adapters), mesh)
-        batch = padded(batch, mesh)
-    return _evaluate.lower(model, mesh, params, adapters, batch)
+    return _evaluate.lower(model, *laid_out(mesh, (params, adapters), batch))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluate(model, mesh, params, adapters, batch):
+def _evaluate(model, layout, shared, batch):
     log_likelihood = log_likelihood_fn(model)
 
     def every(shared, batch):
@@ -205,7 +201,7 @@ def _evaluate(model, mesh, params, adapters, batch):
         one = lambda adapters_k: log_likelihood(params, adapters_k, batch, None)
         return jax.vmap(one, (hypotheses.axes(adapters),))(adapters)
 
-    return over_data(every, mesh, out_axis=1)((params, adapters), batch)
+    return over_data(every, layout, out_axis=1)(shared, batch)
 
 
 def check_language_model(module: Any, methods: Sequence[str] = ("hidden", "logits", "extend", "unembedding")) -> None:

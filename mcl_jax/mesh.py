@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from mcl_jax.sharding import DATA_AXIS, MODEL_AXIS, batch_size
+from mcl_jax import fsdp
+from mcl_jax.sharding import DATA_AXIS, MODEL_AXIS, batch_size, path_of
 
 Cut = Literal["outputs", "inputs", "whole"]
 # (regular expression that is searched in the path of a parameter, axis to shard); the first match counts.
@@ -32,15 +33,13 @@ RULES: Rules = (
     (r"\b(conv\d|patch_embedding)/kernel$", "whole"),
 )
 LARGE = 2**20  # entries of a parameter that must not be left whole by accident
+# Kernels of the layers of a language model; those of a tower run elsewhere.
+LAYERS, TOWERS = re.compile(r"\b(layers|h)(_\d+)?/.*\bkernel$"), re.compile(r"(tower|projector)/")
 
 
-def path_of(keys: Any) -> str:
-    """Joins a path of `jax.tree_util`, or a tuple of names, with slashes."""
-    names = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in keys)
-    return "/".join(map(str, names))
-
-
-def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
+def base_sharding(
+    mesh: Mesh, rules: Rules = RULES, *, fully: bool = False
+) -> Callable[[Any, tuple[int, ...]], NamedSharding]:
     """Returns `(path, shape) -> sharding` for `from_pretrained`: shards the matrices of a base over the "model" axis.
 
     The first rule whose pattern matches the path says whether a layer is sharded along its outputs or its inputs. If
@@ -50,6 +49,9 @@ def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int,
     Args:
       mesh: devices, with an axis "model".
       rules: rules of the layers. Put rules for your own module before `RULES`.
+      fully: whether to shard the kernels of a language model's layers over "data" as well, along the other axis. Each
+        layer is then gathered when it runs (`mcl_jax.fsdp`), which takes time and saves memory. It is for the models of
+        `mcl_jax.models`, trained with `remat`.
     Raises:
       ValueError: if the mesh has no axis "model", or a rule says something else. The function raises it if a large
         parameter matches no rule.
@@ -58,7 +60,7 @@ def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int,
         raise ValueError(f"the mesh needs an axis {MODEL_AXIS!r} to shard the base over, it has {mesh.axis_names}")
     if wrong := [cut for _, cut in rules if cut not in ("outputs", "inputs", "whole")]:
         raise ValueError(f'a rule must say "outputs", "inputs" or "whole", got {wrong[0]!r}')
-    parts = mesh.shape[MODEL_AXIS]
+    parts, rows = mesh.shape[MODEL_AXIS], _data_axis(mesh) if fully else 1
 
     def sharding(path: Any, shape: tuple[int, ...]) -> NamedSharding:
         name = path if isinstance(path, str) else path_of(path)
@@ -68,7 +70,10 @@ def base_sharding(mesh: Mesh, rules: Rules = RULES) -> Callable[[Any, tuple[int,
                 f"no rule says how to shard {name} {shape} over {parts} devices; pass base_sharding(mesh, "
                 f'rules=[(r"{re.escape(name)}$", "outputs"), *mcl.parallel.RULES]), or "inputs", or "whole"'
             )
-        return NamedSharding(mesh, _spec(shape, cut, parts))
+        spec = _spec(shape, cut, parts)
+        if rows > 1 and cut in ("outputs", "inputs") and LAYERS.search(name) and not TOWERS.search(name):
+            spec = _over_data_too(spec, shape, rows)
+        return NamedSharding(mesh, spec)
 
     return sharding
 
@@ -83,6 +88,16 @@ def _spec(shape: tuple[int, ...], cut: Cut | None, parts: int) -> PartitionSpec:
         return PartitionSpec()
     chosen = divisible[0] % len(shape)
     return PartitionSpec(*(MODEL_AXIS if axis == chosen else None for axis in range(len(shape))))
+
+
+def _over_data_too(spec: PartitionSpec, shape: tuple[int, ...], rows: int) -> PartitionSpec:
+    """Returns the spec of a kernel [..., inputs, outputs] with its other axis sharded over "data", if that divides."""
+    names = [*spec, *[None] * (len(shape) - len(spec))]
+    free = [axis for axis in (-2, -1) if len(shape) > 1 and names[axis] is None and shape[axis] % rows == 0]
+    if not free:
+        return spec
+    names[free[0]] = DATA_AXIS
+    return PartitionSpec(*names)
 
 
 def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSharding]:
@@ -103,7 +118,7 @@ def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSha
         spec = getattr(kernel.sharding, "spec", ())
         cut = (*spec, *[None] * (kernel.ndim - len(spec)))[axis]
         names = [None] * leaf.ndim
-        names[axis] = cut
+        names[axis] = cut if cut == MODEL_AXIS else None
         return NamedSharding(mesh, PartitionSpec(*names))
 
     return jax.tree_util.tree_map_with_path(sharding, adapters)
@@ -220,28 +235,64 @@ def bytes_per_device(leaves: Iterable[Any]) -> int:
     return total
 
 
-def over_data(function: Callable[..., Any], mesh: Mesh | None, out_axis: int) -> Callable[..., Any]:
+class Layout(NamedTuple):
+    """How a function of parameters and a batch runs on a mesh.
+
+    Attributes:
+      mesh: devices.
+      gathered: parameters that are sharded over "data" too.
+    """
+
+    mesh: Mesh
+    gathered: fsdp.Gathered = ()
+
+
+def laid_out(mesh: Mesh | None, shared: PyTree, batch: PyTree) -> tuple[Layout | None, PyTree, PyTree]:
+    """Puts parameters and a batch on the mesh; returns their layout for `over_data`, which is None for one device."""
+    if mesh is None:
+        return None, shared, batch
+    shared = on_mesh(shared, mesh)
+    return Layout(mesh, fsdp.gathered_of(shared)), shared, padded(batch, mesh)
+
+
+def over_data(function: Callable[..., Any], layout: Layout | None, out_axis: int) -> Callable[..., Any]:
     """Returns `function(shared, batch)` that runs once per part of the batch, for use under `jax.jit`.
 
     Args:
       function: a function of parameters and a batch; the leading axis of the batch is divided over "data".
-      mesh: devices; None runs the function as it is.
+      layout: devices and shardings; None runs the function as it is.
       out_axis: axis of the outputs that has the examples. They are copied to every device.
     """
-    if mesh is None:
+    if layout is None:
         return function
-    manual = function
-    if mesh.shape[DATA_AXIS] > 1:  # XLA refuses a manual axis of one device
-        manual = jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(DATA_AXIS)),
-            out_specs=PartitionSpec(*[None] * out_axis, DATA_AXIS),
-            axis_names={DATA_AXIS},
-            check_vma=False,
-        )
-    whole = NamedSharding(mesh, PartitionSpec())
-    return lambda shared, batch: jax.lax.with_sharding_constraint(manual(shared, batch), whole)
+    outputs = PartitionSpec(*[None] * out_axis, DATA_AXIS)
+
+    def manual(shared, batch):
+        run = _manual(function, layout, (shared,), (PartitionSpec(DATA_AXIS),), outputs)
+        return jax.lax.with_sharding_constraint(run(shared, batch), NamedSharding(layout.mesh, PartitionSpec()))
+
+    return manual
+
+
+def _manual(
+    function: Callable[..., Any], layout: Layout, shared: tuple[Any, ...], in_specs: tuple[Any, ...], out_specs: Any
+) -> Callable[..., Any]:
+    """Returns the function, manual over "data". Its first arguments, whose values are `shared`, are parameters."""
+
+    def traced(*args):
+        with fsdp.gathering(layout.gathered):
+            return function(*args)
+
+    if layout.mesh.shape[DATA_AXIS] == 1:  # XLA refuses a manual axis of one device
+        return traced
+    return jax.shard_map(
+        traced,
+        mesh=layout.mesh,
+        in_specs=(*(fsdp.specs(tree, layout.gathered) for tree in shared), *in_specs),
+        out_specs=out_specs,
+        axis_names={DATA_AXIS},
+        check_vma=False,
+    )
 
 
 def padded(batch: PyTree, mesh: Mesh) -> PyTree:
@@ -355,32 +406,22 @@ class OnMesh:
     """
 
     def __init__(self, placement: OverMesh, function: Callable[..., Any], *, donate: bool):
-        by_example, whole = PartitionSpec(DATA_AXIS), PartitionSpec()
-        self._function = (
-            function
-            if placement.axis_name is None
-            else jax.shard_map(
-                function,
-                mesh=placement.mesh,
-                in_specs=(whole, whole, by_example, by_example),
-                out_specs=whole,
-                axis_names={DATA_AXIS},
-                check_vma=False,
-            )
-        )
-        self._whole, self._donate = placement.whole, (1,) if donate else ()
-        self._compiled: dict[Any, Any] = {}  # by structure of the state
+        self._placement, self._function, self._donate = placement, function, (1,) if donate else ()
+        self._compiled: dict[Any, Any] = {}  # by structure of the state and layout of the parameters
 
     def __call__(self, params: Any, state: Any, batch: Any, real: Any) -> tuple[Any, Any]:
-        return self._for(state)(params, state, batch, real)
+        return self._for(params, state)(params, state, batch, real)
 
     def lower(self, params: Any, state: Any, batch: Any, real: Any) -> Any:
         """Lowers the function for arrays or shapes."""
-        return self._for(state).lower(params, state, batch, real)
+        return self._for(params, state).lower(params, state, batch, real)
 
-    def _for(self, state: Any) -> Any:
-        structure = jax.tree.structure(state)
-        if structure not in self._compiled:
-            out = jax.tree.map(lambda leaf: leaf.sharding, state), self._whole
-            self._compiled[structure] = jax.jit(self._function, out_shardings=out, donate_argnums=self._donate)
-        return self._compiled[structure]
+    def _for(self, params: Any, state: Any) -> Any:
+        layout = Layout(self._placement.mesh, fsdp.gathered_of(params))
+        key = jax.tree.structure(state), layout.gathered
+        if key not in self._compiled:
+            whole, by_example = PartitionSpec(), PartitionSpec(DATA_AXIS)
+            run = _manual(self._function, layout, (params,), (whole, by_example, by_example), whole)
+            out = jax.tree.map(lambda leaf: leaf.sharding, state), self._placement.whole
+            self._compiled[key] = jax.jit(run, out_shardings=out, donate_argnums=self._donate)
+        return self._compiled[key]

@@ -16,6 +16,12 @@ from jaxtyping import Array, PyTree
 DATA_AXIS, MODEL_AXIS = "data", "model"
 
 
+def path_of(keys: Any) -> str:
+    """Joins a path of `jax.tree_util`, or a tuple of names, with slashes."""
+    names = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in keys)
+    return "/".join(map(str, names))
+
+
 def leading_axis(tree: PyTree[Array], what: str) -> int:
     """Returns the size of the first axis, which all leaves must share.
 

@@ -130,6 +130,32 @@ def trained(model, adapters, objective, backward, steps=2, optimizer=None, batch
     return jax.tree.map(np.asarray, (state.adapters, metrics))
 
 
+def moved(factor, adapters=ADAPTERS, steps=2):
+    """Which of the own and the shared leaves a training moves, as mean absolute changes."""
+    optimizer = optax.chain(optax.sgd(0.3), hypotheses.scale_own(factor))
+    (after, _), found = trained(MODEL, adapters, objectives.wta(), "all", steps, optimizer), {"own": [], "shared": []}
+    for kind, a, b in zip(*map(jax.tree.leaves, (hypotheses.labels(adapters), adapters, after)), strict=True):
+        found[kind].append(np.abs(b - a).mean())
+    return {kind: np.array(changes) for kind, changes in found.items()}
+
+
+def test_the_own_part_can_learn_faster_or_later():
+    one, four = moved(1.0, steps=1), moved(4.0, steps=1)
+    close(four["own"], 4 * one["own"])
+    close(four["shared"], one["shared"])
+    late = lambda steps: moved(lambda step: jnp.where(step < 2, 0.0, 1.0), steps=steps)
+    assert not late(2)["own"].any() and (late(2)["shared"] > 0).any() and (late(3)["own"] > 0).any()
+
+
+def test_adapters_without_a_shared_part_learn_as_ever():
+    model = mcl.Hypotheses(Tokens(), mcl.LoraConfig(rank=R, alpha=3.0, targets=("up", "down")))
+    adapters = model.init(jax.random.key(3), PARAMS, BATCH["tokens"][:, :-1], num_hypotheses=K)
+    optimizer = optax.sgd(0.3)
+    scaled = optax.chain(optimizer, hypotheses.scale_own(0.0))
+    with_it, without = (trained(model, adapters, objectives.wta(), "all", 1, one)[0] for one in (scaled, optimizer))
+    jax.tree.map(np.testing.assert_array_equal, with_it, without)
+
+
 @pytest.mark.parametrize(
     ("objective", "backward"),
     [

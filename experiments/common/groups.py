@@ -19,6 +19,7 @@ from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
 from mcl_jax import hosts, objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Sampling
+from mcl_jax.hypotheses import scale_own
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models.decoder import Remat
 from mcl_jax.parallel import base_sharding
@@ -148,9 +149,18 @@ class Optimizer(Options):
     inverse_sqrt: it is proportional to √(w / step)."""
     warmup: float = 5
     """Number of steps of linear warm-up. A value below 1 is a fraction of all steps, rounded up."""
+    own_rate: float = 1.0
+    """Factor of the learning rate of what the hypotheses of mcl do not share, with --shared-rank."""
+    own_after: int = 0
+    """Number of steps after which the hypotheses of mcl begin to learn what they do not share, with --shared-rank.
+    Until then they are one model."""
 
     def check(self) -> None:
         super().check()
+        if not self.own_rate > 0:
+            raise ValueError(f"--own-rate must be positive, got {self.own_rate}")
+        if self.own_after < 0:
+            raise ValueError(f"--own-after must be at least 0, got {self.own_after}")
         if self.warmup < 0 or (self.warmup > 1 and self.warmup % 1):
             raise ValueError(f"--warmup must be a number of steps or a fraction below 1, got {self.warmup}")
         if self.schedule == "inverse_sqrt" and not self.warmup:
@@ -169,10 +179,12 @@ class Optimizer(Options):
 
     def make(self, steps: int) -> optax.GradientTransformation:
         """Makes the optimizer for a training of `steps` steps."""
-        return optax.chain(
-            optax.clip_by_global_norm(1.0),
-            optax.adamw(self.learning_rates(steps), b2=0.98, eps=self.adam_epsilon, weight_decay=self.weight_decay),
-        )
+        rates = self.learning_rates(steps)
+        adamw = optax.adamw(rates, b2=0.98, eps=self.adam_epsilon, weight_decay=self.weight_decay)
+        chain = [optax.clip_by_global_norm(1.0), adamw]
+        if (self.own_rate, self.own_after) != (1.0, 0):
+            chain.append(scale_own(lambda step: jnp.where(step < self.own_after, 0.0, self.own_rate)))
+        return optax.chain(*chain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +209,9 @@ class Training(Options):
     mesh: str | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
     """Devices to use, such as data=4,model=2: data divides each batch, and model shards the matrices of the base.
     By default, data has all accelerators, as many as divide the batch. The result is the same."""
+    fsdp: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
+    """Shard the matrices of the base over data, too, and gather each layer when it runs.
+    This saves memory and takes time; use it with --remat. The result is the same."""
 
     def check(self) -> None:
         super().check()
@@ -367,7 +382,7 @@ class Base(Options):
     def options(self, training: Training) -> dict[str, object]:
         """Returns the arguments of `mcl.models.from_pretrained`: it reads the base straight into its shards."""
         dtype, mesh = jnp.dtype(self.dtype), training.device_mesh()
-        sharding = None if mesh is None else base_sharding(mesh)
+        sharding = None if mesh is None else base_sharding(mesh, fully=training.fsdp)
         return {
             "dtype": dtype,
             "param_dtype": dtype,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from mcl_jax import data
 from mcl_jax.console import Progress
-from mcl_jax.mesh import on_mesh, on_own_devices, over_data, padded
+from mcl_jax.mesh import Layout, on_mesh, on_own_devices, over_data, padded
 
 Inputs = dict[str, np.ndarray]
 LANGUAGE_MODEL = "language_model"  # the part of `params` that no tower needs
@@ -119,7 +119,7 @@ def params_of_tower(params: Any) -> Any:
 def tower(module: nn.Module, mesh: Mesh | None) -> Callable[..., Any]:
     """Returns the compiled function (parameters of the tower, inputs) -> features [B, N, D]."""
     encode = lambda params, inputs: module.apply({"params": params}, **inputs, method="encode")
-    return jax.jit(over_data(encode, mesh, out_axis=0))
+    return jax.jit(over_data(encode, None if mesh is None else Layout(mesh), out_axis=0))
 
 
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:

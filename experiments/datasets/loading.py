@@ -5,7 +5,11 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import tensorflow_datasets as tfds
+
 from experiments.datasets.captions_builder import CAPTIONS, build_captions
+from experiments.datasets.definitions import read_definitions
+from experiments.datasets.messages import read_messages
 from experiments.datasets.stamps import without_families
 from experiments.datasets.verses_builder import Verses, load_verses
 from experiments.datasets.wmt import load_wmt
@@ -23,6 +27,8 @@ def load_corpus(
     data_dir: Path | str | None = None,
     sword_dir: Path | str | None = None,
     *,
+    wordnet_dir: Path | str | None = None,
+    locale_dir: Path | str | None = None,
     source: str = "en",
     target: str = "de",
     most: int | None = None,
@@ -30,11 +36,12 @@ def load_corpus(
     """Loads one-to-many text by name or from files.
 
     Args:
-      data: a configuration of the verses ("languages", "styles", "languages_whole", "styles_whole"), a file with
-        an ending of `READERS`, a folder of parallel files (see `parallel_text`), or WMT by its TFDS name
-        ("wmt19_translate/de-en").
-      data_dir: folder of TFDS; None means its default.
+      data: a configuration of the verses ("languages", "styles", "languages_whole", "styles_whole"), "definitions",
+        "messages", a file with an ending of `READERS`, a folder of parallel files (see `parallel_text`), or WMT by its
+        TFDS name ("wmt19_translate/de-en").
+      data_dir: folder of TFDS and of Debian packages; None means their default, a folder in the user's home.
       sword_dir: folder with the unpacked SWORD modules; None fetches the Debian packages.
+      wordnet_dir, locale_dir: folders of `read_definitions` and `read_messages`; None fetches the Debian packages.
       source, target: languages of parallel files and of WMT.
       most: number of WMT training pairs; None means all.
     Returns:
@@ -42,9 +49,16 @@ def load_corpus(
     Raises:
       ValueError: if the name is unknown; names the nearest one.
     """
-    names = list(Verses.builder_configs)
+    cache = Path(data_dir or tfds.core.constants.DATA_DIR) / "downloads"
+    others = {
+        "definitions": lambda: read_definitions(cache, wordnet_dir),
+        "messages": lambda: read_messages(cache, locale_dir),
+    }
+    names = [*Verses.builder_configs, *others]
     if (ending := Path(data).suffix) in READERS:
         return READERS[ending](data)
+    if data in others:
+        return others[data]()
     if data in names:
         return load_verses(data, data_dir, sword_dir)
     if Path(data).is_dir():

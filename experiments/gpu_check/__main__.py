@@ -24,9 +24,9 @@ from mcl_jax.json_io import to_json, write_json
 
 SECTIONS = {  # (seconds at most, environment); what can fail comes before what is only measured
     "hardware": (60, {}),
-    "equal": (150, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}),
+    "equal": (240, {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}),
     "resume": (150, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
-    "tests": (200, {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
+    "tests": (300, {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
     "attention": (60, {}),
     "train": (200, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),
     "train_7b": (220, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),

@@ -21,6 +21,8 @@ OF_PRESET = (
     "objective",
     "backward",
     "remat",
+    "fsdp",
+    "quantization",
     "dropout",
 )  # options that override values of the preset
 
@@ -75,6 +77,10 @@ class Options:
     """Hypotheses that the backward pass runs for."""
     remat: Remat | None = None
     """What the backward pass computes again."""
+    fsdp: bool | None = None
+    """Shard the matrices of the base over data, too."""
+    quantization: Literal["int8", "nf4"] | None = None
+    """Store the kernels of the base in 8 or 4 bits."""
     dropout: float | None = None
     """Dropout probability of the adapters."""
 

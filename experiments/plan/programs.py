@@ -20,7 +20,9 @@ from experiments.plan.presets import tower_inputs
 from mcl_jax.mesh import base_sharding, bytes_per_device, padded, placed, processes_of, state_shardings
 from mcl_jax.models import families
 from mcl_jax.models.names import abstract_params
+from mcl_jax.models.quantized import quantized
 from mcl_jax.parallel import DATA_AXIS, MODEL_AXIS
+from mcl_jax.sharding import path_of
 
 METHOD = "mcl"
 NAMES = ("train", "evaluation", "decoding", "tower")
@@ -79,14 +81,20 @@ class Programs:
         """The base."""
         dtype = jnp.dtype(self.config.base.dtype)
         remat = self.config.training.remat
-        return families.build(self.base, scan=True, dtype=dtype, param_dtype=dtype, remat=remat)[1]
+        module = families.build(self.base, scan=True, dtype=dtype, param_dtype=dtype, remat=remat)[1]
+        kind = self.config.base.quantization
+        return module if kind is None else quantized(module, kind)
 
     @cached_property
     def params(self) -> Any:
         """Shapes of the base's parameters, in their shards."""
-        sharding = base_sharding(self.mesh)
-        shapes = abstract_params(self.module)
-        return jax.tree_util.tree_map_with_path(lambda keys, leaf: placed(leaf, sharding(keys, leaf.shape)), shapes)
+        sharding = base_sharding(self.mesh, fully=self.config.training.fsdp)
+
+        def shard(keys, leaf):  # a quantized kernel has several arrays, which are sharded as the kernel is
+            path, kernel, _ = path_of(keys).partition("/kernel")
+            return placed(leaf, sharding(path + kernel, leaf.shape))
+
+        return jax.tree_util.tree_map_with_path(shard, abstract_params(self.module))
 
     @cached_property
     def task(self) -> Task:

@@ -40,7 +40,8 @@ def say_settings(programs: Programs, topology: Topology) -> None:
         f"{topology.name}, --mesh {axes_text(programs.axes)}: K={config.num_hypotheses} hypotheses of rank "
         f"{config.lora.rank}, {config.objective.name} with the backward pass {programs.backward}, batches of "
         f"{training.batch_size} x {training.max_length} tokens, --accumulate {training.accumulate}, --remat "
-        f"{training.remat}, {config.base.dtype}"
+        f"{training.remat}{', --fsdp' if training.fsdp else ''}, the base in "
+        f"{config.base.quantization or config.base.dtype}"
     )
 
 

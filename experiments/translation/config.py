@@ -17,18 +17,25 @@ from mcl_jax.data import Prompt
 class Data(Options):
     """Texts with several right answers."""
 
-    task: Literal["languages", "styles"] = "languages"
-    """Which verses to learn.
+    task: Literal["languages", "styles", "definitions", "messages"] = "languages"
+    """What to learn.
     languages: a KJV verse, answered in Spanish or in modern English.
-    styles: a Spanish verse, answered in archaic or in modern English."""
+    styles: a Spanish verse, answered in archaic or in modern English.
+    definitions: an English word, defined as a noun or as a verb.
+    messages: a message of a program, answered in German, Spanish or French."""
     path: Annotated[Path | None, arg(name="data")] = None
-    """Your own text instead of the verses, one of these:
+    """Your own text instead, one of these:
     a file of JSON lines, name.jsonl (`id`, `source`, `target`, optionally `mode`, `split`, `references`);
     a folder with parallel files such as train.en and train.de;
     the name of a WMT data set in TFDS, such as wmt14_translate/de-en."""
     sword_dir: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with the SWORD modules of the verses, which contains mods.d.
     By default, they are downloaded (Debian's packages)."""
+    wordnet_dir: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder with WordNet's files for --task definitions. By default, Debian's package wordnet-base is downloaded."""
+    locale_dir: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder with catalogues such as de/LC_MESSAGES/git.mo for --task messages.
+    By default, Debian's packages coreutils and git are downloaded."""
     source_language: str = "en"
     """Language of the sources in parallel files and WMT; the ending of their file names."""
     target_language: str = "de"

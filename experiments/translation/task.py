@@ -30,6 +30,8 @@ def load_data(config: Config) -> data.Corpus:
         given.path or given.task,
         given.cache,
         given.sword_dir,
+        wordnet_dir=given.wordnet_dir,
+        locale_dir=given.locale_dir,
         source=given.source_language,
         target=given.target_language,
         most=given.wmt_pairs,

@@ -22,7 +22,7 @@ from mcl_jax.generation import filters
 from mcl_jax.generation.decoders import Decoder, Greedy, Step
 from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
 from mcl_jax.language_model import check_language_model
-from mcl_jax.mesh import on_mesh, over_data, padded
+from mcl_jax.mesh import laid_out, over_data
 from mcl_jax.models.decoder import Segment, positions_of
 
 GREEDY = Greedy()
@@ -147,9 +147,7 @@ def decode(
     limits.check_vocabulary(getattr(model.module, "vocab_size", None))
     keys = _example_keys(rng, len(prompts.tokens))
     shared, batch = (params, adapters), (prompts.tokens, prompts.mask, prompts.features, keys)
-    if mesh is not None:
-        shared, batch = on_mesh(shared, mesh), padded(batch, mesh)
-    generation, broken = _decode(model, decoder, limits, mesh, shared, batch)
+    generation, broken = _decode(model, decoder, limits, *laid_out(mesh, shared, batch))
     generation, broken = jax.tree.map(lambda x: x[:, : len(prompts.tokens)], (generation, broken))
     _check_scores(broken)
     return generation
@@ -179,9 +177,8 @@ def lower_decode(
     features = {name: inputs[name] for name in ("features",) if name in inputs}
     keys = jax.eval_shape(lambda: _example_keys(None, tokens.shape[0]))
     shared, batch = (params, adapters), (tokens, mask, features, keys)
-    if mesh is not None:
-        shared, batch = on_mesh(shared, mesh), padded(batch, mesh)
-    return _decode.lower(model, _checked(decoder), Limits(max_new_tokens, **limits), mesh, shared, batch)
+    limits = Limits(max_new_tokens, **limits)
+    return _decode.lower(model, _checked(decoder), limits, *laid_out(mesh, shared, batch))
 
 
 def _example_keys(rng: Any, batch: int) -> Key[Array, " B"]:
@@ -219,8 +216,8 @@ class _Carry:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _decode(model, decoder, limits, mesh, shared, batch):
-    return over_data(functools.partial(_decode_part, model, decoder, limits), mesh, out_axis=1)(shared, batch)
+def _decode(model, decoder, limits, layout, shared, batch):
+    return over_data(functools.partial(_decode_part, model, decoder, limits), layout, out_axis=1)(shared, batch)
 
 
 def _decode_part(model, decoder, limits, shared, batch):

@@ -15,7 +15,7 @@ from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
 from mcl_jax.hypotheses import AdaptedModule, count, select
 from mcl_jax.language_model import check_language_model
 from mcl_jax.likelihood import sequence_log_likelihood
-from mcl_jax.mesh import on_mesh, over_data, padded
+from mcl_jax.mesh import laid_out, over_data
 from mcl_jax.models.decoder import positions_of
 
 
@@ -49,9 +49,7 @@ def log_likelihoods(
     check_room(model.module, prompts.longest, longest)
     by_example = (jnp.asarray(leaf).swapaxes(0, 1) for leaf in (answers.tokens, answers.lengths))
     shared, batch = (params, adapters), (prompts.tokens, prompts.mask, *by_example, prompts.features)
-    if mesh is not None:
-        shared, batch = on_mesh(shared, mesh), padded(batch, mesh)
-    return _log_likelihoods(model, mesh, shared, batch)[:, :, : len(prompts.tokens)]
+    return _log_likelihoods(model, *laid_out(mesh, shared, batch))[:, :, : len(prompts.tokens)]
 
 
 def _check_answers(answers: Generation, num_prompts: int, vocab_size: int | None) -> int:
@@ -71,8 +69,8 @@ def _check_answers(answers: Generation, num_prompts: int, vocab_size: int | None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_likelihoods(model, mesh, shared, batch):
-    return over_data(functools.partial(_part, model), mesh, out_axis=2)(shared, batch)
+def _log_likelihoods(model, layout, shared, batch):
+    return over_data(functools.partial(_part, model), layout, out_axis=2)(shared, batch)
 
 
 def _part(model, shared, batch):

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mcl_jax import token_ids
+from mcl_jax import fsdp, token_ids
 
 NO_WINDOW = jnp.iinfo(jnp.int32).max
 MOST_SCORES = 2**20  # per row and head; `attend` takes the queries in blocks when there are more
@@ -241,6 +241,7 @@ def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: b
     Returns:
       The layers.
     """
+    layer = fsdp.gathers(layer)
     if (policy := check_remat(remat)) != "none":
         layer = nn.remat(layer, prevent_cse=not scan, policy=POLICIES[policy])
     if not scan:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import jax.numpy as jnp
 import pytest
 
 from experiments.audio_captioning import config as audio
@@ -181,6 +182,26 @@ def test_a_shared_rank_that_leaves_no_equal_parts_is_refused(shared, tmp_path):
         ValueError, match=f"--shared-rank must be 0 or a multiple of --num-hypotheses 3 .*, got {shared}"
     ):
         translation.Config.from_options(workdir=tmp_path, num_hypotheses=3, rank=7, shared_rank=shared, num_beams=3)
+
+
+@pytest.mark.parametrize("option", [{"own_rate": 4.0}, {"own_after": 10}])
+def test_options_of_the_own_part_need_a_shared_part(option, tmp_path):
+    config = translation.Config.from_options(workdir=tmp_path, shared_rank=4, **option)
+    assert len(config.optimizer.make(10).init({"a": jnp.zeros(2)})) == 3  # clipping, AdamW and the factor
+    with pytest.raises(ValueError, match="--own-rate and --own-after need --shared-rank, got 0"):
+        translation.Config.from_options(workdir=tmp_path, **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"own_rate": 0.0}, "--own-rate must be positive, got 0.0"),
+        ({"own_after": -1}, "--own-after must be at least 0"),
+    ],
+)
+def test_wrong_options_of_the_own_part_are_refused(option, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        translation.Config.from_options(workdir=tmp_path, shared_rank=4, **option)
 
 
 def test_every_name_of_an_objective_or_a_decoder_makes_one():
