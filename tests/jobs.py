@@ -25,9 +25,10 @@ class Job:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.workdir, self.logs = workdir, []
+        devices = f"--xla_force_host_platform_device_count={4 // processes}"
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
+            "XLA_FLAGS": re.sub(r"--xla_force_host_platform_device_count=\d+", devices, os.environ["XLA_FLAGS"]),
             "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent))),
         }
         self.processes = []

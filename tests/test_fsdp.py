@@ -91,7 +91,7 @@ def trained(name, case, params, **options):
     ("name", "case", "shape"),
     [
         ("scanned", "balanced", (4, 2)),
-        ("GPT, dots", "sampled", (4, 1)),
+        pytest.param("GPT, dots", "sampled", (4, 1), marks=pytest.mark.slow),
         pytest.param("scanned", "sampled", (8, 1), marks=pytest.mark.slow),
         pytest.param("scanned", "all", (2, 4), marks=pytest.mark.slow),
         pytest.param("a list of layers, nothing computed again", "balanced", (4, 2), marks=pytest.mark.slow),

@@ -6,7 +6,7 @@ from experiments.common.captioning.scores import COLUMNS, scores
 from experiments.common.captioning.task import load_base, load_data
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, on_test, page_of, show, write_page
-from experiments.common.task import evaluator
+from experiments.common.held_out import evaluator
 from experiments.common.training import train
 from mcl_jax import hosts
 from mcl_jax.command_line import attempt, errors_in_a_line

@@ -7,8 +7,8 @@ from typing import Any
 
 from experiments.common import figures, page
 from experiments.common.config import Config
-from experiments.common.task import Likelihoods, Task
-from experiments.common.training import gap, summary
+from experiments.common.held_out import Likelihoods, gap, summary
+from experiments.common.task import Task
 from mcl_jax import data
 from mcl_jax.console import plain, say, table
 from mcl_jax.json_io import to_json

@@ -24,9 +24,10 @@ import tyro
 from experiments.common.config import Config
 from experiments.common.figure_files import save
 from experiments.common.groups import ObjectiveName
+from experiments.common.held_out import evaluator, summary
 from experiments.common.options import parse_line, print_and_exit
-from experiments.common.task import Task, evaluator
-from experiments.common.training import summary, train
+from experiments.common.task import Task
+from experiments.common.training import train
 from mcl_jax import hosts, objectives
 from mcl_jax.command_line import attempt
 from mcl_jax.console import say, table

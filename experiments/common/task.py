@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -122,57 +121,6 @@ class Task:
             rng=stream(self.config.seed, STEPS),
             objective=objective,
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihoods:
-    """log p of held-out answers under each hypothesis.
-
-    Attributes:
-      log_p: Σ log p in nats [K, N].
-      tokens: number of tokens of each answer [N].
-      mode: index into the modes of the corpus, −1 if unknown [N].
-      record: index of the source of each answer [N].
-    """
-
-    log_p: np.ndarray
-    tokens: np.ndarray
-    mode: np.ndarray
-    record: np.ndarray
-
-    @cached_property
-    def winner(self) -> np.ndarray:
-        """The likeliest hypothesis of each answer [N]."""
-        return np.asarray(objectives.winners(jnp.asarray(self.log_p), jax.random.key(0)))
-
-    @property
-    def losses(self) -> np.ndarray:
-        """Winner-takes-all loss of each answer, −max_k log p / tokens, in nats per token [N]."""
-        return -self.log_p.max(0) / self.tokens
-
-    @property
-    def loss(self) -> float:
-        """Mean of the losses."""
-        return float(self.losses.mean())
-
-    def mean_per_record(self, values: np.ndarray) -> np.ndarray:
-        """Returns the mean of values [N] over the answers of each source, since these are not independent."""
-        return np.array([values[self.record == record].mean() for record in np.unique(self.record)])
-
-
-def evaluator(task: Task, method: Method):
-    """Returns a function (state, items) -> `Likelihoods`, which compiles once for each length of batch."""
-    model, mesh = task.model(method), task.config.training.device_mesh()
-
-    def evaluate(state, items):
-        batches = list(data.eval_batches(items.encoded, task.config.evaluation_batches))
-        inputs = (task.inputs(items, batch) for batch in batches)
-        log_p, tokens = mcl.language_model.evaluate(model, state.params, state.adapters, inputs, mesh=mesh)
-        modes, records = (np.concatenate([batch[name] for batch in batches]) for name in ("mode", "index"))
-        real = records != data.NO_RECORD
-        return Likelihoods(log_p[:, real], tokens[real], modes[real], records[real])
-
-    return evaluate
 
 
 def prompts_of(

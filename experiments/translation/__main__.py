@@ -2,7 +2,7 @@
 
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import Columns, draw, finish, on_test, page_of, show, write_page
-from experiments.common.task import evaluator
+from experiments.common.held_out import evaluator
 from experiments.common.training import train
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores

@@ -249,6 +249,7 @@ def test_a_plan(tmp_path, capsys):
     assert "Fits." in printed and "mcl_jax/" in printed and "by formula" in printed
 
 
+@pytest.mark.slow
 def test_a_plan_that_does_not_fit_and_the_largest_batch(tmp_path, capsys):
     args = ["--topology", "cpu:8", "--batch-size", 16, "--programs", "train", "--mesh", "data=2", "--chip-gib", 1e-3]
     plan = run(tmp_path, *args, "--largest", 1)
@@ -257,6 +258,7 @@ def test_a_plan_that_does_not_fit_and_the_largest_batch(tmp_path, capsys):
     assert "Does not fit: train needs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_search_names_the_best_mesh(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(search, "meshes", lambda devices: [Axes(4, 1), Axes(2, 2), Axes(16, 1)])
     small = ["--topology", "cpu:8", "--batch-size", 8, "--programs", "train", "--largest", 0, "--search"]

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments.common.task import Likelihoods
-from experiments.common.training import gap, summary
+from experiments.common.held_out import Likelihoods, gap, summary
 from mcl_jax.data import NO_MODE
 
 TASK = SimpleNamespace(corpus=SimpleNamespace(modes=("en", "es", "fr")))

@@ -12,7 +12,8 @@ import tokenizers as tk
 from jobs import Job
 from transformers import PreTrainedTokenizerFast
 
-from experiments.common.task import evaluator, prompts_of
+from experiments.common.held_out import evaluator
+from experiments.common.task import prompts_of
 from experiments.common.training import train
 from experiments.translation.__main__ import main
 from experiments.translation.config import Config
