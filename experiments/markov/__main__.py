@@ -20,7 +20,8 @@ CHECKPOINT_SECONDS = 5.0
 def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
     """Trains a method, from its last checkpoint if it has one; returns final evaluation, matrices and seconds."""
     name, num_hypotheses = ("mle", 1) if method == "mle" else (config.objective.name, config.k)
-    problem, loss, optimizer = Problem(config, seed), config.objective.make(name), config.training.optimizer()
+    problem, loss = Problem(config, seed, shared=method == "mcl"), config.objective.make(name)
+    optimizer = config.training.optimizer()
     objective = config.objective if method == "mcl" else dataclasses.replace(config.objective, backward=None)
     backward = objective.backward_of(loss, num_hypotheses, soft="all")
 

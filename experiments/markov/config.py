@@ -149,6 +149,9 @@ class Config(Options):
     """Run directory for results, figures and checkpoints. The same command again resumes the run."""
     num_hypotheses: int | None = field(default=None, metadata=COUNT)
     """Number K of hypotheses. The default is the number of chains."""
+    shared_rank: int = 0
+    """Number S of rank components that all hypotheses have in common and that learn from every sequence.
+    Each hypothesis then has 64 - S/K of its own, so that all K together still have rank 64 K."""
     seed: tuple[int, ...] = (1235,)
     """One or several random seeds.
     With several, results are means, and results.json also has the standard deviations and the single runs."""
@@ -168,6 +171,8 @@ class Config(Options):
         super().check()
         if not self.seed:
             raise ValueError("--seed needs at least one seed")
+        if self.shared_rank:
+            self.lora(shared=True)  # refuses a rank that leaves no equal parts
 
     @property
     def chains(self) -> np.ndarray:
@@ -208,6 +213,7 @@ class Config(Options):
             position_std=BASES[self.base.name].position_std,
         )
 
-    def lora(self) -> LoraConfig:
-        """Returns the paper's adapters."""
-        return LoraConfig(rank=64, alpha=64, targets=("q_proj", "k_proj", "v_proj", "out_proj"))
+    def lora(self, *, shared: bool) -> LoraConfig:
+        """Returns the paper's adapters, with or without the shared part."""
+        rank = groups.Lora(rank=64, shared_rank=self.shared_rank, targets=("q_proj", "k_proj", "v_proj", "out_proj"))
+        return rank.shared_adapters(self.k) if shared else rank.adapters()

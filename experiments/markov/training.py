@@ -46,10 +46,17 @@ def sample_mixture(
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Base, hypotheses and data of one seed."""
+    """Base, hypotheses and data of one seed.
+
+    Attributes:
+      config: the configuration.
+      seed: random seed.
+      shared: whether the hypotheses have a shared part, if the configuration asks for one.
+    """
 
     config: Config
     seed: int
+    shared: bool = True
 
     @property
     def module(self) -> GPTNeo:
@@ -57,7 +64,7 @@ class Problem:
 
     @property
     def hypotheses(self) -> mcl.Hypotheses:
-        return mcl.Hypotheses(self.module, self.config.lora())
+        return mcl.Hypotheses(self.module, self.config.lora(shared=self.shared))
 
     @property
     def transitions(self) -> Float[Array, "N V V"]:

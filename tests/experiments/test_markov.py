@@ -8,7 +8,7 @@ import pytest
 
 from experiments.markov.__main__ import main
 from experiments.markov.config import Config
-from experiments.markov.training import sample_mixture
+from experiments.markov.training import Problem, sample_mixture
 
 THREE = [[[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]], [[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]]]
 
@@ -43,6 +43,18 @@ def test_run_leaves_what_the_contract_names(tmp_path, capsys):
     capsys.readouterr()
     main(config)
     assert "is finished" in capsys.readouterr().out
+
+
+def test_a_shared_part_keeps_the_rank_of_all_hypotheses_together(tmp_path):
+    config = tiny("run", tmp_path, shared_rank=96)
+    mcl, mle = (Problem(config, seed=0, shared=shared).hypotheses.config for shared in (True, False))
+    assert (mcl.rank, mcl.shared_rank, mcl.alpha) == (32, 96, 128) and (mle.rank, mle.shared_rank, mle.alpha) == (
+        64,
+        0,
+        64,
+    )
+    with pytest.raises(ValueError, match="--shared-rank must be 0 or a multiple of --num-hypotheses 3 .* got 97"):
+        tiny("run", tmp_path, shared_rank=97)
 
 
 @pytest.mark.slow  # tests/test_parallel.py has the same of the step alone
