@@ -144,7 +144,8 @@ class Problem:
         def some(key):
             sample_key, tie_key = jax.random.split(key)
             tokens, z = sample_mixture(sample_key, self.transitions, num_sequences // chunks, self.config.data.seq_len)
-            log_p = jax.vmap(lambda a: self.log_likelihood(params, a, tokens)[0])(adapters)
+            one = lambda adapters_k: self.log_likelihood(params, adapters_k, tokens)[0]
+            log_p = jax.vmap(one, (mcl.hypotheses.axes(adapters),))(adapters)
             winner = objectives.winners(log_p, tie_key)
             return -log_p.max(0) / (self.config.data.seq_len - 1), z, winner
 

@@ -26,8 +26,9 @@ def tiny(workdir, tmp_path, **changes):
     return Config.from_options(workdir=tmp_path / workdir, transitions=chains, num_hypotheses=3, **(sizes | changes))
 
 
-def test_run_leaves_what_the_contract_names(tmp_path, capsys):
-    config = tiny("run", tmp_path, seed=(1, 2))
+@pytest.mark.parametrize("shared_rank", [0, 96])
+def test_run_leaves_what_the_contract_names(tmp_path, capsys, shared_rank):
+    config = tiny("run", tmp_path, seed=(1, 2), shared_rank=shared_rank)
     main(config)
     results = json.loads((config.workdir / "results.json").read_text())
     assert {"mle", "wta_lower", "wta_upper"} <= results["bounds"].keys()
