@@ -75,7 +75,10 @@ def test_a_machine_without_a_gpu_is_refused():
         gpu_check.section("hardware", quick=False)
 
 
-def test_a_failed_test_fails_its_section(tmp_path, monkeypatch):
+@pytest.mark.parametrize("xdist", [True, False])
+def test_a_failed_test_fails_its_section(tmp_path, monkeypatch, xdist):
+    if not xdist:
+        monkeypatch.setattr(gpu_tests.importlib.util, "find_spec", lambda name: None)
     file = tmp_path / "test_two.py"
     file.write_text("def test_right():\n    pass\n\n\ndef test_wrong():\n    assert 2 == 3\n")
     monkeypatch.setattr(gpu_tests, "FILES", (str(file),))
@@ -84,7 +87,20 @@ def test_a_failed_test_fails_its_section(tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match="pytest ended with status 1"):
         next(steps)
     assert "test_two.py::test_wrong" in result["failed"][0] and len(result["failed"]) == 1
-    assert "1 failed, 1 passed" in result["summary"][0]
+    assert result["passed"] == 1
+
+
+@pytest.mark.slow
+def test_tests_that_have_no_time_are_not_lost(tmp_path, monkeypatch):
+    file = tmp_path / "test_two.py"
+    file.write_text("import time\n\n\ndef test_right():\n    pass\n\n\ndef test_endless():\n    time.sleep(99)\n")
+    monkeypatch.setattr(gpu_tests, "FILES", (str(file),))
+    monkeypatch.setattr(gpu_tests.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_tests, "SECONDS", 20)
+    steps = gpu_tests.steps(quick=True)
+    assert next(steps) == {"passed": 1, "failed": [], "ended": "pytest was stopped after 20 s"}
+    with pytest.raises(AssertionError, match="stopped after 20 s"):
+        next(steps)
 
 
 @pytest.mark.parametrize("leaf", [0, 1, 2])
