@@ -138,6 +138,7 @@ def test_the_preset_runs(tmp_path, base, data):
         2,
         "--remat",
         "full",
+        "--fsdp",
         "--max-new-tokens",
         5,
         "--max-length",
