@@ -16,7 +16,6 @@ from mcl_jax import data, generation, hosts
 from mcl_jax.generation import Decoder
 from mcl_jax.run import Run
 
-BATCH = 8
 SAMPLES = 20
 
 
@@ -57,9 +56,9 @@ def answer(
     """
     method: Method = name.partition("/")[0]
     model, texts, scores, seconds = task.model(method), [], [], 0.0
-    mesh = task.config.training.device_mesh()
+    mesh, size = task.config.training.device_mesh(), min(task.config.decoding.decode_batch, len(records))
     with run.progress(len(records), 0, f"{name} answers") as progress:
-        for number, (batch, prompts, real) in enumerate(prompts_of(task, records, min(BATCH, len(records)))):
+        for number, (batch, prompts, real) in enumerate(prompts_of(task, records, size)):
             if hosts.any_of(run.stop_requested):
                 run.stop()
             started = time.monotonic()

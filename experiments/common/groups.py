@@ -313,6 +313,8 @@ class Decoding(Options):
 
     max_new_tokens: int = field(default=80, metadata=COUNT | VOLATILE)
     """Longest answer in tokens."""
+    decode_batch: int = field(default=8, metadata=COUNT | VOLATILE)
+    """Number of sources that are answered at the same time. Fewer need less memory."""
     num_beams: int | None = field(default=None, metadata=VOLATILE)
     """Number of beams of a method with one hypothesis, a multiple of K. The default is 2 K.
     Each of K hypotheses has 1/K of them."""

@@ -17,6 +17,7 @@ OF_PRESET = (
     "accumulate",
     "max_length",
     "max_new_tokens",
+    "decode_batch",
     "num_hypotheses",
     "objective",
     "backward",
@@ -69,6 +70,8 @@ class Options:
     """Longest example in tokens, instead of the preset's."""
     max_new_tokens: int | None = None
     """Longest answer in tokens, instead of the preset's."""
+    decode_batch: int | None = None
+    """Number of sources that are answered at the same time."""
     num_hypotheses: int | None = None
     """Number K of hypotheses, instead of the preset's."""
     objective: ObjectiveName | None = None

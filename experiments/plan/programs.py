@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding
 
 import mcl_jax as mcl
 from experiments.common.config import Config
-from experiments.common.decoding import BATCH
 from experiments.common.devices import Axes
 from experiments.common.perception import params_of_tower, tower
 from experiments.common.task import Task
@@ -204,7 +203,8 @@ class Programs:
     def _decoding(self) -> jax.stages.Lowered:
         decoding, length = self.config.decoding, self.config.training.max_length
         prompt = max(1, length - decoding.max_new_tokens)
-        inputs = {"tokens": jax.ShapeDtypeStruct((BATCH, prompt), jnp.int32), **self.features(BATCH)}
+        size = decoding.decode_batch
+        inputs = {"tokens": jax.ShapeDtypeStruct((size, prompt), jnp.int32), **self.features(size)}
         return mcl.generation.lower_decode(
             self.model,
             self.params,

@@ -132,6 +132,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "folder",
         "cache_features",
         "mesh",
+        "fsdp",
         "distributed",
         "coordinator",
         "num_processes",
