@@ -231,8 +231,14 @@ def bytes_per_device(leaves: Iterable[Any]) -> int:
     total = 0
     for leaf in leaves:
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        total += int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+        total += -(-int(np.prod(shape, dtype=np.int64)) * _bits(leaf.dtype) // 8)
     return total
+
+
+def _bits(dtype: Any) -> int:
+    """Returns the bits of an entry; NumPy counts 4-bit integers, which accelerators pack, as bytes."""
+    is_key = jax.numpy.issubdtype(dtype, jax.dtypes.extended)
+    return 8 * dtype.itemsize if is_key else jax.dtypes.itemsize_bits(dtype)
 
 
 class Layout(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from toys import Tokens, adam, normal, randomized, token_batch, token_log_likelihood
 
 import mcl_jax as mcl
-from mcl_jax import generation, objectives, parallel
+from mcl_jax import generation, mesh, objectives, parallel
 from mcl_jax.models import Llama, LlamaConfig, families, names
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -264,6 +264,11 @@ def test_every_published_size_has_its_rules(file):
     kernel = next(row for row in rows if row.path.endswith("layers/self_attn/o_proj/kernel"))
     assert tuple(kernel.spec) == (None, "model", None)
     assert kernel.bytes_per_device * 8 == 4 * np.prod(kernel.shape)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 84), (jnp.bfloat16, 42), (jnp.int8, 21), (jnp.int4, 11)])
+def test_bytes_of_small_integers_are_those_of_packed_ones(dtype, size):
+    assert mesh.bytes_per_device([jax.ShapeDtypeStruct((3, 7), dtype), jax.random.key(0)]) == size + 8
 
 
 class TestRefused:

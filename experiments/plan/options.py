@@ -80,7 +80,7 @@ class Options:
     """Hypotheses that the backward pass runs for."""
     remat: Remat | None = None
     """What the backward pass computes again."""
-    fsdp: bool | None = None
+    fsdp: bool = False
     """Shard the matrices of the base over data, too."""
     quantization: Literal["int8", "nf4"] | None = None
     """Store the kernels of the base in 8 or 4 bits."""
