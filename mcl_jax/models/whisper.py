@@ -6,8 +6,9 @@
     logits = module.apply({"params": params}, batch["tokens"], batch["mask"], features)
 
 Cross-attention needs keys and values of the features. `extend` computes them with the first tokens of a row and keeps
-them in the segment that it returns (`decoder.Segment.memory`), so they are computed once for each clip and hypothesis;
-once for each clip if no adapter is on their projections.
+them in the segment that it returns (`decoder.Segment.memory`), so decoding computes them once for each clip. The frozen
+projections run once for all hypotheses, and adapters add to their results. Without adapters on `encoder_attn/k_proj`
+and `v_proj`, all hypotheses of a training batch share the memory; else each has its own.
 
 The module tree has Hugging Face's names; if scanned, the layers are one `layers`:
 
