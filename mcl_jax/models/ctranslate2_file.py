@@ -57,7 +57,8 @@ OTHERS = {
 EMBEDDINGS = "decoder/embeddings"
 SCALARS = ("alignment_heads", "alignment_layer")  # these hold no weights, whatever their shape
 LEAVES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
-SETTINGS = {"pre_norm": 1, "scale_embeddings": 0, "start_from_zero_embedding": 0, "alibi": 0}  # of OpenAI's models
+# Of the decoder, in OpenAI's models; activation 3 is the exact gelu.
+SETTINGS = {"activation": 3, "pre_norm": 1, "scale_embeddings": 0, "start_from_zero_embedding": 0, "alibi": 0}
 
 
 class Stored(NamedTuple):

@@ -283,6 +283,12 @@ def test_the_processor_gives_what_hugging_faces_gives():
     assert processor.transcribe() == "<|startoftranscript|><|notimestamps|>"
 
 
+def test_prompts_of_a_batch_begin_once():
+    processor = load()[2]
+    batch = mcl.language_model.encode(processor.tokenizer, [processor.transcribe("en"), ""], ["ab", "c"], max_length=7)
+    assert batch["tokens"].tolist() == [[30, 31, 33, 34, 0, 1, 29], [30, 34, 2, 29, 29, 29, 29]]
+
+
 def test_wrong_inputs_are_refused():
     module, params, processor = load()
     model, _, adapters = drawn()
