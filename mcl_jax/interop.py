@@ -93,7 +93,7 @@ def _settings_of(config: LoraConfig, family: families.Family, ranks, alphas, bas
 
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": family.task,
         "base_model_name_or_path": base,
         "r": config.rank + config.shared_rank,
         "lora_alpha": config.alpha,
@@ -250,8 +250,8 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
                 f"all hypotheses must adapt the same layers; hypotheses {k} and 0 differ in "
                 f"{sorted(set(one) ^ names)[:8]}"
             )
-    renames = families.of_module(module).renames
-    given = {rename(name, renames): name for name in names}  # keys are names in the module tree
+    family = families.of_module(module)
+    given = {rename(name, family.renames): name for name in names}  # keys are names in the module tree
     if len(given) < len(names):
         raise ValueError(
             "every layer must have one adapter, but some have two, under different names: "
@@ -259,7 +259,7 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
         )
     flat, used, ranks, alphas = {}, set(), {}, {}
     for path, leaf in flatten_dict(abstract_params(module)).items():
-        adaptable = path[-1] == "kernel" and (path[0] == "language_model" or not hasattr(module, "encode"))  # no towers
+        adaptable = path[-1] == "kernel" and path[: len(family.language_model)] == family.language_model  # no towers
         layers = hf_layers(path, leaf.shape) if adaptable else []
         hit = [given[name] for name, _ in layers if name in given]
         if not hit:

@@ -37,8 +37,9 @@ class LanguageModel(Protocol):
     """The methods that a Linen module needs: `hidden` and `unembedding` for `log_likelihood_fn`, all for `generate`.
 
     `mask` is True on tokens and False on padding. Models of pictures or clips take `features` [B, N, D] as a keyword in
-    `hidden` and `extend`. A module may also have `vocab_size` and `max_positions` (integers), which limit prompts, and
-    `placeholder`, the id of the token that features replace.
+    `hidden` and `extend`, and have `feature_size`, the width D. A module may also have `vocab_size` and `max_positions`
+    (integers), which limit prompts, and `placeholder`, the id of the token that features replace. If features replace
+    no token, every row needs some.
     """
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:

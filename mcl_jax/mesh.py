@@ -34,7 +34,7 @@ RULES: Rules = (
 )
 LARGE = 2**20  # entries of a parameter that must not be left whole by accident
 # Kernels of the layers of a language model; those of a tower run elsewhere.
-LAYERS, TOWERS = re.compile(r"\b(layers|h)(_\d+)?/.*\bkernel$"), re.compile(r"(tower|projector)/")
+LAYERS, TOWERS = re.compile(r"\b(layers|h)(_\d+)?/.*\bkernel$"), re.compile(r"(tower|projector|encoder)/")
 
 
 def base_sharding(

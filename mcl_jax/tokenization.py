@@ -33,10 +33,14 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
 def prompt_ids(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " P"]:
     """Returns the token ids of a prompt, with the tokenizer's first tokens (such as bos) but without the end token.
 
+    A prompt that begins with the first of these tokens itself, as those of Whisper do, is taken as it is written.
+
     Raises:
       ValueError: if the prompt has no tokens.
     """
-    ids = _encode(tokenizer, text)
+    ids, written = _encode(tokenizer, text), _encode(tokenizer, text, **_without_special(tokenizer))
+    if len(written) and written[0] == ids[0]:
+        ids = written
     if len(ids) and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     if not len(ids):
@@ -54,8 +58,7 @@ def answer_ids(tokenizer: Tokenizer, text: str, name: str) -> Int[np.ndarray, " 
     Raises:
       ValueError: if the text is empty or contains the end token.
     """
-    takes = "add_special_tokens" in inspect.signature(tokenizer.encode).parameters
-    ids = _encode(tokenizer, text, **({"add_special_tokens": False} if takes else {}))
+    ids = _encode(tokenizer, text, **_without_special(tokenizer))
     if not len(ids):
         raise ValueError(f"{name}: the target {text!r} is empty, or has no tokens")
     if tokenizer.eos_token_id in ids:
@@ -67,6 +70,12 @@ def pad_id(tokenizer: Tokenizer) -> int:
     """Returns the padding token, or the end token if there is none."""
     pad = getattr(tokenizer, "pad_token_id", None)
     return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def _without_special(tokenizer: Any) -> dict[str, bool]:
+    """Returns the option of `encode` that leaves out special tokens, if there is one."""
+    takes = "add_special_tokens" in inspect.signature(tokenizer.encode).parameters
+    return {"add_special_tokens": False} if takes else {}
 
 
 def _encode(tokenizer: Any, text: str, **options: bool) -> Int[np.ndarray, " N"]:

@@ -15,7 +15,12 @@ from mcl_jax import interop
 
 GOLDEN = Path(__file__).parent / "golden"
 PEFT = GOLDEN / "peft" / "llama"
-BASES = {"llama": "models/llama", "llava": "llava/llama", "qwen2_audio": "qwen2_audio/grouped"}  # of make_peft.py
+BASES = {
+    "llama": "models/llama",
+    "llava": "llava/llama",
+    "qwen2_audio": "qwen2_audio/grouped",
+    "whisper": "whisper/tiny",
+}
 EXPECTED = np.load(PEFT / "expected.npz")
 TOKENS = jnp.asarray(EXPECTED["tokens"])
 

@@ -16,7 +16,7 @@ from mcl_jax import augmentation, data
 from mcl_jax.models.audio_processor import AudioProcessor
 from mcl_jax.models.llama import LlamaConfig
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
-from mcl_jax.models.whisper import WhisperConfig
+from mcl_jax.models.whisper_encoder import WhisperEncoderConfig
 
 FRAMES = 100  # mel frames per second
 MEL_BINS = 80  # for the small base
@@ -40,7 +40,7 @@ class Clips:
 
     def inputs(self, processor: AudioProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
         """Returns mel and frames."""
-        window = min(math.ceil(self.seconds * FRAMES) + 2, processor.config.audio_config.window)
+        window = min(math.ceil(self.seconds * FRAMES) + 2, processor.window)
         return processor.inputs(media, window=window)
 
     def augment(self, processor: AudioProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
@@ -64,7 +64,7 @@ class Clips:
                 num_attention_heads=6,
                 qkv_bias=True,
             ),
-            audio_config=WhisperConfig(
+            audio_config=WhisperEncoderConfig(
                 num_mel_bins=MEL_BINS,
                 d_model=128,
                 encoder_layers=4,

@@ -129,18 +129,17 @@ def _check_padding(mask: Any) -> int:
 
 
 def _features(entries: Mapping[str, Any], tokens: Any, module: Any) -> dict[str, Array]:
-    features, placeholder = entries.get("features"), getattr(module, "placeholder", None)
-    if placeholder is None:
-        if features is not None:
-            raise ValueError(f"{type(module).__name__} takes text only, so inputs must not have 'features'")
-        return {}
-    if features is not None:
-        width = module.config.text_config.hidden_size
-        if jnp.ndim(features) != 3 or (len(features), features.shape[2]) != (len(tokens), width):
-            raise ValueError(
-                f"features must be [B, N, D] with B = {len(tokens)} prompts and D = {width}, as the model's 'encode' "
-                f"returns them, got {jnp.shape(features)}"
-            )
-    if (ids := token_ids.known(tokens)) is not None:
+    features, width = entries.get("features"), getattr(module, "feature_size", None)
+    placeholder, name = getattr(module, "placeholder", None), type(module).__name__
+    if width is None and features is not None:
+        raise ValueError(f"{name} takes text only, so inputs must not have 'features'")
+    if width is not None and features is None and placeholder is None:
+        raise ValueError(f"{name} needs inputs with 'features' [B, N, D], as its 'encode' returns them, got none")
+    if features is not None and (jnp.ndim(features) != 3 or (len(features), features.shape[2]) != (len(tokens), width)):
+        raise ValueError(
+            f"features must be [B, N, D] with B = {len(tokens)} prompts and D = {width}, as the model's 'encode' "
+            f"returns them, got {jnp.shape(features)}"
+        )
+    if placeholder is not None and (ids := token_ids.known(tokens)) is not None:
         check_placeholders(ids, placeholder, 0 if features is None else features.shape[1])
     return {} if features is None else {"features": jnp.asarray(features)}

@@ -3,9 +3,10 @@
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
 All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2).
-`llava_next` (with `clip` and `tiling`) takes images, and `qwen2_audio` (with `whisper`) takes audio; these two share
-`multimodal` and `processor`, and come with a processor instead of a tokenizer. `families` registers the models, `names`
-maps their parameters to tensors of a checkpoint, and `pretrained` loads and saves them.
+`llava_next` (with `clip` and `tiling`) takes images, and `qwen2_audio` audio; these two share `multimodal`. `whisper`,
+an encoder-decoder, hears speech, also in the format of CTranslate2 (`ctranslate2_file`). The last three come with a
+processor (`processor`, `clip_processor`) instead of a tokenizer; both that hear share `whisper_encoder`. `families`
+registers the models, `names` maps their parameters to tensors of a checkpoint, and `pretrained` loads and saves them.
 """
 
 from mcl_jax.models.families import lora_targets
@@ -15,6 +16,7 @@ from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.pretrained import from_pretrained, save_pretrained
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from mcl_jax.models.whisper import Whisper, WhisperConfig
 
 __all__ = [
     "GPT2",
@@ -27,6 +29,8 @@ __all__ = [
     "LlavaNextConfig",
     "Qwen2Audio",
     "Qwen2AudioConfig",
+    "Whisper",
+    "WhisperConfig",
     "from_pretrained",
     "lora_targets",
     "save_pretrained",

@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from mcl_jax.extras import needed_for
 from mcl_jax.models import processor
-from mcl_jax.models.processor import Processor
+from mcl_jax.models.clip_processor import Clip, ClipProcessor
 from mcl_jax.models.qwen2_audio import Qwen2AudioConfig
-from mcl_jax.models.whisper import check_clips, num_features
-
-Clip = Float[np.ndarray, " S"]
-SAMPLE_RATE = 16_000  # Hz, for Whisper and the clips of `mcl_jax.data`
-LOUDEST = 2.0  # relative to full scale; resampling may overshoot 1, and integers stored as floats are far above
+from mcl_jax.models.whisper_encoder import check_clips, num_features
 
 
-class AudioProcessor(Processor):
+class AudioProcessor(ClipProcessor):
     """Prepares the inputs of `Qwen2Audio`: `processor(prompts, clips)`.
 
     Args:
@@ -31,17 +26,11 @@ class AudioProcessor(Processor):
       ValueError: if its frames or audio token are not those of the model's config, or its sampling rate is not 16 kHz.
     """
 
-    media = "clips"
-
     def __init__(self, config: Qwen2AudioConfig, hf: Any):
-        super().__init__(config, hf, (config.audio_token_index, hf.audio_token))
-        self.extractor = hf.feature_extractor
-        theirs = self.extractor.feature_size, self.extractor.nb_max_frames, hf.audio_token_id
-        ours = config.audio_config.num_mel_bins, config.audio_config.window, config.audio_token_index
-        if theirs != ours:
-            raise ValueError(f"the processor's mel bins, frames and audio token must be {ours}, got {theirs}")
-        if self.extractor.sampling_rate != SAMPLE_RATE:
-            raise ValueError(f"the processor's sampling_rate must be {SAMPLE_RATE}, got {self.extractor.sampling_rate}")
+        audio = config.audio_config
+        super().__init__(config, hf, (config.audio_token_index, hf.audio_token), audio.num_mel_bins, audio.window)
+        if hf.audio_token_id != config.audio_token_index:
+            raise ValueError(f"the processor's audio token must be {config.audio_token_index}, got {hf.audio_token_id}")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: Qwen2AudioConfig) -> "AudioProcessor":
@@ -52,12 +41,12 @@ class AudioProcessor(Processor):
 
     def num_features(self, clip: Clip) -> int:
         """Returns the number of audio tokens of a clip; raises as `__call__` does if it is not a valid clip."""
-        samples = min(len(self._checked(clip)), self.extractor.n_samples)
-        return int(num_features(np.int32(-(-samples // self.extractor.hop_length))))
+        return int(num_features(np.int32(self.num_frames(clip))))
 
     def inputs(self, clips: Sequence[Clip | None], *, window: int | None = None) -> dict[str, np.ndarray]:
         """Returns the inputs of `encode`: mel and frames of B clips (see `__call__`); None gives silence, 0 frames."""
-        mel, frames = self._mel(clips, self.config.audio_config.window if window is None else window)
+        mel, frames = self.mel(clips, window)
+        check_clips(frames, mel.shape[2], self.window)
         return {"mel": mel, "frames": frames}
 
     def __call__(
@@ -92,30 +81,3 @@ class AudioProcessor(Processor):
         counts = num_features(inputs["frames"]).tolist()
         rows = [self.prompt(text, n) for text, n in zip(prompts, counts, strict=True)]
         return self.padded(rows, length, padding_side) | inputs
-
-    def _mel(self, clips, window):
-        mel = np.zeros((len(clips), self.extractor.feature_size, window), np.float32)
-        frames, hop = np.zeros(len(clips), np.int32), self.extractor.hop_length
-        for row, clip in enumerate(clips):
-            if clip is None:
-                continue
-            clip = self._checked(clip, f"clip {row}")[: self.extractor.n_samples]
-            frames[row] = -(-len(clip) // hop)
-            heard = self.extractor(
-                clip, max_length=window * hop, sampling_rate=self.extractor.sampling_rate, return_tensors="np"
-            )
-            mel[row] = heard["input_features"][0]
-        check_clips(frames, window, self.config.audio_config.window)
-        return mel, frames
-
-    def _checked(self, clip: Clip, name: str = "a clip") -> Clip:
-        """Checks a clip and returns it as float32."""
-        clip, least = np.asarray(clip), 2 * self.extractor.hop_length
-        if clip.ndim != 1 or len(clip) <= least:
-            raise ValueError(f"{name} must be mono, [S] with S > {least} samples, got shape {clip.shape}")
-        if not np.issubdtype(clip.dtype, np.floating):
-            raise ValueError(f"{name} must be floats in [-1, 1], got {clip.dtype}; divide 16-bit PCM by 32768")
-        loudest = np.abs(clip).max()
-        if not loudest <= LOUDEST:  # true for NaN as well
-            raise ValueError(f"{name} must be in [-1, 1], got a sample of {loudest:g}")
-        return clip.astype(np.float32)

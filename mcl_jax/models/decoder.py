@@ -14,7 +14,7 @@ it reads `past`, a tuple of segments of keys and values, and returns the segment
 
 A model that takes images or audio has a fifth method, `encode`: its frozen tower, from images or audio clips to
 features [B, N, D], which runs once per example whatever K is. The first three methods then take `features=`, which
-replace the placeholder tokens of the prompt (`merge_features`).
+replace the placeholder tokens of the prompt (`merge_features`), or which every token attends to (`whisper`).
 """
 
 from collections.abc import Sequence
@@ -54,12 +54,15 @@ class Segment:
       values: values of each layer, likewise.
       positions: positions of the tokens, from 0 in each row.
       mask: False where there is no token.
+      memory: (keys, values) [L, B, N, H, d] of the features that a model with cross-attention attends to, in the first
+        segment of its rows; None in later segments, and in other models.
     """
 
     keys: Float[Array, "L B S Hkv d"]
     values: Float[Array, "L B S Hkv d"]
     positions: Int[Array, "B S"]
     mask: Bool[Array, "B S"]
+    memory: tuple[Float[Array, "L B N H d"], Float[Array, "L B N H d"]] | None = None
 
 
 def merge_features(

@@ -15,6 +15,8 @@ from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from mcl_jax.models.whisper import Whisper, WhisperConfig
+from mcl_jax.models.whisper_processor import WhisperProcessor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Family:
       processor: class that prepares images or audio clips, if the model takes any; its `from_pretrained` takes the
         folder and the model's config.
       targets: the result of `lora_targets`.
+      language_model: path of the part that adapters may be on, if the rest is a frozen tower; () for the whole module.
+      task: `task_type` of PEFT's adapters.
     """
 
     module: type[nn.Module]
@@ -46,6 +50,8 @@ class Family:
     writes_tied: bool = False
     processor: Any = None
     targets: tuple[str, ...] = LoraConfig.targets
+    language_model: tuple[str, ...] = ()
+    task: str | None = "CAUSAL_LM"
 
 
 TO_GPT = ((r"(?=(wte|wpe|h|ln_f)\.)", "transformer."),)
@@ -75,6 +81,7 @@ LLAVA_NEXT = Family(
     in_memory=IN_MEMORY,
     tied=TIED_TEXT_MODEL,
     processor=LlavaNextProcessor,
+    language_model=("language_model",),
 )
 QWEN2_AUDIO = Family(
     Qwen2Audio,
@@ -85,6 +92,17 @@ QWEN2_AUDIO = Family(
     tied=TIED_TEXT_MODEL,
     writes_tied=True,
     processor=AudioProcessor,
+    language_model=("language_model",),
+)
+WHISPER = Family(
+    Whisper,
+    WhisperConfig,
+    renames=((r"(?=(encoder|decoder)\.)", "model."),),
+    tied=("proj_out.weight", "model.decoder.embed_tokens.weight"),
+    processor=WhisperProcessor,
+    targets=("q_proj", "k_proj", "v_proj", "fc1", "fc2"),
+    language_model=("model", "decoder"),
+    task=None,  # PEFT's wrapper for encoder-decoders would hand Whisper `input_ids`, which it does not take
 )
 FAMILIES = {
     "gpt2": Family(
@@ -107,6 +125,7 @@ FAMILIES = {
     "mistral": LLAMA,
     "qwen2": LLAMA,
     "qwen2_audio": QWEN2_AUDIO,
+    "whisper": WHISPER,
 }
 
 

@@ -22,6 +22,11 @@ class Multimodal(nn.Module):
         """V, number of tokens."""
         return self.config.text_config.vocab_size
 
+    @property
+    def feature_size(self) -> int:
+        """D, width of the features."""
+        return self.config.text_config.hidden_size
+
     def __call__(
         self,
         tokens: Int[Array, "B T"],

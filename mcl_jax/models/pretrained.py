@@ -1,4 +1,6 @@
-"""Pretrained weights: `from_pretrained` reads a Hugging Face folder or a GGUF file, `save_pretrained` writes a folder.
+"""Pretrained weights: `from_pretrained` reads a Hugging Face folder, a GGUF file or a CTranslate2 folder.
+
+`save_pretrained` writes a Hugging Face folder.
 
 `names` says which tensors of a checkpoint belong to a parameter. Weights are read one tensor at a time, directly into
 their dtype and sharding, so memory never holds a second copy of the model.
@@ -15,10 +17,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
 
-from mcl_jax.models import families, gguf_file, names, tokenizer_files
+from mcl_jax.models import ctranslate2_file, families, gguf_file, names, tokenizer_files
 from mcl_jax.models.hf_config import errors_name, read_config
 from mcl_jax.models.quantized import Quantization, is_quantized, quantized, quantizer
 from mcl_jax.models.tensors import Renamed, Safetensors, TensorSource, write_weights
+from mcl_jax.models.whisper_processor import WhisperProcessor
 
 MAX_SHARD_BYTES = 5 * 2**30
 
@@ -109,8 +112,8 @@ def from_pretrained(
     """Loads a pretrained language model, which may also take images or audio.
 
     Args:
-      path: a Hugging Face folder (config.json; model.safetensors or its shards; tokenizer files), a GGUF file, or a
-        folder with one GGUF file.
+      path: a Hugging Face folder (config.json; model.safetensors or its shards; tokenizer files), a GGUF file, a
+        folder with one GGUF file, or a folder with a Whisper of CTranslate2 (model.bin or its parts; tokenizer.json).
       sharding: sharding of all parameters, or a function (path, shape) -> sharding; the default device if None.
       quantization: "int8" or "nf4" stores the kernels of the layers in 8 or 4 bits; see `mcl_jax.models.quantized`.
         They cannot be merged with adapters, or saved. None means param_dtype.
@@ -124,7 +127,11 @@ def from_pretrained(
         names it. All checks but those of the values happen before any weights are read.
     """
     path = Path(path)
-    if gguf := gguf_file.find(path):
+    if parts := ctranslate2_file.find(path):
+        source = ctranslate2_file.CTranslate2(parts)
+        family, module = _build(parts[0], source.hf_config, overrides)
+        read = lambda: _ctranslate2_processor(parts[0].parent, module)
+    elif gguf := gguf_file.find(path):
         source = gguf_file.GGUF(gguf)
         family, module = _build(gguf, source.hf_config, overrides)
         read = lambda: (tokenizer_files.read_tokenizer(path) if path.is_dir() else None) or source.tokenizer()
@@ -157,6 +164,8 @@ def media_of(path: str | Path) -> str | None:
       ValueError: if the config cannot be read, as in `from_pretrained`.
     """
     path = Path(path)
+    if parts := ctranslate2_file.find(path):
+        return WhisperProcessor.media if tokenizer_files.has_vocabulary(parts[0].parent) else None
     if gguf_file.find(path):
         return None
     config = read_config(path)
@@ -170,6 +179,12 @@ def _processor(folder: Path, family: families.Family, module: nn.Module) -> Any:
     if family.processor is None or not tokenizer_files.has_processor(folder):
         return None
     return tokenizer_files.read(folder, lambda: family.processor.from_pretrained(folder, module.config))
+
+
+def _ctranslate2_processor(folder: Path, module: nn.Module) -> WhisperProcessor | None:
+    if not tokenizer_files.has_vocabulary(folder):
+        return None
+    return tokenizer_files.read(folder, lambda: WhisperProcessor.from_tokenizer(folder, module.config))
 
 
 def state_dict(params: PyTree[Array], family: families.Family) -> dict[str, np.ndarray]:

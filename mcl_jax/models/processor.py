@@ -54,12 +54,12 @@ class Processor:
       config: config of the model.
       hf: the Hugging Face processor.
       tokenizer: its tokenizer.
-      placeholder: id and text of the token that features replace.
+      placeholder: id and text of the token that features replace; None if they replace none.
     """
 
     media: ClassVar[str]
 
-    def __init__(self, config: Any, hf: Any, placeholder: tuple[int, str]):
+    def __init__(self, config: Any, hf: Any, placeholder: tuple[int, str] | None):
         self.config, self.hf, self.tokenizer, self.placeholder = config, hf, hf.tokenizer, placeholder
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -5,8 +5,9 @@
     features = module.apply({"params": params}, batch["mel"], batch["frames"], method="encode")     # once, whatever K
     logits = module.apply({"params": params}, batch["tokens"], batch["mask"], features)
 
-The module tree has the names of the published files: `audio_tower` (see `whisper`), `multi_modal_projector/linear` and
-`language_model` (see `llama`). Source: Hugging Face transformers 5.23, `models/qwen2_audio`; arXiv 2407.10759.
+The module tree has the names of the published files: `audio_tower` (see `whisper_encoder`),
+`multi_modal_projector/linear` and `language_model` (see `llama`). Source: Hugging Face transformers 5.23,
+`models/qwen2_audio`; arXiv 2407.10759.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from mcl_jax import options
 from mcl_jax.models.layers import dense
 from mcl_jax.models.llama import MEANT_NULL, Llama, LlamaConfig
 from mcl_jax.models.multimodal import Multimodal
-from mcl_jax.models.whisper import Encoder, WhisperConfig
+from mcl_jax.models.whisper_encoder import PooledEncoder, WhisperEncoderConfig
 
 ARCHITECTURE = "Qwen2AudioForConditionalGeneration"
 
@@ -39,7 +40,7 @@ class Qwen2AudioConfig:
     """
 
     text_config: LlamaConfig
-    audio_config: WhisperConfig = dataclasses.field(default_factory=WhisperConfig)
+    audio_config: WhisperEncoderConfig = dataclasses.field(default_factory=WhisperEncoderConfig)
     audio_token_index: int = 151646
 
     def __post_init__(self):
@@ -66,7 +67,7 @@ class Qwen2AudioConfig:
         text_config = options.given(hf_config.get("text_config"), meaning=MEANT_NULL)
         return cls(
             LlamaConfig.from_text_config({"model_type": "qwen2"} | text_config, **overrides),
-            WhisperConfig.from_hf(hf_config.get("audio_config", {}), **shared),
+            WhisperEncoderConfig.from_hf(hf_config.get("audio_config", {}), **shared),
             hf_config.get("audio_token_index", hf_config.get("audio_token_id", cls.audio_token_index)),
         )
 
@@ -97,7 +98,7 @@ class Qwen2Audio(Multimodal):
     config: Qwen2AudioConfig
 
     def setup(self):
-        self.audio_tower = Encoder(self.config.audio_config)
+        self.audio_tower = PooledEncoder(self.config.audio_config)
         self.multi_modal_projector = Projector(self.config.text_config)
         self.language_model = Llama(self.config.text_config)
 
@@ -107,7 +108,7 @@ class Qwen2Audio(Multimodal):
         return self.config.audio_token_index
 
     def encode(self, mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B N D"]:
-        """Computes the features of one clip per row, in the language model's width; see `whisper.Encoder`."""
+        """Computes features of one clip per row, in the language model's width; see `whisper_encoder.PooledEncoder`."""
         return self.multi_modal_projector(self.audio_tower(mel, frames))
 
     def encode_empty(self) -> None:

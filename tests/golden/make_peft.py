@@ -1,12 +1,13 @@
-"""Makes peft/: LoRA adapters written by PEFT for tiny models of models/, llava/ and qwen2_audio/, and their logits.
+"""Makes peft/: LoRA adapters written by PEFT for tiny models of models/, llava/, qwen2_audio/ and whisper/.
 
 In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6" "peft>=0.21,<0.22" pillow`):
 
     python tests/golden/make_peft.py
 
-In each folder lora0, lora1 and lora2 are plain PEFT folders, and expected.npz has the logits of the last 7 tokens with
-each, [3 adapters, B, 7, V], on the inputs of the base's own expected.npz, of the Llama on `tokens`. `--check DIR` has
-PEFT load the same adapters as `save_peft` wrote them into folders of these names in DIR, and prints what differs.
+Names of bases as arguments make those alone. In each folder lora0, lora1 and lora2 are plain PEFT folders, and
+expected.npz has the logits of the last 7 tokens with each, [3 adapters, B, 7, V], on the inputs of the base's own
+expected.npz, of the Llama on `tokens`. `--check DIR` has PEFT load the same adapters as `save_peft` wrote them into
+folders of these names in DIR, and prints what differs.
 """
 
 import sys
@@ -16,7 +17,12 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM, LlavaNextForConditionalGeneration, Qwen2AudioForConditionalGeneration
+from transformers import (
+    LlamaForCausalLM,
+    LlavaNextForConditionalGeneration,
+    Qwen2AudioForConditionalGeneration,
+    WhisperForConditionalGeneration,
+)
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "peft"
@@ -24,8 +30,11 @@ BASES = {
     "llama": (LlamaForCausalLM, HERE / "models" / "llama"),
     "llava": (LlavaNextForConditionalGeneration, HERE / "llava" / "llama"),
     "qwen2_audio": (Qwen2AudioForConditionalGeneration, HERE / "qwen2_audio" / "grouped"),
+    "whisper": (WhisperForConditionalGeneration, HERE / "whisper" / "tiny"),
 }
-TARGETS = r"(?!.*tower).*\.(q_proj|v_proj|down_proj)"  # towers have layers of these names too
+# Towers and encoders have layers of these names too.
+TARGETS = r"(?!.*tower)(?!.*encoder\.).*\.(q_proj|v_proj|down_proj|fc2)"
+TASKS = {"whisper": None}  # PEFT's wrapper for encoder-decoders hands the base `input_ids`
 
 
 def base(name: str) -> torch.nn.Module:
@@ -38,6 +47,10 @@ def inputs_of(name: str) -> dict[str, torch.Tensor]:
         return {"input_ids": torch.tensor(np.random.default_rng(1).integers(0, 41, (2, 7)))}
     golden = {key: torch.tensor(value) for key, value in np.load(BASES[name][1] / "expected.npz").items()}
     mask = golden["mask"].long()
+    if name == "whisper":
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        decoder = {"input_ids": golden["tokens"], "attention_mask": mask, "position_ids": positions}
+        return {"input_features": golden["mel"]} | {f"decoder_{key}": value for key, value in decoder.items()}
     inputs = {"input_ids": golden["tokens"], "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     if name == "llava":
         return inputs | {"pixel_values": golden["pixels"] / 64 - 2, "image_sizes": golden["sizes"]}
@@ -52,7 +65,7 @@ def logits_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> np.nda
 
 def main(name: str) -> None:
     inputs, logits = inputs_of(name), []
-    config = LoraConfig(r=3, lora_alpha=7, target_modules=TARGETS, task_type="CAUSAL_LM")
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=TARGETS, task_type=TASKS.get(name, "CAUSAL_LM"))
     for k in range(3):
         torch.manual_seed(k)
         model = get_peft_model(base(name), config).eval()
@@ -78,5 +91,6 @@ def check(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for base_name in BASES:
-        check(base_name, Path(sys.argv[2]) / base_name) if sys.argv[1:2] == ["--check"] else main(base_name)
+    checked = sys.argv[1:2] == ["--check"]
+    for base_name in BASES if checked else sys.argv[1:] or BASES:
+        check(base_name, Path(sys.argv[2]) / base_name) if checked else main(base_name)

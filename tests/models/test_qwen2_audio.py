@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
 from mcl_jax.models import families
-from mcl_jax.models.whisper import num_features
+from mcl_jax.models.whisper_encoder import num_features
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen2_audio"
 NAMES = ("grouped", "tied")
