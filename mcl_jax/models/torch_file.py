@@ -3,7 +3,7 @@
 Such a file is a row of pickles and then raw numbers, little-endian:
 
     magic number, protocol 1001, sizes of C types      three pickles
-    {name: tensor}                                     a pickle; a tensor is a view (offset, shape, strides) of a storage
+    {name: tensor}                                     a pickle; a tensor is a view of a storage
     [key, ...]                                         a pickle: the order of the storages
     for each key: int64 count, then count numbers      the storages
 
