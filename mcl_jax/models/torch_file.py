@@ -126,11 +126,15 @@ class TorchFile:
         stream.seek(0)
         if (start := [self._pickle(stream), self._pickle(stream)]) != [MAGIC, PROTOCOL]:
             raise ValueError(f"{self.file} must begin with the numbers of a torch file, got {start}")
-        if (sizes := self._pickle(stream)) and not sizes.get("little_endian", False):
-            raise ValueError(f"{self.file} must be little-endian, but was written by a big-endian machine")
+        sizes = self._pickle(stream)
+        if not isinstance(sizes, dict) or sizes.get("little_endian") is not True:
+            raise ValueError(f"{self.file} must be little-endian, as torch says in it, got {sizes}")
         tensors, order = self._pickle(stream), self._pickle(stream)
-        if not isinstance(tensors, dict) or not all(isinstance(tensor, _Tensor) for tensor in tensors.values()):
+        if not isinstance(tensors, dict):
             raise ValueError(f"{self.file} must hold tensors by name, got {type(tensors).__name__}")
+        if others := {name: type(x).__name__ for name, x in tensors.items() if not isinstance(x, _Tensor)}:
+            name, kind = next(iter(others.items()))
+            raise ValueError(f"{self.file} must hold tensors by name, got {{{name!r}: {kind}}}")
         return dict(tensors), order
 
     def _pickle(self, stream: BinaryIO) -> Any:
@@ -142,10 +146,12 @@ class TorchFile:
     def _find_storages(self, stream: BinaryIO, order: list[str]) -> dict[str, int]:
         """Returns where the numbers of each storage begin, in bytes, after checking that they are all there."""
         storages = {tensor.storage.key: tensor.storage for tensor in self._tensors.values()}
-        if not isinstance(order, list) or set(order) != set(storages) or len(order) != len(storages):
+        agree = all(storages[tensor.storage.key] == tensor.storage for tensor in self._tensors.values())
+        keys = list(map(str, order)) if isinstance(order, list) else []
+        if not agree or sorted(keys) != sorted(storages):
             raise ValueError(f"{self.file} is damaged: its list of storages is not that of its tensors")
         size, starts = self.file.stat().st_size, {}
-        for storage in map(storages.get, order):
+        for storage in map(storages.get, keys):
             width = np.dtype(STORAGES[storage.kind][1]).itemsize
             count = int.from_bytes(stream.read(8), "little")
             starts[storage.key], end = stream.tell(), stream.tell() + count * width
