@@ -91,8 +91,6 @@ QWEN2_AUDIO = Family(
 EFFICIENT_LLAVA = Family(
     EfficientLlava,
     EfficientLlavaConfig,
-    ignored=LLAMA.ignored,
-    in_memory=IN_MEMORY,
     tied=TIED_TEXT_MODEL,
     processor=EfficientLlavaProcessor,
 )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tower_files import CONFIG, norm_of, published
 
 from experiments.datasets.stamps import fetch_stamps
 from mcl_jax.data.media import Picture
@@ -14,45 +15,6 @@ from mcl_jax.models import efficientnet_lite_weights as weights
 from mcl_jax.models.efficient_llava_processor import pixels
 from mcl_jax.models.efficientnet_lite import VARIANTS, EfficientNetLite, EfficientNetLiteConfig
 from mcl_jax.models.tensors import Arrays
-
-# From 25 pixels to 13, 13, 7 and 4: each stride of 2 pads in another way. The last block of the second stage is added.
-STAGES = ((3, 1, 1, 7, 1), (5, 2, 3, 11, 2), (3, 2, 2, 13, 1))
-CONFIG = EfficientNetLiteConfig(image_size=25, stem_size=5, head_size=17, num_classes=19, stages=STAGES)
-LAYERS = {  # (output channels, input channels of each, size of the kernel) by published name
-    "_conv_stem": (5, 3, 3),
-    "_blocks.0._depthwise_conv": (5, 1, 3),
-    "_blocks.0._project_conv": (7, 5, 1),
-    "_blocks.1._expand_conv": (21, 7, 1),
-    "_blocks.1._depthwise_conv": (21, 1, 5),
-    "_blocks.1._project_conv": (11, 21, 1),
-    "_blocks.2._expand_conv": (33, 11, 1),
-    "_blocks.2._depthwise_conv": (33, 1, 5),
-    "_blocks.2._project_conv": (11, 33, 1),
-    "_blocks.3._expand_conv": (22, 11, 1),
-    "_blocks.3._depthwise_conv": (22, 1, 3),
-    "_blocks.3._project_conv": (13, 22, 1),
-    "_conv_head": (17, 13, 1),
-}
-NORMS = {"_conv_stem": "_bn0", "_conv_head": "_bn1", "expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
-
-
-def norm_of(layer):
-    """The published name of a layer's batch norm."""
-    *block, own = layer.rsplit(".", 1)
-    return ".".join([*block, NORMS[own if not block else own.strip("_").removesuffix("_conv")]])
-
-
-def published(seed=0):
-    """Random tensors under the published names."""
-    rng, tensors = np.random.default_rng(seed), {}
-    for layer, (outputs, inputs, k) in LAYERS.items():
-        tensors[f"{layer}.weight"] = rng.normal(0, (inputs * k * k) ** -0.5, (outputs, inputs, k, k))
-        tensors[f"{norm_of(layer)}.weight"] = rng.uniform(0.5, 2, outputs)
-        tensors[f"{norm_of(layer)}.bias"] = rng.normal(0.5, 1, outputs)
-        tensors[f"{norm_of(layer)}.running_mean"] = rng.normal(0, 1, outputs)
-        tensors[f"{norm_of(layer)}.running_var"] = rng.uniform(0, 3, outputs) * (rng.random(outputs) > 0.2)
-        tensors[f"{norm_of(layer)}.num_batches_tracked"] = np.array(0)
-    return tensors | {"_fc.weight": rng.normal(0, 1, (19, 17)), "_fc.bias": rng.normal(0, 1, 19)}
 
 
 def convolution(x, tensors, layer, stride=1):

@@ -5,37 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+from tower_files import MAKE_TENSOR, file_bytes, tensor_opcodes
 
-from mcl_jax.models.torch_file import MAGIC, PROTOCOL, TorchFile
-
-MAKE_TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n"
-
-
-def inner(value):
-    """The opcodes of a value in a pickle."""
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def tensor_opcodes(key, shape, strides, *, offset=0, count=None, kind=b"Float"):
-    """The opcodes of a tensor as torch writes them."""
-    count = int(np.prod(shape)) if count is None else count
-    storage = b"(" + inner("storage") + b"ctorch\n" + kind + b"Storage\n" + inner(key) + inner("cpu") + inner(count)
-    order = b"ccollections\nOrderedDict\n)R"
-    view = storage + b"NtQ" + inner(offset) + inner(shape) + inner(strides) + inner(False) + order
-    return MAKE_TENSOR + b"(" + view + b"tR"
-
-
-def file_bytes(tensors, storages, *, magic=MAGIC, order=None, body=None):
-    """A file of {name: opcodes} and {key: array}, or with another pickle as its `body`."""
-    state = inner("_metadata") + b"}" + inner("") + b"}s"
-    if body is None:
-        items = b"".join(inner(name) + opcodes for name, opcodes in tensors.items())
-        body = b"\x80\x02ccollections\nOrderedDict\n)R(" + items + b"u}" + state + b"sb."
-    sizes = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"int": 4}}
-    numbers = (len(array).to_bytes(8, "little") + array.tobytes() for array in storages.values())
-    head = b"".join(pickle.dumps(part, 2) for part in (magic, PROTOCOL, sizes))
-    return head + body + pickle.dumps(list(storages) if order is None else order, 2) + b"".join(numbers)
-
+from mcl_jax.models.torch_file import TorchFile
 
 A, B = np.arange(35, dtype="<f4") / 7, np.array([3], "<i8")
 TENSORS = {
