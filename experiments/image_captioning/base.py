@@ -46,7 +46,7 @@ class Config(Options):
     """Width of the projector's hidden layer."""
     steps: int = field(default=400, metadata=COUNT)
     """Number of training steps."""
-    batch_size: int = field(default=24, metadata=COUNT)
+    batch_size: int = field(default=16, metadata=COUNT)
     """Captions per step."""
     learning_rate: float = 1e-3
     """Highest learning rate."""

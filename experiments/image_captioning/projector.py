@@ -17,7 +17,7 @@ from mcl_jax.run import Run
 
 RIDGE = 1.0  # λ in units of the mean eigenvalue of the features' covariance
 NO_CONTENT = {"a", "an", "the", "of", "in", "on", "and", "with"}
-LENGTHS = 8  # longest captions are padded to a multiple of this
+LONGEST = 12  # tokens of a caption with its end; longer ones are cut, so that no step waits for a few long captions
 
 
 class Grounding(NamedTuple):
@@ -51,8 +51,9 @@ def regressed(module: EfficientLlava, params: Any, tokenizer: Any, seen: Seen) -
     x_mean, y_mean = x.mean(0), wanted.mean(0)
     x, y = x - x_mean, wanted - y_mean
     gram = x.T @ x
-    solution = np.linalg.solve(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), x.T @ y)  # [F, D]
-    solution *= np.sqrt((y**2).sum() / ((x @ solution) ** 2).sum())
+    ridge = RIDGE * max(np.trace(gram) / len(gram), 1e-6)  # features may all be 0
+    solution = np.linalg.solve(gram + ridge * np.eye(len(gram)), x.T @ y)  # [F, D]
+    solution *= np.sqrt((y**2).sum() / max(((x @ solution) ** 2).sum(), 1e-6))
     repeats = module.config.tokens_per_cell
     projector = jax.tree.map(jnp.asarray, params["multi_modal_projector"])
     second = projector["linear_2"]
@@ -71,14 +72,24 @@ def _content(tokenizer: Any, caption: str) -> list[int]:
 
 
 def encoded(module: EfficientLlava, tokenizer: Any, captions: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Returns tokens and target_mask of captions after the placeholders of a picture, see `mcl.language_model`."""
+    """Returns tokens and target_mask of captions after the placeholders of a picture, see `mcl.language_model`.
+
+    A caption is its first clause, "A frog." of "A frog, which sings.", and at most `LONGEST` tokens of that.
+    """
     before, end = [module.placeholder] * module.config.num_features, tokenizer.eos_token_id
-    rows = [[*before, *tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in captions]
-    length = -(-max(map(len, rows)) // LENGTHS) * LENGTHS
-    tokens, mask = np.full((len(rows), length), end, np.int32), np.zeros((len(rows), length - 1), bool)
-    for row, targets, given in zip(tokens, mask, rows, strict=True):
+    length = len(before) + LONGEST
+    tokens, mask = np.full((len(captions), length), end, np.int32), np.zeros((len(captions), length - 1), bool)
+    for row, targets, text in zip(tokens, mask, captions, strict=True):
+        answer = [*tokenizer(clause(text), add_special_tokens=False)["input_ids"], end][:LONGEST]
+        given = [*before, *answer]
         row[: len(given)], targets[len(before) - 1 : len(given) - 1] = given, True
     return {"tokens": tokens, "target_mask": mask}
+
+
+def clause(caption: str) -> str:
+    """Returns the first clause of a caption, with a full stop."""
+    first = re.split(r"[,;:(—–]| - ", caption)[0].strip(" .")
+    return f"{first}." if first else caption
 
 
 def train(
@@ -192,16 +203,7 @@ def _evaluated(module, frozen, projector, batch):
 
 
 def _one_table(sources: list[Seen], texts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Returns the rows of all sources, padded on the right to the longest."""
-    longest = max(text["tokens"].shape[1] for text in texts)
-
-    def column(name: str, fill: Any) -> np.ndarray:
-        widen = [(0, 0), (0, 0)]
-        parts = []
-        for text in texts:
-            widen[1] = (0, longest - text["tokens"].shape[1])
-            parts.append(np.pad(text[name], widen, constant_values=fill))
-        return np.concatenate(parts)
-
+    """Returns the rows of all sources."""
+    column = lambda name: np.concatenate([text[name] for text in texts])
     features = np.concatenate([source.features for source in sources])
-    return {"features": features, "tokens": column("tokens", 0), "target_mask": column("target_mask", False)}
+    return {"features": features, "tokens": column("tokens"), "target_mask": column("target_mask")}
