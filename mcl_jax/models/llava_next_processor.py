@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from mcl_jax.extras import needed_for
 from mcl_jax.models import processor
 from mcl_jax.models.llava_next import LlavaNextConfig
-from mcl_jax.models.processor import Processor
+from mcl_jax.models.processor import Picture, Processor, checked_picture
 from mcl_jax.models.tiling import PADDING
-
-Picture = UInt8[np.ndarray, "H W 3"]
 
 
 class LlavaNextProcessor(Processor):
@@ -55,14 +53,14 @@ class LlavaNextProcessor(Processor):
         Raises:
           ValueError: if the image is not uint8 RGB.
         """
-        picture = _checked(picture)
+        picture = checked_picture(picture)
         # Without input_data_format, transformers takes an image 3 pixels high for one with channels first.
         tiles = self.hf.image_processor([picture], input_data_format="channels_last", return_tensors="np")
         return tiles["pixel_values"][0].transpose(0, 2, 3, 1), self.tiling.index(*picture.shape[:2])
 
     def num_features(self, picture: Picture) -> int:
         """Returns the number of placeholder tokens of an image; raises as `picture` does."""
-        return len(self.tiling.index(*_checked(picture).shape[:2]))
+        return len(self.tiling.index(*checked_picture(picture).shape[:2]))
 
     def inputs(self, pictures: Sequence[Picture | None]) -> dict[str, np.ndarray]:
         """Returns the inputs of `encode`: pixel_values and index of B images (see `__call__`); None gives black."""
@@ -95,11 +93,3 @@ class LlavaNextProcessor(Processor):
         inputs = self.inputs(pictures)
         rows = [self.prompt(text, n) for text, n in zip(prompts, (inputs["index"] != PADDING).sum(1), strict=True)]
         return self.padded(rows, length) | inputs
-
-
-def _checked(picture: Picture) -> Picture:
-    """Returns the image as an array; raises a ValueError if it is not uint8 RGB."""
-    picture = np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise ValueError(f"an image must be RGB, uint8[H, W, 3], got {picture.dtype}{list(picture.shape)}")
-    return picture

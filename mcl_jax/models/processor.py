@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from mcl_jax import json_io
 from mcl_jax.models.tokenizer_files import PROCESSORS
 
+Picture = UInt8[np.ndarray, "H W 3"]
 NOT_NULL = ("do_rescale", "do_normalize", "dither")  # transformers reads null as "no", or fails at the first clip
 
 
@@ -44,6 +45,18 @@ def _nulls(entries: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{name}.{inner}" for inner in _nulls(value))
         elif value is None:
             yield name
+
+
+def checked_picture(picture: Picture) -> Picture:
+    """Returns a picture as an array.
+
+    Raises:
+      ValueError: if it is not uint8 RGB.
+    """
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ValueError(f"an image must be RGB, uint8[H, W, 3], got {picture.dtype}{list(picture.shape)}")
+    return picture
 
 
 class Processor:

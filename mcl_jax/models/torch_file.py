@@ -1,0 +1,175 @@
+"""Weight files that torch wrote before version 1.6: a source of tensors, read without torch and without running code.
+
+Such a file is a row of pickles and then raw numbers, little-endian:
+
+    magic number, protocol 1001, sizes of C types      three pickles
+    {name: tensor}                                     a pickle; a tensor is a view of a storage
+    [key, ...]                                         a pickle: the order of the storages
+    for each key: int64 count, then count numbers      the storages
+
+A pickle can name any function to call. The reader here knows only the four names that a file of weights needs, and
+replaces them by its own classes, so no code of the file or of torch runs.
+"""
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+STORAGES = {  # class of a storage: (dtype as safetensors calls it, as NumPy does)
+    "FloatStorage": ("F32", "<f4"),
+    "HalfStorage": ("F16", "<f2"),
+    "DoubleStorage": ("F64", "<f8"),
+    "LongStorage": ("I64", "<i8"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """Numbers of one dtype, named by `key`."""
+
+    key: str
+    kind: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A view of a storage; offset and strides count numbers."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """Index behind the last number of the storage that the view reads."""
+        if 0 in self.shape:
+            return self.offset
+        return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
+
+
+class _Tensors(dict):
+    """Stands for the OrderedDict of a file; its extra state, the versions of torch's modules, is dropped."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Kind:
+    """Stands for a class of storages; a file cannot make an object of it."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    """Stands for torch's function that makes a tensor of a storage; gradients and hooks are ignored."""
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or len(shape) != len(strides):
+        raise pickle.UnpicklingError("a tensor must be a view of a storage")
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise pickle.UnpicklingError(f"a tensor must have an offset, a shape and strides of at least 0, got {numbers}")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a pickle that holds tensors, and nothing else that has a class."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Tensors
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if module == "torch" and name in STORAGES:
+            return _Kind(name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a file of weights does not need")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        match pid:
+            case ("storage", _Kind() as kind, str() as key, _, int() as count, None) if count >= 0:
+                return _Storage(key, kind.name, count)
+        raise pickle.UnpicklingError(f"a storage must have a class, a key and a size, got {pid!r}")
+
+
+class TorchFile:
+    """The tensors of a file that `torch.save` wrote in the old format; see `tensors.TensorSource`.
+
+    Args:
+      file: the file, often named .pth or .pt.
+    Raises:
+      ValueError: if the file does not exist, is of another format, asks for anything but tensors, or is truncated or
+        damaged. The message names the file.
+    """
+
+    def __init__(self, file: Path | str):
+        self.file = Path(file)
+        if not self.file.is_file():
+            raise ValueError(f"there is no weight file {self.file}")
+        with open(self.file, "rb") as stream:
+            self._tensors, order = self._read_header(stream)
+            self._starts = self._find_storages(stream, order)
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        self.dtypes = {name: STORAGES[tensor.storage.kind][0] for name, tensor in self._tensors.items()}
+
+    def _read_header(self, stream: BinaryIO) -> tuple[dict[str, _Tensor], list[str]]:
+        """Returns the tensors by name, and the keys of the storages in their order."""
+        if stream.read(4) == b"PK\x03\x04":
+            raise ValueError(
+                f"{self.file} must be a file of weights in torch's format before 1.6, but is a zip archive, as later "
+                "versions write it; convert it to safetensors"
+            )
+        stream.seek(0)
+        if (start := [self._pickle(stream), self._pickle(stream)]) != [MAGIC, PROTOCOL]:
+            raise ValueError(f"{self.file} must begin with the numbers of a torch file, got {start}")
+        sizes = self._pickle(stream)
+        if not isinstance(sizes, dict) or sizes.get("little_endian") is not True:
+            raise ValueError(f"{self.file} must be little-endian, as torch says in it, got {sizes}")
+        tensors, order = self._pickle(stream), self._pickle(stream)
+        if not isinstance(tensors, dict):
+            raise ValueError(f"{self.file} must hold tensors by name, got {type(tensors).__name__}")
+        if others := {name: type(x).__name__ for name, x in tensors.items() if not isinstance(x, _Tensor)}:
+            name, kind = next(iter(others.items()))
+            raise ValueError(f"{self.file} must hold tensors by name, got {{{name!r}: {kind}}}")
+        return dict(tensors), order
+
+    def _pickle(self, stream: BinaryIO) -> Any:
+        try:
+            return _Unpickler(stream).load()
+        except Exception as error:  # damaged pickles raise nearly every kind
+            raise ValueError(f"{self.file} is damaged or not a torch file of weights: {error}") from error
+
+    def _find_storages(self, stream: BinaryIO, order: list[str]) -> dict[str, int]:
+        """Returns where the numbers of each storage begin, in bytes, after checking that they are all there."""
+        storages = {tensor.storage.key: tensor.storage for tensor in self._tensors.values()}
+        agree = all(storages[tensor.storage.key] == tensor.storage for tensor in self._tensors.values())
+        keys = list(map(str, order)) if isinstance(order, list) else []
+        if not agree or sorted(keys) != sorted(storages):
+            raise ValueError(f"{self.file} is damaged: its list of storages is not that of its tensors")
+        size, starts = self.file.stat().st_size, {}
+        for storage in map(storages.get, keys):
+            width = np.dtype(STORAGES[storage.kind][1]).itemsize
+            count = int.from_bytes(stream.read(8), "little")
+            starts[storage.key], end = stream.tell(), stream.tell() + count * width
+            if size < end:
+                raise ValueError(f"{self.file} is truncated: it must have at least {end} bytes, got {size}")
+            if count != storage.count:
+                raise ValueError(f"{self.file} is damaged: a storage must have {storage.count} numbers, got {count}")
+            stream.seek(end)
+        for name, tensor in self._tensors.items():
+            if tensor.end > tensor.storage.count:
+                raise ValueError(f"{self.file} is damaged: {name} reads beyond its {tensor.storage.count} numbers")
+        return starts
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads a tensor."""
+        tensor = self._tensors[name]
+        dtype = np.dtype(STORAGES[tensor.storage.kind][1])
+        start = self._starts[tensor.storage.key] + tensor.offset * dtype.itemsize
+        numbers = np.fromfile(self.file, dtype, tensor.end - tensor.offset, offset=start)
+        strides = [step * dtype.itemsize for step in tensor.strides]
+        return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides).copy()

