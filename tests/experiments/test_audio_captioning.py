@@ -22,7 +22,8 @@ def config(tmp_path):
 
 def test_a_run_leaves_its_results_and_figures(config, encoded):
     main(config)
-    (mcl,) = json.loads((config.workdir / "results.json").read_text())["methods"].values()
+    mcl, nearest = json.loads((config.workdir / "results.json").read_text())["methods"].values()
+    assert {"grounding", "retrieval", "noun_named"} <= set(mcl) and "oracle_cider_d" in nearest
     assert mcl["modes"] == ["en", "fr"] and np.shape(mcl["win_matrix"]) == (2, 3) and np.sum(mcl["win_matrix"]) == 2 * 7
     assert {"purity", "win_rate", "oracle_cider_d", "of_mode", "language_rate", "intervals"} <= set(mcl)
     assert [len(sample["answers"]["mcl"]) for sample in mcl["samples"]] == [3] * 3
