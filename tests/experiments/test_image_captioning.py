@@ -50,8 +50,8 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     assert mcl["modes"] == ["en", "fr"] and np.shape(mcl["win_matrix"]) == (2, 3) and np.sum(mcl["win_matrix"]) == 2 * 7
     assert 0.5 <= mcl["purity"] <= 1 and sum(mcl["win_rate"]) == pytest.approx(1) and len(mcl["win_rate"]) == 3
     for name, of in found.items():
-        assert {"test_loss", "loss_of_mode", "div_2", "mbleu_4", "decode_seconds", "noun_named"} | QUALITY <= set(of), name
-        assert {"grounding", "retrieval"} <= set(of) and of["noun_items"] == {"seen": 3, "unseen": 0}
+        assert {"test_loss", "loss_of_mode", "div_2", "mbleu_4", "decode_seconds"} | QUALITY <= set(of), name
+        assert {"grounding", "retrieval", "noun_named"} <= set(of) and of["noun_items"] == {"seen": 3, "unseen": 0}
         assert set(of["of_mode"]) == {"en", "fr"} and set(of["of_mode"]["fr"]) >= {"oracle_cider_d", "oracle_spider"}
         assert {len(share) for share in of["language_rate"].values()} == {3}
         assert ("win_matrix" in of) == (name == "mcl") and ("loss_above_mcl" in of) == (name != "mcl")
@@ -76,6 +76,8 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     assert set(encoded.values()) == {1}
     assert {name for name in encoded if int(name[:2]) % 6 < 3} == {f"{i:02}.png" for i in range(24) if i % 6 < 3}
     assert len(encoded) == 12 + 3 + 7
+    page = (config.workdir / "page.html").read_text()
+    assert all(title in page for title in ("grounding", "retrieval", "noun named", "Captions of the nearest"))
     before = contents(config.workdir)
     main(config)  # says that it is finished
     assert contents(config.workdir) == before
