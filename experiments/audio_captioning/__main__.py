@@ -1,11 +1,15 @@
 """`python -m experiments.audio_captioning --workdir DIR`: trains K hypotheses that caption a clip."""
 
+from functools import partial
+
 from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config, parse
+from experiments.common.captioning.nearest import NEAREST, nearest
+from experiments.common.captioning.relevance import relevance
 from experiments.common.captioning.scores import COLUMNS, scores
 from experiments.common.captioning.task import load_base, load_data
 from experiments.common.decoding import answer, samples
-from experiments.common.experiment import draw, finish, on_test, page_of, show, write_page
+from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
 from experiments.common.training import train
 from mcl_jax import hosts
@@ -27,9 +31,11 @@ def main(config: Config) -> None:
             with hosts.first_before_others("load the data"):
                 corpus = load_data(config, media)
             task = load_base(config, media, corpus)
-            split = task.records("test")
-            test = task.encode(task.records("test", config.evaluation.test_items))
+            train_split, split = task.records("train"), task.records("test")
+            tested = task.records("test", config.evaluation.test_items)
+            test = task.encode(tested)
             asked = task.records("test", config.evaluation.decode_items)
+            score = partial(scores, records=asked, split=split, train=train_split, corenlp=config.evaluation.corenlp)
 
             results, likelihoods, answers = {}, {}, {}
             for method in config.methods:
@@ -37,15 +43,18 @@ def main(config: Config) -> None:
                 evaluate = evaluator(task, method)
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
-                held_out = on_test(likelihoods[method], task)
+                seen = relevance(task, run, partial(evaluate, state), tested, config.evaluation.retrieval_items)
+                held_out = merged(on_test(likelihoods[method], task), seen)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
                     answers[name] = answer(task, run, name, state, asked, decoder)
-                    scored = scores(answers[name], asked, split, config.evaluation.corenlp)
                     times = {"seconds": seconds, "decode_seconds": answers[name].seconds}
-                    results[name] = held_out | scored | times
+                    results[name] = merged(held_out, score(answers[name]), times)
 
+            if config.evaluation.nearest:
+                answers[NEAREST] = nearest(task, asked)
+                results[NEAREST] = score(answers[NEAREST])
             finish(run, results, likelihoods, samples(asked, answers))
 
         # Report: figures and page if they are missing, and the table.

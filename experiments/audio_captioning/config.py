@@ -75,6 +75,7 @@ AUDIOCAPS: dict[str, Any] = dict(
     max_new_tokens=64,
     repetition_penalty=1.1,
     cache_features=False,
+    nearest=False,
     remat="full",
     test_items=500,
     decode_items=500,

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from experiments.common import figures, page
-from experiments.common.config import Config
+from experiments.common.config import Config, Method
 from experiments.common.held_out import Likelihoods, gap, summary
 from experiments.common.task import Task
 from mcl_jax import data
@@ -39,6 +39,15 @@ def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
     return scores
 
 
+def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Joins results of one method; their `intervals` and `not_available` are joined too."""
+    joined: dict[str, Any] = {}
+    for part in parts:
+        inner = {name: joined.get(name, {}) | part[name] for name in ("intervals", "not_available") if name in part}
+        joined |= part | inner
+    return joined
+
+
 def finish(
     run: Run,
     methods: dict[str, dict[str, Any]],
@@ -49,12 +58,14 @@ def finish(
 
     Args:
       run: the run.
-      methods: results by the name of the method and decoder. The samples are added to mcl, or to the first of them.
+      methods: results by the name of the method and decoder, and of baselines. The samples are added to mcl, or to the
+        first of them.
       likelihoods: likelihoods on the test split, by method.
       samples: some sources with the answers of all methods.
     """
     for name, scores in methods.items():
-        if (method := name.partition("/")[0]) != "mcl" and "mcl" in likelihoods:
+        method = name.partition("/")[0]
+        if method != "mcl" and {"mcl", method} <= likelihoods.keys():
             scores |= gap(likelihoods[method], likelihoods["mcl"])
         _explain_missing_purity(scores)
     methods["mcl" if "mcl" in methods else next(iter(methods))]["samples"] = samples
@@ -140,7 +151,8 @@ def page_of(run: Run) -> Path:
 def draw(run: Run, config: Config, columns: Columns) -> None:
     """Draws the figures of a finished run. If one fails, the others are still drawn."""
     results = results_of(run)
-    trained = tuple(dict.fromkeys(name.partition("/")[0] for name in results["methods"]))
+    methods = dict.fromkeys(name.partition("/")[0] for name in results["methods"])
+    trained = tuple(method for method in methods if method in get_args(Method))
     figures.draw(run, config.replace(methods=trained), results, columns.quality, columns.diversity)
 
 

@@ -13,8 +13,14 @@ from experiments.common.figure_files import literal, save
 from mcl_jax.command_line import attempt
 from mcl_jax.run import Run
 
-LABELS = {"mcl": "LoRA-MCL", "mle_r": "LoRA-MLE, rank r", "mle_rk": "LoRA-MLE, rank r·K", "moe": "LoRA-MoE"}
-COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red", "moe": "tab:green"}
+LABELS = {
+    "mcl": "LoRA-MCL",
+    "mle_r": "LoRA-MLE, rank r",
+    "mle_rk": "LoRA-MLE, rank r·K",
+    "moe": "LoRA-MoE",
+    "nearest": "Captions of the nearest",
+}
+COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red", "moe": "tab:green", "nearest": "tab:gray"}
 MARKERS = {
     "beam": "o",
     "diverse": "s",

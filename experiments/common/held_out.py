@@ -99,8 +99,11 @@ def gap(likelihoods: Likelihoods, mcl_likelihoods: Likelihoods) -> dict[str, Any
     per_token, per_answer = (
         metrics.Bootstrap().mean(likelihoods.mean_per_record(values)) for values in (above, above * likelihoods.tokens)
     )
-    with_ends = lambda score: {"mean": score.mean, "low": score.low, "high": score.high}
-    return {
-        name: with_ends(score) if np.isfinite(score.low) else score.mean
-        for name, score in (("loss_above_mcl", per_token), ("answer_loss_above_mcl", per_answer))
-    }
+    return {"loss_above_mcl": with_interval(per_token), "answer_loss_above_mcl": with_interval(per_answer)}
+
+
+def with_interval(score: metrics.Score) -> dict[str, float] | float:
+    """Returns the mean of a score and the ends of its 95 % interval; only the mean if it has no interval."""
+    if not np.isfinite(score.low):
+        return score.mean
+    return {"mean": score.mean, "low": score.low, "high": score.high}

@@ -73,6 +73,19 @@ class Perception:
         empty = np.zeros_like(next(iter(self._known.values())))
         return np.stack([empty if record is None else self._known[record.id] for record in records])
 
+    def pooled(self, records: Sequence[data.Record], batch_size: int = 8) -> Float[np.ndarray, "M D"]:
+        """Returns the mean over the features of each record, in float32; rows of zeros, which pad, do not count."""
+        rows = []
+        with Progress(len(records), description="pooling features") as progress:
+            for start in range(0, len(records), batch_size):
+                part = [*records[start : start + batch_size]]
+                features = self.features([*part, *[None] * (batch_size - len(part))])  # one shape, so it compiles once
+                features = np.asarray(features, np.float32)[: len(part)]
+                real = np.any(features != 0, axis=2, keepdims=True)
+                rows.append(features.sum(1) / np.maximum(real.sum(1), 1).astype(np.float32))
+                progress.update(start + len(part))
+        return np.concatenate(rows)
+
     def augmented(self, records: Sequence[data.Record], keys: Sequence[Key[Array, ""]]) -> Float[Array, "B N D"]:
         """Returns the features of augmented images or clips, each with its own key."""
         changed = [self.augment(key, self.read(record)) for record, key in zip(records, keys, strict=True)]

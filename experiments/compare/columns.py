@@ -10,6 +10,7 @@ from mcl_jax.metrics.report import LOWER_IS_BETTER
 # last. Unknown metrics, and differences from LoRA-MCL (which itself has none), have no best value.
 LOSSES = ("test_loss", "loss_of_mode")
 DIFFERENCES = ("loss_above_mcl", "answer_loss_above_mcl")
+RELEVANCE = ("grounding", "retrieval", "noun_named", "noun_named_seen", "noun_named_unseen")
 QUALITY = (
     "bleu",
     "bleu_per_reference",
@@ -28,7 +29,7 @@ QUALITY = (
 DIVERSITY = ("div_1", "div_2", "pairwise_bleu", "mbleu_4", "vocabulary", "embedding_diversity")
 SPECIALISATION = ("purity", "mutual_information", "nmi")
 COST = ("seconds", "decode_seconds")
-ORDER = (*LOSSES, *DIFFERENCES, *QUALITY, *DIVERSITY, *SPECIALISATION, *COST)
+ORDER = (*LOSSES, *DIFFERENCES, *RELEVANCE, *QUALITY, *DIVERSITY, *SPECIALISATION, *COST)
 PREFIXES = ("", "oracle_", "mean_", "likeliest_", "mbr_", "corpus_", "corpus_oracle_", "corpus_mean_")
 PLACES = {prefix + name: (i, j) for i, name in enumerate(ORDER) for j, prefix in enumerate(PREFIXES)}
 LAST = (len(ORDER), 0)

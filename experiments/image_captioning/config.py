@@ -50,6 +50,7 @@ TEXTCAPS: dict[str, Any] = dict(
     max_length=3072,
     max_new_tokens=64,
     cache_features=False,
+    nearest=False,
     remat="full",
     test_items=500,
     decode_items=500,

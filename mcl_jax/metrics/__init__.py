@@ -9,7 +9,7 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
-`items`, `report`.
+`relevance`, `nouns`, `nearest`, `items`, `report`.
 """
 
 from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
@@ -24,6 +24,9 @@ from mcl_jax.metrics.embedding import (
 )
 from mcl_jax.metrics.items import Item, read_items
 from mcl_jax.metrics.java import JavaMetricError, check_spice, meteor, spice
+from mcl_jax.metrics.nearest import nearest_captions
+from mcl_jax.metrics.nouns import head_noun, noun_named, seen_in
+from mcl_jax.metrics.relevance import derangement, grounding, num_candidates, retrieval, with_distractors
 from mcl_jax.metrics.report import NotAvailable, Settings, for_results, score_captions, score_items
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.selection import minimum_bayes_risk
@@ -67,9 +70,12 @@ __all__ = [
     "corpus_mbleu_4",
     "corpus_oracle_bleu",
     "corpus_pairwise_bleu",
+    "derangement",
     "div_n",
     "embedding_diversity",
     "for_results",
+    "grounding",
+    "head_noun",
     "leave_one_out_bleu",
     "mbleu_4",
     "mean_bleu",
@@ -77,7 +83,10 @@ __all__ = [
     "mean_similarity",
     "meteor",
     "minimum_bayes_risk",
+    "nearest_captions",
     "normalized_mutual_information",
+    "noun_named",
+    "num_candidates",
     "oracle",
     "oracle_bleu",
     "oracle_bleu_per_reference",
@@ -88,9 +97,11 @@ __all__ = [
     "read_items",
     "reference_coverage",
     "references_covered",
+    "retrieval",
     "rouge_l",
     "score_captions",
     "score_items",
+    "seen_in",
     "sentence_bleu",
     "sentence_chrf",
     "sentence_similarity",
@@ -98,4 +109,5 @@ __all__ = [
     "tokenize_captions",
     "vocabulary",
     "win_matrix",
+    "with_distractors",
 ]

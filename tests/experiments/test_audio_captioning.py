@@ -22,7 +22,8 @@ def config(tmp_path):
 
 def test_a_run_leaves_its_results_and_figures(config, encoded):
     main(config)
-    (mcl,) = json.loads((config.workdir / "results.json").read_text())["methods"].values()
+    mcl, nearest = json.loads((config.workdir / "results.json").read_text())["methods"].values()
+    assert {"grounding", "retrieval", "noun_named"} <= set(mcl) and "oracle_cider_d" in nearest
     assert mcl["modes"] == ["en", "fr"] and np.shape(mcl["win_matrix"]) == (2, 3) and np.sum(mcl["win_matrix"]) == 2 * 7
     assert {"purity", "win_rate", "oracle_cider_d", "of_mode", "language_rate", "intervals"} <= set(mcl)
     assert [len(sample["answers"]["mcl"]) for sample in mcl["samples"]] == [3] * 3
@@ -31,7 +32,10 @@ def test_a_run_leaves_its_results_and_figures(config, encoded):
     assert set(encoded.values()) == {1} and len(encoded) == 12 + 3 + 7 < RECORDS
     figures = {path.name for path in (config.workdir / "figures").iterdir()}
     drawn = {"loss.png", "win_matrix.png"}
-    if mcl["div_2"] is not None:  # the random model may answer with single words, of which no pairs can be counted
+    if (mcl["div_2"], nearest["div_2"]) != (
+        None,
+        None,
+    ):  # the random model may answer with single words, of which no pairs can be counted
         drawn.add("quality_diversity.png")
     assert figures == drawn
     assert (mcl["div_2"] is None) == ("div_2" in mcl["not_available"])

@@ -144,6 +144,8 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "eval_items",
         "methods",
         "mle_decoders",
+        "nearest",
+        "fsdp",
     } == runs.IGNORED
 
 

@@ -44,11 +44,14 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     found = json.loads((config.workdir / "results.json").read_text())["methods"]
     mcl = found["mcl"]
     name_of = lambda method, decoder: f"{method}/{decoder}" if len(decoders) > 1 else method
-    assert set(found) == {"mcl"} | {name_of(method, decoder) for method in others for decoder in decoders}
+    assert set(found) == {"mcl", "nearest"} | {name_of(method, decoder) for method in others for decoder in decoders}
+    nearest = found.pop("nearest")
+    assert {"oracle_bleu_1", "div_2", "noun_named"} <= set(nearest) and not {"test_loss", "grounding"} & set(nearest)
     assert mcl["modes"] == ["en", "fr"] and np.shape(mcl["win_matrix"]) == (2, 3) and np.sum(mcl["win_matrix"]) == 2 * 7
     assert 0.5 <= mcl["purity"] <= 1 and sum(mcl["win_rate"]) == pytest.approx(1) and len(mcl["win_rate"]) == 3
     for name, of in found.items():
         assert {"test_loss", "loss_of_mode", "div_2", "mbleu_4", "decode_seconds"} | QUALITY <= set(of), name
+        assert {"grounding", "retrieval", "noun_named"} <= set(of) and of["noun_items"] == {"seen": 3, "unseen": 0}
         assert set(of["of_mode"]) == {"en", "fr"} and set(of["of_mode"]["fr"]) >= {"oracle_cider_d", "oracle_spider"}
         assert {len(share) for share in of["language_rate"].values()} == {3}
         assert ("win_matrix" in of) == (name == "mcl") and ("loss_above_mcl" in of) == (name != "mcl")
@@ -64,7 +67,8 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
         ("23.png", "", 2),
     ]
     for sample in mcl["samples"]:
-        assert {name: len(texts) for name, texts in sample["answers"].items()} == dict.fromkeys(found, 3)
+        assert {name: len(texts) for name, texts in sample["answers"].items()} == dict.fromkeys([*found, "nearest"], 3)
+        assert sample["log_likelihoods"].pop("nearest") == [None] * 3
         assert all(len(of) == 3 and max(of) < 0 for of in sample["log_likelihoods"].values())
     figures = {path.name for path in (config.workdir / "figures").iterdir()}
     assert figures == {"loss.png", "win_matrix.png", "quality_diversity.png"}
@@ -72,6 +76,8 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     assert set(encoded.values()) == {1}
     assert {name for name in encoded if int(name[:2]) % 6 < 3} == {f"{i:02}.png" for i in range(24) if i % 6 < 3}
     assert len(encoded) == 12 + 3 + 7
+    page = (config.workdir / "page.html").read_text()
+    assert all(title in page for title in ("grounding", "retrieval", "noun named", "Captions of the nearest"))
     before = contents(config.workdir)
     main(config)  # says that it is finished
     assert contents(config.workdir) == before
@@ -184,14 +190,27 @@ TEXTS = [
 ]
 
 
-def score(texts, records=RECORDS, split=None, **options):
-    return scores(Answers(texts, [[-1.0] * len(of) for of in texts], 0.0), records, split or records, **options)
+def score(texts, records=RECORDS, split=None, train=RECORDS[:1], **options):
+    answers = Answers(texts, [[-1.0] * len(of) for of in texts], 0.0)
+    return scores(answers, records, split or records, train, **options)
 
 
 def test_language_rate_counts_for_each_hypothesis():
     records = tuple(record(str(n), en=["a dog"], fr=["un chien"]) for n in range(3))
     assert score(TEXTS, records)["language_rate"] == {"en": [1.0, 0.0], "fr": [0.0, pytest.approx(2 / 3)]}
     assert "language_rate" not in score(TEXTS, tuple(record(str(n), loud=["a dog"]) for n in range(3)))
+
+
+def test_nouns_are_those_of_english_captions_and_apart_where_training_captions_lack_them():
+    french = record("4", fr=["un oiseau"])
+    found = score([*TEXTS[:2], ["a hut", "la maison"], ["a bird", ""]], (*RECORDS, french))
+    assert found["noun_items"] == {"seen": 1, "unseen": 2} and "noun_named" not in found["not_available"]
+    assert found["noun_named"]["mean"] == pytest.approx(2 / 3)  # a dog, a bird, no house
+    assert found["noun_named_seen"] == 1.0  # of one record, so there is no interval
+    assert found["noun_named_unseen"]["mean"] == 0.5 and found["noun_named_unseen"]["low"] == 0.0
+    found = score([["un oiseau"]], (french,))
+    assert found["noun_named"] is None and "English caption" in found["not_available"]["noun_named"]
+    assert found["noun_items"] == {"seen": 0, "unseen": 0} and "oracle_meteor" in found["not_available"]
 
 
 def test_of_mode_is_against_the_references_of_that_mode_alone():

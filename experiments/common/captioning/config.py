@@ -71,6 +71,10 @@ class Base(groups.Base):
 class Evaluation(groups.Evaluation):
     """Evaluation during and after the training."""
 
+    retrieval_items: int = field(default=64, metadata=COUNT | VOLATILE)
+    """Number of test captions for which each method looks for the right one of 20 pictures or clips."""
+    nearest: bool = field(default=True, metadata=VOLATILE | NO_INFLUENCE)
+    """Also score the captions of the nearest training pictures or clips, which the tower of the base compares."""
     corenlp: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with the jars of CoreNLP 3.6.0, for SPICE and SPIDEr. These also need Java and pycocoevalcap."""
 

@@ -1,6 +1,7 @@
-"""Scores of captions: the metrics of coco-caption, diversity, and the language of each hypothesis."""
+"""Scores of captions: the metrics of coco-caption, diversity, named nouns, and the language of each hypothesis."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,20 @@ import numpy as np
 
 from experiments import datasets
 from experiments.common.decoding import Answers
-from experiments.common.experiment import Columns
+from experiments.common.experiment import Columns, merged
+from experiments.common.held_out import with_interval
+from experiments.datasets import stamps
 from mcl_jax import data, metrics
 
 LANGUAGES = ("en", "fr", "es")  # languages that `caption_language` recognises
+NOT_ENGLISH = frozenset(stamps.LANGUAGES) - {"en"}  # modes whose captions have no English nouns
 COLUMNS = Columns(
     table={
         "test loss": "test_loss",
         "above MCL": "loss_above_mcl",
+        "grounding": "grounding",
+        "retrieval": "retrieval",
+        "noun named": "noun_named",
         "oracle CIDEr-D": "oracle_cider_d",
         "oracle SPIDEr": "oracle_spider",
         "oracle BLEU-1": "oracle_bleu_1",
@@ -32,9 +39,13 @@ OF_MODES = ("oracle_cider_d", "oracle_bleu_1", "oracle_spider")
 
 
 def scores(
-    answers: Answers, records: tuple[data.Record, ...], split: tuple[data.Record, ...], corenlp: Path | None = None
+    answers: Answers,
+    records: tuple[data.Record, ...],
+    split: tuple[data.Record, ...],
+    train: tuple[data.Record, ...],
+    corenlp: Path | None = None,
 ) -> dict[str, Any]:
-    """Returns all metrics of `metrics.score_captions` against all references of an item.
+    """Returns all metrics of `metrics.score_captions` against all references of an item, and the `noun_scores`.
 
     95 % intervals are under `intervals`. A metric that cannot be computed is None, with the reason under
     `not_available`. `of_mode` has some of the metrics against the references of each mode alone. `language_rate` has,
@@ -44,16 +55,46 @@ def scores(
       answers: the answers.
       records: the records that were answered.
       split: all records of their split; CIDEr-D takes its document frequencies from their references.
+      train: the training records, whose captions decide which nouns were seen.
       corenlp: folder with the files that SPICE and SPIDEr need, see `metrics.score_captions`.
     """
     modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
     scored = metrics.score_captions(answers.texts, _references(records), corenlp=corenlp, split=_references(split))
     results = metrics.for_results(scored)
+    results = merged(results, noun_scores(answers, records, train))
     results["of_mode"] = {mode: _of_mode(answers, records, split, mode, corenlp) for mode in modes}
     languages = tuple(mode for mode in modes if mode in LANGUAGES)
     if len(languages) > 1:
         results["language_rate"] = _language_rates(answers, languages)
     return results
+
+
+def noun_scores(answers: Answers, records: tuple[data.Record, ...], train: tuple[data.Record, ...]) -> dict[str, Any]:
+    """Returns the share of records of which an answer names the head noun of an English caption, with its interval.
+
+    `noun_named` is over all records, `noun_named_seen` over those of which a noun is a word of the training captions,
+    and `noun_named_unseen` over the others; `noun_items` counts both.
+
+    Args:
+      answers: the answers.
+      records: the records that were answered.
+      train: the training records.
+    """
+    captioned = {n: texts for n, record in enumerate(records) if (texts := _english(record.references))}
+    references, given = list(captioned.values()), [answers.texts[n] for n in captioned]
+    named = metrics.noun_named(given, references).per_item if captioned else np.zeros(0)
+    seen = metrics.seen_in(references, [text for record in train for text in _english(record.targets)])
+    seen, named = seen[~np.isnan(named)], named[~np.isnan(named)]
+    results: dict[str, Any] = {"noun_items": {"seen": int(seen.sum()), "unseen": int((~seen).sum())}}
+    missing = "none of these records has an English caption with a head noun"
+    for name, chosen in {"noun_named": seen | True, "noun_named_seen": seen, "noun_named_unseen": ~seen}.items():
+        results[name] = with_interval(metrics.Bootstrap().mean(named[chosen])) if chosen.any() else None
+    reasons = {name: missing for name, value in results.items() if value is None}
+    return results | {"not_available": reasons}
+
+
+def _english(targets: Sequence[data.Target]) -> list[str]:
+    return [target.text for target in targets if target.mode not in NOT_ENGLISH]
 
 
 def _language_rates(answers: Answers, languages: tuple[str, ...]) -> dict[str, list[float]]:

@@ -1,0 +1,25 @@
+"""A baseline without a language model: captions of the training pictures or clips that are nearest to the one asked."""
+
+import time
+
+from experiments.common.decoding import Answers
+from experiments.common.task import Task
+from mcl_jax import data, metrics
+
+NEAREST = "nearest"  # its name among the methods
+
+
+def nearest(task: Task, asked: tuple[data.Record, ...]) -> Answers:
+    """Copies K different training captions for each record, by the cosine of the pooled features of the frozen tower.
+
+    Args:
+      task: the task; K is its number of hypotheses.
+      asked: records to answer.
+    Returns:
+      The answers. They have no likelihoods.
+    """
+    started, train = time.monotonic(), task.records("train")
+    features, known = task.perception.pooled(asked), task.perception.pooled(train)
+    captions = [[target.text for target in record.targets] for record in train]
+    texts = metrics.nearest_captions(features, known, captions, task.config.num_hypotheses)
+    return Answers(texts, [[None] * len(given) for given in texts], time.monotonic() - started)
