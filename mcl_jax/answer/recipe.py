@@ -143,9 +143,14 @@ def _name_of_dtype(dtype: Any) -> str:
 
 
 def _check_names(kind: type, entries: Mapping[str, Any]) -> None:
+    """Raises a ValueError for entries that are no fields of a dataclass, and for fields that need one."""
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(entries.keys() - known):
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    fields = dataclasses.fields(kind)
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(needed - entries.keys()):
+        raise ValueError(f"{kind.__name__} needs {', '.join(missing)}")
 
 
 def _lora(entries: Any) -> LoraConfig:
