@@ -17,19 +17,22 @@ import logging
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from mcl_jax import hosts, stored_state
 from mcl_jax.console import say
 from mcl_jax.json_io import to_json
 from mcl_jax.training import TrainState
 
+T = TypeVar("T")
 FORMAT = 1
+ADAPTERS = "adapters/"  # first part of the paths of adapters
 REMOVALS = 50  # attempts at a directory that something is still being written into
 SPARE = 2**18  # bytes that a checkpoint takes besides its arrays
 NO_SPACE = "No space left on device"  # in messages of the system and of TensorStore
@@ -156,24 +159,36 @@ class Checkpoints:
           BrokenCheckpoint: if the requested step cannot be read, or no step can.
           ValueError: if tree, shapes or dtypes differ; names the first paths and both shapes.
         """
-        self.wait()
-        for candidate in self._candidates(step):
-            try:
-                record = self._read_record(candidate)
-                tree = stored_state.expected(state_template, record)
-                stored_state.check_fits(tree, record["leaves"], f"checkpoint {candidate} in {self.directory}")
-                arrays = self._read_arrays(candidate, record)
-            except BrokenCheckpoint as error:
-                if step is not None:
-                    raise
-                say(f"Warning: {error}; falling back to the checkpoint before it.")
-                self._broken.add(candidate)
-                continue
-            self._ours.add(candidate)
-            metadata = {key: record[key] for key in ("step", "metrics", "config")}
-            state = state_template.replace(**stored_state.fill(tree, arrays, record["leaves"]))
-            return state, record["data"], metadata
-        raise BrokenCheckpoint(f"none of the checkpoints {sorted(self._broken)} in {self.directory} can be read")
+
+        def read(candidate: int) -> tuple[Any, Any, dict[str, np.ndarray]]:
+            record = self._read_record(candidate)
+            tree = stored_state.expected(state_template, record)
+            stored_state.check_fits(tree, record["leaves"], f"checkpoint {candidate} in {self.directory}")
+            return record, tree, self._read_arrays(candidate, record["leaves"])
+
+        candidate, (record, tree, arrays) = self._first_readable(step, read)
+        self._ours.add(candidate)
+        metadata = {key: record[key] for key in ("step", "metrics", "config")}
+        state = state_template.replace(**stored_state.fill(tree, arrays, record["leaves"]))
+        return state, record["data"], metadata
+
+    def adapters(self, step: int | Literal["best"] | None = None) -> dict[str, Any]:
+        """Reads only the adapters of a checkpoint; they need no template, and the rest is not read.
+
+        Args:
+          step: as in `restore`.
+        Returns:
+          The adapters as nested dicts of NumPy arrays, with leading axis K, as `Hypotheses.init` makes them.
+        Raises:
+          FileNotFoundError, BrokenCheckpoint: as `restore`.
+        """
+
+        def read(candidate: int) -> dict[str, np.ndarray]:
+            leaves = self._read_record(candidate)["leaves"]
+            return self._read_arrays(candidate, {path: leaves[path] for path in leaves if path.startswith(ADAPTERS)})
+
+        _, arrays = self._first_readable(step, read)
+        return unflatten_dict({path.removeprefix(ADAPTERS): array for path, array in arrays.items()}, sep="/")
 
     def latest_step(self) -> int | None:
         """Returns the newest step, saved or being saved; None if there is none. Broken steps do not count."""
@@ -229,6 +244,19 @@ class Checkpoints:
         sign = 1 if self.best_mode == "max" else -1
         return [(step, sign * self._metric[step]) for step in steps if self._metric.get(step) is not None]
 
+    def _first_readable(self, step: int | str | None, read: Callable[[int], T]) -> tuple[int, T]:
+        """Returns the first of the candidates that can be read, and what `read` returns for it."""
+        self.wait()
+        for candidate in self._candidates(step):
+            try:
+                return candidate, read(candidate)
+            except BrokenCheckpoint as error:
+                if step is not None:
+                    raise
+                say(f"Warning: {error}; falling back to the checkpoint before it.")
+                self._broken.add(candidate)
+        raise BrokenCheckpoint(f"none of the checkpoints {sorted(self._broken)} in {self.directory} can be read")
+
     def _candidates(self, step: int | str | None) -> list[int]:
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
@@ -282,15 +310,19 @@ class Checkpoints:
             raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken (wrong checksum of its record)")
         return record
 
-    def _read_arrays(self, step: int, record: dict[str, Any]) -> dict[str, np.ndarray]:
-        restore_args = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in record["leaves"]}
+    def _read_arrays(self, step: int, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Reads the arrays of these record entries, by path."""
+        restore = ocp.args.PyTreeRestore(
+            item=dict.fromkeys(leaves, 0),
+            restore_args={path: ocp.RestoreArgs(restore_type=np.ndarray) for path in leaves},
+            partial_restore=True,
+        )
         try:
-            args = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=restore_args))
-            arrays = self._manager.restore(step, args=args)["state"]
+            arrays = self._manager.restore(step, args=ocp.args.Composite(state=restore))["state"]
             checksums = {path: stored_state.checksum(array) for path, array in arrays.items()}
         except Exception as error:
             raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken ({_first_line(error)})") from error
-        for path, leaf in record["leaves"].items():
+        for path, leaf in leaves.items():
             if checksums.get(path) != leaf["crc32"]:
                 raise BrokenCheckpoint(f"checkpoint {step} in {self.directory} is broken (wrong checksum of {path})")
         return arrays
@@ -325,7 +357,7 @@ def _record_checksum(record: dict[str, Any]) -> int:
 
 def _check_finite(step: int, arrays: dict[str, np.ndarray]) -> None:
     for path, array in arrays.items():
-        adapter = path.startswith("adapters/")
+        adapter = path.startswith(ADAPTERS)
         if not np.issubdtype(array.dtype, np.inexact) and not adapter:
             continue
         sound = np.isfinite(array) if adapter else ~np.isnan(array)  # an optimizer may start from an infinity

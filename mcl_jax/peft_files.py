@@ -73,6 +73,11 @@ Layers = dict[str, dict[str, np.ndarray]]
 # ----------------------------------------------------------------------------------------------------------- Reading
 
 
+def found_in(path: Path) -> bool:
+    """Whether `path` is an adapter folder, or holds one of lora0, lora1, …"""
+    return (path / CONFIG).is_file() or any(re.fullmatch(FOLDER, p.name) and _holds(p) for p in path.glob("lora*"))
+
+
 def find(path: Path) -> list[Path]:
     """Returns the adapter folder at `path`, or the folders lora0 … lora{K-1} in it.
 

@@ -80,6 +80,24 @@ def test_round_trip_and_resume_equal_a_straight_run(tmp_path, training):
     assert_same(train(step, restored, draw, 9), train(step, state, draw, 9))
 
 
+def test_the_adapters_alone_need_no_template(tmp_path, training):
+    step, state, draw = training
+    first = train(step, fresh(state), draw, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first, metrics={"eval_loss": 1.0}, config={})
+        second = train(step, fresh(first), draw, 2)
+        checkpoints.save(second, metrics={"eval_loss": 2.0}, config={})
+    with Checkpoints(tmp_path) as checkpoints:
+        adapters = checkpoints.adapters()
+        assert jax.tree.structure(adapters) == jax.tree.structure(second.adapters)
+        jax.tree.map(np.testing.assert_array_equal, adapters, second.adapters)
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.adapters("best"), first.adapters)
+        damage(tmp_path / "2" / "record")
+        jax.tree.map(np.testing.assert_array_equal, checkpoints.adapters(), first.adapters)
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3 in .*, only of steps"):
+            checkpoints.adapters(3)
+
+
 def test_a_step_that_donates_right_after_save_leaves_the_checkpoint_alone(tmp_path, training):
     step, state, draw = training
     state = train(step, fresh(state), draw, 1)

@@ -11,6 +11,7 @@ from experiments.common.captioning.task import load_base, load_data
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
+from experiments.common.recipe import save_recipe
 from experiments.common.training import train
 from mcl_jax import hosts
 from mcl_jax.command_line import attempt, errors_in_a_line
@@ -55,6 +56,7 @@ def main(config: Config) -> None:
             if config.evaluation.nearest:
                 answers[NEAREST] = nearest(task, asked)
                 results[NEAREST] = score(answers[NEAREST])
+            save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))
 
         # Report: figures and page if they are missing, and the table.

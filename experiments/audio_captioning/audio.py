@@ -40,8 +40,14 @@ class Clips:
 
     def inputs(self, processor: AudioProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
         """Returns mel and frames."""
-        window = min(math.ceil(self.seconds * FRAMES) + 2, processor.window)
-        return processor.inputs(media, window=window)
+        return processor.inputs(media, window=self._window(processor))
+
+    def limits(self, processor: AudioProcessor) -> dict[str, float]:
+        """Returns the seconds to which clips are cropped, and the number of mel frames that are computed."""
+        return {"seconds": self.seconds, "window": self._window(processor)}
+
+    def _window(self, processor: AudioProcessor) -> int:
+        return min(math.ceil(self.seconds * FRAMES) + 2, processor.window)
 
     def augment(self, processor: AudioProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
         """Masks bands of frequencies and spans of time (SpecAugment)."""

@@ -34,6 +34,7 @@ class Perception:
       cache: whether to keep the features of every record in memory, so that the tower runs once and not in each epoch.
       mesh: devices that share a batch; None means one device. Each of several processes runs the tower on its own
         devices, for the records that it is asked for.
+      limits: how clips are cropped, see `Modality.limits`.
     """
 
     module: nn.Module
@@ -44,6 +45,7 @@ class Perception:
     augment: Callable[[Key[Array, ""], np.ndarray], Inputs]
     cache: bool
     mesh: Mesh | None = None
+    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self._known: dict[str, np.ndarray] = {}  # features [N, D] by id

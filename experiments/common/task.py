@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -48,6 +49,7 @@ class Task:
       module, params, tokenizer: the base.
       corpus: records of all splits.
       prompt: the form of the prompts.
+      base: path of the base.
       perception: the tower of pictures or clips, if records have them.
     """
 
@@ -57,6 +59,7 @@ class Task:
     tokenizer: Any
     corpus: data.Corpus
     prompt: data.Prompt
+    base: Path
     perception: Perception | None = None
 
     def model(self, method: Method) -> mcl.Hypotheses | mcl.MixtureOfExperts:

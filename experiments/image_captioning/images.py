@@ -38,6 +38,10 @@ class Pictures:
         """Returns pixel_values and index."""
         return processor.inputs(media)
 
+    def limits(self, processor: LlavaNextProcessor) -> dict[str, float]:
+        """Returns {}: pictures of any size are taken."""
+        return {}
+
     def augment(self, processor: LlavaNextProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
         """Mirrors half of the pictures, crops to between a half and all of the area, and resizes to the old size."""
         changed = np.asarray(_changed(key, media[None].astype(np.float32)))[0]

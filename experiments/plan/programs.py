@@ -98,7 +98,7 @@ class Programs:
     @cached_property
     def task(self) -> Task:
         """The task, without data."""
-        return Task(self.config, self.module, self.params, None, None, None)
+        return Task(self.config, self.module, self.params, None, None, None, None)
 
     @cached_property
     def model(self) -> Any:

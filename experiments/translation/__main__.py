@@ -3,6 +3,7 @@
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import Columns, draw, finish, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
+from experiments.common.recipe import save_recipe
 from experiments.common.training import train
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores
@@ -61,6 +62,7 @@ def main(config: Config) -> None:
                     times = {"seconds": seconds, "decode_seconds": answers[name].seconds}
                     results[name] = held_out | scored | times
 
+            save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))
 
         # Report: figures and page if they are missing, and the table.

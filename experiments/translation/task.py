@@ -51,5 +51,6 @@ def _check_base(config: Config) -> None:
 def load_base(config: Config, corpus: data.Corpus) -> Task:
     """Reads the base with its tokenizer and its prompt."""
     options = config.base.options(config.training)
-    module, params, tokenizer = mcl.models.from_pretrained(config.base.path or smollm2(), **options)
-    return Task(config, module, params, tokenizer, corpus, data.Prompt(config.data.prompt))
+    path = config.base.path or smollm2()
+    module, params, tokenizer = mcl.models.from_pretrained(path, **options)
+    return Task(config, module, params, tokenizer, corpus, data.Prompt(config.data.prompt), path)

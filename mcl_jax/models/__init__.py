@@ -5,8 +5,8 @@
 All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2).
 `llava_next` (with `clip` and `tiling`) and `efficient_llava` (with `efficientnet_lite`) take images, and `qwen2_audio`
 audio; these share `multimodal`. `assembly` makes an `efficient_llava` of pretrained parts. `whisper`, an
-encoder-decoder, hears speech, also in the format of CTranslate2 (`ctranslate2_file`). Models that see or hear come with a
-processor (`processor`, `clip_processor`) instead of a tokenizer; both that hear share `whisper_encoder`. `families`
+encoder-decoder, hears speech, also in the format of CTranslate2 (`ctranslate2_file`). Models that see or hear come with
+a processor (`processor`, `clip_processor`) instead of a tokenizer; both that hear share `whisper_encoder`. `families`
 registers the models, `names` maps their parameters to tensors of a checkpoint, and `pretrained` loads and saves them.
 """
 

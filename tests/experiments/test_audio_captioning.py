@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from answered import check_samples
 from tiny_captions import LLAVA, QWEN, RECORDS, clips_in, tiny
 
 from experiments.audio_captioning.__main__ import main
@@ -20,7 +21,7 @@ def config(tmp_path):
     return tiny(Config, clips_in(tmp_path / "mine"), QWEN, seconds=0.4, prompt=PROMPT, dropout=0.1)
 
 
-def test_a_run_leaves_its_results_and_figures(config, encoded):
+def test_a_run_leaves_its_results_and_figures(config, encoded, capsys):
     main(config)
     mcl, nearest = json.loads((config.workdir / "results.json").read_text())["methods"].values()
     assert {"grounding", "retrieval", "noun_named"} <= set(mcl) and "oracle_cider_d" in nearest
@@ -39,6 +40,8 @@ def test_a_run_leaves_its_results_and_figures(config, encoded):
         drawn.add("quality_diversity.png")
     assert figures == drawn
     assert (mcl["div_2"] is None) == ("div_2" in mcl["not_available"])
+    files = lambda samples: [config.workdir.parent / "mine" / sample["id"] for sample in samples]
+    check_samples(capsys, config.workdir, files)
 
 
 def test_clips_are_cut_to_the_seconds(config):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from answered import check_samples
 from flax.traverse_util import flatten_dict
 from tiny_captions import LLAVA, QWEN, clips_in, pictures_in, tiny
 
@@ -38,7 +39,7 @@ def contents(folder):
     ("others", "decoders"),
     [(("moe",), ("tta",)), pytest.param(("mle_rk", "moe"), ("beam", "tta"), marks=pytest.mark.slow)],
 )
-def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders):
+def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders, capsys):
     config = config.replace(methods=("mcl", *others), experts_per_token=2, mle_decoders=decoders)
     main(config)
     found = json.loads((config.workdir / "results.json").read_text())["methods"]
@@ -80,6 +81,7 @@ def test_a_run_leaves_its_results_and_figures(config, encoded, others, decoders)
     assert all(title in page for title in ("grounding", "retrieval", "noun named", "Captions of the nearest"))
     before = contents(config.workdir)
     main(config)  # says that it is finished
+    check_samples(capsys, config.workdir, lambda samples: [config.data.name + "/" + one["id"] for one in samples])
     assert contents(config.workdir) == before
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tokenizers as tk
+from answered import check_samples
 from jobs import Job
 from transformers import PreTrainedTokenizerFast
 
@@ -79,7 +80,7 @@ def standard_promotion():
         yield
 
 
-def test_a_run_leaves_its_results_and_figures(config, monkeypatch):
+def test_a_run_leaves_its_results_and_figures(config, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         asked = iter([False, False, True])  # of each step: stopped after the third, and gone on
         patch.setattr(Run, "stop_requested", property(lambda run: next(asked)))
@@ -115,6 +116,7 @@ def test_a_run_leaves_its_results_and_figures(config, monkeypatch):
     assert "w1" in (config.workdir / "page.html").read_text()
     main(config)  # says that it is finished
     assert json.loads((config.workdir / "results.json").read_text()) == results
+    check_samples(capsys, config.workdir, lambda samples: [sample["source"] for sample in samples])
 
 
 @pytest.mark.parametrize("objective", ["balanced", pytest.param("relaxed", marks=pytest.mark.slow)])

@@ -29,6 +29,9 @@ class Modality(Protocol):
     def inputs(self, processor: Any, media: Sequence[np.ndarray | None]) -> Inputs:
         """Makes the arguments of the tower, [B, ...] each."""
 
+    def limits(self, processor: Any) -> dict[str, float]:
+        """Returns the `seconds` and the `window` of clips, as in `mcl_jax.answer.Recipe`; {} for pictures."""
+
     def augment(self, processor: Any, key: Key[Array, ""], media: np.ndarray) -> Inputs:
         """Makes the arguments of the tower, [1, ...] each, for an augmented picture or clip."""
 

@@ -91,9 +91,10 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
         augment=lambda key, media: modality.augment(processor, key, media),
         cache=config.data.cache_features,
         mesh=config.training.device_mesh(),
+        limits=modality.limits(processor),
     )
     prompt = MediaPrompt(asked, processor, perception.counts(corpus.records))
-    return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, perception)
+    return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, folder, perception)
 
 
 def weighted(corpus: data.Corpus, config: Config) -> data.Corpus:

@@ -1,0 +1,27 @@
+"""What `python -m mcl_jax.answer WORKDIR` needs to know of a run."""
+
+from experiments.common.task import Task
+from mcl_jax.answer import Recipe
+from mcl_jax.run import Run
+
+
+def save_recipe(run: Run, task: Task) -> None:
+    """Writes answer.json for the hypotheses of the method mcl, unless the run does not train them."""
+    config = task.config
+    if "mcl" not in config.methods:
+        return
+    seen = task.perception
+    recipe = Recipe(
+        base=task.base,
+        lora=task.model("mcl").config,
+        kind="text" if seen is None else seen.processor.media,
+        prompt=task.prompt.template,
+        decoder=config.decoders("mcl")["mcl"],
+        max_new_tokens=config.decoding.max_new_tokens,
+        repetition_penalty=config.decoding.repetition_penalty,
+        dtype=config.base.dtype,
+        quantization=config.base.quantization,
+        tag="mcl",
+        **({} if seen is None else seen.limits),
+    )
+    recipe.save(run.workdir)

@@ -1,0 +1,128 @@
+"""Command line of answers: `python -m mcl_jax.answer RUN_DIR [INPUT ...]` answers with the hypotheses of a run."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import rich.console
+
+from mcl_jax.answer.answerer import Answer, Answerer
+from mcl_jax.answer.questions import Question, questions
+from mcl_jax.answer.trained import Trained
+from mcl_jax.command_line import errors_in_a_line
+from mcl_jax.console import plain, say
+from mcl_jax.extras import needed_for
+from mcl_jax.json_io import to_json
+from mcl_jax.options import check_integers
+
+with errors_in_a_line(), needed_for("python -m mcl_jax.answer", "text"):
+    import tyro
+
+
+@dataclass(frozen=True)
+class Config:
+    """Answers texts, pictures or clips with K trained hypotheses, and says how likely each answer is.
+
+    Each hypothesis gives one answer, with log p(answer | input) under this hypothesis: in nats, and in nats per token.
+    The end of the answer counts as a token.
+
+    Args:
+      folder: Directory of a finished run, or PEFT adapters: one folder, or a folder of lora0, lora1, and so on.
+      inputs: Texts; or files and folders of pictures or clips. A run answers what it was trained on. Without inputs, or
+        for "-", each line of standard input is one.
+      json: Print one JSON object per input, on a line of its own. It also has the log-likelihoods of each answer under
+        all hypotheses.
+      answers: Number of answers per hypothesis. The default is that of the run, usually one.
+      max_new_tokens: Longest answer in tokens. The default is that of the run.
+      batch_size: Number of inputs that are answered together.
+      base: Path of the base model, if it is not where the run found it, or for PEFT adapters that do not say.
+      prompt: Prompt, if it is not that of the run, or for PEFT adapters; for text it contains "{source}" once.
+      dtype: Dtype of the base. The default is that of the run.
+      quantization: Store the kernels of the base in 8 or 4 bits. The default is that of the run.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
+    inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[INPUT ...]")] = ()
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    answers: int | None = None
+    max_new_tokens: int | None = None
+    batch_size: int = 8
+    base: Path | None = None
+    prompt: str | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    quantization: Literal["int8", "nf4"] | None = None
+
+
+def main(config: Config) -> None:
+    """Finds the hypotheses and the inputs, reads the base, and prints answers batch by batch.
+
+    Raises:
+      ValueError: if the run, an option or an input is wrong; names it. Inputs that are missing or of a wrong kind are
+        refused before the base is read; those that turn out to be broken are left out, and counted at the end.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # warnings are no answers
+        check_integers(1, **{"--batch-size": config.batch_size})
+        changes = {name: getattr(config, name) for name in CHANGES}
+        trained = Trained.find(config.folder, **changes)
+        asked = questions(config.inputs, trained.recipe.kind)
+        answerer = Answerer.load(trained)
+    show = _print_json if config.json else _print
+    count = 0
+    for question, answers in _answered(answerer, asked, min(config.batch_size, len(asked))):
+        show(question, answers)
+        count += 1
+    if count < len(asked):
+        raise ValueError(f"{len(asked) - count} of {len(asked)} inputs were left out, since they cannot be read")
+
+
+CHANGES = ("answers", "max_new_tokens", "base", "prompt", "dtype", "quantization")
+
+
+def _answered(answerer: Answerer, asked: Sequence[Question], rows: int) -> Iterator[tuple[Question, list[Answer]]]:
+    """Yields each question with its answers, in order, without those whose files are broken."""
+    for first in range(0, len(asked), rows):
+        readable = [(one, content) for one in asked[first : first + rows] for content in _contents(answerer, one)]
+        if readable:
+            answers = answerer([content for _, content in readable], rows=rows, first=first)
+            yield from zip([question for question, _ in readable], answers, strict=True)
+
+
+def _contents(answerer: Answerer, question: Question) -> list[str | np.ndarray]:
+    """Returns the content of a question in a list, or an empty list after saying why there is none."""
+    try:
+        content = question.read()
+        answerer.check(content)
+    except ValueError as error:
+        reason = str(error) if question.name in str(error) else f"{question.name}: {error}"
+        say(f"left out: {reason}", console=rich.console.Console(stderr=True))
+        return []
+    return [content]
+
+
+def _print(question: Question, answers: Sequence[Answer]) -> None:
+    say(plain(question.name, "bold"))
+    say(plain(f"{'k':>5}{'nats':>9}{'per token':>11}  answer", "dim"))
+    for answer in answers:
+        numbers = f"{answer.log_likelihood:9.2f}{answer.log_likelihood_per_token:11.2f}"
+        say(plain(f"{answer.hypothesis:>5}", "cyan"), numbers, "  ", " ".join(answer.text.split()))
+
+
+def _print_json(question: Question, answers: Sequence[Answer]) -> None:
+    line = {"input": question.name, "answers": [dataclasses.asdict(answer) for answer in answers]}
+    print(json.dumps(to_json(line, "answers", non_finite="null"), ensure_ascii=False), flush=True)
+
+
+def cli(args: Sequence[str] | None = None) -> None:
+    """Runs the command line; an error is one line on stderr with exit status 1."""
+    with errors_in_a_line():
+        main(tyro.cli(Config, prog="python -m mcl_jax.answer", args=args))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,171 @@
+"""What it takes to answer with trained hypotheses, besides their adapters: `answer.json` in the run directory."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax.numpy as jnp
+
+from mcl_jax import hosts, options
+from mcl_jax.data.encoding import Prompt
+from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
+from mcl_jax.generation.generate import GREEDY, MAX_NEW_TOKENS, Limits
+from mcl_jax.json_io import check_unicode, read_json_object, to_json, write_json
+from mcl_jax.lora import LoraConfig
+from mcl_jax.models.quantized import Quantization
+
+FILE = "answer.json"
+Kind = Literal["text", "pictures", "clips"]
+DECODERS: dict[str, type] = {decoder.__name__: decoder for decoder in get_args(Decoder)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to answer with trained hypotheses: their base, their adapters' settings, the prompt and the decoder.
+
+    Args:
+      base: path of the base, as `from_pretrained` takes it.
+      lora: settings of the adapters in the checkpoints; None if the adapters are in PEFT folders, which have their own.
+      kind: what the hypotheses answer: "text", "pictures" or "clips".
+      prompt: form of the prompt. For text it contains "{source}" once; for pictures and clips it is a text with the
+        placeholder of the base.
+      decoder: how each hypothesis answers; a decoder of `mcl_jax.generation`.
+      max_new_tokens, repetition_penalty: as in `generate`.
+      dtype: dtype of the weights of the base and of its computations, "float32" or "bfloat16".
+      quantization: "int8" or "nf4", as in `from_pretrained`.
+      seconds: length to which clips are cropped; None keeps them whole.
+      window: mel frames that the encoder of a clip computes (100 per second); None means its whole window.
+      tag: name of the training within the run, as in `fit`.
+      best: whether to answer from the checkpoint with the lowest eval_loss (`keep_best` in `fit`), not from the last.
+    Raises:
+      ValueError: if a value is wrong; names it.
+    """
+
+    base: Path | str
+    lora: LoraConfig | None = None
+    kind: Kind = "text"
+    prompt: str = "{source}"
+    decoder: Decoder = GREEDY
+    max_new_tokens: int = MAX_NEW_TOKENS
+    repetition_penalty: float = 1.0
+    dtype: str = "float32"
+    quantization: Quantization | None = None
+    seconds: float | None = None
+    window: int | None = None
+    tag: str = ""
+    best: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "base", Path(self.base).absolute())
+        object.__setattr__(self, "dtype", _name_of_dtype(self.dtype))
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        if self.quantization not in (None, *get_args(Quantization)):
+            raise ValueError(f"quantization must be int8, nf4 or null, got {self.quantization!r}")
+        if type(self.decoder) not in DECODERS.values():
+            raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
+        Limits(self.max_new_tokens, repetition_penalty=self.repetition_penalty)
+        self._check_prompt()
+        for name in ("seconds", "window"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                raise ValueError(f"{name} must be a number above 0, got {value!r}")
+
+    def _check_prompt(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"prompt must be a text, got {self.prompt!r}")
+        if self.kind == "text":
+            Prompt(self.prompt)
+        check_unicode(self.prompt, "prompt")
+
+    def save(self, folder: Path | str) -> Path:
+        """Writes answer.json into a run directory, or beside PEFT folders. Of several processes, the first does it.
+
+        Args:
+          folder: an existing folder.
+        Returns:
+          The path of the file.
+        """
+        path = Path(folder) / FILE
+        hosts.on_first(lambda: write_json(path, self.to_json()), f"write {path}")
+        return path
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the values of answer.json."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["decoder"] = {"name": type(self.decoder).__name__, **dataclasses.asdict(self.decoder)}
+        if self.lora is not None:
+            names = {name: getattr(self.lora, name) for name in ("dtype", "param_dtype")}
+            names = {name: None if dtype is None else _name_of_dtype(dtype) for name, dtype in names.items()}
+            values["lora"] = dataclasses.replace(self.lora, **names)
+        return to_json(values, "recipe")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Recipe":
+        """Reads answer.json.
+
+        Raises:
+          ValueError: if an entry is unknown, missing or wrong; names the file.
+        """
+        path = Path(folder) / FILE
+        entries = options.given(read_json_object(path))
+        try:
+            _check_names(cls, entries)
+            made = {
+                name: make(entries[name]) for name, make in (("lora", _lora), ("decoder", _decoder)) if name in entries
+            }
+            return cls(**entries | made)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def with_answers(self, number: int) -> "Recipe":
+        """Returns a recipe with `number` answers per hypothesis: samples, or the best beams.
+
+        Raises:
+          ValueError: if the number is below 1.
+        """
+        options.check_integers(1, answers=number)
+        if isinstance(self.decoder, Sampling):
+            return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, num_samples=number))
+        if isinstance(self.decoder, Greedy):
+            return self if number == 1 else dataclasses.replace(self, decoder=BeamSearch(number, num_return=number))
+        groups = self.decoder.num_groups if isinstance(self.decoder, DiverseBeamSearch) else 1
+        beams = max(self.decoder.num_beams, -(-number // groups) * groups)
+        return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, num_beams=beams, num_return=number))
+
+
+def _name_of_dtype(dtype: Any) -> str:
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        raise ValueError(f"a dtype must be one such as float32 or bfloat16, got {dtype!r}") from None
+
+
+def _check_names(kind: type, entries: Mapping[str, Any]) -> None:
+    """Raises a ValueError for entries that are no fields of a dataclass, and for fields that need one."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(entries.keys() - known):
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    fields = dataclasses.fields(kind)
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(needed - entries.keys()):
+        raise ValueError(f"{kind.__name__} needs {', '.join(missing)}")
+
+
+def _lora(entries: Any) -> LoraConfig:
+    if not isinstance(entries, dict):
+        raise ValueError(f"lora must be an object, got {entries!r}")
+    entries = options.given(entries)
+    _check_names(LoraConfig, entries)
+    dtypes = {name: jnp.dtype(_name_of_dtype(entries[name])) for name in ("dtype", "param_dtype") if name in entries}
+    return LoraConfig(**entries | dtypes)
+
+
+def _decoder(entries: Any) -> Decoder:
+    name = entries.get("name") if isinstance(entries, dict) else entries
+    if name not in DECODERS:
+        raise ValueError(f"decoder must have the name of one of {', '.join(DECODERS)}, got {name!r}")
+    given = options.given({key: value for key, value in entries.items() if key != "name"})
+    _check_names(DECODERS[name], given)
+    return DECODERS[name](**given)
