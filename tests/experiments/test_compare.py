@@ -145,7 +145,6 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "methods",
         "mle_decoders",
         "nearest",
-        "fsdp",
     } == runs.IGNORED
 
 
