@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2AudioProcessor, WhisperFe
 from experiments.common.perception import Inputs
 from mcl_jax import augmentation, data
 from mcl_jax.models.audio_processor import AudioProcessor
+from mcl_jax.models.clip_processor import ClipProcessor
 from mcl_jax.models.llama import LlamaConfig
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from mcl_jax.models.whisper_encoder import WhisperEncoderConfig
@@ -38,25 +39,25 @@ class Clips:
         """Returns the cropped clip, float32 [S] at 16 kHz."""
         return record.media.read()[: round(self.seconds * data.SAMPLE_RATE)]
 
-    def inputs(self, processor: AudioProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
-        """Returns mel and frames."""
+    def inputs(self, processor: ClipProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
+        """Returns mel, and for a Qwen2-Audio frames."""
         return processor.inputs(media, window=self._window(processor))
 
-    def limits(self, processor: AudioProcessor) -> dict[str, float]:
+    def limits(self, processor: ClipProcessor) -> dict[str, float]:
         """Returns the seconds to which clips are cropped, and the number of mel frames that are computed."""
         return {"seconds": self.seconds, "window": self._window(processor)}
 
-    def _window(self, processor: AudioProcessor) -> int:
+    def _window(self, processor: ClipProcessor) -> int:
         return min(math.ceil(self.seconds * FRAMES) + 2, processor.window)
 
-    def augment(self, processor: AudioProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
+    def augment(self, processor: ClipProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
         """Masks bands of frequencies and spans of time (SpecAugment)."""
         inputs = self.inputs(processor, [media])
-        return inputs | {"mel": np.asarray(_masked(key, inputs["mel"], inputs["frames"]))}
+        return inputs | {"mel": np.asarray(_masked(key, inputs["mel"], _frames(inputs)))}
 
     def vary(self, key: Key[Array, ""], inputs: dict[str, Array]) -> dict[str, Array]:
         """Masks the same as `augment`."""
-        return inputs | {"mel": _masked(key, inputs["mel"], inputs["frames"])}
+        return inputs | {"mel": _masked(key, inputs["mel"], _frames(inputs))}
 
     def small(self, tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, AudioProcessor]:
         """Makes 3 million parameters: an encoder of 4 layers, and a Qwen2 of 4 layers."""
@@ -82,6 +83,12 @@ class Clips:
         )
         extractor = WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=round(self.seconds))
         return Qwen2Audio(config), AudioProcessor(config, Qwen2AudioProcessor(extractor, tokenizer))
+
+
+def _frames(inputs: Inputs) -> Int[Array, " B"]:
+    """Returns the frames of each clip; those of the window for Whisper, which hears all of it."""
+    B, _, window = inputs["mel"].shape
+    return inputs.get("frames", np.full(B, window, np.int32))
 
 
 @jax.jit

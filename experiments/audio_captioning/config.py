@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.common import options
 from experiments.common.captioning import config as shared
+from experiments.common.whisper_base import WHISPER_BASE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,18 @@ STAMPS: dict[str, Any] = dict(
     max_new_tokens=24,
     max_length=128,
 )
+# Hears Spanish, and writes it in Spanish or in English: Whisper can do both, and the prompt does not say which.
+WHISPER: dict[str, Any] = STAMPS | dict(
+    base=Path(WHISPER_BASE),
+    spoken=("es",),
+    modes=("en", "es"),
+    seconds=4.0,
+    prompt="<|startoftranscript|><|es|><|notimestamps|>",
+    steps=100,
+    learning_rate=1e-3,
+    alpha=16.0,
+    max_length=48,
+)
 # Letzelter et al. (arXiv 2507.10419); the prompt comes from the authors of Qwen2-Audio.
 AUDIOCAPS: dict[str, Any] = dict(
     data="audiocaps",
@@ -83,6 +97,7 @@ AUDIOCAPS: dict[str, Any] = dict(
 )
 PRESETS: dict[str, dict[str, Any]] = {
     "stamps-spoken": STAMPS,
+    "stamps-whisper": WHISPER,
     "audiocaps-qwen2-7b": AUDIOCAPS,
     "clotho-qwen2-7b": AUDIOCAPS | dict(data="clotho", seconds=30.0, epochs=10, max_length=896),
 }

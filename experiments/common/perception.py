@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key
@@ -140,6 +141,16 @@ def tower(module: nn.Module, mesh: Mesh | None) -> Callable[..., Any]:
 def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> Inputs:
     """Stacks rows [1, ...] of the same arguments into a batch."""
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def example_call(module: nn.Module) -> tuple[tuple[Array, ...], dict[str, Array]]:
+    """Returns arguments of the module's method "hidden" from which adapters can be created: positions and keywords.
+
+    They hold features only if the module needs some in every row.
+    """
+    needed = hasattr(module, "feature_size") and not hasattr(module, "placeholder")
+    features = {"features": jnp.zeros((1, 1, module.feature_size))} if needed else {}
+    return (jnp.zeros((1, 2), jnp.int32),), features
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """The small base model from a package, and checks of any base that read no weights."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 import mcl_jax as mcl
 from experiments.common.config import Config
-from mcl_jax.models import families, gguf_file, tensors
+from experiments.common.perception import example_call
+from mcl_jax.models import ctranslate2_file, families, gguf_file, tensors
 from mcl_jax.models.hf_config import errors_name, read_config
 from mcl_jax.models.names import abstract_params
 from mcl_jax.models.tokenizer_files import has_vocabulary
@@ -36,6 +37,12 @@ def outline(path: Path) -> tuple[families.Family, nn.Module]:
     Raises:
       ValueError: if the folder has no tokenizer, or weight files are missing or truncated; names them.
     """
+    if parts := ctranslate2_file.find(path):
+        with errors_name(parts[0]):
+            built = families.build(ctranslate2_file.CTranslate2(parts).hf_config)
+        if not has_vocabulary(parts[0].parent):
+            raise ValueError(f"--base {path} has no tokenizer files")
+        return built
     if gguf := gguf_file.find(path):
         with errors_name(gguf):
             return families.build(gguf_file.GGUF(gguf).hf_config)
@@ -51,6 +58,7 @@ def outline(path: Path) -> tuple[families.Family, nn.Module]:
 def check_targets(config: Config, module: nn.Module) -> None:
     """Raises a ValueError for --targets that match no linear layer, without any computation."""
     if config.lora.targets:
-        model, tokens = mcl.Hypotheses(module, config.lora_of("mcl")), jnp.zeros((1, 2), jnp.int32)
-        init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=1, method="hidden")
+        model, (positional, keywords) = mcl.Hypotheses(module, config.lora_of("mcl")), example_call(module)
+        create = partial(model.init, jax.random.key(0), num_hypotheses=1, method="hidden", **keywords)
+        init = lambda params: create(params, *positional)
         jax.eval_shape(init, abstract_params(module))

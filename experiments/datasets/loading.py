@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from experiments.datasets.captions_builder import CAPTIONS, build_captions
 from experiments.datasets.definitions import read_definitions
 from experiments.datasets.messages import read_messages
-from experiments.datasets.stamps import without_families
+from experiments.datasets.stamps import of_languages, without_families
 from experiments.datasets.verses_builder import Verses, load_verses
 from experiments.datasets.wmt import load_wmt
 from mcl_jax.data.captions import read_captions
@@ -78,6 +78,7 @@ def load_captions(
     *,
     modes: Sequence[str] = (),
     families: bool = True,
+    spoken: Sequence[str] = (),
     check: Callable[[Corpus], object] | None = None,
 ) -> Corpus:
     """Loads images or audio clips with captions, by name or from files.
@@ -90,6 +91,7 @@ def load_captions(
         package, or uses a data set that was prepared before.
       modes: modes to keep, such as ("en", "fr"); records that lack one of them are left out. Empty keeps all.
       families: whether to keep stamps that look and read nearly the same, see `stamps`.
+      spoken: languages of the clips of "stamps/spoken" to keep; empty keeps all.
       check: checks the requested records before any file is read, and may raise an error; it is not called for a named
         data set that was prepared before.
     Returns:
@@ -98,7 +100,7 @@ def load_captions(
       ValueError: if a name or a mode is unknown (names the nearest one), or files have another layout.
       FileNotFoundError, RuntimeError: if files are missing or cannot be fetched; says how to get them.
     """
-    chosen = functools.partial(_chosen, modes=modes, families=families)
+    chosen = functools.partial(_chosen, modes=modes, families=families, spoken=spoken)
 
     def look(corpus: Corpus) -> object:
         return check(chosen(corpus)) if check is not None else chosen(corpus)
@@ -116,8 +118,10 @@ def load_captions(
     return kept
 
 
-def _chosen(corpus: Corpus, modes: Sequence[str], families: bool) -> Corpus:
+def _chosen(corpus: Corpus, modes: Sequence[str], families: bool, spoken: Sequence[str]) -> Corpus:
     """Returns the requested part of a corpus."""
+    if spoken:
+        corpus = of_languages(corpus, spoken)
     if not families and corpus.name.startswith("stamps/"):
         corpus = without_families(corpus)
     return corpus.with_modes(*modes) if modes else corpus

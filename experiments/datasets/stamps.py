@@ -26,7 +26,7 @@ Notes on the data:
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -101,6 +101,19 @@ def in_family(record: Record) -> bool:
 def without_families(corpus: Corpus) -> Corpus:
     """Removes those families from a corpus of stamps."""
     return dataclasses.replace(corpus, records=tuple(r for r in corpus.records if not in_family(r)))
+
+
+def of_languages(corpus: Corpus, languages: Sequence[str]) -> Corpus:
+    """Keeps the clips of a corpus "stamps/spoken" in which one of these languages is spoken.
+
+    Raises:
+      ValueError: if the corpus is another one, or no clip is in one of the languages.
+    """
+    heard = {spoken_language(record) for record in corpus.records}
+    if unknown := sorted(set(languages) - heard):
+        raise ValueError(f"--spoken must be languages of the clips of stamps/spoken, got {unknown} for {corpus.name}")
+    records = tuple(record for record in corpus.records if spoken_language(record) in languages)
+    return dataclasses.replace(corpus, records=records)
 
 
 def spoken_language(record: Record) -> str:

@@ -184,7 +184,7 @@ def _processor(folder: Path, family: families.Family, module: nn.Module) -> Any:
 def _ctranslate2_processor(folder: Path, module: nn.Module) -> WhisperProcessor | None:
     if not tokenizer_files.has_vocabulary(folder):
         return None
-    return tokenizer_files.read(folder, lambda: WhisperProcessor.from_tokenizer(folder, module.config))
+    return tokenizer_files.read(folder, lambda: WhisperProcessor.from_pretrained(folder, module.config))
 
 
 def state_dict(params: PyTree[Array], family: families.Family) -> dict[str, np.ndarray]:

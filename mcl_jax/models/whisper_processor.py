@@ -14,6 +14,7 @@ from jaxtyping import Int
 from mcl_jax.extras import needed_for
 from mcl_jax.models import processor
 from mcl_jax.models.clip_processor import Clip, ClipProcessor
+from mcl_jax.models.tokenizer_files import has_processor
 from mcl_jax.models.whisper import WhisperConfig
 
 START, NO_TIMESTAMPS = "<|startoftranscript|>", "<|notimestamps|>"
@@ -34,19 +35,18 @@ class WhisperProcessor(ClipProcessor):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: WhisperConfig) -> "WhisperProcessor":
-        """Reads a folder with the files of a tokenizer and a feature extractor."""
+        """Reads the files of a tokenizer, and of a feature extractor, which is OpenAI's if there is none."""
         with needed_for("the processor of Whisper", "text"):
-            from transformers import WhisperProcessor as Theirs  # takes seconds to import
-        return processor.read(folder, lambda: cls(config, Theirs.from_pretrained(folder)))
+            import transformers  # takes seconds to import
 
-    @classmethod
-    def from_tokenizer(cls, folder: str | Path, config: WhisperConfig) -> "WhisperProcessor":
-        """Reads a folder with the files of a tokenizer alone; the feature extractor is that of OpenAI's models."""
-        with needed_for("the processor of Whisper", "text"):
-            from transformers import WhisperFeatureExtractor, WhisperTokenizer
-            from transformers import WhisperProcessor as Theirs
-        extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-        return processor.read(folder, lambda: cls(config, Theirs(extractor, WhisperTokenizer.from_pretrained(folder))))
+        def load() -> WhisperProcessor:
+            if has_processor(Path(folder)):
+                return cls(config, transformers.WhisperProcessor.from_pretrained(folder))
+            extractor = transformers.WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+            tokenizer = transformers.WhisperTokenizer.from_pretrained(folder)
+            return cls(config, transformers.WhisperProcessor(extractor, tokenizer))
+
+        return processor.read(folder, load)
 
     def transcribe(self, language: str | None = None) -> str:
         """Returns the prompt after which the model writes what it hears.

@@ -9,6 +9,7 @@ from tyro.conf import arg
 
 from experiments.common import config, groups
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
+from experiments.common.whisper_base import WHISPER_BASE, whisper_base
 from mcl_jax.json_io import check_unicode
 
 
@@ -26,6 +27,8 @@ class Data(Options):
     """Modes whose captions are used. The default is en fr for the stamps, and all modes for other data."""
     mode_weights: tuple[int, ...] = ()
     """How often to draw training captions of each of --modes, such as 9 1. The default is equally often."""
+    spoken: tuple[str, ...] = ()
+    """Languages of the clips of stamps/spoken that are used, such as es fr. The default is all of them."""
     families: bool = False
     """Keep the 249 stamps (letters, digits, coins) of families that look and read nearly the same.
     Such families are modes in addition to the languages."""
@@ -60,11 +63,16 @@ class Base(groups.Base):
     """The frozen base model."""
 
     path: Annotated[Path | None, arg(name="base")] = None
-    """Base model: a Hugging Face folder.
+    """Base model: a Hugging Face folder, or whisper-base (which its packages hold, in CTranslate2's format).
     By default, a small model of the same family is trained first and kept in --cache.
     It learns the training captions of all modes; its prompt names the mode."""
     base_steps: int = field(default=600, metadata=COUNT)
     """Number of training steps of the small base, with batches of 32."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the base; None for a small one. Raises a ValueError if packages that hold it are missing."""
+        return whisper_base() if self.path == Path(WHISPER_BASE) else self.path
 
 
 @dataclasses.dataclass(frozen=True)

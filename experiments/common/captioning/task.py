@@ -44,17 +44,23 @@ def load_data(config: Config, modality: Modality) -> data.Corpus:
     given, size = config.data, config.training.batch_size
     check = partial(usable, needed=modality.media, option=f"--data {given.name}", batch_size=size)
     corpus = datasets.load_captions(
-        given.name, given.cache, given.folder, modes=given.kept_modes, families=given.families, check=check
+        given.name,
+        given.cache,
+        given.folder,
+        modes=given.kept_modes,
+        families=given.families,
+        spoken=given.spoken,
+        check=check,
     )
     return with_validation(check(corpus))
 
 
 def _check_base_and_prompt(config: Config, modality: Modality) -> None:
-    base, prompt = config.base.path, config.data.prompt
+    base, prompt = config.base.folder, config.data.prompt
     if base and pretrained.media_of(base) != modality.media:
         raise ValueError(
-            f"--base {base} has no processor for {modality.media}; use a LLaVA-1.6 for pictures, or a Qwen2-Audio for "
-            "clips"
+            f"--base {base} has no processor for {modality.media}; use a LLaVA-1.6 for pictures, or a Qwen2-Audio or "
+            "a Whisper for clips"
         )
     if prompt and base is None and (times := prompt.count(modality.placeholder)) != 1:
         raise ValueError(
@@ -70,8 +76,8 @@ def _check_base_and_prompt(config: Config, modality: Modality) -> None:
 
 def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options: Any) -> Task:
     """Reads the base with its prompt and its tower. Trains a small base first if none is given."""
-    if config.base.path:
-        folder, asked = config.base.path, modality.placeholder
+    if config.base.folder:
+        folder, asked = config.base.folder, modality.placeholder
     else:
         mode = next(iter(config.data.kept_modes or corpus.modes), "")
         held_out = {record.id for record in corpus.split("validation")}  # may come from the training split
