@@ -3,14 +3,15 @@
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
 `objectives`, `sharding`, `mesh`, `training`, `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and
 `json_io`) and `fitting`, which has `fit`. Language models: `tokenization`, `models`, `language_model`, then
-`generation` and `interop`; `data` makes their batches, and `metrics` scores their answers. `moe` and `augmentation` are
-baselines. `options` and `token_ids` check input from users and files.
+`generation` and `interop`; `data` makes their batches, `metrics` scores their answers, and `answer` is the command that
+uses what was trained. `moe` and `augmentation` are baselines. `options` and `token_ids` check input from users and
+files.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
 
-A core install is enough for everything that is imported here. `checkpoint`, `data`, `fit`, `metrics` and `run` are
-loaded when they are first used. If a part needs another library, its error names the command that installs it, see
+A core install is enough for everything that is imported here. `answer`, `checkpoint`, `data`, `fit`, `metrics` and
+`run` are loaded when they are first used. If a part needs another library, its error names the command that installs it, see
 `extras`.
 """
 
@@ -26,16 +27,17 @@ from mcl_jax.moe import MixtureOfExperts
 from mcl_jax.training import TrainState, make_train_step
 
 if TYPE_CHECKING:
-    from mcl_jax import checkpoint, data, metrics, run
+    from mcl_jax import answer, checkpoint, data, metrics, run
     from mcl_jax.fitting import fit
 
-LOADED_WHEN_USED = ("checkpoint", "data", "metrics", "run")
+LOADED_WHEN_USED = ("answer", "checkpoint", "data", "metrics", "run")
 
 __all__ = [
     "Hypotheses",
     "LoraConfig",
     "MixtureOfExperts",
     "TrainState",
+    "answer",
     "augmentation",
     "checkpoint",
     "chunked_sequence_log_likelihood",

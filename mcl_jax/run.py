@@ -5,6 +5,7 @@
     DIR/tensorboard/    the same as TensorBoard events, a folder for each tag; only if tensorboardX is installed
     DIR/checkpoints/    see `mcl_jax.checkpoint`
     DIR/figures/
+    DIR/answer.json     how to answer with the trained hypotheses, if the run says so, see `mcl_jax.answer`
     DIR/results.json    final numbers; exists if and only if the run is finished, and figures are drawn from it
     DIR/lock            exists while a process owns DIR, see `mcl_jax.lock`
 

@@ -89,6 +89,7 @@ def test_what_a_core_install_can_do(tmp_path):
     picture, clip = ("reading a picture", "PIL", "media"), ("reading a clip", "soundfile", "media")
     texts = missing("scoring texts", "sacrebleu", "metrics")
     assert told["imports"] == {
+        "mcl_jax.answer.__main__": f"SystemExit: error: {needs('python -m mcl_jax.answer', 'tyro', 'text')}",
         "mcl_jax.data.pictures": missing(*picture),
         "mcl_jax.data.sound_files": missing(*clip),
         "mcl_jax.metrics.__main__": f"SystemExit: error: {needs('python -m mcl_jax.metrics', 'tyro', 'metrics')}",
