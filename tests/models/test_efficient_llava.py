@@ -58,7 +58,7 @@ def batch():
     for row, of_row, prompt, answer in zip(tokens, mask, PROMPTS, ANSWERS, strict=True):
         row[: len(prompt + answer)] = prompt + answer
         of_row[len(prompt) - 1 : len(prompt + answer) - 1] = True
-    pictures = np.random.default_rng(7).normal(0, 1, (3, 25, 25, 3)).astype(np.float32)
+    pictures = np.random.default_rng(7).normal(0, 1, (3, 27, 27, 3)).astype(np.float32)
     return {"tokens": tokens, "target_mask": mask, "pictures": pictures}
 
 
@@ -135,7 +135,7 @@ def test_log_likelihoods_of_every_hypothesis_are_those_made_by_hand():
     assert np.ptp(expected, axis=0).min() > 0.05
     other = of_batch | {"features": features()[jnp.array([1, 0, 2])]}
     changed = np.abs(mcl.language_model.evaluate(model, params(), adapters, [other])[0] - log_p)
-    assert changed[:, :2].min() > 0.01 and changed[:, 2].max() < 1e-5
+    assert changed[:, :2].min() > 1e-3 and changed[:, 2].max() < 1e-5
 
 
 def test_answers_are_those_of_the_merged_model(tmp_path):
@@ -194,9 +194,9 @@ def test_prompts_and_pictures(folder):
     assert inputs["mask"].sum(1).tolist() == [15, 2] and processor.num_features(wide) == N
     white, black = 1.0, -127 / 128
     picture = inputs["pixel_values"][0]
-    assert picture.shape == (25, 25, 3) and not inputs["pixel_values"][1].any()
-    np.testing.assert_allclose(picture[[0, 8, 16, 24]], white)
-    np.testing.assert_allclose(picture[12], black)
+    assert picture.shape == (27, 27, 3) and not inputs["pixel_values"][1].any()
+    np.testing.assert_allclose(picture[[0, 9, 17, 26]], white)
+    np.testing.assert_allclose(picture[13], black)
     colours = np.zeros((40, 40, 3), np.uint8) + np.array([255, 127, 0], np.uint8)[None, None]
     np.testing.assert_allclose(pixels(colours, 5), np.broadcast_to([white, 0.0, black], (5, 5, 3)))
 

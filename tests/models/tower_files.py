@@ -48,9 +48,9 @@ def tower_file(file, tensors):
     return file
 
 
-# From 25 pixels to 13, 13, 7 and 4: each stride of 2 pads in another way. The last block of the second stage is added.
+# From 27 pixels to 14, 14, 7 and 4: the strides of 2 pad by 2, 3 and 2. The last block of the second stage is added.
 STAGES = ((3, 1, 1, 7, 1), (5, 2, 3, 11, 2), (3, 2, 2, 13, 1))
-CONFIG = EfficientNetLiteConfig(image_size=25, stem_size=5, head_size=17, num_classes=19, stages=STAGES)
+CONFIG = EfficientNetLiteConfig(image_size=27, stem_size=5, head_size=17, num_classes=19, stages=STAGES)
 LAYERS = {  # (output channels, input channels of each, size of the kernel) by published name
     "_conv_stem": (5, 3, 3),
     "_blocks.0._depthwise_conv": (5, 1, 3),
