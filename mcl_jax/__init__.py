@@ -11,8 +11,8 @@ Axes, in this order: K hypotheses · B batch · T time · D model · H heads · 
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
 
 A core install is enough for everything that is imported here. `answer`, `checkpoint`, `data`, `fit`, `metrics` and
-`run` are loaded when they are first used. If a part needs another library, its error names the command that installs it, see
-`extras`.
+`run` are loaded when they are first used. If a part needs another library, its error names the command that installs
+it, see `extras`.
 """
 
 import importlib
