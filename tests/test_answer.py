@@ -224,6 +224,7 @@ def test_a_folder_stands_for_its_pictures_and_broken_ones_are_left_out(sees, alb
     assert told.startswith(f"left out: {album / 'b.png'}: the image cannot be read")
 
 
+@pytest.mark.slow  # the end-to-end test of audio_captioning covers the usual case
 def test_clips_are_cropped_and_padded_as_the_recipe_says(tmp_path, says):
     model, _, adapters = hypotheses_of(QWEN)
     mcl.interop.save_peft(tmp_path / "hears", model, adapters)
@@ -285,7 +286,7 @@ def test_a_base_that_was_moved(finished, base, sees, tmp_path, says, monkeypatch
     (folder / "answer.json").write_text(json.dumps(entries | {"base": str(tmp_path / "gone")}))
     with monkeypatch.context() as patch:
         patch.setattr("mcl_jax.answer.answerer.from_pretrained", lambda *of, **options: pytest.fail("weights read"))
-        wanted = f"error: the base {tmp_path / 'gone'} is not there any more; give its present place with --base"
+        wanted = f"error: there is no base at {tmp_path / 'gone'}; give its present place with --base"
         assert says(folder, "w3")[1] == wanted
         assert says(folder, "w3", "--base", LLAVA)[1].endswith("takes pictures, but the hypotheses answer text")
     found, wanted = (says(run, "w3", "w9 w8", *more) for run, more in ((folder, ("--base", base)), (finished, ())))

@@ -122,4 +122,4 @@ def _checked(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
 
 def _check_base(base: Path) -> None:
     if not base.exists():
-        raise ValueError(f"the base {base} is not there any more; give its present place with --base")
+        raise ValueError(f"there is no base at {base}; give its present place with --base")
