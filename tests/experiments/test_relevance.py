@@ -62,10 +62,12 @@ def test_a_model_that_sees_has_positive_grounding_and_a_blind_one_exactly_none(t
 
 def test_the_nearest_pictures_have_the_captions_of_their_colour(task):
     asked = task.records("test")
-    copied = nearest(task, asked)
+    copied = nearest(task, asked, 12)
     assert [len(texts) for texts in copied.texts] == [3] * 8 and copied.log_likelihoods[0] == [None] * 3
     for record, texts in zip(asked, copied.texts, strict=True):
         assert texts[0] == record.targets[0].text and len(set(texts)) == 3
+    few = nearest(task, asked, 2)  # the first and the last training record
+    assert set(np.ravel(few.texts)) == {task.records("train")[i].targets[0].text for i in (0, -1)}
 
 
 def test_pooled_features_are_the_mean_of_those_that_a_picture_has(task):
