@@ -53,8 +53,8 @@ def main(config: Config) -> None:
                     times = {"seconds": seconds, "decode_seconds": answers[name].seconds}
                     results[name] = merged(held_out, score(answers[name]), times)
 
-            if config.evaluation.nearest:
-                answers[NEAREST] = nearest(task, asked)
+            if most := config.evaluation.nearest_items:
+                answers[NEAREST] = nearest(task, asked, most)
                 results[NEAREST] = score(answers[NEAREST])
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

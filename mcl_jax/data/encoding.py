@@ -95,6 +95,12 @@ class Encoded:
         pairs = zip(self.prompts, self.targets, strict=True)
         return tuple(np.array([len(prompt) + len(target) - 1 for target in targets]) for prompt, targets in pairs)
 
+    def between(self, start: int, stop: int) -> "Encoded":
+        """Returns the records whose `index` is at least `start` and below `stop`; they keep their index."""
+        rows = [row for row, index in enumerate(self.index) if start <= index < stop]
+        names = ("prompts", "targets", "modes", "index")
+        return dataclasses.replace(self, **{name: tuple(getattr(self, name)[row] for row in rows) for name in names})
+
 
 def encode_records(
     records: Sequence[Record],

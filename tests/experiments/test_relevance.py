@@ -14,6 +14,7 @@ from experiments.common.captioning.relevance import groups_of, relevance, with_c
 from experiments.common.captioning.task import load
 from experiments.common.experiment import merged
 from experiments.common.held_out import Likelihoods, evaluator
+from experiments.common.task import Items
 from experiments.common.training import train
 from experiments.image_captioning.config import Config
 from experiments.image_captioning.images import Pictures
@@ -61,10 +62,12 @@ def test_a_model_that_sees_has_positive_grounding_and_a_blind_one_exactly_none(t
 
 def test_the_nearest_pictures_have_the_captions_of_their_colour(task):
     asked = task.records("test")
-    copied = nearest(task, asked)
+    copied = nearest(task, asked, 12)
     assert [len(texts) for texts in copied.texts] == [3] * 8 and copied.log_likelihoods[0] == [None] * 3
     for record, texts in zip(asked, copied.texts, strict=True):
         assert texts[0] == record.targets[0].text and len(set(texts)) == 3
+    few = nearest(task, asked, 2)  # the first and the last training record
+    assert set(np.ravel(few.texts)) == {task.records("train")[i].targets[0].text for i in (0, -1)}
 
 
 def test_pooled_features_are_the_mean_of_those_that_a_picture_has(task):
@@ -99,17 +102,26 @@ def test_a_caption_with_another_picture_is_a_record():
 
 
 class Spy:
-    """An evaluator whose log p is by (picture, caption): 0 for its own, −1 else, and −5 for the second hypothesis."""
+    """A task, and an evaluator whose log p is by (picture, caption): 0 for its own, −1 else; 5 less for the other k."""
 
     def __init__(self, own, too_long=()):
         self.own, self.too_long, self.passes = own, too_long, []
 
-    def __call__(self, records):
-        self.passes.append([(record.id, record.targets[0].text) for record in records])
-        kept = np.array([n for n, pair in enumerate(self.passes[-1]) if pair not in self.too_long])
-        log_p = np.array([0.0 if pair in self.own else -1.0 for pair in self.passes[-1]])[kept]
-        order = np.random.default_rng(len(self.passes)).permutation(len(kept))  # evaluation sorts by length
-        return Likelihoods(np.stack([log_p, log_p - 5])[:, order], kept * 0 + 1, kept * 0, kept[order])
+    def encode(self, records):
+        """Leaves out what is too long, as a task does."""
+        kept = tuple(n for n, record in enumerate(records) if self.pair(record) not in self.too_long)
+        return Items(records, data.Encoded(*[((),) * len(kept)] * 3, kept, (), (), 0))
+
+    def __call__(self, items):
+        index = np.random.default_rng(len(self.passes)).permutation(
+            items.encoded.index
+        )  # as evaluation sorts by length
+        self.passes.append([self.pair(items.records[n]) for n in sorted(index)])
+        log_p = np.array([0.0 if self.pair(items.records[n]) in self.own else -1.0 for n in index])
+        return Likelihoods(np.stack([log_p, log_p - 5]), index * 0 + 1, index * 0, index)
+
+    def pair(self, record):
+        return record.id, record.targets[0].text
 
 
 @pytest.fixture
@@ -118,14 +130,11 @@ def run(tmp_path):
         yield run
 
 
-TASK = SimpleNamespace(encode=lambda records: records)
-
-
 def test_which_pairs_are_evaluated(run):
     records = tuple(record(str(n), f"thing {n}", f"chose {n}") for n in range(23))
     own = {(r.id, target.text) for r in records for target in r.targets}
     spy = Spy(own)
-    found = relevance(TASK, run, spy, records, 5)
+    found = relevance(spy, run, spy, records, 5)
     assert found["grounding"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert found["retrieval"] == {"mean": 1.0, "low": 1.0, "high": 1.0} and found["retrieval_chance"] == 1 / 20
     true, swapped, *candidates = spy.passes
@@ -148,12 +157,12 @@ def test_captions_too_long_behind_a_picture_do_not_count(run):
     partner = metrics.derangement(range(7))
     own = {(r.id, r.targets[0].text) for r in records}
     spy = Spy(own - {("5", "thing 5")}, too_long={(str(partner[2]), "thing 2"), ("3", "thing 3")})
-    found = relevance(TASK, run, spy, records, 7)
+    found = relevance(spy, run, spy, records, 7)
     assert found["grounding"]["mean"] == pytest.approx(4 / 5)  # all but 2 and 3; 5 has none
 
 
 def test_records_of_one_caption_have_neither(run):
-    found = relevance(TASK, run, Spy(set()), tuple(record(str(n), "a dog", f"{n}") for n in range(5)), 5)
+    found = relevance(None, run, None, tuple(record(str(n), "a dog", f"{n}") for n in range(5)), 5)
     assert found["grounding"] is found["retrieval"] is None
     assert "at most half of the records, but one has 5 of 5" in found["not_available"]["retrieval"]
 

@@ -34,6 +34,7 @@ HEADS = {
     "A chick hatched from an egg.": "chick",
     "A tall building in a city": "building",
     "A painting of a house": "painting",
+    "A big gathering of birds": "gathering",
     "Swimming in a lake": "swimming",
     # No words, or only determiners.
     "": None,

@@ -81,8 +81,9 @@ class Evaluation(groups.Evaluation):
 
     retrieval_items: int = field(default=64, metadata=COUNT | VOLATILE)
     """Number of test captions for which each method looks for the right one of 20 pictures or clips."""
-    nearest: bool = field(default=True, metadata=VOLATILE | NO_INFLUENCE)
-    """Also score the captions of the nearest training pictures or clips, which the tower of the base compares."""
+    nearest_items: int = field(default=1000, metadata={"least": 0} | VOLATILE | NO_INFLUENCE)
+    """Number of training pictures or clips, evenly spread, from which a baseline copies captions; 0 leaves it out.
+    It takes those whose pooled features are nearest to the picture or clip that is asked about."""
     corenlp: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with the jars of CoreNLP 3.6.0, for SPICE and SPIDEr. These also need Java and pycocoevalcap."""
 

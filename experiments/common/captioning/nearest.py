@@ -9,16 +9,17 @@ from mcl_jax import data, metrics
 NEAREST = "nearest"  # its name among the methods
 
 
-def nearest(task: Task, asked: tuple[data.Record, ...]) -> Answers:
+def nearest(task: Task, asked: tuple[data.Record, ...], most: int) -> Answers:
     """Copies K different training captions for each record, by the cosine of the pooled features of the frozen tower.
 
     Args:
       task: the task; K is its number of hypotheses.
       asked: records to answer.
+      most: number of training records to copy from, evenly spread.
     Returns:
       The answers. They have no likelihoods.
     """
-    started, train = time.monotonic(), task.records("train")
+    started, train = time.monotonic(), task.records("train", most)
     features, known = task.perception.pooled(asked), task.perception.pooled(train)
     captions = [[target.text for target in record.targets] for record in train]
     texts = metrics.nearest_captions(features, known, captions, task.config.num_hypotheses)

@@ -19,7 +19,7 @@ from mcl_jax.run import Run
 
 CANDIDATES = 20  # pictures or clips among which retrieval looks for the right one
 Captions = Sequence[tuple[int, data.Target]]  # index of a record, and one of its captions
-LogP = Callable[..., list[Float[np.ndarray, "K N"]]]  # (captions, shown, title) -> log p of each pass, see `_log_p`
+LogP = Callable[[Captions, np.ndarray, str], Float[np.ndarray, "P K N"]]  # see `_log_p`
 
 
 def relevance(
@@ -68,7 +68,7 @@ def _retrieval(log_p: LogP, records: tuple[data.Record, ...], candidates: Int[np
     """Looks for the right one of the candidates of each record; the first of them is the record itself."""
     chosen = [(n, records[n].targets) for n, *_ in candidates]
     captions = [(n, targets[i % len(targets)]) for i, (n, targets) in enumerate(chosen)]
-    return metrics.retrieval(np.stack(log_p(captions, candidates.T, "retrieval"), axis=-1))
+    return metrics.retrieval(np.moveaxis(log_p(captions, candidates.T, "retrieval"), 0, -1))
 
 
 def _log_p(
@@ -79,24 +79,30 @@ def _log_p(
     captions: Captions,
     shown: Int[np.ndarray, "P N"],
     title: str,
-) -> list[Float[np.ndarray, "K N"]]:
-    """Returns log p of N captions in nats for each row of `shown`, which has the record whose picture is shown.
+) -> Float[np.ndarray, "P K N"]:
+    """Returns log p of N captions in nats in P passes; `shown` has the record whose picture each is paired with.
 
     The captions keep their order in every pass, so a model that does not see gives exactly the same numbers. A caption
     that is too long behind a picture has NaN.
     """
+    P, N = shown.shape
+    pairs = task.encode(tuple(with_caption(records[n], captions[i % N][1]) for i, n in enumerate(shown.flat)))
     passes = []
-    with run.progress(len(shown), 0, title) as progress:
-        for row in shown:
+    with run.progress(P, 0, title) as progress:
+        for start in range(0, P * N, N):
             if hosts.any_of(run.stop_requested):
                 run.stop()
-            pairs = tuple(with_caption(records[n], target) for n, (_, target) in zip(row, captions, strict=True))
-            found = evaluate(task.encode(pairs))
-            log_p = np.full((len(found.log_p), len(pairs)), np.nan)
-            log_p[:, found.record] = found.log_p
-            passes.append(log_p)
+            encoded = pairs.encoded.between(start, start + N)
+            passes.append(_in_order(evaluate(pairs._replace(encoded=encoded)), start, N))
             progress.update(len(passes))
-    return passes
+    return np.stack(passes)
+
+
+def _in_order(likelihoods: Likelihoods, start: int, num: int) -> Float[np.ndarray, "K N"]:
+    """Returns log p of the records from `start` on, in their order; NaN for those that were left out."""
+    log_p = np.full((len(likelihoods.log_p), num), np.nan)
+    log_p[:, likelihoods.record - start] = likelihoods.log_p
+    return log_p
 
 
 def with_caption(record: data.Record, target: data.Target) -> data.Record:
