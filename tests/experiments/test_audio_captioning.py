@@ -2,15 +2,19 @@
 
 import json
 
+import jax
 import numpy as np
+import optax
 import pytest
 from answered import check_samples
-from tiny_captions import LLAVA, QWEN, RECORDS, clips_in, tiny
+from tiny_captions import LLAVA, QWEN, RECORDS, WHISPER, clips_in, tiny
 
+import mcl_jax as mcl
 from experiments.audio_captioning.__main__ import main
 from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config
 from experiments.common.captioning.task import load
+from mcl_jax import data
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "no_packages")
 PROMPT = "hear <|audio_bos|><|AUDIO|><|audio_eos|>:"
@@ -54,10 +58,28 @@ def test_clips_are_cut_to_the_seconds(config):
     assert lengths[1] != lengths[0] == [min(n, 10) for n in lengths[1]]
 
 
+def test_a_whisper_hears_the_clips(config):
+    """Its prompt has no placeholders, and every row of a batch has the features of a window of 0.42 seconds."""
+    prompt = "<|startoftranscript|><|en|><|notimestamps|>"
+    task = load(config.replace(base=WHISPER, prompt=prompt, max_length=20), Clips(0.4))
+    items = task.encode(task.records("train", 4))
+    assert [row.tolist() for row in items.encoded.prompts] == [[30, 31, 34]] * 4
+    batch = next(data.eval_batches(items.encoded, task.config.evaluation_batches))
+    inputs = task.inputs(items, batch)
+    assert inputs["features"].shape == (4, 21, 20)
+    optimizer = optax.sgd(0.1)
+    state = task.initial_state("mcl", optimizer, task.config.objective_of("mcl"))
+    log_p, tokens = mcl.language_model.evaluate(task.model("mcl"), state.params, state.adapters, [inputs])
+    assert log_p.shape == (3, 4) and np.isfinite(log_p).all() and tokens.min() > 2
+    augmented = task.perception.augmented(items.records[:1], [jax.random.key(0)])
+    assert augmented.shape == (1, 21, 20) and np.abs(augmented - inputs["features"][:1]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(base=LLAVA), r"llama has no processor for clips; use .* a Qwen2-Audio for clips"),
+        (dict(base=LLAVA), r"llama has no processor for clips; use .* a Qwen2-Audio or a Whisper for clips"),
+        (dict(spoken=("xx",)), r"--spoken must be languages of the clips of stamps/spoken, got \['xx'\] for "),
         (dict(seconds=0.0), r"--seconds must be above 0, got 0.0"),
         (dict(base=None), r"--seconds must be a whole number for the small base, got 0.4"),
     ],

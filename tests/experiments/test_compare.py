@@ -144,7 +144,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "eval_items",
         "methods",
         "mle_decoders",
-        "nearest",
+        "nearest_items",
     } == runs.IGNORED
 
 

@@ -7,6 +7,7 @@ from tiny_media import png, sound, tone, write, write_lines
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LLAVA, QWEN = GOLDEN / "llava" / "llama", GOLDEN / "qwen2_audio" / "grouped"
+WHISPER = GOLDEN / "whisper" / "tiny"
 SPLITS = ("train", "train", "train", "validation", "test", "test")
 RECORDS = 24  # 12 to train on, 4 to validate, 8 to test
 SIZES = ((9, 17), (14, 11))  # height and width of pictures: they take different numbers of tokens

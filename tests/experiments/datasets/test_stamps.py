@@ -17,7 +17,7 @@ from experiments.datasets import (
     spoken_language,
     without_families,
 )
-from experiments.datasets.stamps import fetch_stamps
+from experiments.datasets.stamps import fetch_stamps, of_languages
 from mcl_jax.data import Target, split_of
 
 
@@ -69,6 +69,9 @@ def test_spoken_captions_are_captioned_in_every_language(folder):
         "animals/beast01_desc_pt_BR": "pt_BR",
         "people/drawn_desc_fr": "fr",
     }
+    assert set(map(spoken_language, of_languages(corpus, ("fr", "da")).records)) == {"fr", "da"}
+    with pytest.raises(ValueError, match=r"--spoken must be languages .* got \['en_GB'\] for stamps/spoken"):
+        of_languages(corpus, ("fr", "en_GB"))
     beasts = [record.targets for record in corpus.records if record.id.startswith("animals/beast00")]
     assert beasts == [beasts[0]] * 4 and {target.mode for target in beasts[0]} == {"en", "fr", "es"}
     assert corpus.left_out == (("animals/gone_desc_fr", "no stamp of this name"),)
