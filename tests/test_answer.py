@@ -61,13 +61,10 @@ def trained(base):
 @pytest.fixture(scope="module")
 def finished(base, trained, tmp_path_factory):
     """A finished run of these hypotheses."""
-    (model, params, adapters), folder = trained, tmp_path_factory.mktemp("runs") / "mine"
-    state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optax.sgd(0.1), rng=jax.random.key(0))
+    folder, decoder = tmp_path_factory.mktemp("runs") / "mine", BeamSearch(num_beams=3)
     with Run(folder, {"seed": 1}) as run:
-        with Checkpoints(run.checkpoint_dir("mine")) as checkpoints:
-            checkpoints.save(state.replace(step=jnp.int32(4)), config={})
-        decoder = BeamSearch(num_beams=3)
-        Recipe(base, model.config, prompt=PROMPT, decoder=decoder, max_new_tokens=5, tag="mine").save(run.workdir)
+        saved(run.checkpoint_dir("mine"), trained, 1.0)
+        Recipe(base, trained[0].config, prompt=PROMPT, decoder=decoder, max_new_tokens=5, tag="mine").save(run.workdir)
         run.finish({"loss": 0.5})
     return folder
 
@@ -78,6 +75,17 @@ def peft(base, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("peft")
     mcl.interop.save_peft(folder, trained[0], trained[2], base=str(base))
     return folder
+
+
+def saved(directory, trained, *losses):
+    """Writes checkpoints 1, 2, … with these evaluation losses; the adapters of each are scaled by its number."""
+    _, params, adapters = trained
+    state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=optax.sgd(0.1), rng=jax.random.key(0))
+    with Checkpoints(directory) as checkpoints:
+        for step, loss in enumerate(losses, 1):
+            scaled = jax.tree.map(lambda x, step=step: x * step, adapters)
+            state = state.replace(step=jnp.int32(step), adapters=scaled)
+            checkpoints.save(state, metrics={"eval_loss": loss}, config={})
 
 
 @pytest.fixture
@@ -161,6 +169,23 @@ def test_an_answer_json_beside_peft_folders_is_read(finished, peft, tmp_path, sa
     shutil.copy(finished / "answer.json", folder)
     assert Trained.find(folder).recipe == Trained.find(finished).recipe
     assert Trained.find(folder).adapters is None
+
+
+@pytest.mark.parametrize(("best", "step"), [(False, 3), (True, 2)])
+def test_the_last_checkpoint_answers_or_the_best(finished, trained, tmp_path, best, step):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    saved(folder / "checkpoints" / "again" / "mcl", trained, 2.0, 1.0, 3.0)
+    dataclasses.replace(Recipe.load(folder), tag="again/mcl", best=best).save(folder)
+    found = Trained.find(folder).adapters
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y * step), found, trained[2])
+
+
+def test_the_base_has_the_dtype_and_the_bits_of_the_recipe(finished):
+    half = Answerer.load(Trained.find(finished, dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.adapters)} == {jnp.dtype(jnp.float32)}
+    few = Answerer.load(Trained.find(finished, quantization="int8"))
+    assert jnp.dtype(jnp.int8) in {leaf.dtype for leaf in jax.tree.leaves(few.params)}
 
 
 def test_samples_do_not_depend_on_the_batch(finished, base, trained):
@@ -266,7 +291,7 @@ def without(folder, target, *names):
         (["answer.json"], "the run in {} has no answer.json, which says how to answer; experiments write it for the "),
         (["config.json"], "{} is neither a run directory, which has a config.json, nor a folder of PEFT adapters"),
         (["checkpoints"], "there are no checkpoints in {}/checkpoints/mine, from which the run would answer"),
-        (["checkpoints/mine/4"], "there is no checkpoint in {}/checkpoints/mine"),
+        (["checkpoints/mine/1"], "there is no checkpoint in {}/checkpoints/mine"),
     ],
 )
 def test_runs_that_cannot_answer(finished, tmp_path, says, no_weights, missing, message):
