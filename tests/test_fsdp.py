@@ -126,7 +126,8 @@ def test_each_device_stores_its_part_and_gathers_a_layer_at_a_time():
     assert len(gathered) >= 3 * 7  # of all hypotheses, of the winners, and again in the backward pass of these
 
 
-@pytest.mark.parametrize("name", ["scanned", pytest.param("GPT, dots", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scanned", "GPT, dots"])
 def test_evaluation_decoding_and_scores_as_on_one_device(name):
     model, whole, adapters = setup(name)
     params, grid = on(whole, 4, 2)

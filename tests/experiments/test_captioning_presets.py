@@ -169,7 +169,7 @@ CASES = {
 }
 
 
-SLOW = ("textcaps-bilingual", "clotho-qwen2-7b")  # what the two others do, with other data
+SLOW = ("textcaps-bilingual", "clotho-qwen2-7b", "audiocaps-qwen2-7b")  # what the other does, with other data
 
 
 @pytest.mark.usefixtures("standard_promotion", "no_packages")

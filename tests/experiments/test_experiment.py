@@ -47,6 +47,7 @@ def command(tmp_path, monkeypatch):
         "answer": lambda *of: Answers([], [], 0.0),
         "scores": lambda *of: {},
         "samples": lambda *of: [],
+        "save_recipe": lambda *of: None,
         "finish": finish_with_made_up_results,
         "COLUMNS": COLUMNS,
     }

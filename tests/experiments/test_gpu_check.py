@@ -75,7 +75,7 @@ def test_a_machine_without_a_gpu_is_refused():
         gpu_check.section("hardware", quick=False)
 
 
-@pytest.mark.parametrize("xdist", [True, False])
+@pytest.mark.parametrize("xdist", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_failed_test_fails_its_section(tmp_path, monkeypatch, xdist):
     if not xdist:
         monkeypatch.setattr(gpu_tests.importlib.util, "find_spec", lambda name: None)

@@ -26,7 +26,7 @@ def tiny(workdir, tmp_path, **changes):
     return Config.from_options(workdir=tmp_path / workdir, transitions=chains, num_hypotheses=3, **(sizes | changes))
 
 
-@pytest.mark.parametrize("shared_rank", [0, 96])
+@pytest.mark.parametrize("shared_rank", [pytest.param(0, marks=pytest.mark.slow), 96])
 def test_run_leaves_what_the_contract_names(tmp_path, capsys, shared_rank):
     config = tiny("run", tmp_path, seed=(1, 2), shared_rank=shared_rank)
     main(config)

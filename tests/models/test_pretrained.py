@@ -79,7 +79,11 @@ def test_remat_and_scan_change_no_gradient(name):
         return pretrained.state_dict(jax.jit(jax.grad(loss))(params), families.of_config(module.config.to_hf()))
 
     plain = gradient(scan=False)
-    stored = [dict(scan=scan, remat=remat) for scan in (True, False) for remat in ("none", "full", "dots", True)]
+    stored = [
+        dict(scan=True),
+        *(dict(scan=True, remat=remat) for remat in ("full", "dots")),
+        dict(scan=False, remat=True),
+    ]
     for options in stored:
         jax.tree.map(lambda a, b: assert_close(a, b, 1e-5), gradient(**options), plain)
 
@@ -282,7 +286,7 @@ def test_targets_of_a_family_are_its_queries_keys_values_and_mlp(folder):
 
 
 def test_targets_of_another_module_are_refused():
-    with pytest.raises(TypeError, match="must be one of GPT2, GPTNeo, .*, got Dense"):
+    with pytest.raises(TypeError, match="must be one of .*GPT2, GPTNeo, .*, got Dense"):
         mcl.models.lora_targets(nn.Dense(3))
 
 
