@@ -79,7 +79,7 @@ def close(actual, expected, tolerance=3e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), actual, expected)
 
 
-SLOWER = {"mlp", "attention", "general"}
+SLOWER = {"mlp", "attention", "general", "einsum"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOWER)) for name in LAYERS])

@@ -35,6 +35,7 @@ def test_own_module_trains_the_same_through_fit(example, tmp_path):
     assert (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_fine_tune_gives_each_hypothesis_a_language(example, tmp_path):
     result = example("fine_tune").main(["--tiny", "--steps", "60", "--out", str(tmp_path)])
     right = zip(*list(example("words").ANSWERS_OF.values())[:4], strict=True)  # French and Spanish, 4 prompts
@@ -66,6 +67,7 @@ def test_decode_and_rank(example):
     assert all(0 <= k < 6 for k in result["picked"])
 
 
+@pytest.mark.slow  # tests/test_parallel.py has the same
 def test_mesh_gives_the_losses_of_one_device():
     flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")  # it makes its own devices
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(EXAMPLES.parent)}

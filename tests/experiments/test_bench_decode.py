@@ -27,6 +27,7 @@ def config_of(*more):
     return parse(bench.Config, ["--base", str(LLAMA), *sizes.split(), *more])
 
 
+@pytest.mark.slow
 def test_rows_of_every_k_and_length(tmp_path, capsys):
     bench.main(config_of("--json", str(tmp_path / "rows.json")))
     found = json.loads((tmp_path / "rows.json").read_text())

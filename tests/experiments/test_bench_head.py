@@ -45,6 +45,7 @@ def compile_quickly():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.slow
 def test_every_variant_computes_the_same_and_the_rows_are_complete(tmp_path, capsys):
     path, figure = tmp_path / "rows.json", tmp_path / "cost.png"
     bench.cli([*SIZES.split(), "--no-subprocess", "--json", str(path), "--figure", str(figure)])

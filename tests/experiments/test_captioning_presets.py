@@ -169,11 +169,9 @@ CASES = {
 }
 
 
-SLOW = ("textcaps-bilingual", "clotho-qwen2-7b", "audiocaps-qwen2-7b")  # what the other does, with other data
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion", "no_packages")
-@pytest.mark.parametrize("preset", [pytest.param(of, marks=pytest.mark.slow if of in SLOW else ()) for of in CASES])
+@pytest.mark.parametrize("preset", CASES)
 def test_the_preset_runs(preset, tmp_path):
     parse, write_files, base, modes = CASES[preset]
     write_files(tmp_path / "files")

@@ -41,7 +41,7 @@ def folder(request, tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=["int8", "nf4"])
+@pytest.fixture(params=["int8", pytest.param("nf4", marks=pytest.mark.slow)])
 def quantization(request):
     return request.param
 
