@@ -30,7 +30,9 @@ class AudioProcessor(ClipProcessor):
         audio = config.audio_config
         super().__init__(config, hf, (config.audio_token_index, hf.audio_token), audio.num_mel_bins, audio.window)
         if hf.audio_token_id != config.audio_token_index:
-            raise ValueError(f"the processor's audio token must be {config.audio_token_index}, got {hf.audio_token_id}")
+            shape = audio.num_mel_bins, audio.window
+            needed, given = (*shape, config.audio_token_index), (*shape, hf.audio_token_id)
+            raise ValueError(f"the processor's mel bins, frames and audio token must be {needed}, got {given}")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: Qwen2AudioConfig) -> "AudioProcessor":
