@@ -86,7 +86,7 @@ def noun_scores(answers: Answers, records: tuple[data.Record, ...], train: tuple
     seen = metrics.seen_in(references, [text for record in train for text in _english(record.targets)])
     seen, named = seen[~np.isnan(named)], named[~np.isnan(named)]
     results: dict[str, Any] = {"noun_items": {"seen": int(seen.sum()), "unseen": int((~seen).sum())}}
-    missing = "none of these records has an English caption with a head noun"
+    missing = "none of these records has an English caption with such a head noun"
     for name, chosen in {"noun_named": seen | True, "noun_named_seen": seen, "noun_named_unseen": ~seen}.items():
         results[name] = with_interval(metrics.Bootstrap().mean(named[chosen])) if chosen.any() else None
     reasons = {name: missing for name, value in results.items() if value is None}
