@@ -37,7 +37,7 @@ class Config(Options):
     tower: Literal["lite0", "lite2"] = "lite0"
     """Variant of EfficientNet-Lite; lite2 is better and slower."""
     sources: tuple[Source, ...] = ("stamps", "prototypes", "openclipart")
-    """What is learnt: captions of the stamps' training split, names of ImageNet's classes, titles of drawings."""
+    """What is learned: captions of the stamps' training split, names of ImageNet's classes, titles of drawings."""
     cells: int = field(default=1, metadata=COUNT)
     """Cells along each side of a picture."""
     tokens_per_cell: int = field(default=4, metadata=COUNT)
