@@ -21,6 +21,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
+from mcl_jax import cluster
+
 T = TypeVar("T")
 TIMEOUT = 60  # seconds without a sign of life after which a process counts as dead
 START_TIMEOUT = 300  # seconds in which all processes must have started
@@ -35,6 +37,7 @@ def start(
     """Connects this process with the others. All processes but the first print nothing but errors from now on.
 
     JAX's preemption service is switched off: it would take SIGTERM over, and `mcl_jax.run` handles SIGTERM and Ctrl-C.
+    A process that has a node of a SLURM step for itself uses all of its GPUs; otherwise each uses one, as JAX sets it.
 
     Args:
       coordinator: "HOST:PORT" of process 0; None if the cluster says it (TPU pods, SLURM).
@@ -61,6 +64,9 @@ def start(
             f"no TPU pod or SLURM step says how the processes find each other ({error}); give the address of process "
             "0, the number of processes and the number of this process"
         ) from error
+    if cluster.has_node_for_itself():  # JAX leaves each process of a SLURM step one GPU
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
     if not first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
         warnings.simplefilter("ignore")

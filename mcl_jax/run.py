@@ -27,6 +27,7 @@ import math
 import re
 import signal
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class Run:
         if self.workdir.exists() and not self.workdir.is_dir():
             raise ValueError(f"a run needs a directory, but {self.workdir} is a file; choose another workdir")
         self._lock = DirectoryLock(self.workdir)
+        self._check_same_settings()
         try:
             hosts.on_first(self._open, f"open {self.workdir}")
             self._check_seen()
@@ -246,6 +248,15 @@ class Run:
         self._settle_config()
         self._last_step = _last_steps(self._metrics_path)
 
+    def _check_same_settings(self) -> None:
+        """Raises a ValueError if the settings of several processes differ."""
+        settings = {name: value for name, value in _fields(self.config).items() if not self._may_change(name)}
+        if not hosts.same(zlib.crc32(json.dumps(settings, sort_keys=True).encode()) >> 1):
+            raise ValueError(
+                "processes that train together must have the same settings, but theirs differ; start the same command "
+                "in each, or keep the tasks of a SLURM step apart (--alone in the experiments)"
+            )
+
     def _check_seen(self) -> None:
         """Raises a ValueError if some of several processes do not see the files of the first."""
         if not hosts.several():
@@ -269,6 +280,10 @@ class Run:
         else:
             self._writers[tag].add(step, curves)
 
+    def _may_change(self, name: str) -> bool:
+        """Whether a field of the configuration may differ when a run goes on, or between processes."""
+        return any(name == v or name.startswith(v + ".") for v in self._volatile)
+
     def _settle_config(self) -> None:
         path = self._config_path
         if not path.exists():
@@ -276,16 +291,13 @@ class Run:
             return
         stored, asked = _fields(read_json(path)), _fields(self.config)
 
-        def may_change(name: str) -> bool:
-            return any(name == v or name.startswith(v + ".") for v in self._volatile)
-
         def show(fields: Mapping[str, Any], name: str) -> str:
             return json.dumps(fields[name], ensure_ascii=False) if name in fields else "nothing"
 
         lines = [
             f"\n  {name}: {show(stored, name)} in the file, {show(asked, name)} now"
             for name in sorted(stored | asked)
-            if not may_change(name) and show(stored, name) != show(asked, name)
+            if not self._may_change(name) and show(stored, name) != show(asked, name)
         ]
         if lines:
             raise ValueError(

@@ -134,6 +134,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "mesh",
         "fsdp",
         "distributed",
+        "alone",
         "coordinator",
         "num_processes",
         "process_id",
