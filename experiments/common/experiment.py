@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from experiments.common import figures, page
 from experiments.common.config import Config, Method
-from experiments.common.held_out import Likelihoods, gap, summary
+from experiments.common.held_out import Likelihoods, gap, summary, with_interval
 from experiments.common.task import Task
-from mcl_jax import data
+from mcl_jax import data, metrics
 from mcl_jax.console import plain, say, table
 from mcl_jax.json_io import to_json
 from mcl_jax.run import Run
@@ -67,6 +69,8 @@ def finish(
         method = name.partition("/")[0]
         if method != "mcl" and {"mcl", method} <= likelihoods.keys():
             scores |= gap(likelihoods[method], likelihoods["mcl"])
+        if method != "mcl" and "mcl" in methods:
+            scores["below_mcl"] = below(scores, methods["mcl"])
         _explain_missing_purity(scores)
     methods["mcl" if "mcl" in methods else next(iter(methods))]["samples"] = samples
     results = {"methods": methods}
@@ -75,6 +79,21 @@ def finish(
     except ValueError as error:  # the other numbers are kept
         say(f"n/a: {error}")
         run.finish(to_json(results, "results", non_finite="null"))
+
+
+def below(scores: Mapping[str, Any], of_mcl: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns, for each metric of the answers, LoRA-MCL's value minus this one, with the 95 % interval over items.
+
+    Args:
+      scores: results of a method, with `per_item`.
+      of_mcl: results of LoRA-MCL for the same items.
+    """
+    known, others = scores.get("per_item", {}), of_mcl.get("per_item", {})
+    values = lambda values: metrics.Bootstrap().mean([np.nan if value is None else value for value in values])
+    return {
+        name: with_interval(metrics.difference(values(others[name]), values(known[name])))
+        for name in known.keys() & others.keys()
+    }
 
 
 def _explain_missing_purity(scores: dict[str, Any]) -> None:
@@ -105,7 +124,10 @@ def results_of(run: Run) -> dict[str, Any]:
 
 def show(run: Run, columns: Columns) -> None:
     """Prints a few sources with the answers of every method, the table, and the place of all files."""
-    show_results(results_of(run), columns.table)
+    results = results_of(run)
+    show_results(results, columns.table)
+    for line in leads(results["methods"], columns):
+        say(line)
     files = "page.html, figures and results.json are" if page_of(run).exists() else "results.json is"
     say(f"{files} in {run.workdir}.")
 
@@ -128,6 +150,22 @@ def show_results(results: dict[str, Any], columns: Mapping[str, str]) -> None:
         reasons |= {key: reason for key, reason in scores.get("not_available", {}).items() if key in titles}
     for key, reason in reasons.items():
         say(f"n/a: {titles[key]}: {reason}")
+
+
+def leads(methods: Mapping[str, Mapping[str, Any]], columns: Columns) -> list[str]:
+    """Returns a line for each method with how far LoRA-MCL is ahead of it, in quality, diversity and loss."""
+    lines = []
+    for name, scores in methods.items():
+        found = {title: scores.get("below_mcl", {}).get(key) for title, key in (columns.quality, columns.diversity)}
+        found["loss"] = scores.get("loss_above_mcl")
+        parts = [f"{title} {_signed(value)}" for title, value in found.items() if isinstance(value, dict)]
+        if parts:
+            lines.append(f"mcl against {name}, above 0 is better: {', '.join(parts)}")
+    return lines
+
+
+def _signed(value: Mapping[str, float]) -> str:
+    return f"{value['mean']:+.3g} ({value['low']:+.3g} to {value['high']:+.3g})"
 
 
 def _shown(value: Any) -> str:

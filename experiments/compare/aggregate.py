@@ -8,7 +8,7 @@ from typing import Any
 from experiments.compare.runs import Group
 from mcl_jax.metrics.report import NotAvailable
 
-NOT_METRICS = ("samples", "intervals", "not_available", "modes")
+NOT_METRICS = ("samples", "intervals", "not_available", "modes", "per_item", "below_mcl")
 
 
 @dataclasses.dataclass(frozen=True)

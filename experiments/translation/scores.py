@@ -12,6 +12,7 @@ from mcl_jax import data, metrics
 def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]:
     """Returns quality and diversity of K answers per item with 95 % intervals, as `metrics.for_results` does.
 
+    `per_item` has the values of each metric by item [N].
     `likeliest_bleu` is the BLEU of the answer with the highest likelihood, and `mbr_bleu` that of the answer with the
     minimum Bayes risk (chrF). `style_rate` and `spanish_rate` [K] are the shares of archaic and of Spanish texts among
     the k-th answers.
@@ -34,6 +35,7 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
     }
     share = lambda rule: [float(np.mean([rule(text) for text in column])) for column in zip(*texts, strict=True)]
     return metrics.for_results(computed) | {
+        "per_item": metrics.of_items(computed),
         "style_rate": share(datasets.is_archaic),
         "spanish_rate": share(lambda text: datasets.language_of(text) == "es"),
     }

@@ -27,8 +27,8 @@ from mcl_jax.metrics.java import JavaMetricError, check_spice, meteor, spice
 from mcl_jax.metrics.nearest import nearest_captions
 from mcl_jax.metrics.nouns import head_noun, noun_named, seen_in
 from mcl_jax.metrics.relevance import derangement, grounding, num_candidates, retrieval, with_distractors
-from mcl_jax.metrics.report import NotAvailable, Settings, for_results, score_captions, score_items
-from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
+from mcl_jax.metrics.report import NotAvailable, Settings, for_results, of_items, score_captions, score_items
+from mcl_jax.metrics.score import Bootstrap, Score, average, difference, oracle
 from mcl_jax.metrics.selection import minimum_bayes_risk
 from mcl_jax.metrics.specialization import WinMatrix, normalized_mutual_information, purity, win_matrix
 from mcl_jax.metrics.text import Tokenization
@@ -71,6 +71,7 @@ __all__ = [
     "corpus_oracle_bleu",
     "corpus_pairwise_bleu",
     "derangement",
+    "difference",
     "div_n",
     "embedding_diversity",
     "for_results",
@@ -87,6 +88,7 @@ __all__ = [
     "normalized_mutual_information",
     "noun_named",
     "num_candidates",
+    "of_items",
     "oracle",
     "oracle_bleu",
     "oracle_bleu_per_reference",

@@ -142,6 +142,22 @@ def for_results(scores: Mapping[str, Score | NotAvailable]) -> dict[str, Any]:
     return means | {"intervals": intervals, "not_available": reasons}
 
 
+def of_items(scores: Mapping[str, Score | NotAvailable], digits: int = 6) -> dict[str, list[float | None]]:
+    """Returns the values per item [N] by name, for tests of the difference of two methods; None where undefined.
+
+    A `corpus_` metric has none, since it pools the items.
+
+    Args:
+      scores: scores by name.
+      digits: significant digits that are kept.
+    """
+    return {
+        name: [None if math.isnan(value) else float(f"{value:.{digits}g}") for value in score.per_item]
+        for name, score in scores.items()
+        if isinstance(score, Score) and not name.startswith("corpus_")
+    }
+
+
 def _attempt(metric: Callable[[], Score]) -> Score | NotAvailable:
     try:
         return metric()

@@ -117,6 +117,22 @@ def average(per_answer: Sequence[np.ndarray], bootstrap: Bootstrap | None = None
     return (bootstrap or Bootstrap()).mean([values.mean() for values in _per_answer(per_answer)])
 
 
+def difference(a: Score, b: Score, bootstrap: Bootstrap | None = None) -> Score:
+    """Subtracts two scores of the same items: (1/N) Σ_n (a_n − b_n), over items where both are defined.
+
+    The interval resamples pairs, so it is narrower than the two intervals suggest where hard items are hard for both.
+
+    Args:
+      a, b: scores, each with the same N items in the same order; not `corpus_` metrics, which pool the items.
+      bootstrap: computes the interval; None means 1000 resamples at 95 %.
+    Raises:
+      ValueError: if the numbers of items differ.
+    """
+    if len(a.per_item) != len(b.per_item):
+        raise ValueError(f"two scores must have the same items, got {len(a.per_item)} and {len(b.per_item)}")
+    return (bootstrap or Bootstrap()).mean(a.per_item - b.per_item)
+
+
 def _vector(per_item: Sequence[float] | np.ndarray) -> np.ndarray:
     per_item = np.asarray(per_item, np.float64)
     if per_item.ndim != 1 or per_item.size == 0:

@@ -173,3 +173,15 @@ def test_results_of_something_else_are_named(tmp_path, results):
         ValueError, match=r"results.json must hold methods, one of them with samples; move the file away"
     ):
         experiment.results_of(Run(tmp_path, {}))
+
+
+def test_how_far_mcl_is_ahead_of_each_method():
+    """Differences are paired by item; an item without a value, and a metric of one method alone, are left out."""
+    mcl = {"per_item": {"cider": [3.0, 5.0, None, 2.5], "spice": [1.0] * 4}}
+    other = {"per_item": {"cider": [1.0, 3.5, 9.0, 1.5]}, "loss_above_mcl": {"mean": -0.25, "low": -0.5, "high": 0.125}}
+    other["below_mcl"] = experiment.below(other, mcl)
+    assert other["below_mcl"] == {"cider": {"mean": 1.5, "low": 1.0, "high": 2.0}}
+    columns = experiment.Columns(table={}, quality=("CIDEr-D", "cider"), diversity=("Div-2", "div_2"))
+    assert experiment.leads({"mcl": mcl, "mle/beam": other, "nearest": {}}, columns) == [
+        "mcl against mle/beam, above 0 is better: CIDEr-D +1.5 (+1 to +2), loss -0.25 (-0.5 to +0.125)"
+    ]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mcl_jax.metrics import Bootstrap, average, oracle
+from mcl_jax.metrics import Bootstrap, average, difference, of_items, oracle
+from mcl_jax.metrics.report import NotAvailable
 
 VALUES = np.random.default_rng(3).gamma(2.0, size=97)
 
@@ -73,3 +74,28 @@ def test_bad_arguments_are_refused():
         Bootstrap().mean([])
     with pytest.raises(ValueError, match=r"item 1 needs a vector with one value .*got shape \(0,\)"):
         oracle([np.ones(3), np.ones(0)])
+
+
+def test_the_difference_of_two_methods_pairs_their_items():
+    """Hard items are hard for both: the interval is narrower than those of the two scores."""
+    bootstrap, gain = Bootstrap(), np.random.default_rng(5).normal(0.3, 0.1, size=97)
+    a, b = bootstrap.mean(VALUES + gain), bootstrap.mean(VALUES)
+    found = difference(a, b)
+    assert found.mean == pytest.approx(gain.mean()) and 0.25 < found.low < found.mean < found.high < 0.35
+    assert a.low < b.high  # the separate intervals overlap
+    with pytest.raises(ValueError, match="same items, got 97 and 3"):
+        difference(a, bootstrap.mean(VALUES[:3]))
+
+
+def test_items_without_a_value_drop_out_of_a_difference():
+    a, b = Bootstrap().mean([1.0, np.nan, 4.0]), Bootstrap().mean([0.5, 7.0, 1.5])
+    assert difference(a, b).mean == 1.5 and np.isnan(difference(a, b).per_item[1])
+
+
+def test_values_of_items_for_results():
+    scores = {
+        "bleu": Bootstrap().mean([1 / 3, np.nan]),
+        "corpus_bleu": Bootstrap().mean([1.0]),
+        "x": NotAvailable("no"),
+    }
+    assert of_items(scores, digits=3) == {"bleu": [0.333, None]}
