@@ -56,21 +56,29 @@ def labels(adapters: Adapters) -> PyTree[str]:
     return jax.tree_util.tree_map_with_path(lambda keys, leaf: "shared" if is_shared(keys) else "own", adapters)
 
 
-def scale_own(factor: float | optax.Schedule) -> optax.GradientTransformation:
-    """Scales the updates of what each hypothesis has of its own; those of the shared part stay as they are.
+def scale_parts(
+    own: float | optax.Schedule = 1.0, shared: float | optax.Schedule = 1.0
+) -> optax.GradientTransformation:
+    """Scales the updates of what each hypothesis has of its own, and those of the part that all share.
 
-    Put it last in `optax.chain`, where a factor is one on the learning rate: 4 lets hypotheses move apart faster than
-    the shared part learns, and a schedule that starts with 0 lets the shared part learn alone at first. Adapters
-    without a shared part (`LoraConfig.shared_rank`) are left alone.
+    Put it last in `optax.chain`, where a factor is one on the learning rate: own=4 lets hypotheses move apart faster
+    than the shared part learns. A schedule that starts with 0 lets one part learn alone at first: the shared one, as
+    one model, or the own ones, so that hypotheses find their modes before they share. Adapters without a shared part
+    (`LoraConfig.shared_rank`) are left alone.
 
     Args:
-      factor: the factor, or a schedule of it over steps.
+      own: the factor, or a schedule of it over steps.
+      shared: the same for the shared part.
     """
+    scales = {"own": own, "shared": shared}
+    return optax.chain(*(_scale(kind, factor) for kind, factor in scales.items()))
 
+
+def _scale(kind: str, factor: float | optax.Schedule) -> optax.GradientTransformation:
     def of(adapters: Adapters) -> PyTree[bool]:
         kinds = labels(adapters)
         shares = "shared" in jax.tree.leaves(kinds)
-        return jax.tree.map(lambda kind: shares and kind == "own", kinds)
+        return jax.tree.map(lambda found: shares and found == kind, kinds)
 
     scale = optax.scale_by_schedule(factor) if callable(factor) else optax.scale(factor)
     return optax.masked(scale, of)

@@ -130,9 +130,9 @@ def trained(model, adapters, objective, backward, steps=2, optimizer=None, batch
     return jax.tree.map(np.asarray, (state.adapters, metrics))
 
 
-def moved(factor, adapters=ADAPTERS, steps=2):
+def moved(adapters=ADAPTERS, steps=2, **factors):
     """Which of the own and the shared leaves a training moves, as mean absolute changes."""
-    optimizer = optax.chain(optax.sgd(0.3), hypotheses.scale_own(factor))
+    optimizer = optax.chain(optax.sgd(0.3), hypotheses.scale_parts(**factors))
     (after, _), found = trained(MODEL, adapters, objectives.wta(), "all", steps, optimizer), {"own": [], "shared": []}
     for kind, a, b in zip(*map(jax.tree.leaves, (hypotheses.labels(adapters), adapters, after)), strict=True):
         found[kind].append(np.abs(b - a).mean())
@@ -140,18 +140,22 @@ def moved(factor, adapters=ADAPTERS, steps=2):
 
 
 def test_the_own_part_can_learn_faster_or_later():
-    one, four = moved(1.0, steps=1), moved(4.0, steps=1)
+    one, four = moved(steps=1), moved(own=4.0, shared=0.5, steps=1)
     close(four["own"], 4 * one["own"])
-    close(four["shared"], one["shared"])
-    late = lambda steps: moved(lambda step: jnp.where(step < 2, 0.0, 1.0), steps=steps)
-    assert not late(2)["own"].any() and (late(2)["shared"] > 0).any() and (late(3)["own"] > 0).any()
+    close(four["shared"], 0.5 * one["shared"])
+
+
+@pytest.mark.parametrize(("late", "early"), [("own", "shared"), ("shared", "own")])
+def test_one_part_can_learn_alone_at_first(late, early):
+    after = lambda steps: moved(steps=steps, **{late: lambda step: jnp.where(step < 2, 0.0, 1.0)})
+    assert not after(2)[late].any() and (after(2)[early] > 0).any() and (after(3)[late] > 0).any()
 
 
 def test_adapters_without_a_shared_part_learn_as_ever():
     model = mcl.Hypotheses(Tokens(), mcl.LoraConfig(rank=R, alpha=3.0, targets=("up", "down")))
     adapters = model.init(jax.random.key(3), PARAMS, BATCH["tokens"][:, :-1], num_hypotheses=K)
     optimizer = optax.sgd(0.3)
-    scaled = optax.chain(optimizer, hypotheses.scale_own(0.0))
+    scaled = optax.chain(optimizer, hypotheses.scale_parts(own=0.0, shared=0.0))
     with_it, without = (trained(model, adapters, objectives.wta(), "all", 1, one)[0] for one in (scaled, optimizer))
     jax.tree.map(np.testing.assert_array_equal, with_it, without)
 

@@ -72,8 +72,8 @@ class Config(Options):
             )
         self._check_hypotheses()
         self.lora_of("mcl")  # refuses a wrong dropout or wrong targets
-        if not self.lora.shared_rank and (self.optimizer.own_rate, self.optimizer.own_after) != (1.0, 0):
-            raise ValueError("--own-rate and --own-after need --shared-rank, got 0")
+        if not self.lora.shared_rank and self.optimizer.treats_parts_differently:
+            raise ValueError("--own-rate, --own-after and --shared-after need --shared-rank, got 0")
         if "mcl" in self.methods:
             self._check_objective()
 

@@ -20,7 +20,7 @@ from mcl_jax import cluster, hosts, objectives
 from mcl_jax.console import say
 from mcl_jax.data import BatchConfig
 from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Sampling
-from mcl_jax.hypotheses import scale_own
+from mcl_jax.hypotheses import scale_parts
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models.decoder import Remat
 from mcl_jax.parallel import base_sharding
@@ -155,13 +155,19 @@ class Optimizer(Options):
     own_after: int = 0
     """Number of steps after which the hypotheses of mcl begin to learn what they do not share, with --shared-rank.
     Until then they are one model."""
+    shared_after: int = 0
+    """Number of steps after which the hypotheses of mcl begin to learn what they share, with --shared-rank. Until then
+    they find their modes apart."""
 
     def check(self) -> None:
         super().check()
         if not self.own_rate > 0:
             raise ValueError(f"--own-rate must be positive, got {self.own_rate}")
-        if self.own_after < 0:
-            raise ValueError(f"--own-after must be at least 0, got {self.own_after}")
+        for name in ("own_after", "shared_after"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}")
+        if self.own_after and self.shared_after:
+            raise ValueError("--own-after and --shared-after exclude each other, since no part would learn at first")
         if self.warmup < 0 or (self.warmup > 1 and self.warmup % 1):
             raise ValueError(f"--warmup must be a number of steps or a fraction below 1, got {self.warmup}")
         if self.schedule == "inverse_sqrt" and not self.warmup:
@@ -183,9 +189,16 @@ class Optimizer(Options):
         rates = self.learning_rates(steps)
         adamw = optax.adamw(rates, b2=0.98, eps=self.adam_epsilon, weight_decay=self.weight_decay)
         chain = [optax.clip_by_global_norm(1.0), adamw]
-        if (self.own_rate, self.own_after) != (1.0, 0):
-            chain.append(scale_own(lambda step: jnp.where(step < self.own_after, 0.0, self.own_rate)))
+        if self.treats_parts_differently:
+            from_step = lambda start, factor: lambda step: jnp.where(step < start, 0.0, factor)
+            own, shared = from_step(self.own_after, self.own_rate), from_step(self.shared_after, 1.0)
+            chain.append(scale_parts(own, shared))
         return optax.chain(*chain)
+
+    @property
+    def treats_parts_differently(self) -> bool:
+        """Whether the shared part learns at another time, or at another rate, than the rest."""
+        return (self.own_rate, self.own_after, self.shared_after) != (1.0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

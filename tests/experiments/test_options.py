@@ -184,11 +184,11 @@ def test_a_shared_rank_that_leaves_no_equal_parts_is_refused(shared, tmp_path):
         translation.Config.from_options(workdir=tmp_path, num_hypotheses=3, rank=7, shared_rank=shared, num_beams=3)
 
 
-@pytest.mark.parametrize("option", [{"own_rate": 4.0}, {"own_after": 10}])
+@pytest.mark.parametrize("option", [{"own_rate": 4.0}, {"own_after": 10}, {"shared_after": 5}])
 def test_options_of_the_own_part_need_a_shared_part(option, tmp_path):
     config = translation.Config.from_options(workdir=tmp_path, shared_rank=4, **option)
     assert len(config.optimizer.make(10).init({"a": jnp.zeros(2)})) == 3  # clipping, AdamW and the factor
-    with pytest.raises(ValueError, match="--own-rate and --own-after need --shared-rank, got 0"):
+    with pytest.raises(ValueError, match="--own-rate, --own-after and --shared-after need --shared-rank, got 0"):
         translation.Config.from_options(workdir=tmp_path, **option)
 
 
@@ -197,6 +197,8 @@ def test_options_of_the_own_part_need_a_shared_part(option, tmp_path):
     [
         ({"own_rate": 0.0}, "--own-rate must be positive, got 0.0"),
         ({"own_after": -1}, "--own-after must be at least 0"),
+        ({"shared_after": -1}, "--shared-after must be at least 0, got -1"),
+        ({"own_after": 2, "shared_after": 3}, "--own-after and --shared-after exclude each other"),
     ],
 )
 def test_wrong_options_of_the_own_part_are_refused(option, message, tmp_path):
