@@ -17,6 +17,11 @@ class Data(shared.Data):
     seconds: float = 3.0
     """Longest clip in seconds; longer ones are cropped."""
 
+    @property
+    def is_speech(self) -> bool:
+        """Whether the captions say what is spoken in the clips, so that their words can be right or wrong."""
+        return self.name == "stamps/spoken"
+
     def check(self) -> None:
         super().check()
         if not self.seconds > 0:
