@@ -93,5 +93,6 @@ class Config(config.Config):
     """Compares K hypotheses of a language model that sees or hears with one model."""
 
     evaluation: Evaluation = Evaluation()
+    decoding: groups.Decoding = field(default=groups.Decoding(mle_decoders=("greedy", "beam", "diverse", "sampling")))
     data: Data = Data()
     base: Base = Base()
