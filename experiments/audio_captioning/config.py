@@ -30,10 +30,11 @@ class Data(shared.Data):
 
 @dataclasses.dataclass(frozen=True)
 class Config(shared.Config):
-    """Compares K hypotheses of a Qwen2-Audio with one model, on clips that have several right captions.
+    """Compares K hypotheses of a Qwen2-Audio or Whisper with one model, on clips that have several right captions.
 
     The default preset, stamps-spoken, hears a caption in one of 14 languages and writes it in English or French, on a
-    laptop. --preset audiocaps-qwen2-7b and clotho-qwen2-7b are the paper's recipes; they need --base and --folder.
+    laptop. --preset stamps-whisper hears Spanish with Whisper base and writes it in English or Spanish. --preset
+    audiocaps-qwen2-7b and clotho-qwen2-7b are the paper's recipes; they need --base and --folder.
     """
 
     data: Data = Data()

