@@ -7,8 +7,13 @@ A core install does not have them, so they are imported where they are used:
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
+
+# The first import of transformers warns that PyTorch is missing, but nothing here needs it.
+NO_TORCH = "PyTorch was not found"
+logging.getLogger("transformers").addFilter(lambda record: not record.getMessage().startswith(NO_TORCH))
 
 
 class MissingExtra(ImportError):

@@ -2,7 +2,9 @@
 
 import configparser
 import importlib.metadata
+import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mcl_jax as mcl
-from mcl_jax.extras import MissingExtra, needed_for, tell_without_traceback
+from mcl_jax.extras import NO_TORCH, MissingExtra, needed_for, tell_without_traceback
 
 ROOT = Path(__file__).parents[1]
 CORE = {"jax", "flax", "optax", "orbax-checkpoint", "chex", "jaxtyping", "numpy", "safetensors"}
@@ -114,6 +116,16 @@ def test_what_a_core_install_can_do(tmp_path):
     events = needs("writing TensorBoard events", "tensorboardX", "tensorboard")
     assert printed == f"{events}. The run goes on and writes everything else.\n"
     assert left == ["config.json", "metrics.jsonl", "results.json"] and losses == [0.5, 0.25]
+
+
+def test_transformers_may_warn_but_not_that_pytorch_is_missing():
+    """Whichever command imports it first; the filter is set by `mcl_jax.extras`, which they all import before it."""
+    source = Path(importlib.util.find_spec("transformers").origin).read_text(encoding="utf-8")
+    (warning,) = re.findall(rf'"({NO_TORCH}[^"]*)"', source)
+    shown = lambda text: logging.getLogger("transformers").filter(
+        logging.LogRecord("transformers", logging.WARNING, "", 0, text, (), None)
+    )
+    assert not shown(warning) and shown("another warning")
 
 
 def test_an_experiment_that_lacks_a_library_says_so_in_a_line():

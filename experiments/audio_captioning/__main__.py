@@ -6,7 +6,7 @@ from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config, parse
 from experiments.common.captioning.nearest import NEAREST, nearest
 from experiments.common.captioning.relevance import relevance
-from experiments.common.captioning.scores import COLUMNS, scores
+from experiments.common.captioning.scores import COLUMNS, SPEECH_COLUMNS, scores
 from experiments.common.captioning.task import load_base, load_data
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
@@ -21,6 +21,8 @@ from mcl_jax.run import Run
 def main(config: Config) -> None:
     """Runs the whole experiment."""
     config.hosts.start()
+    speech = config.data.is_speech
+    columns = SPEECH_COLUMNS if speech else COLUMNS
     with Run(config.workdir, config, volatile=config.volatile) as run:
         media, corpus = Clips(config.data.seconds), None
         if run.finished:
@@ -36,7 +38,14 @@ def main(config: Config) -> None:
             tested = task.records("test", config.evaluation.test_items)
             test = task.encode(tested)
             asked = task.records("test", config.evaluation.decode_items)
-            score = partial(scores, records=asked, split=split, train=train_split, corenlp=config.evaluation.corenlp)
+            score = partial(
+                scores,
+                records=asked,
+                split=split,
+                train=train_split,
+                corenlp=config.evaluation.corenlp,
+                transcripts=speech,
+            )
 
             results, likelihoods, answers = {}, {}, {}
             for method in config.methods:
@@ -62,11 +71,11 @@ def main(config: Config) -> None:
         # Report: figures and page if they are missing, and the table.
         if hosts.first():
             if not page_of(run).exists():
-                draw(run, config, COLUMNS)
+                draw(run, config, columns)
                 with attempt("page.html"):
                     corpus = corpus or load_data(config, media)
-                    write_page(run, corpus.split("test"), COLUMNS)
-            show(run, COLUMNS)
+                    write_page(run, corpus.split("test"), columns)
+            show(run, columns)
 
 
 if __name__ == "__main__":

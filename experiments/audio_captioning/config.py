@@ -17,6 +17,11 @@ class Data(shared.Data):
     seconds: float = 3.0
     """Longest clip in seconds; longer ones are cropped."""
 
+    @property
+    def is_speech(self) -> bool:
+        """Whether the captions say what is spoken in the clips, so that their words can be right or wrong."""
+        return self.name == "stamps/spoken"
+
     def check(self) -> None:
         super().check()
         if not self.seconds > 0:
@@ -25,10 +30,11 @@ class Data(shared.Data):
 
 @dataclasses.dataclass(frozen=True)
 class Config(shared.Config):
-    """Compares K hypotheses of a Qwen2-Audio with one model, on clips that have several right captions.
+    """Compares K hypotheses of a Qwen2-Audio or Whisper with one model, on clips that have several right captions.
 
     The default preset, stamps-spoken, hears a caption in one of 14 languages and writes it in English or French, on a
-    laptop. --preset audiocaps-qwen2-7b and clotho-qwen2-7b are the paper's recipes; they need --base and --folder.
+    laptop. --preset stamps-whisper hears Spanish with Whisper base and writes it in English or Spanish. --preset
+    audiocaps-qwen2-7b and clotho-qwen2-7b are the paper's recipes; they need --base and --folder.
     """
 
     data: Data = Data()

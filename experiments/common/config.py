@@ -133,8 +133,8 @@ class Config(Options):
     def decoders(self, method: Method) -> dict[str, "Decoder | TestTimeAugmentation"]:
         """Returns the decoders of a method by the name of their results.
 
-        All have the same number of beams in all and the same number of answers. The name is that of the method, such as
-        mle_rk, followed by that of the decoder if the method has several, such as mle_rk/beam.
+        All but greedy have the same number of beams in all and the same number of answers. The name is that of the
+        method, such as mle_rk, followed by that of the decoder if the method has several, such as mle_rk/beam.
         """
         names, K = self.decoding.mle_decoders, self.num_hypotheses
         if method == "mcl":

@@ -18,6 +18,7 @@ from mcl_jax.run import Run
 
 SHOWN = 5
 SPECIALISATION = ("purity", "mutual_information")
+DIVERSITY = ("div_1", "div_2")  # those that have a value for a single answer, which would look diverse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,8 @@ def finish(
         if method != "mcl" and "mcl" in methods:
             scores["below_mcl"] = below(scores, methods["mcl"])
         _explain_missing_purity(scores)
+        if samples and all(len(sample["answers"].get(name, ())) == 1 for sample in samples):
+            _without(scores, DIVERSITY, "a single answer has no diversity")
     methods["mcl" if "mcl" in methods else next(iter(methods))]["samples"] = samples
     results = {"methods": methods}
     try:
@@ -100,8 +103,14 @@ def _explain_missing_purity(scores: dict[str, Any]) -> None:
     """Adds the reason why there is no purity if all answers have the same mode."""
     if "win_matrix" in scores and "purity" not in scores:
         why = f"all answers have the same mode, {scores['modes'][0]!r}, so every hypothesis is pure whatever it wins"
-        scores |= {name: None for name in SPECIALISATION}
-        scores["not_available"] = scores.get("not_available", {}) | dict.fromkeys(SPECIALISATION, why)
+        _without(scores, SPECIALISATION, why)
+
+
+def _without(scores: dict[str, Any], names: Sequence[str], why: str) -> None:
+    """Takes away the values of some metrics, and says why they are not available."""
+    scores |= dict.fromkeys(names)
+    scores["not_available"] = scores.get("not_available", {}) | dict.fromkeys(names, why)
+    scores["intervals"] = {name: ends for name, ends in scores.get("intervals", {}).items() if name not in names}
 
 
 def results_of(run: Run) -> dict[str, Any]:
@@ -145,11 +154,8 @@ def show_results(results: dict[str, Any], columns: Mapping[str, str]) -> None:
         for name, scores in methods.items()
     ]
     table("Held-out answers", ["", *columns], rows)
-    titles, reasons = {key: title for title, key in columns.items()}, {}
-    for scores in methods.values():
-        reasons |= {key: reason for key, reason in scores.get("not_available", {}).items() if key in titles}
-    for key, reason in reasons.items():
-        say(f"n/a: {titles[key]}: {reason}")
+    for what, reason in page.reasons(methods, columns).items():
+        say(f"n/a: {what}: {reason}")
 
 
 def leads(methods: Mapping[str, Mapping[str, Any]], columns: Columns) -> list[str]:

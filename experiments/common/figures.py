@@ -19,8 +19,16 @@ LABELS = {
     "mle_rk": "LoRA-MLE, rank r·K",
     "moe": "LoRA-MoE",
     "nearest": "Captions of the nearest",
+    "classes": "Names of the likeliest classes",
 }
-COLOURS = {"mcl": "tab:blue", "mle_r": "tab:orange", "mle_rk": "tab:red", "moe": "tab:green", "nearest": "tab:gray"}
+COLOURS = {
+    "mcl": "tab:blue",
+    "mle_r": "tab:orange",
+    "mle_rk": "tab:red",
+    "moe": "tab:green",
+    "nearest": "tab:gray",
+    "classes": "tab:olive",
+}
 MARKERS = {
     "beam": "o",
     "diverse": "s",
@@ -29,6 +37,7 @@ MARKERS = {
     "top_k": "<",
     "typical": ">",
     "tta": "D",
+    "greedy": "P",
 }
 
 

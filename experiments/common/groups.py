@@ -19,14 +19,14 @@ from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
 from mcl_jax import cluster, hosts, objectives
 from mcl_jax.console import say
 from mcl_jax.data import BatchConfig
-from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Sampling
+from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
 from mcl_jax.hypotheses import scale_parts
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models.decoder import Remat
 from mcl_jax.parallel import base_sharding
 
 ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture"]
-DecoderName = Literal["beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
+DecoderName = Literal["greedy", "beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,7 +347,9 @@ class Decoding(Options):
     mle_decoders: tuple[DecoderName, ...] = field(
         default=("beam", "diverse", "sampling"), metadata=VOLATILE | NO_INFLUENCE
     )
-    """Decoders with which a method with one hypothesis makes K answers.
+    """Decoders with which a method with one hypothesis makes K answers. The default of the captioning experiments has
+    greedy as well.
+    greedy: one answer, of the likeliest token at each step.
     beam, diverse: beam search and diverse beam search, with the same number of beams in all as the K hypotheses.
     sampling: samples with top-p 0.95.
     ancestral: samples from the whole distribution.
@@ -367,9 +369,11 @@ class Decoding(Options):
         return 2 * num_hypotheses if self.num_beams is None else self.num_beams
 
     def decoder(self, name: DecoderName, num_hypotheses: int) -> "Decoder | TestTimeAugmentation":
-        """Returns the decoder with this name, with which one hypothesis makes K answers."""
+        """Returns the decoder with this name, with which one hypothesis makes K answers, or one if it is greedy."""
         K, beams = num_hypotheses, self.beams(num_hypotheses)
         match name:
+            case "greedy":
+                return Greedy()
             case "beam":
                 return BeamSearch(num_beams=beams, num_return=K)
             case "diverse":

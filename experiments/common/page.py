@@ -5,16 +5,15 @@ browser from loading anything else. jinja2 escapes all texts.
 """
 
 import base64
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from experiments.common.decoding import SAMPLES
 from experiments.common.figures import LABELS
 from experiments.common.options import flat
+from experiments.common.task import spread
 from mcl_jax import data
 from mcl_jax.json_io import to_json, write_text
 from mcl_jax.run import Run
@@ -26,6 +25,7 @@ TEMPLATES = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+SAMPLES = 12  # most samples on a page, evenly spread
 COLUMNS = {"test loss": "test_loss", "purity": "purity", "win rate": "win_rate"}  # common to all experiments
 FIGURES = {
     "loss": "Held-out loss and purity over the training steps",
@@ -37,7 +37,7 @@ FIGURES = {
 def write(
     run: Run, results: Mapping[str, Any], records: Sequence[data.Record] = (), columns: Mapping[str, str] = COLUMNS
 ) -> Path:
-    """Writes page.html into the run directory, with all figures of the run.
+    """Writes page.html into the run directory: samples, then the table of methods, and all figures of the run.
 
     Args:
       run: the run, whose name, configuration and figures are shown.
@@ -48,22 +48,38 @@ def write(
       The path of the page.
     """
     methods = to_json(results, "results", non_finite="null")["methods"]
-    missing = {key: reason for scores in methods.values() for key, reason in scores.get("not_available", {}).items()}
     samples = next(scores["samples"] for scores in methods.values() if "samples" in scores)
     media = {record.id: record.media for record in records}
     page = TEMPLATES.get_template("page.html").render(
         title=run.workdir.name,
         settings={name: _setting(value) for name, value in flat(run.config).items()},
         columns=list(columns),
-        not_available={title: missing[key] for title, key in columns.items() if key in missing},
+        not_available=reasons(methods, columns),
         rows=[(_label(name), [_cell(scores, key) for key in columns.values()]) for name, scores in methods.items()],
         win_matrices=[_win_matrix(name, scores) for name, scores in methods.items() if "win_matrix" in scores],
         figures=[_figure(path) for path in sorted(run.workdir.glob("figures/*.png"))],
-        samples=[_sample(sample, media.get(sample["id"])) for sample in samples[:SAMPLES]],
+        samples=[_sample(sample, media.get(sample["id"])) for sample in spread(tuple(samples), SAMPLES)],
     )
     path = run.workdir / "page.html"
     write_text(path, page)
     return path
+
+
+def reasons(methods: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, str]:
+    """Returns why columns have no values: reasons by title, or by title and methods where only some lack a value.
+
+    Args:
+      methods: results by the name of the method.
+      columns: title and key of the results.
+    """
+    found = {}
+    for title, key in columns.items():
+        lacking = {name: of["not_available"][key] for name, of in methods.items() if key in of.get("not_available", {})}
+        partly = any(scores.get(key) is not None for scores in methods.values())
+        for reason in dict.fromkeys(lacking.values()):
+            names = [name for name, why in lacking.items() if why == reason]
+            found[f"{title} of {', '.join(names)}" if partly else title] = reason
+    return found
 
 
 def _label(name: str) -> tuple[str, str]:
@@ -108,13 +124,15 @@ def _figure(path: Path) -> tuple[str, str]:
 
 
 def _sample(sample: Mapping[str, Any], media: data.Media | None) -> dict[str, Any]:
-    """Returns a sample with its image or clip, and rows of answers, one (answer, nats per token) per method."""
-    scored = [zip(texts, sample["log_likelihoods"][name], strict=True) for name, texts in sample["answers"].items()]
+    """Returns a sample with its image or clip, and rows (label of a method, its answers as (text, nats per token))."""
+    scored = sample["log_likelihoods"]
     return {
         **{key: sample[key] for key in ("id", "source", "references")},
         "media": None if media is None else _media(media),
-        "labels": [_label(name) for name in sample["answers"]],
-        "rows": list(itertools.zip_longest(*scored)),
+        "num_answers": max(map(len, sample["answers"].values())),
+        "rows": [
+            (_label(name), list(zip(texts, scored[name], strict=True))) for name, texts in sample["answers"].items()
+        ],
     }
 
 

@@ -1,9 +1,9 @@
 """Features of the records' images or clips from a frozen tower, computed once per record whatever K is."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
@@ -49,7 +49,7 @@ class Perception:
     limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        self._known: dict[str, np.ndarray] = {}  # features [N, D] by id
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # features [N, D] and pooled ones [F] by id
         self._pool = ThreadPoolExecutor()
 
     def counts(self, records: Sequence[data.Record]) -> dict[str, int]:
@@ -68,31 +68,38 @@ class Perception:
     def features(self, records: Sequence[data.Record | None]) -> Float[Array, "B N D"]:
         """Returns the features of a batch; zeros where there is no record."""
         if not self.cache:
-            return self._encode(self.tower_inputs(records))
-        new = {record.id: record for record in records if record is not None and record.id not in self._known}
-        if new:
-            rows = [*new.values(), *[None] * (len(records) - len(new))]  # always as many rows, so it compiles once
-            self._known |= zip(new, np.asarray(self._encode(self.tower_inputs(rows))), strict=False)
-        empty = np.zeros_like(next(iter(self._known.values())))
-        return np.stack([empty if record is None else self._known[record.id] for record in records])
+            return self._encode(self.tower_inputs(records))[0]
+        self._remember(records)
+        empty = np.zeros_like(next(iter(self._known.values()))[0])
+        return np.stack([empty if record is None else self._known[record.id][0] for record in records])
 
-    def pooled(self, records: Sequence[data.Record], batch_size: int = 8) -> Float[np.ndarray, "M D"]:
-        """Returns the mean over the features of each record, in float32; rows of zeros, which pad, do not count."""
-        rows = []
+    def pooled(self, records: Sequence[data.Record], batch_size: int = 8) -> Float[np.ndarray, "M F"]:
+        """Returns the mean of what the tower makes of each record, in float32, see `tower`. Shows progress."""
+        rows: list[np.ndarray] = []
         with Progress(len(records), description="pooling features") as progress:
             for start in range(0, len(records), batch_size):
                 part = [*records[start : start + batch_size]]
-                features = self.features([*part, *[None] * (batch_size - len(part))])  # one shape, so it compiles once
-                features = np.asarray(features, np.float32)[: len(part)]
-                real = np.any(features != 0, axis=2, keepdims=True)
-                rows.append(features.sum(1) / np.maximum(real.sum(1), 1).astype(np.float32))
-                progress.update(start + len(part))
-        return np.concatenate(rows)
+                batch = [*part, *[None] * (batch_size - len(part))]  # always as many rows, so it compiles once
+                if self.cache:
+                    self._remember(batch)
+                    rows += [self._known[record.id][1] for record in part]
+                else:
+                    rows += [*np.asarray(self._encode(self.tower_inputs(batch))[1])[: len(part)]]
+                progress.update(len(rows))
+        return np.stack(rows)
+
+    def _remember(self, records: Sequence[data.Record | None]) -> None:
+        """Runs the tower for the records of a batch that it has not seen."""
+        new = {record.id: record for record in records if record is not None and record.id not in self._known}
+        if new:
+            rows = [*new.values(), *[None] * (len(records) - len(new))]  # always as many rows, so it compiles once
+            made = map(np.asarray, self._encode(self.tower_inputs(rows)))
+            self._known |= zip(new, zip(*made, strict=True), strict=False)
 
     def augmented(self, records: Sequence[data.Record], keys: Sequence[Key[Array, ""]]) -> Float[Array, "B N D"]:
         """Returns the features of augmented images or clips, each with its own key."""
         changed = [self.augment(key, self.read(record)) for record, key in zip(records, keys, strict=True)]
-        return self._encode(stacked(changed))
+        return self._encode(stacked(changed))[0]
 
     def tower_inputs(self, records: Sequence[data.Record | None]) -> Inputs:
         """Makes the arguments of the tower for a batch, [B, ...] each."""
@@ -107,9 +114,11 @@ class Perception:
         run, params = self._tower
         return run.lower(params, self._placed(self.tower_inputs(records)))
 
-    def _encode(self, inputs: Inputs) -> Float[Array, "B N D"]:
-        run, params = self._tower
-        return run(params, self._placed(inputs))[: len(next(iter(inputs.values())))]
+    def _encode(self, inputs: Inputs) -> tuple[Float[Array, "B N D"], Float[Array, "B F"]]:
+        """Returns the features of a batch, and pooled ones."""
+        (run, params), rows = self._tower, len(next(iter(inputs.values())))
+        features, pooled = run(params, self._placed(inputs))
+        return features[:rows], pooled[:rows]
 
     def _placed(self, inputs: Inputs) -> Any:
         return inputs if self._own_mesh is None else padded(inputs, self._own_mesh)
@@ -118,7 +127,7 @@ class Perception:
     def _own_mesh(self) -> Mesh | None:
         return None if self.mesh is None else self.mesh.local_mesh
 
-    @cached_property
+    @functools.cached_property
     def _tower(self):
         """The compiled tower and its parameters."""
         params = params_of_tower(self.params)
@@ -133,8 +142,22 @@ def params_of_tower(params: Any) -> Any:
 
 
 def tower(module: nn.Module, mesh: Mesh | None) -> Callable[..., Any]:
-    """Returns the compiled function (parameters of the tower, inputs) -> features [B, N, D]."""
-    encode = lambda params, inputs: module.apply({"params": params}, **inputs, method="encode")
+    """Returns the compiled function (parameters of the tower, inputs) -> (features [B, N, D], pooled float32 [B, F]).
+
+    Pooled features say what a picture or clip is like, without a language model. They are the mean of the tower's grid
+    if the module tells the tower from its projector (methods "see" and "project"), else the mean of the features,
+    without rows of zeros, which pad.
+    """
+
+    def encode(params, inputs):
+        call = functools.partial(module.apply, {"params": params})
+        if hasattr(module, "see"):
+            grid = call(**inputs, method="see")
+            return call(grid, method="project"), grid.astype(jnp.float32).mean((1, 2))
+        features = call(**inputs, method="encode")
+        real = jnp.any(features != 0, axis=2).sum(1, keepdims=True)  # [B, 1]
+        return features, features.astype(jnp.float32).sum(1) / jnp.maximum(real, 1).astype(jnp.float32)
+
     return jax.jit(over_data(encode, None if mesh is None else Layout(mesh), out_axis=0))
 
 

@@ -1,4 +1,4 @@
-"""Whisper base from a package."""
+"""Whisper base from two Python packages."""
 
 import importlib.util
 from pathlib import Path

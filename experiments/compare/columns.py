@@ -11,6 +11,7 @@ from mcl_jax.metrics.report import LOWER_IS_BETTER
 LOSSES = ("test_loss", "loss_of_mode")
 DIFFERENCES = ("loss_above_mcl", "answer_loss_above_mcl")
 RELEVANCE = ("grounding", "retrieval", "noun_named", "noun_named_seen", "noun_named_unseen")
+WORD_ERRORS = ("wer", "wer_per_reference")
 QUALITY = (
     "bleu",
     "bleu_per_reference",
@@ -29,11 +30,11 @@ QUALITY = (
 DIVERSITY = ("div_1", "div_2", "pairwise_bleu", "mbleu_4", "vocabulary", "embedding_diversity")
 SPECIALISATION = ("purity", "mutual_information", "nmi")
 COST = ("seconds", "decode_seconds")
-ORDER = (*LOSSES, *DIFFERENCES, *RELEVANCE, *QUALITY, *DIVERSITY, *SPECIALISATION, *COST)
+ORDER = (*LOSSES, *DIFFERENCES, *RELEVANCE, *WORD_ERRORS, *QUALITY, *DIVERSITY, *SPECIALISATION, *COST)
 PREFIXES = ("", "oracle_", "mean_", "likeliest_", "mbr_", "corpus_", "corpus_oracle_", "corpus_mean_")
 PLACES = {prefix + name: (i, j) for i, name in enumerate(ORDER) for j, prefix in enumerate(PREFIXES)}
 LAST = (len(ORDER), 0)
-LOWER = {*LOSSES, *COST, *LOWER_IS_BETTER}
+LOWER = {*LOSSES, *WORD_ERRORS, *COST, *LOWER_IS_BETTER}
 
 QUALITY_AXES = ("oracle_bleu", "oracle_spider", "oracle_cider_d", "oracle_similarity")  # the first that all rows have
 

@@ -2,8 +2,8 @@
 
 They are in the Debian packages openclipart-svg (titles, in the metadata of each drawing) and openclipart-png (pixels),
 both in the public domain, 25 and 131 MB. Two thirds of the 8,121 drawings are icons, flags, signs and patterns, whose
-folders are left out. Titles are by anyone who drew: titles that more than `MOST` drawings share name a collection, and
-those of more than `WORDS` words say more than a caption does; both are left out.
+folders are left out. Anyone who drew chose a title. Titles that more than `MOST` drawings share name a collection, and
+those of more than `WORDS` words say more than a caption does, so both are left out.
 """
 
 import collections
@@ -18,7 +18,7 @@ from mcl_jax.data.records import Corpus, Record, Target
 
 PIXELS, TITLES = ("openclipart-png", "usr/share/openclipart/png"), ("openclipart-svg", "usr/share/openclipart/svg")
 SHOWN = "animals buildings containers education electronics food office people plants recreation tools transportation"
-LEFT_OUT = ("roadsigns", "aiga-symbols", "cards", "smilies", "chess")  # folders of signs below those
+LEFT_OUT = ("roadsigns", "aiga-symbols", "cards", "smilies", "chess")  # folders of signs within those
 MOST, WORDS, PIXELS_MOST = 4, 5, 4_000_000
 WORK, TITLE = re.compile(r"<cc:Work.*?</cc:Work>", re.DOTALL), re.compile(r"<dc:title>(.*?)</dc:title>", re.DOTALL)
 
@@ -76,7 +76,7 @@ def _titled(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _title(file: Path) -> str:
-    """Returns the words of a drawing's title in small letters, without numbers; "" if it has none."""
+    """Returns the words of a drawing's title in lower case, without numbers; "" if it has none."""
     work = WORK.search(file.read_text(encoding="utf-8", errors="replace"))
     title = TITLE.search(work[0]) if work else None
     words = re.sub(r"[_\-]+", " ", html.unescape(title[1]) if title else "")

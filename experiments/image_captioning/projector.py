@@ -1,4 +1,4 @@
-"""Stage 1: the projector between a frozen tower and a frozen language model, from a regression and then by captions."""
+"""Stage 1: fits the projector between a frozen tower and a frozen language model, by a regression and by training."""
 
 import re
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from mcl_jax.run import Run
 
 RIDGE = 1.0  # λ in units of the mean eigenvalue of the features' covariance
 NO_CONTENT = {"a", "an", "the", "of", "in", "on", "and", "with"}
-LONGEST = 12  # tokens of a caption with its end; longer ones are cut, so that no step waits for a few long captions
+LONGEST = 12  # tokens of a caption and its end; longer ones are cut, so that a few of them do not slow every step
 
 
 class Grounding(NamedTuple):
@@ -35,10 +35,10 @@ class Grounding(NamedTuple):
 
 
 def regressed(module: EfficientLlava, params: Any, tokenizer: Any, seen: Seen) -> PyTree[Array]:
-    """Returns a projector whose visual tokens are the mean embedding of a caption's words, as well as a line can tell.
+    """Returns a projector whose visual tokens predict the mean embedding of a caption's words by a linear map.
 
-    It is the ridge regression of those embeddings on the features, stretched to the spread of the embeddings, in the
-    linear part of the projector. The other part adds nothing at first.
+    The map is a ridge regression of those embeddings on the features, stretched to the spread of the embeddings. The
+    other part of the projector adds nothing at first.
 
     Args:
       module, params: the model.
@@ -107,7 +107,7 @@ def train(
     eval_every: int,
     seed: int,
 ) -> tuple[PyTree[Array], Grounding]:
-    """Trains the projector on captions. It resumes, and keeps the best evaluation.
+    """Trains the projector on captions. It resumes a run that was interrupted, and keeps the best projector.
 
     Args:
       run: the open run.
@@ -115,7 +115,11 @@ def train(
       sources: features and captions; each source gives an equal share of every batch.
       held_out: features and captions for the evaluation.
       start: the projector before the first step.
-      steps, batch_size, learning_rate, eval_every, seed: of the training.
+      steps: number of training steps.
+      batch_size: number of captions per step.
+      learning_rate: highest learning rate.
+      eval_every: number of steps between two evaluations.
+      seed: random seed of the batches.
     Returns:
       The projector at the best evaluation, and the losses there.
     """

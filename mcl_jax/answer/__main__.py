@@ -29,22 +29,26 @@ with errors_in_a_line(), needed_for("python -m mcl_jax.answer", "text"):
 class Config:
     """Answers texts, pictures or clips with K trained hypotheses, and says how likely each answer is.
 
-    Each hypothesis gives one answer, with log p(answer | input) under this hypothesis: in nats, and in nats per token.
-    The end of the answer counts as a token.
+    Each hypothesis gives one answer with its log p(answer | input), in nats and in nats per token. The end of the
+    answer counts as a token.
 
     Args:
-      folder: Directory of a finished run, or PEFT adapters: one folder, or a folder of lora0, lora1, and so on.
-      inputs: Texts; or files and folders of pictures or clips. A run answers what it was trained on. Without inputs, or
-        for "-", each line of standard input is one.
-      json: Print one JSON object per input, on a line of its own. It also has the log-likelihoods of each answer under
-        all hypotheses.
-      answers: Number of answers per hypothesis. The default is that of the run, usually one.
+      folder: Directory of a finished run; or a folder of PEFT adapters, or one that holds them as lora0, lora1, and so
+        on.
+      inputs: What to answer: texts if the run was trained on text, or else files of its pictures or clips, and folders
+        of such files. Without inputs, or for "-", each line of standard input is an input.
+      json: Print each input with its answers as a JSON object on a line of its own. It also has the log-likelihood of
+        each answer under every hypothesis.
+      answers: Number of answers that each hypothesis gives. The default is that of the run, usually one.
       max_new_tokens: Longest answer in tokens. The default is that of the run.
-      batch_size: Number of inputs that are answered together.
-      base: Path of the base model, if it is not where the run found it, or for PEFT adapters that do not say.
-      prompt: Prompt, if it is not that of the run, or for PEFT adapters; for text it contains "{source}" once.
-      dtype: Dtype of the base. The default is that of the run.
-      quantization: Store the kernels of the base in 8 or 4 bits. The default is that of the run.
+      batch_size: Number of inputs that are answered at the same time. Fewer need less memory.
+      base: Path of the base model. It is needed if the base has moved since the run, or if PEFT adapters do not name
+        theirs.
+      prompt: Prompt to use instead of that of the run, or with PEFT adapters. For text, "{source}" stands for the
+        input; for pictures and clips, it has the placeholder of the base.
+      dtype: Dtype of the weights of the base and of its computations. The default is that of the run.
+      quantization: Store the kernels of the base in 8 or 4 bits, which saves memory and costs a little likelihood. The
+        default is that of the run.
     """
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]

@@ -79,7 +79,7 @@ class Answerer:
         return self.processor if self.recipe.kind == "text" else self.processor.tokenizer
 
     def check(self, question: str | np.ndarray) -> None:
-        """Raises a ValueError if a picture or clip is such that the base cannot take it, for example too short."""
+        """Raises a ValueError if the base cannot take a picture or clip, for example since it is too short."""
         if self.recipe.kind != "text":
             self.processor.num_features(self._cropped(question))
 

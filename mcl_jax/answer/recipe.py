@@ -1,4 +1,4 @@
-"""What it takes to answer with trained hypotheses, besides their adapters: `answer.json` in the run directory."""
+"""What answering with trained hypotheses needs besides their adapters: `answer.json` in the run directory."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -39,7 +39,7 @@ class Trained:
             answers per hypothesis.
         Raises:
           ValueError: if the folder is neither, the run is not finished or has no answer.json, or the base is missing or
-            takes something else than the run answers.
+            takes other inputs than those that the run answers.
           BrokenCheckpoint: if the checkpoint cannot be read.
         """
         folder, changes = Path(folder), options.given(changes)

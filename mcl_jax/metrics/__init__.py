@@ -9,7 +9,7 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
-`relevance`, `nouns`, `nearest`, `items`, `report`.
+`relevance`, `nouns`, `nearest`, `word_errors`, `items`, `report`.
 """
 
 from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
@@ -48,6 +48,7 @@ from mcl_jax.metrics.translation import (
     sentence_bleu,
     sentence_chrf,
 )
+from mcl_jax.metrics.word_errors import mean_wer, oracle_wer, oracle_wer_per_reference
 
 __all__ = [
     "Bootstrap",
@@ -82,6 +83,7 @@ __all__ = [
     "mean_bleu",
     "mean_chrf",
     "mean_similarity",
+    "mean_wer",
     "meteor",
     "minimum_bayes_risk",
     "nearest_captions",
@@ -94,6 +96,8 @@ __all__ = [
     "oracle_bleu_per_reference",
     "oracle_chrf",
     "oracle_similarity",
+    "oracle_wer",
+    "oracle_wer_per_reference",
     "pairwise_bleu",
     "purity",
     "read_items",

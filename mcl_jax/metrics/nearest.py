@@ -1,4 +1,4 @@
-"""A baseline that writes nothing: the captions of the training pictures that are most like the one asked about."""
+"""A baseline that writes nothing itself: the captions of the training pictures that are most like a new one."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Relevance by likelihood: how much the picture or clip of a caption matters to the model.
 
-    groups = [...]                              # N labels; equal for records that the same caption may describe
+    groups = [...]                              # N labels; equal for records that one caption may describe
     other = derangement(groups)                 # [N], the record that each is compared with
     grounding(own, swapped)                     # nats per answer; 0 means that nothing was seen
     candidates = with_distractors(groups, 20)   # [N, 20]; the record itself comes first

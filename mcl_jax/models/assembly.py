@@ -5,7 +5,7 @@
     save_pretrained(folder, module, params, processor)
     module, params, processor = from_pretrained(folder)
 
-The projector between the two is random, so the model does not see before that is trained.
+The projector between the two is random, so the model sees nothing until it is trained.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from mcl_jax.models.llama import Llama
 from mcl_jax.models.pretrained import from_pretrained
 from mcl_jax.models.torch_file import TorchFile
 
-UNUSED = "<empty_output>"  # a special token of SmolLM2 that only its training on notebooks used
+UNUSED = "<empty_output>"  # a special token of SmolLM2 that stands only in its training data from notebooks
 
 
 def assemble(

@@ -33,7 +33,8 @@ FILE, PART = "model.bin", "model.bin.part{}"
 VERSION, SPECIFICATION = 6, "WhisperSpec"
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16, 5: ml_dtypes.bfloat16}
 WEIGHTS = {np.float32: "F32", np.float16: "F16", ml_dtypes.bfloat16: "BF16"}  # as safetensors calls them
-MULTILINGUAL = 51865  # tokens of the smallest vocabulary of several languages; ids after the text move on by one
+# Tokens of the smallest vocabulary of several languages, in which special tokens have ids that are one higher.
+MULTILINGUAL = 51865
 END = 50256  # the first special token of a model of English alone
 LAYER = {
     "self_attention/layer_norm": ("self_attn_layer_norm",),
@@ -55,9 +56,9 @@ OTHERS = {
     "layer_norm": ("layer_norm",),
 }
 EMBEDDINGS = "decoder/embeddings"
-SCALARS = ("alignment_heads", "alignment_layer")  # these hold no weights, whatever their shape
+SCALARS = ("alignment_heads", "alignment_layer")  # settings, not weights, even where they are no scalars
 LEAVES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
-# Of the decoder, in OpenAI's models; activation 3 is the exact gelu.
+# Settings of the decoder in all of OpenAI's models; activation 3 is the exact gelu.
 SETTINGS = {"activation": 3, "pre_norm": 1, "scale_embeddings": 0, "start_from_zero_embedding": 0, "alibi": 0}
 
 
@@ -67,7 +68,7 @@ class Stored(NamedTuple):
     Attributes:
       shape: its sizes.
       dtype: its NumPy dtype.
-      start: where its data begin, in bytes from the start of the file, or of its first part.
+      start: where its data begin, in bytes from the start of the file or of its first part.
     """
 
     shape: tuple[int, ...]
@@ -188,7 +189,7 @@ class CTranslate2:
             )
         header.numbers("I")  # revision
         self.stored = dict(header.arrays())
-        self.parts.read(header.position, 4)  # the aliases: there is nothing to learn from them, but they must be there
+        self.parts.read(header.position, 4)  # the number of aliases, which only shows that the file is whole
         self._check_settings()
         self.places = {name: place for array in self.stored for name, place in self._places(array)}
         self.shapes = {name: self._shape_of(*place) for name, place in self.places.items()}

@@ -7,9 +7,9 @@
 
 The projector averages the tower's grid over g x g cells and turns each cell x into m visual tokens by
 
-    linear(x) + linear_2(gelu(linear_1(x))),
+    linear(x) + linear_2(gelu(linear_1(x))).
 
-whose linear part can start from a regression. The module tree:
+The linear part can start from a regression. The module tree:
 
     params
     vision_tower/...                                    see `efficientnet_lite`; without its classifier
@@ -169,7 +169,7 @@ class EfficientLlava(Multimodal):
         return self.project(self.see(pixel_values))
 
     def see(self, pixel_values: Float[Array, "B S S C"]) -> Float[Array, "B h w F"]:
-        """Computes the tower's grid of features, which a training of the projector keeps; raises as `encode` does."""
+        """Computes the tower's grid of features, which training of the projector can reuse. Raises as `encode` does."""
         return self.vision_tower.grid(pixel_values)
 
     def project(self, grid: Float[Array, "B h w F"]) -> Float[Array, "B N D"]:

@@ -187,7 +187,7 @@ class Block(nn.Module):
 
     Args:
       config: dtypes.
-      kernel_size, stride, expansion, features: of the stage.
+      kernel_size, stride, expansion, features: those of its stage, see `EfficientNetLiteConfig.stages`.
     """
 
     config: EfficientNetLiteConfig

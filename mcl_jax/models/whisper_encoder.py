@@ -187,7 +187,7 @@ def feed_forward(config: Any, width: int, x: Float[Array, "B T D"]) -> Float[Arr
 
 
 class Encoder(nn.Module):
-    """The encoder of Whisper: log-mel frames to features. It hears silence as anything else, so nothing is padding."""
+    """The encoder of Whisper: log-mel frames to features. It hears silence like any sound, so nothing is padding."""
 
     config: WhisperEncoderConfig
 

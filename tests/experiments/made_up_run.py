@@ -49,10 +49,13 @@ def missing() -> bytes:
 
 
 def records() -> tuple[Record, ...]:
-    """A picture, a clip, a picture that is none, a clip that is not there, and text; the other samples have none."""
+    """A picture, a clip, a picture that is none, a clip that is not there, and text; the other samples have none.
+
+    They belong to every other sample, those that a page of 12 shows.
+    """
     picture, clip, broken, lost = NAMES
     media = (Picture(picture, png), Clip(clip, flac), Picture(broken, lambda: b"no"), Clip(lost, missing), None)
-    return tuple(Record(f"id {i}", "text", (Target("a"),), media=of) for i, of in enumerate(media))
+    return tuple(Record(f"id {2 * i}", "text", (Target("a"),), media=of) for i, of in enumerate(media))
 
 
 def results() -> dict[str, Any]:

@@ -115,6 +115,22 @@ def test_a_number_that_is_not_finite_does_not_cost_the_others(command, capsys, t
     assert "page.html" in command.there()
 
 
+def test_a_single_answer_has_no_diversity(tmp_path):
+    """Div-2 counts no words as repeated in one short answer, which would look more diverse than any K."""
+    both = {"div_1": 0.75, "div_2": 0.5, "intervals": {"div_2": [0.25, 0.75], "oracle_bleu": [1, 2]}}
+    methods = {"mle_r/greedy": dict(both), "mle_r/beam": dict(both)}
+    sample = {"answers": {"mle_r/greedy": ["A dog."], "mle_r/beam": ["A dog.", "Dogs."]}}
+    with Run(tmp_path / "run", {}) as run:
+        experiment.finish(run, methods, {}, [sample, sample])
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["methods"]
+    greedy = found["mle_r/greedy"]
+    assert greedy["div_1"] is greedy["div_2"] is None and greedy["intervals"] == {"oracle_bleu": [1, 2]}
+    assert found["mle_r/beam"]["div_2"] == 0.5
+    assert page.reasons(found, {"Div-2": "div_2", "BLEU": "oracle_bleu"}) == {
+        "Div-2 of mle_r/greedy": "a single answer has no diversity"
+    }
+
+
 def test_texts_are_printed_as_they_are(capsys):
     results = to_json(made_up.results(), "results")
     sample = results["methods"]["mcl"]["samples"][0]

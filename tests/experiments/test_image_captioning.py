@@ -228,6 +228,20 @@ def test_of_mode_is_against_the_references_of_that_mode_alone():
     assert found["es"]["oracle_bleu_1"] == only["oracle_bleu_1"].mean != found["fr"]["oracle_bleu_1"]
 
 
+def test_transcripts_have_word_errors_over_all_references_and_of_each_mode():
+    found = score(TEXTS, transcripts=True)
+    # "les oiseaux blancs" has 1 error of 3 words, and "the house" 3 of "a house of stone".
+    assert found["oracle_wer"] == pytest.approx((0 + 1 + 3) / (6 + 3 + 4))
+    assert found["intervals"]["mean_wer"][0] <= found["mean_wer"] <= found["intervals"]["mean_wer"][1]
+    assert found["oracle_wer_per_reference"] > found["oracle_wer"] < found["mean_wer"]
+    french = metrics.oracle_wer(
+        TEXTS, [["un chien rouge dans le pré"], ["deux oiseaux blancs", "des oiseaux"], ["une maison en pierre"]]
+    )
+    assert found["of_mode"]["fr"]["oracle_wer"] == french.mean
+    assert found["of_mode"]["fr"]["intervals"]["oracle_wer"] == [french.low, french.high]
+    assert not [name for name in score(TEXTS) if "wer" in name] and "oracle_wer" not in score(TEXTS)["of_mode"]["fr"]
+
+
 def test_documents_of_cider_d_are_the_references_of_the_split():
     whole, part = score(TEXTS), score(TEXTS[:1], RECORDS[:1], split=RECORDS)
     one = metrics.score_captions(TEXTS, [[t.text for t in record.references] for record in RECORDS])

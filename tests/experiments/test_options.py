@@ -212,5 +212,5 @@ def test_every_name_of_an_objective_or_a_decoder_makes_one():
     assert all(groups.Decoding().decoder(name, 3) for name in get_args(groups.DecoderName))
     with pytest.raises(ValueError, match=r"Objective\.make needs a case for 'mcl'"):
         groups.Objective().make("mcl")
-    with pytest.raises(ValueError, match=r"Decoding\.decoder needs a case for 'greedy'"):
-        groups.Decoding().decoder("greedy", 3)
+    with pytest.raises(ValueError, match=r"Decoding\.decoder needs a case for 'nucleus'"):
+        groups.Decoding().decoder("nucleus", 3)

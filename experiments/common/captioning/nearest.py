@@ -1,4 +1,4 @@
-"""A baseline without a language model: captions of the training pictures or clips that are nearest to the one asked."""
+"""A baseline without a language model: captions of the training pictures or clips that are nearest to a new one."""
 
 import time
 
@@ -10,7 +10,9 @@ NEAREST = "nearest"  # its name among the methods
 
 
 def nearest(task: Task, asked: tuple[data.Record, ...], most: int) -> Answers:
-    """Copies K different training captions for each record, by the cosine of the pooled features of the frozen tower.
+    """Copies K different training captions for each record, those of the nearest pictures or clips first.
+
+    They are compared by the cosine of the frozen tower's pooled features, see `perception.tower`.
 
     Args:
       task: the task; K is its number of hypotheses.

@@ -83,7 +83,7 @@ def _log_p(
     """Returns log p of N captions in nats in P passes; `shown` has the record whose picture each is paired with.
 
     The captions keep their order in every pass, so a model that does not see gives exactly the same numbers. A caption
-    that is too long behind a picture has NaN.
+    that is too long after a picture has NaN.
     """
     P, N = shown.shape
     pairs = task.encode(tuple(with_caption(records[n], captions[i % N][1]) for i, n in enumerate(shown.flat)))
@@ -111,7 +111,10 @@ def with_caption(record: data.Record, target: data.Target) -> data.Record:
 
 
 def groups_of(records: Sequence[data.Record]) -> list[int]:
-    """Returns a label for each record, equal for two that share a caption, be it through others; case is ignored."""
+    """Returns a label for each record, equal for two that share a caption, even if only by way of a third record.
+
+    Case is ignored.
+    """
     parent, first = list(range(len(records))), {}
 
     def root(n: int) -> int:

@@ -1,5 +1,6 @@
 """Scores of captions: the metrics of coco-caption, diversity, named nouns, and the language of each hypothesis."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,26 +17,29 @@ from mcl_jax import data, metrics
 
 LANGUAGES = ("en", "fr", "es")  # languages that `caption_language` recognises
 NOT_ENGLISH = frozenset(stamps.LANGUAGES) - {"en"}  # modes whose captions have no English nouns
+WORD_ERRORS = {"oracle WER": "oracle_wer", "WER per reference": "oracle_wer_per_reference", "mean WER": "mean_wer"}
+LIKELIHOOD = {
+    "test loss": "test_loss",
+    "above MCL": "loss_above_mcl",
+    "grounding": "grounding",
+    "retrieval": "retrieval",
+    "noun named": "noun_named",
+}
+QUALITY = {
+    "oracle CIDEr-D": "oracle_cider_d",
+    "oracle SPIDEr": "oracle_spider",
+    "oracle BLEU-1": "oracle_bleu_1",
+    "mean CIDEr-D": "mean_cider_d",
+}
+DIVERSITY = {"Div-2": "div_2", "mBLEU-4": "mbleu_4", "purity": "purity", "win rate": "win_rate"}
 COLUMNS = Columns(
-    table={
-        "test loss": "test_loss",
-        "above MCL": "loss_above_mcl",
-        "grounding": "grounding",
-        "retrieval": "retrieval",
-        "noun named": "noun_named",
-        "oracle CIDEr-D": "oracle_cider_d",
-        "oracle SPIDEr": "oracle_spider",
-        "oracle BLEU-1": "oracle_bleu_1",
-        "mean CIDEr-D": "mean_cider_d",
-        "Div-2": "div_2",
-        "mBLEU-4": "mbleu_4",
-        "purity": "purity",
-        "win rate": "win_rate",
-    },
+    table=LIKELIHOOD | QUALITY | DIVERSITY,
     quality=("oracle CIDEr-D", "oracle_cider_d"),
     diversity=("diversity (Div-2)", "div_2"),
 )
+SPEECH_COLUMNS = dataclasses.replace(COLUMNS, table=LIKELIHOOD | WORD_ERRORS | DIVERSITY)
 OF_MODES = ("oracle_cider_d", "oracle_bleu_1", "oracle_spider")
+WORD_ERRORS_OF_MODES = ("oracle_wer", "mean_wer")  # a mode usually has one reference
 
 
 def scores(
@@ -44,12 +48,14 @@ def scores(
     split: tuple[data.Record, ...],
     train: tuple[data.Record, ...],
     corenlp: Path | None = None,
+    transcripts: bool = False,
 ) -> dict[str, Any]:
     """Returns all metrics of `metrics.score_captions` against all references of an item, and the `noun_scores`.
 
     95 % intervals are under `intervals`. A metric that cannot be computed is None, with the reason under
     `not_available`. `of_mode` has some of the metrics against the references of each mode alone. `language_rate` has,
     for each language among the modes, the share [K] of the k-th answers in that language; an empty answer has none.
+    Transcripts also have the `word_errors`, here and in `of_mode`.
 
     Args:
       answers: the answers.
@@ -57,12 +63,15 @@ def scores(
       split: all records of their split; CIDEr-D takes its document frequencies from their references.
       train: the training records, whose captions decide which nouns were seen.
       corenlp: folder with the files that SPICE and SPIDEr need, see `metrics.score_captions`.
+      transcripts: whether the records are speech, so that the references say what the words of an answer should be.
     """
     modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
     scored = metrics.score_captions(answers.texts, _references(records), corenlp=corenlp, split=_references(split))
     results = metrics.for_results(scored)
     results = merged(results, noun_scores(answers, records, train))
-    results["of_mode"] = {mode: _of_mode(answers, records, split, mode, corenlp) for mode in modes}
+    if transcripts:
+        results = merged(results, word_errors(answers.texts, _references(records)))
+    results["of_mode"] = {mode: _of_mode(answers, records, split, mode, corenlp, transcripts) for mode in modes}
     languages = tuple(mode for mode in modes if mode in LANGUAGES)
     if len(languages) > 1:
         results["language_rate"] = _language_rates(answers, languages)
@@ -109,8 +118,27 @@ def _references(records: tuple[data.Record, ...], mode: str | None = None) -> li
     return [[target.text for target in record.references if mode in (None, target.mode)] for record in records]
 
 
+def word_errors(
+    answers: Sequence[Sequence[str]],
+    references: Sequence[Sequence[str]],
+    names: Sequence[str] = tuple(WORD_ERRORS.values()),
+) -> dict[str, Any]:
+    """Returns the word error rates of K answers per item with 95 % intervals; case and punctuation do not matter.
+
+    `oracle_wer` is that of the best answer and `mean_wer` that of all answers, each against the reference that is
+    nearest to it: the one in its own language. `oracle_wer_per_reference` is that of the best answer for each of the
+    references, so it is low only if there is a right answer in every language. See `metrics.word_errors`.
+    """
+    return metrics.for_results({name: getattr(metrics, name)(answers, references) for name in names})
+
+
 def _of_mode(
-    answers: Answers, records: tuple[data.Record, ...], split: tuple[data.Record, ...], mode: str, corenlp: Path | None
+    answers: Answers,
+    records: tuple[data.Record, ...],
+    split: tuple[data.Record, ...],
+    mode: str,
+    corenlp: Path | None,
+    transcripts: bool,
 ) -> dict[str, Any]:
     """Returns the scores of the answers against the references of one mode, for items that have such references."""
     references = _references(records, mode)
@@ -118,5 +146,5 @@ def _of_mode(
     pairs = [answers.texts[n] for n in having], [references[n] for n in having]
     documents = [texts for texts in _references(split, mode) if texts]
     scored = metrics.score_captions(*pairs, corenlp=corenlp, names=OF_MODES, split=documents)
-    results = metrics.for_results(scored)
-    return {name: results[name] for name in (*OF_MODES, "not_available")}
+    errors = word_errors(*pairs, WORD_ERRORS_OF_MODES) if transcripts else {}
+    return merged(metrics.for_results(scored), errors)
