@@ -55,7 +55,7 @@ def scores(
     95 % intervals are under `intervals`. A metric that cannot be computed is None, with the reason under
     `not_available`. `of_mode` has some of the metrics against the references of each mode alone. `language_rate` has,
     for each language among the modes, the share [K] of the k-th answers in that language; an empty answer has none.
-    Transcripts also have the `word_errors`, here and in `of_mode`.
+    Transcripts also have the `word_errors`, here and in `of_mode`. `per_item` has the values of a metric by record [N].
 
     Args:
       answers: the answers.
@@ -67,7 +67,7 @@ def scores(
     """
     modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
     scored = metrics.score_captions(answers.texts, _references(records), corenlp=corenlp, split=_references(split))
-    results = metrics.for_results(scored)
+    results = metrics.for_results(scored) | {"per_item": metrics.of_items(scored)}
     results = merged(results, noun_scores(answers, records, train))
     if transcripts:
         results = merged(results, word_errors(answers.texts, _references(records)))
