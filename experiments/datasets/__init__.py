@@ -1,8 +1,8 @@
 """The data sets of the experiments, by name.
 
 Reading order: `features` and `sources` (shared by all); texts from `debian`, `sword`, `verses`, `verses_builder` and
-`wmt`; captions from `stamps`, and from `textcaps`, `audiocaps` and `clotho` (over `published`); `captions_builder`;
-`loading` loads any of them by name. `language_id` identifies the language or style of a text.
+`wmt`; captions from `stamps` (and `stamp_kinds`), and from `textcaps`, `audiocaps` and `clotho` (over `published`);
+`captions_builder`; `loading` loads any of them by name. `language_id` identifies the language or style of a text.
 """
 
 from experiments.datasets.captions_builder import CAPTIONS, AudioCaps, Clotho, Stamps, TextCaps

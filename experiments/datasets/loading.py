@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from experiments.datasets.captions_builder import CAPTIONS, build_captions
 from experiments.datasets.definitions import read_definitions
 from experiments.datasets.messages import read_messages
+from experiments.datasets.stamp_kinds import KIND, with_kinds
 from experiments.datasets.stamps import of_languages, without_families
 from experiments.datasets.verses_builder import Verses, load_verses
 from experiments.datasets.wmt import load_wmt
@@ -89,7 +90,8 @@ def load_captions(
       data_dir: folder of TFDS; None means its default.
       folder: files of a named data set, which is prepared again when they change. None fetches the stamps' Debian
         package, or uses a data set that was prepared before.
-      modes: modes to keep, such as ("en", "fr"); records that lack one of them are left out. Empty keeps all.
+      modes: modes to keep, such as ("en", "fr"); records that lack one of them are left out. Empty keeps all. Stamps
+        have the languages, and also "kind" if it is asked for, see `stamp_kinds`.
       families: whether to keep stamps that look and read nearly the same, see `stamps`.
       spoken: languages of the clips of "stamps/spoken" to keep; empty keeps all.
       check: checks the requested records before any file is read, and may raise an error; it is not called for a named
@@ -124,4 +126,6 @@ def _chosen(corpus: Corpus, modes: Sequence[str], families: bool, spoken: Sequen
         corpus = of_languages(corpus, spoken)
     if not families and corpus.name.startswith("stamps/"):
         corpus = without_families(corpus)
+    if KIND in modes and corpus.name.startswith("stamps/"):
+        corpus = with_kinds(corpus)
     return corpus.with_modes(*modes) if modes else corpus

@@ -24,7 +24,8 @@ class Data(Options):
     """Folder with the published files of a named data set. The data set is made again when they change.
     By default, the stamps are downloaded (Debian's package), and any data set in --cache is used."""
     modes: tuple[str, ...] | None = None
-    """Modes whose captions are used. The default is en fr for the stamps, and all modes for other data."""
+    """Modes whose captions are used. The default is en fr for the stamps, and all modes for other data. Stamps have
+    languages, and also kind, the kind of thing in English ("A bird.")."""
     mode_weights: tuple[int, ...] = ()
     """How often to draw training captions of each of --modes, such as 9 1. The default is equally often."""
     spoken: tuple[str, ...] = ()

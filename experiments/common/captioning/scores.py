@@ -13,10 +13,11 @@ from experiments.common.decoding import Answers
 from experiments.common.experiment import Columns, merged
 from experiments.common.held_out import with_interval
 from experiments.datasets import stamps
+from experiments.datasets.stamp_kinds import KIND
 from mcl_jax import data, metrics
 
 LANGUAGES = ("en", "fr", "es")  # languages that `caption_language` recognises
-NOT_ENGLISH = frozenset(stamps.LANGUAGES) - {"en"}  # modes whose captions have no English nouns
+WITHOUT_NAMES = frozenset(stamps.LANGUAGES) - {"en"} | {KIND}  # modes whose captions have no English name of the thing
 WORD_ERRORS = {"oracle WER": "oracle_wer", "WER per reference": "oracle_wer_per_reference", "mean WER": "mean_wer"}
 LIKELIHOOD = {
     "test loss": "test_loss",
@@ -103,7 +104,7 @@ def noun_scores(answers: Answers, records: tuple[data.Record, ...], train: tuple
 
 
 def _english(targets: Sequence[data.Target]) -> list[str]:
-    return [target.text for target in targets if target.mode not in NOT_ENGLISH]
+    return [target.text for target in targets if target.mode not in WITHOUT_NAMES]
 
 
 def _language_rates(answers: Answers, languages: tuple[str, ...]) -> dict[str, list[float]]:
