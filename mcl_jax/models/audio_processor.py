@@ -78,8 +78,5 @@ class AudioProcessor(ClipProcessor):
             outside [-1, 1], not finite, too short for one feature, or longer than `window`; or a prompt is longer than
             T.
         """
-        self.check_number(prompts, clips)
         inputs = self.inputs(clips, window=window)
-        counts = num_features(inputs["frames"]).tolist()
-        rows = [self.prompt(text, n) for text, n in zip(prompts, counts, strict=True)]
-        return self.padded(rows, length, padding_side) | inputs
+        return self.batch(prompts, inputs, num_features(inputs["frames"]).tolist(), length, padding_side)

@@ -110,6 +110,12 @@ def embed(table: nn.Embed, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     return table(tokens)
 
 
+def tied_logits(table: nn.Embed, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Applies an output layer that is the transposed table of embeddings, and returns float32."""
+    weights = table.embedding.astype(hidden.dtype)
+    return jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
+
+
 def blank(x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
     """Sets x to zero at padding, where embeddings may be NaN: NaN times an attention weight of 0 is still NaN."""
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))

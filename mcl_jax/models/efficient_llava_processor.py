@@ -94,10 +94,8 @@ class EfficientLlavaProcessor(Processor):
           ValueError: if a picture is not uint8 RGB, a prompt does not have one placeholder for its picture or is longer
             than T, or the numbers of prompts and pictures differ.
         """
-        self.check_number(prompts, pictures)
         counts = [0 if picture is None else self.num_features(picture) for picture in pictures]
-        rows = [self.prompt(text, n) for text, n in zip(prompts, counts, strict=True)]
-        return self.padded(rows, length) | self.inputs(pictures)
+        return self.batch(prompts, self.inputs(pictures), counts, length)
 
 
 def pixels(picture: Picture, size: int) -> Float[np.ndarray, "S S 3"]:

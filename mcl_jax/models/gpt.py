@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mcl_jax import options
 from mcl_jax.models import decoder
 from mcl_jax.models.hf_config import check_divides, check_sizes
-from mcl_jax.models.layers import dense, layer_norm
+from mcl_jax.models.layers import dense, embedding, layer_norm
 
 SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "max_position_embeddings")
 OWN_FIELDS = {"dtype", "param_dtype", "remat", "scan", "embedding_std", "position_std"}  # not in a config.json
@@ -139,18 +139,8 @@ class Transformer(nn.Module):
 
     def setup(self):
         config = self.config
-
-        def embed(rows: int, std: float | None) -> nn.Embed:
-            return nn.Embed(
-                rows,
-                config.hidden_size,
-                embedding_init=nn.initializers.normal(config.initializer_range if std is None else std),
-                dtype=config.dtype,
-                param_dtype=config.param_dtype,
-            )
-
-        self.wte = embed(config.vocab_size, config.embedding_std)
-        self.wpe = embed(config.max_position_embeddings, config.position_std)
+        self.wte = embedding(config, config.vocab_size, config.hidden_size, config.embedding_std)
+        self.wpe = embedding(config, config.max_position_embeddings, config.hidden_size, config.position_std)
         self.h = decoder.layer_stack(Block, config, config.num_layers, scan=config.scan, remat=config.remat)
         self.ln_f = layer_norm(config)
 
@@ -216,8 +206,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Applies the output layer, in float32."""
-        wte = self.transformer.wte.embedding.astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, wte, preferred_element_type=jnp.float32)
+        return decoder.tied_logits(self.transformer.wte, hidden)
 
     @staticmethod
     def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:

