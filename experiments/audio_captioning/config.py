@@ -61,17 +61,31 @@ STAMPS: dict[str, Any] = dict(
     max_new_tokens=24,
     max_length=128,
 )
-# Hears Spanish, and writes it in Spanish or in English: Whisper can do both, and the prompt does not say which.
+# Hears Spanish, and writes it in Spanish or in English: Whisper can do both, and the prompt does not say which. Without
+# adapters on the keys and values of what it hears, all hypotheses compute these once.
 WHISPER: dict[str, Any] = STAMPS | dict(
     base=Path(WHISPER_BASE),
     spoken=("es",),
     modes=("en", "es"),
     seconds=4.0,
-    prompt="<|startoftranscript|><|es|><|notimestamps|>",
-    steps=100,
+    prompt="<|startoftranscript|><|es|><|translate|><|notimestamps|>",
+    targets=("self_attn/q_proj", "self_attn/k_proj", "self_attn/v_proj", "encoder_attn/q_proj", "fc1", "fc2"),
+    steps=150,
     learning_rate=1e-3,
     alpha=16.0,
-    max_length=48,
+    max_length=32,
+)
+# Some minutes on two cores.
+DEMO: dict[str, Any] = WHISPER | dict(
+    methods=("mcl", "mle_rk"),
+    mle_decoders=("beam",),
+    batch_size=8,
+    steps=80,
+    eval_every=20,
+    eval_items=24,
+    test_items=60,
+    decode_items=60,
+    retrieval_items=8,
 )
 # Letzelter et al. (arXiv 2507.10419); the prompt comes from the authors of Qwen2-Audio.
 AUDIOCAPS: dict[str, Any] = dict(
@@ -103,6 +117,7 @@ AUDIOCAPS: dict[str, Any] = dict(
 )
 PRESETS: dict[str, dict[str, Any]] = {
     "stamps-spoken": STAMPS,
+    "demo": DEMO,
     "stamps-whisper": WHISPER,
     "audiocaps-qwen2-7b": AUDIOCAPS,
     "clotho-qwen2-7b": AUDIOCAPS | dict(data="clotho", seconds=30.0, epochs=10, max_length=896),

@@ -28,11 +28,13 @@ class Columns:
     Attributes:
       table: title and key of each column.
       quality, diversity: title and key of the two axes of the figure.
+      errors: titles and keys, lower is better, in which LoRA-MCL is compared with each method in addition to these.
     """
 
     table: Mapping[str, str]
     quality: tuple[str, str]
     diversity: tuple[str, str]
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
@@ -43,10 +45,14 @@ def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins results of one method; their `intervals` and `not_available` are joined too."""
+    """Joins results of one method; their `intervals`, `not_available` and `per_item` are joined too."""
     joined: dict[str, Any] = {}
     for part in parts:
-        inner = {name: joined.get(name, {}) | part[name] for name in ("intervals", "not_available") if name in part}
+        inner = {
+            name: joined.get(name, {}) | part[name]
+            for name in ("intervals", "not_available", "per_item")
+            if name in part
+        }
         joined |= part | inner
     return joined
 
@@ -162,12 +168,21 @@ def leads(methods: Mapping[str, Mapping[str, Any]], columns: Columns) -> list[st
     """Returns a line for each method with how far LoRA-MCL is ahead of it, in quality, diversity and loss."""
     lines = []
     for name, scores in methods.items():
-        found = {title: scores.get("below_mcl", {}).get(key) for title, key in (columns.quality, columns.diversity)}
-        found["loss"] = scores.get("loss_above_mcl")
+        below = scores.get("below_mcl", {})
+        higher = {title: below.get(key) for title, key in (columns.quality, columns.diversity)}
+        lower = {f"less {title}": below.get(key) for title, key in columns.errors.items()}
+        found = higher | {title: value and _negated(value) for title, value in lower.items()}
+        found["less loss"] = scores.get("loss_above_mcl")
         parts = [f"{title} {_signed(value)}" for title, value in found.items() if isinstance(value, dict)]
         if parts:
             lines.append(f"mcl against {name}, above 0 is better: {', '.join(parts)}")
     return lines
+
+
+def _negated(value: Mapping[str, float] | float) -> Mapping[str, float] | float:
+    if not isinstance(value, dict):
+        return value
+    return {"mean": -value["mean"], "low": -value["high"], "high": -value["low"]}
 
 
 def _signed(value: Mapping[str, float]) -> str:

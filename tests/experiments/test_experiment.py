@@ -193,11 +193,21 @@ def test_results_of_something_else_are_named(tmp_path, results):
 
 def test_how_far_mcl_is_ahead_of_each_method():
     """Differences are paired by item; an item without a value, and a metric of one method alone, are left out."""
-    mcl = {"per_item": {"cider": [3.0, 5.0, None, 2.5], "spice": [1.0] * 4}}
-    other = {"per_item": {"cider": [1.0, 3.5, 9.0, 1.5]}, "loss_above_mcl": {"mean": -0.25, "low": -0.5, "high": 0.125}}
+    mcl = {"per_item": {"cider": [3.0, 5.0, None, 2.5], "spice": [1.0] * 4, "wer": [0.25, 0.5, 0.0, 0.25]}}
+    other = {"per_item": {"cider": [1.0, 3.5, 9.0, 1.5], "wer": [0.75, 1.0, 0.5, 0.75]}}
+    other |= {"loss_above_mcl": {"mean": -0.25, "low": -0.5, "high": 0.125}}
     other["below_mcl"] = experiment.below(other, mcl)
-    assert other["below_mcl"] == {"cider": {"mean": 1.5, "low": 1.0, "high": 2.0}}
-    columns = experiment.Columns(table={}, quality=("CIDEr-D", "cider"), diversity=("Div-2", "div_2"))
+    assert other["below_mcl"]["cider"] == {"mean": 1.5, "low": 1.0, "high": 2.0} and "spice" not in other["below_mcl"]
+    columns = experiment.Columns({}, ("CIDEr-D", "cider"), ("Div-2", "div_2"), {"WER": "wer"})
     assert experiment.leads({"mcl": mcl, "mle/beam": other, "nearest": {}}, columns) == [
-        "mcl against mle/beam, above 0 is better: CIDEr-D +1.5 (+1 to +2), loss -0.25 (-0.5 to +0.125)"
+        "mcl against mle/beam, above 0 is better: CIDEr-D +1.5 (+1 to +2), less WER +0.5 (+0.5 to +0.5), "
+        "less loss -0.25 (-0.5 to +0.125)"
     ]
+
+
+def test_parts_of_results_are_joined():
+    parts = {"a": 1, "per_item": {"a": [1, 2]}}, {"b": 2, "per_item": {"b": [3]}, "not_available": {"c": "why"}}
+    assert experiment.merged(*parts) == {
+        **dict(a=1, b=2, not_available={"c": "why"}),
+        "per_item": {"a": [1, 2], "b": [3]},
+    }

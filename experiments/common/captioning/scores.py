@@ -38,7 +38,7 @@ COLUMNS = Columns(
     quality=("oracle CIDEr-D", "oracle_cider_d"),
     diversity=("diversity (Div-2)", "div_2"),
 )
-SPEECH_COLUMNS = dataclasses.replace(COLUMNS, table=LIKELIHOOD | WORD_ERRORS | DIVERSITY)
+SPEECH_COLUMNS = dataclasses.replace(COLUMNS, table=LIKELIHOOD | WORD_ERRORS | DIVERSITY, errors=WORD_ERRORS)
 OF_MODES = ("oracle_cider_d", "oracle_bleu_1", "oracle_spider")
 WORD_ERRORS_OF_MODES = ("oracle_wer", "mean_wer")  # a mode usually has one reference
 
@@ -128,9 +128,11 @@ def word_errors(
 
     `oracle_wer` is that of the best answer and `mean_wer` that of all answers, each against the reference that is
     nearest to it: the one in its own language. `oracle_wer_per_reference` is that of the best answer for each of the
-    references, so it is low only if there is a right answer in every language. See `metrics.word_errors`.
+    references, so it is low only if there is a right answer in every language. See `metrics.word_errors`. `per_item`
+    has the rate of each item [N]; their mean weights a short item as much as a long one.
     """
-    return metrics.for_results({name: getattr(metrics, name)(answers, references) for name in names})
+    computed = {name: getattr(metrics, name)(answers, references) for name in names}
+    return metrics.for_results(computed) | {"per_item": metrics.of_items(computed)}
 
 
 def _of_mode(
