@@ -1,8 +1,10 @@
 """Every test runs on 8 fake CPU devices, with strict promotion of dtypes and ranks."""
 
 import contextlib
+import gc
 import importlib.metadata
 import os
+import platform
 import re
 import tempfile
 
@@ -13,6 +15,8 @@ FAST_COMPILE = (
 )
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones end the process: they lack the flag
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"
+if platform.machine() == "x86_64":  # code for fewer kinds of instructions is made sooner
+    FAST_COMPILE += " --xla_cpu_max_isa=SSE4_2"
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":  # `make gpu-check` runs some of them on a GPU
@@ -29,6 +33,14 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # writing stack traces into programs takes time
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects that live: looking for garbage among them and all modules takes an eighth of it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture
