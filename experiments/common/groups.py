@@ -25,7 +25,7 @@ from mcl_jax.lora import LoraConfig
 from mcl_jax.models.decoder import Remat
 from mcl_jax.parallel import base_sharding
 
-ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture"]
+ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture", "random"]
 DecoderName = Literal["beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
 
 
@@ -47,7 +47,8 @@ class Objective(Options):
     relaxed: the other hypotheses learn a little from it, too.
     annealed: all hypotheses learn at first, and only the best one in the end.
     balanced: as wta, with a bias that keeps every hypothesis winning.
-    mixture: the likelihood of the uniform mixture."""
+    mixture: the likelihood of the uniform mixture.
+    random: a hypothesis drawn for each example learns from it; a control without competition."""
     epsilon: float = 0.05
     """Share of the gradient that the losing hypotheses get together under the relaxed objective."""
     rate: float = 0.05
@@ -74,6 +75,8 @@ class Objective(Options):
                 return objectives.wta()
             case "mixture":
                 return objectives.mixture()
+            case "random":
+                return objectives.random_wta()
             case unknown:
                 raise ValueError(f"Objective.make needs a case for {unknown!r}")
 
