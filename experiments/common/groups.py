@@ -99,7 +99,7 @@ class Lora(Options):
     dropout: float = 0.0
     """Dropout probability for the inputs of the adapters in training."""
     targets: tuple[str, ...] = ()
-    """Linear layers that get adapters, by name or regular expression.
+    """Linear layers that get adapters, by name or regular expression; all-linear is all but the output layer.
     The default is the projections of queries, keys and values and those of the MLP (`mcl.models.lora_targets`)."""
 
     def adapters(self, factor: int = 1, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
