@@ -22,7 +22,7 @@ def main(config: Config) -> None:
     """Runs the whole experiment."""
     config.hosts.start()
     with Run(config.workdir, config, volatile=config.volatile) as run:
-        media, corpus = Clips(config.data.seconds), None
+        media, corpus = Clips(config.data.seconds, config.data.time_mask, config.data.frequency_mask), None
         if run.finished:
             run.say_finished()
         else:

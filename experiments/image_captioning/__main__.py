@@ -22,7 +22,7 @@ def main(config: Config) -> None:
     """Runs the whole experiment."""
     config.hosts.start()
     with Run(config.workdir, config, volatile=config.volatile) as run:
-        media, corpus = Pictures(), None
+        media, corpus = Pictures(config.data.padded), None
         if run.finished:
             run.say_finished()
         else:

@@ -36,6 +36,7 @@ class Recipe:
       quantization: "int8" or "nf4", as in `from_pretrained`.
       seconds: length to which clips are cropped; None keeps them whole.
       window: mel frames that the encoder of a clip computes (100 per second); None means its whole window.
+      padded: whether pictures are padded to squares (`LlavaNextProcessor.padded_to_squares`) and not tiled.
       tag: name of the training within the run, as in `fit`.
       best: whether to answer from the checkpoint with the lowest eval_loss (`keep_best` in `fit`), not from the last.
     Raises:
@@ -53,6 +54,7 @@ class Recipe:
     quantization: Quantization | None = None
     seconds: float | None = None
     window: int | None = None
+    padded: bool = False
     tag: str = ""
     best: bool = False
 

@@ -87,6 +87,7 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
     asked = config.data.prompt or asked
     options = config.base.options(config.training) | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
+    processor = modality.prepared(processor)
     processor.prompt(asked, num_features=1)  # refuses a wrong prompt before pictures or clips are measured
     perception = Perception(
         module,
