@@ -10,7 +10,7 @@ import numpy as np
 
 import mcl_jax as mcl
 from experiments.common.config import Method
-from experiments.common.groups import TestTimeAugmentation
+from experiments.common.groups import TestTimeAugmentation, budget
 from experiments.common.task import DECODING, Task, prompts_of, spread, stream
 from mcl_jax import data, generation, hosts
 from mcl_jax.generation import Decoder
@@ -27,11 +27,19 @@ class Answers:
       texts: N items of K texts.
       log_likelihoods: log-likelihood of each answer under all hypotheses together, in nats per token.
       seconds: time of decoding, including compilation.
+      rows: sequences that are decoded side by side for a source, under all hypotheses, each at the cost of a forward
+        pass for every token; 0 if no model decodes.
     """
 
     texts: list[list[str]]
     log_likelihoods: list[list[float]]
     seconds: float
+    rows: int = 0
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The seconds of decoding and the rows, for the results."""
+        return {"decode_seconds": self.seconds, "decode_rows": self.rows}
 
 
 def answer(
@@ -72,7 +80,8 @@ def answer(
             rows = [_items(generation.mixture_scores(p, one.lengths)) for p, one in zip(log_p, decoded, strict=True)]
             scores += np.concatenate(rows, axis=1)[:real].tolist()
             progress.update(len(texts))
-    return Answers(texts, scores, seconds)
+    rows, _ = budget(decoder)
+    return Answers(texts, scores, seconds, rows * task.config.hypotheses_of(method))
 
 
 def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[generation.Generation]:
