@@ -27,6 +27,7 @@ class Data(Options):
     """Your own text instead, one of these:
     a file of JSON lines, name.jsonl (`id`, `source`, `target`, optionally `mode`, `split`, `references`);
     a folder with parallel files such as train.en and train.de;
+    a folder with the files of ALMA, such as deen/train.de-en.json and wmt14-en-de.extra_refs.tok;
     the name of a WMT data set in TFDS, such as wmt14_translate/de-en."""
     sword_dir: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with the SWORD modules of the verses, which contains mods.d.
@@ -139,7 +140,8 @@ PRESETS: dict[str, dict[str, Any]] = {"demo": DEMO, "alma-7b-en-de": ALMA}
 NEEDED: dict[str, dict[str, str]] = {  # options that a preset requires, with a description for the error
     "alma-7b-en-de": {
         "base": "the Hugging Face folder of haoranxu/ALMA-7B-Pretrain (config.json, *.safetensors, tokenizer files)",
-        "data": "a folder with train.en, train.de, … and test.de.0 to test.de.9, or WMT such as wmt14_translate/de-en",
+        "data": "a folder with train.en, train.de, … and test.de.0 to test.de.9, or with deen/train.de-en.json, … and "
+        "wmt14-en-de.extra_refs.tok, or WMT such as wmt14_translate/de-en",
     }
 }
 
