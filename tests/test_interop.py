@@ -43,6 +43,19 @@ def test_adapters_of_peft_give_its_logits(scan):
     assert_close(model.apply_all(params, adapters, TOKENS), EXPECTED["logits"])
 
 
+def test_adapters_with_the_settings_and_the_layout_of_the_authors():
+    """All linear layers, α = 2 r, a dropout; lora0, lora1 and lora2 were saved by one call of PEFT."""
+    module, params = load_base()
+    model, adapters = interop.load_peft(GOLDEN / "peft" / "authors", module)
+    assert (model.config.rank, model.config.alpha, model.config.dropout) == (2, 4.0, 0.05)
+    layers = {path[-2] for path in flatten_dict(adapters)}
+    assert layers == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    golden = np.load(GOLDEN / "peft" / "authors" / "expected.npz")
+    logits = golden["logits"]
+    assert_close(model.apply_all(params, adapters, jnp.asarray(golden["tokens"])), logits)
+    assert np.abs(logits[0] - logits[1]).max() > 0.1 and np.abs(logits[1] - logits[2]).max() > 0.1
+
+
 def test_one_folder_is_one_hypothesis():
     module, params = load_base()
     model, adapters = interop.load_peft(PEFT / "lora1", module)

@@ -13,6 +13,7 @@ from experiments.common.groups import (
     Decoding,
     Evaluation,
     Experts,
+    ExpertsAlone,
     Hosts,
     Lora,
     Objective,
@@ -151,4 +152,6 @@ class Config(Options):
         K = self.num_hypotheses
         names = self.decoding.mcl_decoders if method == "mcl" else self.decoding.mle_decoders
         made = self.decoding.decoders(names, K, share=self.hypotheses_of(method))
+        if method == "moe" and self.experts.experts_alone:
+            made["experts"] = ExpertsAlone(self.decoding.decoder("beam", K, share=K), K)
         return {f"{method}/{name}" if len(made) > 1 else method: decoder for name, decoder in made.items()}

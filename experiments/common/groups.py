@@ -39,13 +39,21 @@ class TestTimeAugmentation:
     n: int
 
 
-AnyDecoder = Decoder | TestTimeAugmentation
+@dataclasses.dataclass(frozen=True)
+class ExpertsAlone:
+    """Each expert of a mixture makes an answer with this decoder; see `mcl.moe.experts_alone`."""
+
+    decoder: Decoder
+    n: int
+
+
+AnyDecoder = Decoder | TestTimeAugmentation | ExpertsAlone
 
 
 def budget(decoder: AnyDecoder) -> tuple[int, int]:
     """Returns what one hypothesis spends on a source: rows that it decodes side by side, and answers that it makes."""
     match decoder:
-        case TestTimeAugmentation(inner, n):
+        case TestTimeAugmentation(inner, n) | ExpertsAlone(inner, n):
             rows, answers = budget(inner)
             return n * rows, n * answers
         case Sampling():
@@ -152,6 +160,8 @@ class Experts(Options):
     """Number of experts that each token goes to; training then balances their use. The default is all K."""
     balance_weight: float = 0.01
     """Weight of the balance loss."""
+    experts_alone: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
+    """Also answer with each of the K experts of moe alone, as if they were hypotheses; its name is moe/experts."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -211,7 +211,12 @@ ALL_DECODERS = get_args(groups.DecoderName)
 def test_all_decoders_of_all_methods_make_k_answers_and_spend_the_same(beams, tmp_path):
     """Rows in all: those with beams have all beams, samples one row for each answer; K answers in all."""
     config = audio.Config.from_options(
-        workdir=tmp_path, num_hypotheses=3, num_beams=beams, mle_decoders=ALL_DECODERS, mcl_decoders=ALL_DECODERS
+        workdir=tmp_path,
+        num_hypotheses=3,
+        num_beams=beams,
+        mle_decoders=ALL_DECODERS,
+        mcl_decoders=ALL_DECODERS,
+        experts_alone=True,
     )
     spent = {}
     for method in ("mcl", "mle_r", "mle_rk", "moe"):
@@ -219,7 +224,7 @@ def test_all_decoders_of_all_methods_make_k_answers_and_spend_the_same(beams, tm
             K = config.hypotheses_of(method)
             spent.setdefault(name.partition("/")[2], set()).add(tuple(K * n for n in groups.budget(decoder)))
     samples = {"sampling", "ancestral", "top_k", "typical"}
-    assert spent == {name: {(3 if name in samples else beams, 3)} for name in ALL_DECODERS}
+    assert spent == {name: {(3 if name in samples else beams, 3)} for name in (*ALL_DECODERS, "experts")}
 
 
 @pytest.mark.parametrize(
