@@ -145,6 +145,8 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "eval_items",
         "methods",
         "mle_decoders",
+        "mcl_decoders",
+        "experts_alone",
         "nearest_items",
     } == runs.IGNORED
 
