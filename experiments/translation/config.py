@@ -29,6 +29,8 @@ class Data(Options):
     a folder with parallel files such as train.en and train.de;
     a folder with the files of ALMA, such as deen/train.de-en.json and wmt14-en-de.extra_refs.tok;
     the name of a WMT data set in TFDS, such as wmt14_translate/de-en."""
+    test_data: Path | None = None
+    """Other text, as --data or --task takes it, whose test split is used instead."""
     sword_dir: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with the SWORD modules of the verses, which contains mods.d.
     By default, they are downloaded (Debian's packages)."""

@@ -69,6 +69,8 @@ class Recipe:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
         Limits(self.max_new_tokens, repetition_penalty=self.repetition_penalty)
         self._check_prompt()
+        if self.padded and self.kind != "pictures":
+            raise ValueError(f"padded needs the kind pictures, got {self.kind!r}")
         for name in ("seconds", "window"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value > 0):

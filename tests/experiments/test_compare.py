@@ -130,6 +130,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "workdir",
         "cache",
         "folder",
+        "test_folder",
         "cache_features",
         "mesh",
         "fsdp",

@@ -32,6 +32,10 @@ class Data(Options):
     families: bool = False
     """Keep the 249 stamps (letters, digits, coins) of families that look and read nearly the same.
     Such families are modes in addition to the languages."""
+    test_data: str | None = None
+    """Another data set, whose test split is used instead, such as audiocaps for a model of clotho."""
+    test_folder: Path | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
+    """Folder with the published files of --test-data, as --folder is for --data."""
     prompt: str = ""
     """Prompt of the model: a text that contains the placeholder of the base once; the caption follows it directly.
     The default for the small base asks for a caption in the first of --modes."""
