@@ -8,6 +8,7 @@ is read back. SIGTERM and Ctrl-C save a checkpoint and exit with status 143. A N
 that names the step and the hypothesis, and the last good checkpoint stays.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 
 from mcl_jax import hosts
 from mcl_jax.checkpoint import Checkpoints
+from mcl_jax.console import say
 from mcl_jax.json_io import to_json
 from mcl_jax.run import LossGuard, Run
 from mcl_jax.training import TrainState
@@ -55,6 +57,7 @@ def fit(
     stride: int = 1,
     checkpoint_seconds: float = 60.0,
     keep_best: bool = False,
+    patience: int | None = None,
 ) -> Fitted:
     """Trains for `steps` steps, from the last checkpoint if there is one.
 
@@ -76,6 +79,8 @@ def fit(
         multiple of it.
       checkpoint_seconds: seconds between checkpoints. `fit` also saves one at the end.
       keep_best: also save at each evaluation, and return the state with the lowest eval_loss.
+      patience: end the training after this number of evaluations in a row without a lower eval_loss; needs keep_best.
+        None takes all steps.
     Returns:
       The state, the seconds and the last (or best) evaluation.
     Raises:
@@ -91,7 +96,10 @@ def fit(
         raise ValueError(f"steps, eval_every and stride must be at least 1, got {steps}, {eval_every} and {stride}")
     if keep_best and evaluate is None:
         raise ValueError("keep_best needs a function `evaluate` that returns eval_loss")
-    options = (step, state, batches, steps, tag, inputs, evaluate, eval_every, stride, checkpoint_seconds, keep_best)
+    if patience is not None and (patience < 1 or not keep_best):
+        raise ValueError(f"patience must be at least 1 and needs keep_best=True, got {patience} and {keep_best}")
+    options = (step, state, batches, steps, tag, inputs, evaluate, eval_every, stride, checkpoint_seconds)
+    options = (*options, keep_best, patience)
     if run is not None:
         return _Training(run, *options).go()
     with Run(workdir, {"steps": steps, **(config or {})}) as own:
@@ -107,12 +115,26 @@ class _Training:
     """One call of `fit`."""
 
     def __init__(
-        self, run, step, state, batches, steps, tag, inputs, evaluate, eval_every, stride, checkpoint_seconds, keep_best
+        self,
+        run,
+        step,
+        state,
+        batches,
+        steps,
+        tag,
+        inputs,
+        evaluate,
+        eval_every,
+        stride,
+        checkpoint_seconds,
+        keep_best,
+        patience,
     ):
         self.run, self.step, self.state, self.steps, self.tag = run, step, state, steps, tag
         self.batches = batches if callable(batches) else iter(batches)
         self.inputs, self.evaluate, self.eval_every, self.stride = inputs, evaluate, eval_every, stride
-        self.checkpoint_seconds, self.keep_best = checkpoint_seconds, keep_best
+        self.checkpoint_seconds, self.keep_best, self.patience = checkpoint_seconds, keep_best, patience
+        self.lowest, self.waited = math.inf, 0  # eval_loss at the best evaluation, and evaluations since
         self.number, self.evaluation, self.guard = 0, {}, LossGuard()
         self.spent, self.started = 0.0, time.monotonic()
 
@@ -130,12 +152,13 @@ class _Training:
         if self.number == 0:
             self._log({})
         saved, agreed = time.monotonic(), hosts.Rounds()
-        while self.number < self.steps:
+        while self.number < self.steps and not self._lost_patience():
             metrics = self._advance()
             evaluated = self.number % self.eval_every == 0 or self.number == self.steps
             if evaluated:
                 self.guard.check(self.checkpoints.latest_step())
                 self._log({f"train_{name}": metrics[name] for name in TRAIN_METRICS if name in metrics})
+                self._wait()
             overdue = time.monotonic() - saved > self.checkpoint_seconds
             stop, overdue = agreed(self.number, self.run.stop_requested, overdue)
             if stop:
@@ -145,6 +168,22 @@ class _Training:
             if overdue or self.number == self.steps or (evaluated and self.keep_best):
                 self._save(evaluated)
                 saved = time.monotonic()
+
+    def _wait(self) -> None:
+        """Counts the evaluations since the best one."""
+        loss = self.evaluation.get("eval_loss", math.inf)
+        self.waited = 0 if loss < self.lowest else self.waited + 1
+        self.lowest = min(self.lowest, loss)
+
+    def _lost_patience(self) -> bool:
+        """Whether the training ends before its last step; says so."""
+        lost = self.patience is not None and self.waited >= self.patience
+        if lost:
+            say(
+                f"{self.tag or 'The training'} ends at step {self.number} of {self.steps}: {self.waited} evaluations "
+                f"in a row had no validation loss below {self.lowest:.4f}."
+            )
+        return lost
 
     def _advance(self) -> Mapping[str, Any]:
         """One call of the step."""
@@ -185,7 +224,8 @@ class _Training:
     def _save(self, evaluated: bool = False) -> None:
         self.guard.check(self.checkpoints.latest_step())
         evaluation = to_json(self.evaluation, "evaluation", non_finite="null")
-        place = {"seconds": self._seconds(), "evaluation": evaluation}
+        place = {"seconds": self._seconds(), "evaluation": evaluation, "waited": self.waited}
+        place["lowest"] = self.lowest if math.isfinite(self.lowest) else None
         if hasattr(self.batches, "get_state"):
             place["batches"] = self.batches.get_state()
         metrics = self.evaluation if evaluated and self.keep_best else None
@@ -198,6 +238,8 @@ class _Training:
             if not hosts.same(self.number):
                 raise RuntimeError(f"the processes read different checkpoints in {self.checkpoints.directory}")
             self.evaluation = place.get("evaluation") or {}
+            lowest = place.get("lowest")
+            self.lowest, self.waited = math.inf if lowest is None else lowest, place.get("waited", 0)
             self._place_batches(place)
         self.run.rewind(self.tag, self.number or None)
 

@@ -29,6 +29,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mcl_jax import dtypes, hypotheses, lora, options
@@ -124,6 +125,39 @@ class MixtureOfExperts(hypotheses.AdaptedModule):
 
     def _delta(self, *, train: bool) -> lora.DeltaFn:
         return experts_delta(self, train=train)
+
+
+def experts_alone(model: MixtureOfExperts, adapters: hypotheses.Adapters) -> tuple[hypotheses.Hypotheses, Any]:
+    """Returns each expert as a hypothesis: expert e alone at every layer, with weight 1, y = W x + (α/r) B_e A_e x.
+
+    An expert e of one layer need not belong to an expert e of another, since every layer has a router of its own. The
+    paper's authors decode K answers from a mixture in this way too.
+
+    Args:
+      model: the mixture.
+      adapters: its adapters, with a leading axis of one model.
+    Returns:
+      The hypotheses, and their adapters with leading axis E.
+    Raises:
+      ValueError: if there are several models.
+    """
+    if (count := hypotheses.count(adapters)) != 1:
+        raise ValueError(f"experts_alone needs the adapters of one model, with a leading axis of 1, got {count}")
+    layers: dict[tuple[str, ...], dict[str, Array]] = {}
+    for path, leaf in flatten_dict(hypotheses.select(adapters, 0)).items():
+        layers.setdefault(path[:-1], {})[path[-1]] = leaf
+    alone = {
+        (*path, name): jnp.moveaxis(leaves[name], _expert_axis(leaves["a"], leaves["router"]), 0)
+        for path, leaves in layers.items()
+        for name in ("a", "b")
+    }
+    return hypotheses.Hypotheses(model.module, model.config), unflatten_dict(alone)
+
+
+def _expert_axis(a: Array, router: Array) -> int:
+    """Returns the axis E of A [L, E, in, r] or [E, in, r], whose router is [L, in, E] or [in, E]."""
+    stacked = a.shape[:1] == router.shape[:1] and a.shape[1:2] == router.shape[-1:]
+    return 1 if stacked and a.shape[2:-1] == router.shape[1:-1] else 0
 
 
 def with_balance(

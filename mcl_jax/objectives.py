@@ -4,8 +4,8 @@
 
 The objectives differ in the weights q, which carry no gradient. `wta` puts all weight on the winner, and `relaxed_wta`
 leaves a little to the losers. `annealed` uses a softmax that cools down, and `mixture` the posterior of a mixture.
-`balanced_wta` adds a bias to each hypothesis before it chooses the winner. None of them needs a model: any [K, B] array
-will do, whether it comes from Haiku, Equinox or plain JAX.
+`balanced_wta` adds a bias to each hypothesis before it chooses the winner, and `random_wta` draws the winner. None of
+them needs a model: any [K, B] array will do, whether it comes from Haiku, Equinox or plain JAX.
 Source: paper, sections 2, 3 and 7.
 """
 
@@ -226,7 +226,7 @@ class Objective(abc.ABC):
           log_likelihood: log p(x_b | c_b; θ_k) in nats [K, B].
           step: number of the training step, for schedules.
           state: the result of `init` or the last `Aux.state`; None stands for the initial state.
-          rng: one key, or one key per example [B]; used only to break ties.
+          rng: one key, or one key per example [B]; breaks ties, and draws the winners of `random_wta`.
           tokens: number of target tokens of each example [B]. Examples without targets have no weight. If None, all
             examples have the same weight, and the log-likelihoods are not scaled.
         Raises:
@@ -297,6 +297,16 @@ class WTA(Objective):
 
     def weights(self, log_likelihood, step=0, state=None, rng=None):
         return _one_hot(self.assign(jax.lax.stop_gradient(log_likelihood), state, rng), log_likelihood.shape[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomWTA(WTA):
+    """q = 1 for a hypothesis that is drawn uniformly for each example and step, whatever its log p is."""
+
+    def assign(self, log_likelihood, state=None, rng=None):
+        if rng is None:
+            raise ValueError("random_wta draws winners, so it needs rng, a key or one key per example; got None")
+        return winners(jnp.where(diverged(log_likelihood), log_likelihood, 0.0), rng)  # all the others tie
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,6 +432,15 @@ def mle(*, normalization: Normalization = "token") -> MLE:
 def wta(*, normalization: Normalization = "token") -> WTA:
     """Winner takes all, L = −E[max_k log p]: conditional hard EM (paper, section 2)."""
     return WTA(normalization=normalization)
+
+
+def random_wta(*, normalization: Normalization = "token") -> RandomWTA:
+    """A winner drawn uniformly for each example: the control that separates competition from mere splitting.
+
+    Each hypothesis learns from a random 1/K of the examples, as each does under `wta` from the examples that it wins.
+    What `wta` gains over this comes from the choice of winners. The objective needs `rng`.
+    """
+    return RandomWTA(normalization=normalization)
 
 
 def relaxed_wta(epsilon: float = 0.05, *, normalization: Normalization = "token") -> RelaxedWTA:

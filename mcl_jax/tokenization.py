@@ -4,10 +4,13 @@ Prompt and answer are encoded separately, so a prompt has the same tokens when t
 """
 
 import inspect
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Int
+
+AnswerStart = Literal["alone", "space", "direct"]
+ANCHOR = "\n"  # a token of its own for every tokenizer here, whatever follows
 
 
 class Tokenizer(Protocol):
@@ -48,18 +51,29 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " P"]:
     return ids
 
 
-def answer_ids(tokenizer: Tokenizer, text: str, name: str) -> Int[np.ndarray, " N"]:
+def answer_ids(tokenizer: Tokenizer, text: str, name: str, start: AnswerStart = "alone") -> Int[np.ndarray, " N"]:
     """Returns the token ids of an answer and the end token, without any first tokens.
 
     Args:
       tokenizer: the tokenizer.
       text: the answer.
       name: subject of the errors, such as "record '7'".
+      start: "alone" encodes the answer by itself, which begins with a space for a tokenizer that puts one before every
+        text (Llama) and without one for others (Qwen2). "space" and "direct" encode it as the end of a longer text,
+        after a space or directly after what is before it.
     Raises:
-      ValueError: if the text is empty or contains the end token.
+      ValueError: if the text is empty or contains the end token, or the start is unknown.
     """
-    ids = _encode(tokenizer, text, **_without_special(tokenizer))
-    if not len(ids):
+    options = _without_special(tokenizer)
+    match start:
+        case "alone":
+            ids = _encode(tokenizer, text, **options)
+        case "space" | "direct":
+            before = _encode(tokenizer, ANCHOR, **options)
+            ids = _encode(tokenizer, ANCHOR + " " * (start == "space") + text, **options)[len(before) :]
+        case _:
+            raise ValueError(f"the start of an answer must be one of {get_args(AnswerStart)}, got {start!r}")
+    if not text or not len(ids):
         raise ValueError(f"{name}: the target {text!r} is empty, or has no tokens")
     if tokenizer.eos_token_id in ids:
         raise ValueError(f"{name}: the target contains the end-of-sequence token: {text[:60]!r}")

@@ -433,6 +433,7 @@ def test_a_recipe_is_read_back_as_it_was_written(recipe, tmp_path):
         ({"base": None}, "Recipe needs base"),
         ({"dtype": "float31"}, "a dtype must be one such as float32 or bfloat16, got 'float31'"),
         ({"quantization": "int3"}, "quantization must be int8, nf4 or null, got 'int3'"),
+        ({"padded": True}, "padded needs the kind pictures, got 'text'"),
         ({"seconds": -1.0}, "seconds must be a number above 0, got -1.0"),
         ({"prompt": 3}, "prompt must be a text, got 3"),
     ],

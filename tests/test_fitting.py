@@ -137,6 +137,22 @@ def test_the_best_evaluation_is_kept(tmp_path):
         assert int(fitted.state.step) == 4 and fitted.evaluation == {"eval_loss": 1.0}
 
 
+def test_patience_ends_the_training_and_a_resume_takes_no_further_step(tmp_path, capsys):
+    """Evaluations every 2 steps: the best at step 4, then two that are not better, the second of them after a stop."""
+    scores = {0: 9.0, 2: 5.0, 4: 1.0, 6: 3.0, 8: 2.0}  # a further evaluation would raise a KeyError
+    options = dict(
+        evaluate=lambda state: {"eval_loss": scores[int(state.step)]}, eval_every=2, keep_best=True, patience=2
+    )
+    with pytest.raises(RuntimeError, match="no luck"):
+        fit(tmp_path, step=Stops(7, RuntimeError("no luck")), checkpoint_seconds=0.0, **options)
+    for _ in range(2):
+        fitted = fit(tmp_path, **options)
+        assert int(fitted.state.step) == 4 and fitted.evaluation == {"eval_loss": 1.0}
+    assert "ends at step 8 of 11: 2 evaluations in a row had no validation loss below 1.0000" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_steps_in_strides(tmp_path):
     """A compiled loop of up to `stride` steps for each call, and a batch that says where it stops."""
 
@@ -163,6 +179,8 @@ def test_several_trainings_in_one_run(tmp_path):
         (dict(run=object()), "either a workdir or a run"),
         (dict(steps=0), "steps, eval_every and stride must be at least 1, got 0"),
         (dict(evaluate=None, keep_best=True), "keep_best needs a function `evaluate`"),
+        (dict(patience=2), "patience must be at least 1 and needs keep_best=True, got 2 and False"),
+        (dict(patience=0, keep_best=True), "patience must be at least 1 and needs keep_best=True, got 0 and True"),
         (dict(batches=[draw(0), draw(1)]), "batches ended after 2 of 11 steps"),
     ],
 )

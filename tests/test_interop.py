@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
 from mcl_jax import interop
+from mcl_jax.models.names import abstract_params
 
 GOLDEN = Path(__file__).parent / "golden"
 PEFT = GOLDEN / "peft" / "llama"
@@ -41,6 +43,19 @@ def test_adapters_of_peft_give_its_logits(scan):
     assert_close(jax.jit(model.apply_all)(params, adapters, TOKENS), EXPECTED["logits"])
 
 
+def test_adapters_with_the_settings_and_the_layout_of_the_authors():
+    """All linear layers, α = 2 r, a dropout; lora0, lora1 and lora2 were saved by one call of PEFT."""
+    module, params = load_base()
+    model, adapters = interop.load_peft(GOLDEN / "peft" / "authors", module)
+    assert (model.config.rank, model.config.alpha, model.config.dropout) == (2, 4.0, 0.05)
+    layers = {path[-2] for path in flatten_dict(adapters)}
+    assert layers == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    golden = np.load(GOLDEN / "peft" / "authors" / "expected.npz")
+    logits = golden["logits"]
+    assert_close(model.apply_all(params, adapters, jnp.asarray(golden["tokens"])), logits)
+    assert np.abs(logits[0] - logits[1]).max() > 0.1 and np.abs(logits[1] - logits[2]).max() > 0.1
+
+
 def test_one_folder_is_one_hypothesis():
     module, params = load_base()
     model, adapters = interop.load_peft(PEFT / "lora1", module)
@@ -64,6 +79,30 @@ def test_what_is_saved_is_what_peft_saved(name, tmp_path):
         theirs = json.loads((GOLDEN / "peft" / name / f"lora{k}" / "adapter_config.json").read_text())
         for field in ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "bias"):
             assert config[field] == theirs[field], field
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "layers"),
+    [
+        ("llava", "language_model/model/layers", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
+        ("whisper", "model/decoder/layers", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1"}),
+    ],
+)
+def test_all_linear_is_every_layer_of_the_language_model_but_its_output(name, place, layers):
+    """What PEFT adapts with this word in a language model; the towers here have layers of these names too."""
+    module = mcl.models.from_pretrained(GOLDEN / BASES[name])[0]
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets="all-linear"))
+    features = {"features": jnp.zeros((1, 1, module.feature_size))} if name == "whisper" else {}
+    tokens, params = jnp.zeros((1, 2), jnp.int32), abstract_params(module)
+    init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=3, method="hidden", **features)
+    adapters = jax.eval_shape(init, params)
+    paths = {"/".join(path[:-1]) for path in flatten_dict(adapters)}
+    last = {"llava": {"up_proj", "down_proj"}, "whisper": {"fc2"}}[name]
+    assert {path.rsplit("/", 1)[-1] for path in paths} == layers | last
+    assert all(path.startswith(place) for path in paths)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), adapters)
+    call = lambda params, one: model.apply(params, one, tokens, **features)
+    assert jax.eval_shape(call, params, one).shape[:2] == (1, 2)  # the output layer is called without adapters
 
 
 @pytest.mark.parametrize("stabilized", [False, True])

@@ -483,3 +483,26 @@ class TestErrors:
     def test_targets_are_checked(self):
         with pytest.raises(ValueError, match="'layers_1' matches no linear layer.*layers_0"):
             setup(nn.Sequential([nn.Dense(5)]), normal((B, T, 7)), "layers_1")
+
+
+def test_an_expert_alone_is_a_mixture_of_this_expert():
+    model, params, adapters, x = attention()
+    alone, apart = moe.experts_alone(model, adapters)
+    found = run(alone, params, apart, x, method="apply_all")
+    single = mcl.MixtureOfExperts(model.module, model.config, 1)
+    for e in range(E):
+        of_e = lambda path, leaf, e=e: leaf[..., e : e + 1] if path[-1].key == "router" else leaf[e : e + 1]
+        wanted = run(single, params, jax.tree_util.tree_map_with_path(of_e, one(adapters)), x)
+        np.testing.assert_allclose(found[e], wanted, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(found[0], found[1])
+
+
+def test_experts_of_stacked_layers_alone():
+    """As many layers as experts, so that only the places of the axes tell them apart."""
+    a, b, router = normal((1, E, E, 7, RANK)), normal((1, E, E, RANK, 5)), normal((1, E, 7, E))
+    _, apart = moe.experts_alone(attention()[0], {"layers": {"up": {"a": a, "b": b, "router": router}}})
+    np.testing.assert_array_equal(apart["layers"]["up"]["a"], np.moveaxis(a[0], 1, 0))
+    np.testing.assert_array_equal(apart["layers"]["up"]["b"], np.moveaxis(b[0], 1, 0))
+    assert set(apart["layers"]["up"]) == {"a", "b"}
+    with pytest.raises(ValueError, match="adapters of one model, with a leading axis of 1, got 2"):
+        moe.experts_alone(attention()[0], {"up": {"a": np.zeros((2, E, 7, RANK))}})

@@ -314,6 +314,32 @@ class TestBalanced:
         close(aux.state, 1 / K - np.array([2, 1, 1]) / 4)
 
 
+class TestRandom:
+    """Winners are drawn: the control that separates competition from mere splitting."""
+
+    def test_draws_evenly_whatever_the_log_likelihoods_are(self):
+        log_p = TIED + np.array([[0.0], [-9.0], [-5.0]], np.float32)
+        loss, aux = objectives.random_wta()(log_p, rng=jax.random.key(0))
+        wins = np.bincount(aux.winner, minlength=K)
+        assert ((wins - 4000 / K) ** 2 / (4000 / K)).sum() < 13.8  # chi-square, see TestTies
+        np.testing.assert_array_equal(aux.weights, np.eye(K)[aux.winner].T)
+        close(loss, (9 * wins[1] + 5 * wins[2]) / 4000, 1e-5)
+
+    def test_keys_of_examples_decide(self):
+        keys = objectives.example_keys(jax.random.key(3), 20)
+        draw = lambda part: objectives.random_wta().weights(TIED[:, :20][:, part], rng=keys[part])
+        np.testing.assert_array_equal(draw(slice(0, 20)), np.concatenate([draw(slice(0, 7)), draw(slice(7, 20))], 1))
+
+    def test_diverged_hypotheses_are_not_drawn(self):
+        draws = [objectives.random_wta()(BROKEN, rng=jax.random.key(seed))[1].winner.tolist() for seed in range(20)]
+        first, second, _, last = (set(column) for column in zip(*draws, strict=True))
+        assert (first, second, last) == ({0, 1, 2}, {0, 2}, {2})
+
+    def test_needs_a_key(self):
+        with pytest.raises(ValueError, match="random_wta draws winners, so it needs rng"):
+            objectives.random_wta()(LOG_P)
+
+
 class TestRefused:
     @pytest.mark.parametrize("epsilon", [-0.1, 1.0, 2.0])
     def test_epsilon(self, epsilon):

@@ -294,6 +294,15 @@ class TestState:
         assert not np.array_equal(first, other[0])
 
 
+def test_random_winners_are_the_same_in_every_backward():
+    objective = objectives.random_wta()
+    (winner, metrics), *others = [gradient_of(objective, backward) for backward in ("winner", "sampled", "all")]
+    assert size_of(winner) > 0.01
+    for gradient, metrics_of_other in others:
+        close(gradient, winner)
+        np.testing.assert_array_equal(metrics_of_other["win_rate"], metrics["win_rate"])
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         "objective",

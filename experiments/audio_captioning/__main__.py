@@ -24,7 +24,7 @@ def main(config: Config) -> None:
     speech = config.data.is_speech
     columns = SPEECH_COLUMNS if speech else COLUMNS
     with Run(config.workdir, config, volatile=config.volatile) as run:
-        media, corpus = Clips(config.data.seconds), None
+        media, corpus = Clips(config.data.seconds, config.data.time_mask, config.data.frequency_mask), None
         if run.finished:
             run.say_finished()
         else:
@@ -59,8 +59,8 @@ def main(config: Config) -> None:
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
                     answers[name] = answer(task, run, name, state, asked, decoder)
-                    times = {"seconds": seconds, "decode_seconds": answers[name].seconds}
-                    results[name] = merged(held_out, score(answers[name]), times)
+                    costs = {"seconds": seconds} | answers[name].costs
+                    results[name] = merged(held_out, score(answers[name]), costs)
 
             if most := config.evaluation.nearest_items:
                 answers[NEAREST] = nearest(task, asked, most)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -29,15 +30,22 @@ class Clips:
 
     Attributes:
       seconds: longest clip; longer ones are cropped, and mel frames are computed for this length.
+      time_mask, frequency_mask: longest masked span and widest masked band of `augment`, as shares of the clip.
     """
 
     seconds: float
+    time_mask: float = dataclasses.field(default=0.2, repr=False)
+    frequency_mask: float = dataclasses.field(default=0.25, repr=False)
     media = "clips"
     placeholder = "<|AUDIO|>"
 
     def read(self, record: data.Record) -> np.ndarray:
         """Returns the cropped clip, float32 [S] at 16 kHz."""
         return record.media.read()[: round(self.seconds * data.SAMPLE_RATE)]
+
+    def prepared(self, processor: ClipProcessor) -> ClipProcessor:
+        """Returns the processor as it is."""
+        return processor
 
     def inputs(self, processor: ClipProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
         """Returns mel, and for a Qwen2-Audio frames."""
@@ -53,11 +61,12 @@ class Clips:
     def augment(self, processor: ClipProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
         """Masks bands of frequencies and spans of time (SpecAugment)."""
         inputs = self.inputs(processor, [media])
-        return inputs | {"mel": np.asarray(_masked(key, inputs["mel"], _frames(inputs)))}
+        shares = self.time_mask, self.frequency_mask
+        return inputs | {"mel": np.asarray(_masked(key, inputs["mel"], _frames(inputs), *shares))}
 
     def vary(self, key: Key[Array, ""], inputs: dict[str, Array]) -> dict[str, Array]:
-        """Masks the same as `augment`."""
-        return inputs | {"mel": _masked(key, inputs["mel"], _frames(inputs))}
+        """Masks as `augment` does by default."""
+        return inputs | {"mel": _masked(key, inputs["mel"], _frames(inputs), Clips.time_mask, Clips.frequency_mask)}
 
     def small(self, tokenizer: PreTrainedTokenizerFast) -> tuple[nn.Module, AudioProcessor]:
         """Makes 3 million parameters: an encoder of 4 layers, and a Qwen2 of 4 layers."""
@@ -91,7 +100,10 @@ def _frames(inputs: Inputs) -> Int[Array, " B"]:
     return inputs.get("frames", np.full(B, window, np.int32))
 
 
-@jax.jit
-def _masked(key: Key[Array, ""], mel: Float[Array, "B M T"], frames: Int[Array, " B"]) -> Float[Array, "B M T"]:
-    mask = jnp.arange(mel.shape[-1])[None] < frames[:, None]
-    return augmentation.spec_augment(key, mel, mask, frequency_width=mel.shape[1] // 4, time_share=0.2)
+@partial(jax.jit, static_argnums=(3, 4))
+def _masked(
+    key: Key[Array, ""], mel: Float[Array, "B M T"], frames: Int[Array, " B"], time: float, frequency: float
+) -> Float[Array, "B M T"]:
+    _, M, T = mel.shape
+    mask = jnp.arange(T)[None] < frames[:, None]
+    return augmentation.spec_augment(key, mel, mask, frequency_width=int(frequency * M), time_width=T, time_share=time)

@@ -9,4 +9,9 @@ from mcl_jax.command_line import errors_in_a_line
 if __name__ == "__main__":
     with errors_in_a_line():
         config = parse()
-        cost.show(config, cost.costs(load(config, Clips(config.data.seconds), scan=False)))
+        cost.show(
+            config,
+            cost.costs(
+                load(config, Clips(config.data.seconds, config.data.time_mask, config.data.frequency_mask), scan=False)
+            ),
+        )

@@ -10,4 +10,4 @@ if __name__ == "__main__":
     with errors_in_a_line():
         config, options = sweep.command_line(Config, STAMPS)
         config.hosts.start()
-        sweep.main(load(config, Clips(config.data.seconds)), options)
+        sweep.main(load(config, Clips(config.data.seconds, config.data.time_mask, config.data.frequency_mask)), options)

@@ -9,20 +9,20 @@ from typing import Annotated, Literal, Self
 from tyro.conf import arg
 
 from experiments.common.groups import (
+    AnyDecoder,
     Decoding,
     Evaluation,
     Experts,
+    ExpertsAlone,
     Hosts,
     Lora,
     Objective,
     Optimizer,
-    TestTimeAugmentation,
     Training,
 )
 from experiments.common.options import NO_INFLUENCE, VOLATILE, Options
 from mcl_jax import objectives
 from mcl_jax.data import BatchConfig
-from mcl_jax.generation import Decoder
 from mcl_jax.lora import LoraConfig
 
 Method = Literal["mcl", "mle_r", "mle_rk", "moe"]
@@ -71,6 +71,8 @@ class Config(Options):
                 "got none"
             )
         self._check_hypotheses()
+        if "mcl" in self.methods:
+            self._check_mcl_decoders()
         self.lora_of("mcl")  # refuses a wrong dropout or wrong targets
         if not self.lora.shared_rank and self.optimizer.treats_parts_differently:
             raise ValueError("--own-rate, --own-after and --shared-after need --shared-rank, got 0")
@@ -89,6 +91,16 @@ class Config(Options):
             raise ValueError(
                 f"--num-beams must be a multiple of --num-hypotheses {K}, so that all methods have the same number of "
                 f"beams in all; got {self.decoding.num_beams}"
+            )
+
+    def _check_mcl_decoders(self) -> None:
+        if not self.decoding.mcl_decoders:
+            raise ValueError("--methods mcl needs at least one of --mcl-decoders; got none")
+        of_each = self.decoding.beams(self.num_hypotheses) // self.num_hypotheses
+        if "diverse" in self.decoding.mcl_decoders and of_each < 2:
+            raise ValueError(
+                f"--mcl-decoders diverse needs at least 2 beams for each hypothesis, so --num-beams of at least "
+                f"{2 * self.num_hypotheses}; got {self.decoding.num_beams}"
             )
 
     def _check_objective(self) -> None:
@@ -130,13 +142,16 @@ class Config(Options):
         """Returns the objective of a method."""
         return self.objective.make() if method == "mcl" else objectives.mle()
 
-    def decoders(self, method: Method) -> dict[str, "Decoder | TestTimeAugmentation"]:
+    def decoders(self, method: Method) -> dict[str, AnyDecoder]:
         """Returns the decoders of a method by the name of their results.
 
-        All but greedy have the same number of beams in all and the same number of answers. The name is that of the
-        method, such as mle_rk, followed by that of the decoder if the method has several, such as mle_rk/beam.
+        All with beams have the same number of beams in all, and all but greedy make K answers (see `groups.budget`).
+        The name is that of the method, such as mle_rk, followed by that of the decoder if the method has several, such
+        as mle_rk/beam.
         """
-        names, K = self.decoding.mle_decoders, self.num_hypotheses
-        if method == "mcl":
-            return {"mcl": self.decoding.decoder_of_hypothesis(K)}
-        return {f"{method}/{name}" if len(names) > 1 else method: self.decoding.decoder(name, K) for name in names}
+        K = self.num_hypotheses
+        names = self.decoding.mcl_decoders if method == "mcl" else self.decoding.mle_decoders
+        made = self.decoding.decoders(names, K, share=self.hypotheses_of(method))
+        if method == "moe" and self.experts.experts_alone:
+            made["experts"] = ExpertsAlone(self.decoding.decoder("beam", K, share=K), K)
+        return {f"{method}/{name}" if len(made) > 1 else method: decoder for name, decoder in made.items()}

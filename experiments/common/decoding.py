@@ -10,10 +10,9 @@ import numpy as np
 
 import mcl_jax as mcl
 from experiments.common.config import Method
-from experiments.common.groups import TestTimeAugmentation
+from experiments.common.groups import AnyDecoder, ExpertsAlone, TestTimeAugmentation, budget
 from experiments.common.task import DECODING, Task, prompts_of, spread, stream
 from mcl_jax import data, generation, hosts
-from mcl_jax.generation import Decoder
 from mcl_jax.run import Run
 
 SAMPLES = 20
@@ -27,11 +26,19 @@ class Answers:
       texts: N items of K texts.
       log_likelihoods: log-likelihood of each answer under all hypotheses together, in nats per token.
       seconds: time of decoding, including compilation.
+      rows: sequences that are decoded side by side for a source, under all hypotheses, each at the cost of a forward
+        pass for every token; 0 if no model decodes.
     """
 
     texts: list[list[str]]
     log_likelihoods: list[list[float]]
     seconds: float
+    rows: int = 0
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The seconds of decoding and the rows, for the results."""
+        return {"decode_seconds": self.seconds, "decode_rows": self.rows}
 
 
 def answer(
@@ -40,7 +47,7 @@ def answer(
     name: str,
     state: mcl.TrainState,
     records: tuple[data.Record, ...],
-    decoder: Decoder | TestTimeAugmentation,
+    decoder: AnyDecoder,
 ) -> Answers:
     """Decodes the answers of a method to each source; stops if the run is asked to stop.
 
@@ -56,6 +63,10 @@ def answer(
     """
     method: Method = name.partition("/")[0]
     model, texts, scores, seconds = task.model(method), [], [], 0.0
+    rows = budget(decoder)[0] * task.config.hypotheses_of(method)
+    if isinstance(decoder, ExpertsAlone):
+        model, adapters = mcl.moe.experts_alone(model, state.adapters)
+        state, decoder = state.replace(adapters=adapters), decoder.decoder
     mesh, size = task.config.training.device_mesh(), min(task.config.decoding.decode_batch, len(records))
     with run.progress(len(records), 0, f"{name} answers") as progress:
         for number, (batch, prompts, real) in enumerate(prompts_of(task, records, size)):
@@ -69,10 +80,10 @@ def answer(
             log_p = [score(one) for one in decoded]
             for tokens in np.concatenate([_items(one.tokens) for one in decoded], axis=1)[:real]:
                 texts.append([task.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens])
-            rows = [_items(generation.mixture_scores(p, one.lengths)) for p, one in zip(log_p, decoded, strict=True)]
-            scores += np.concatenate(rows, axis=1)[:real].tolist()
+            mixed = [_items(generation.mixture_scores(p, one.lengths)) for p, one in zip(log_p, decoded, strict=True)]
+            scores += np.concatenate(mixed, axis=1)[:real].tolist()
             progress.update(len(texts))
-    return Answers(texts, scores, seconds)
+    return Answers(texts, scores, seconds, rows)
 
 
 def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[generation.Generation]:

@@ -72,15 +72,16 @@ def finish(
       likelihoods: likelihoods on the test split, by method.
       samples: some sources with the answers of all methods.
     """
+    of_mcl = next((scores for name, scores in methods.items() if name.partition("/")[0] == "mcl"), None)
     for name, scores in methods.items():
         method = name.partition("/")[0]
         if method != "mcl" and {"mcl", method} <= likelihoods.keys():
             scores |= gap(likelihoods[method], likelihoods["mcl"])
-        if method != "mcl" and "mcl" in methods:
-            scores["below_mcl"] = below(scores, methods["mcl"])
         _explain_missing_purity(scores)
         if samples and all(len(sample["answers"].get(name, ())) == 1 for sample in samples):
             _without(scores, DIVERSITY, "a single answer has no diversity")
+        if method != "mcl" and of_mcl:
+            scores["below_mcl"] = below(scores, of_mcl)
     methods["mcl" if "mcl" in methods else next(iter(methods))]["samples"] = samples
     results = {"methods": methods}
     try:
@@ -93,6 +94,8 @@ def finish(
 def below(scores: Mapping[str, Any], of_mcl: Mapping[str, Any]) -> dict[str, Any]:
     """Returns, for each metric of the answers, LoRA-MCL's value minus this one, with the 95 % interval over items.
 
+    LoRA-MCL's value is that of its first decoder. The same items are drawn for both methods.
+
     Args:
       scores: results of a method, with `per_item`.
       of_mcl: results of LoRA-MCL for the same items.
@@ -102,6 +105,7 @@ def below(scores: Mapping[str, Any], of_mcl: Mapping[str, Any]) -> dict[str, Any
     return {
         name: with_interval(metrics.difference(values(others[name]), values(known[name])))
         for name in known.keys() & others.keys()
+        if scores.get(name, 0.0) is not None  # such as the diversity of a single answer
     }
 
 

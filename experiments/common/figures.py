@@ -41,6 +41,11 @@ MARKERS = {
 }
 
 
+def marker_of(decoder: str) -> str:
+    """Returns the marker of a decoder, whose name may end with a value, as diverse-0.5 does; a star for others."""
+    return MARKERS.get(decoder.partition("-")[0], "*")
+
+
 def draw(
     run: Run, config: Config, results: dict[str, Any], quality: tuple[str, str], diversity: tuple[str, str]
 ) -> None:
@@ -56,12 +61,17 @@ def draw(
       diversity: title and key of the diversity in the results.
     """
     figures = {"loss.png": lambda: losses(run, config)}
-    if "win_matrix" in results["methods"].get("mcl", {}):
+    if "win_matrix" in _of_mcl(results):
         figures["win_matrix.png"] = lambda: win_matrix(results)
     figures["quality_diversity.png"] = lambda: quality_diversity(results, quality, diversity)
     for name, figure in figures.items():
         with attempt(f"figures/{name}"):
             save(figure(), run.figure_path(name))
+
+
+def _of_mcl(results: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results of mcl with its first decoder; {} if there are none."""
+    return next((scores for name, scores in results["methods"].items() if name.partition("/")[0] == "mcl"), {})
 
 
 def losses(run: Run, config: Config) -> plt.Figure:
@@ -87,7 +97,7 @@ def losses(run: Run, config: Config) -> plt.Figure:
 
 def win_matrix(results: dict[str, Any]) -> plt.Figure:
     """Draws the share of each mode's answers that each hypothesis wins."""
-    scores = results["methods"]["mcl"]
+    scores = _of_mcl(results)
     counts = np.array(scores["win_matrix"], float)
     share = counts / counts.sum(1, keepdims=True)
     figure, axes = plt.subplots(figsize=(1.6 + 1.2 * share.shape[1], 1.4 + 0.8 * len(share)), layout="constrained")
@@ -125,7 +135,7 @@ def quality_diversity(results: dict[str, Any], quality: tuple[str, str], diversi
             color=COLOURS[method],
             capsize=2,
             elinewidth=0.8,
-            marker=MARKERS.get(decoder, "*"),
+            marker=marker_of(decoder),
             markersize=11 if method == "mcl" else 7,
             linestyle="none",
             label=f"{LABELS[method]} {decoder}".strip(),

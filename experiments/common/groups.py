@@ -24,8 +24,10 @@ from mcl_jax.hypotheses import scale_parts
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models.decoder import Remat
 from mcl_jax.parallel import base_sharding
+from mcl_jax.tokenization import AnswerStart
 
-ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture"]
+ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture", "random"]
+LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)  # of batches, below the longest
 DecoderName = Literal["greedy", "beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
 
 
@@ -38,6 +40,31 @@ class TestTimeAugmentation:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertsAlone:
+    """Each expert of a mixture makes an answer with this decoder; see `mcl.moe.experts_alone`."""
+
+    decoder: Decoder
+    n: int
+
+
+AnyDecoder = Decoder | TestTimeAugmentation | ExpertsAlone
+
+
+def budget(decoder: AnyDecoder) -> tuple[int, int]:
+    """Returns what one hypothesis spends on a source: rows that it decodes side by side, and answers that it makes."""
+    match decoder:
+        case TestTimeAugmentation(inner, n) | ExpertsAlone(inner, n):
+            rows, answers = budget(inner)
+            return n * rows, n * answers
+        case Greedy():
+            return 1, 1
+        case Sampling():
+            return decoder.num_samples, decoder.num_samples
+        case _:
+            return decoder.num_beams, decoder.num_return
+
+
+@dataclasses.dataclass(frozen=True)
 class Objective(Options):
     """How the K hypotheses share each example."""
 
@@ -47,7 +74,8 @@ class Objective(Options):
     relaxed: the other hypotheses learn a little from it, too.
     annealed: all hypotheses learn at first, and only the best one in the end.
     balanced: as wta, with a bias that keeps every hypothesis winning.
-    mixture: the likelihood of the uniform mixture."""
+    mixture: the likelihood of the uniform mixture.
+    random: a hypothesis drawn for each example learns from it; a control without competition."""
     epsilon: float = 0.05
     """Share of the gradient that the losing hypotheses get together under the relaxed objective."""
     rate: float = 0.05
@@ -74,6 +102,8 @@ class Objective(Options):
                 return objectives.wta()
             case "mixture":
                 return objectives.mixture()
+            case "random":
+                return objectives.random_wta()
             case unknown:
                 raise ValueError(f"Objective.make needs a case for {unknown!r}")
 
@@ -96,7 +126,7 @@ class Lora(Options):
     dropout: float = 0.0
     """Dropout probability for the inputs of the adapters in training."""
     targets: tuple[str, ...] = ()
-    """Linear layers that get adapters, by name or regular expression.
+    """Linear layers that get adapters, by name or regular expression; all-linear is all but the output layer.
     The default is the projections of queries, keys and values and those of the MLP (`mcl.models.lora_targets`)."""
 
     def adapters(self, factor: int = 1, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
@@ -132,6 +162,8 @@ class Experts(Options):
     """Number of experts that each token goes to; training then balances their use. The default is all K."""
     balance_weight: float = 0.01
     """Weight of the balance loss."""
+    experts_alone: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
+    """Also answer with each of the K experts of moe alone, as if they were hypotheses; its name is moe/experts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +176,14 @@ class Optimizer(Options):
     """Weight decay of AdamW."""
     adam_epsilon: float = 1e-8
     """Epsilon of AdamW."""
+    beta2: float = 0.98
+    """β2 of AdamW, the decay of its second moments."""
     schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
     """Learning rate after a warm-up of w steps.
-    cosine: it falls to a tenth at the last step.
+    cosine: it falls to --final-rate at the last step.
     inverse_sqrt: it is proportional to √(w / step)."""
+    final_rate: float = 0.1
+    """Share of the highest learning rate that is left at the last step of the cosine schedule."""
     warmup: float = 5
     """Number of steps of linear warm-up. A value below 1 is a fraction of all steps, rounded up."""
     own_rate: float = 1.0
@@ -168,6 +204,10 @@ class Optimizer(Options):
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}")
         if self.own_after and self.shared_after:
             raise ValueError("--own-after and --shared-after exclude each other, since no part would learn at first")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"--beta2 must be at least 0 and below 1, got {self.beta2}")
+        if not 0 <= self.final_rate <= 1:
+            raise ValueError(f"--final-rate must be from 0 to 1, got {self.final_rate}")
         if self.warmup < 0 or (self.warmup > 1 and self.warmup % 1):
             raise ValueError(f"--warmup must be a number of steps or a fraction below 1, got {self.warmup}")
         if self.schedule == "inverse_sqrt" and not self.warmup:
@@ -178,7 +218,7 @@ class Optimizer(Options):
         warmup = math.ceil(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
         if self.schedule == "cosine":
             return optax.warmup_cosine_decay_schedule(
-                0.0, self.learning_rate, warmup, max(steps, warmup + 1), self.learning_rate / 10
+                0.0, self.learning_rate, warmup, max(steps, warmup + 1), self.final_rate * self.learning_rate
             )
         return lambda step: (
             self.learning_rate * jnp.minimum(step / warmup, jnp.sqrt(warmup / jnp.maximum(step, warmup)))
@@ -187,7 +227,7 @@ class Optimizer(Options):
     def make(self, steps: int) -> optax.GradientTransformation:
         """Makes the optimizer for a training of `steps` steps."""
         rates = self.learning_rates(steps)
-        adamw = optax.adamw(rates, b2=0.98, eps=self.adam_epsilon, weight_decay=self.weight_decay)
+        adamw = optax.adamw(rates, b2=self.beta2, eps=self.adam_epsilon, weight_decay=self.weight_decay)
         chain = [optax.clip_by_global_norm(1.0), adamw]
         if self.treats_parts_differently:
             from_step = lambda start, factor: lambda step: jnp.where(step < start, 0.0, factor)
@@ -213,6 +253,22 @@ class Training(Options):
     """Number of examples per step."""
     max_length: int = field(default=192, metadata=COUNT)
     """Longest example in tokens, prompt and answer together. Longer ones are left out, and their number is printed."""
+    examples: Literal["sources", "answers"] = "sources"
+    """Examples of an epoch.
+    sources: each source once, with one of its answers, drawn anew in each epoch.
+    answers: each answer of each source."""
+    answer_start: AnswerStart = "alone"
+    """Tokens with which an answer begins.
+    alone: those of the answer by itself. For some tokenizers (Llama) the first has a space, for others (Qwen2) not.
+    space: those of the answer after a space.
+    direct: those of the answer directly after the prompt."""
+    keep: Literal["last", "best"] = "last"
+    """State that is tested.
+    last: that after the last step.
+    best: that with the lowest validation loss, at one of the evaluations of --eval-every."""
+    patience: int | None = field(default=None, metadata=COUNT)
+    """Number of evaluations in a row without a lower validation loss after which the training ends; needs --keep best.
+    By default, it takes all steps."""
     accumulate: int = field(default=1, metadata=COUNT | VOLATILE | NO_INFLUENCE)
     """Number of micro-batches per batch; more of them save memory. The result is the same."""
     remat: Remat = field(default="none", metadata=VOLATILE | NO_INFLUENCE)
@@ -229,6 +285,8 @@ class Training(Options):
 
     def check(self) -> None:
         super().check()
+        if self.patience is not None and self.keep != "best":
+            raise ValueError(f"--patience {self.patience} needs --keep best, got {self.keep}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"--batch-size must be a multiple of --accumulate, got {self.batch_size} for {self.accumulate}"
@@ -255,7 +313,7 @@ class Training(Options):
 
     def batches(self, seed: int) -> BatchConfig:
         """Returns the shapes and the order of batches."""
-        lengths = [n for n in (64, 96, 128) if n < self.max_length]
+        lengths = [n for n in LENGTHS if n < self.max_length]
         return BatchConfig(self.batch_size, (*lengths, self.max_length), seed)
 
 
@@ -321,14 +379,23 @@ def _environment(name: str) -> int | None:
 class Evaluation(Options):
     """Evaluation during and after the training."""
 
-    eval_every: int = field(default=20, metadata=COUNT | NO_INFLUENCE)
-    """Number of steps between two evaluations during training."""
-    eval_items: int = field(default=24, metadata=COUNT | VOLATILE | NO_INFLUENCE)
-    """Number of validation sources to evaluate during training, each with all its answers."""
-    test_items: int = field(default=100, metadata=COUNT | VOLATILE)
-    """Number of test sources for the final loss and win matrix, each with all its answers."""
-    decode_items: int = field(default=40, metadata=COUNT | VOLATILE)
-    """Number of test sources that the methods answer."""
+    eval_every: float = field(default=20, metadata=NO_INFLUENCE)
+    """Number of steps between two evaluations during training. A value below 1 is a fraction of all steps."""
+    eval_items: int | None = field(default=24, metadata=COUNT | VOLATILE | NO_INFLUENCE)
+    """Number of validation sources to evaluate during training, each with all its answers; None is all of them."""
+    test_items: int | None = field(default=100, metadata=COUNT | VOLATILE)
+    """Number of test sources for the final loss and win matrix, each with all its answers; None is all of them."""
+    decode_items: int | None = field(default=40, metadata=COUNT | VOLATILE)
+    """Number of test sources that the methods answer; None is all of them."""
+
+    def check(self) -> None:
+        super().check()
+        if self.eval_every <= 0 or (self.eval_every > 1 and self.eval_every % 1):
+            raise ValueError(f"--eval-every must be a number of steps or a fraction below 1, got {self.eval_every}")
+
+    def every(self, steps: int) -> int:
+        """Returns the number of steps between two evaluations of a training of `steps` steps."""
+        return math.ceil(self.eval_every * steps) if self.eval_every < 1 else int(self.eval_every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,46 +423,73 @@ class Decoding(Options):
     top_k: samples from the 50 likeliest tokens.
     typical: samples from the typical set, 0.95.
     tta: answers to K augmented pictures or clips, with 1/K of the beams for each."""
-    diversity_penalty: float = field(default=0.8, metadata=VOLATILE)
-    """Penalty λ of diverse beam search."""
+    mcl_decoders: tuple[DecoderName, ...] = field(default=("beam",), metadata=VOLATILE | NO_INFLUENCE)
+    """Decoders with which each of K hypotheses makes one answer, with 1/K of what a method with one hypothesis has.
+    diverse: the best of its beams, each of which is a group.
+    tta: an augmented picture or clip, the same for all hypotheses."""
+    diversity_penalty: tuple[float, ...] = field(default=(0.8,), metadata=VOLATILE)
+    """Penalties λ of diverse beam search; several give a result for each, such as mle_r/diverse-0.5."""
 
     def check(self) -> None:
         super().check()
         if not self.repetition_penalty > 0:
             raise ValueError(f"--repetition-penalty must be above 0, got {self.repetition_penalty}")
+        if not self.diversity_penalty or len(set(self.diversity_penalty)) < len(self.diversity_penalty):
+            raise ValueError(f"--diversity-penalty needs at least one λ, each once, got {self.diversity_penalty}")
 
     def beams(self, num_hypotheses: int) -> int:
         """Returns the number of beams of every method in all."""
         return 2 * num_hypotheses if self.num_beams is None else self.num_beams
 
-    def decoder(self, name: DecoderName, num_hypotheses: int) -> "Decoder | TestTimeAugmentation":
-        """Returns the decoder with this name, with which one hypothesis makes K answers, or one if it is greedy."""
-        K, beams = num_hypotheses, self.beams(num_hypotheses)
+    def decoders(self, names: Sequence[DecoderName], num_hypotheses: int, share: int) -> "dict[str, AnyDecoder]":
+        """Returns decoders by name; diverse-0.5 and the like if there are several penalties.
+
+        Args:
+          names: names of decoders.
+          num_hypotheses: K, the number of answers that a method makes in all.
+          share: number of hypotheses that share beams and answers: 1, or K for the decoders of mcl.
+        """
+        made = {}
+        for name in names:
+            penalties = self.diversity_penalty if name == "diverse" else self.diversity_penalty[:1]
+            for penalty in penalties:
+                key = f"{name}-{penalty:g}" if len(penalties) > 1 else name
+                made[key] = self.decoder(name, num_hypotheses, share=share, penalty=penalty)
+        return made
+
+    def decoder(
+        self, name: DecoderName, num_hypotheses: int, *, share: int = 1, penalty: float | None = None
+    ) -> "AnyDecoder":
+        """Returns the decoder with this name, with which one of `share` hypotheses makes K / share answers.
+
+        Args:
+          name: the name.
+          num_hypotheses: K.
+          share: see `decoders`.
+          penalty: λ of diverse beam search; the first of `diversity_penalty` if None.
+        """
+        n, beams = num_hypotheses // share, self.beams(num_hypotheses) // share
         match name:
             case "greedy":
                 return Greedy()
             case "beam":
-                return BeamSearch(num_beams=beams, num_return=K)
+                return BeamSearch(num_beams=beams, num_return=n)
             case "diverse":
-                return DiverseBeamSearch(
-                    num_beams=beams, num_groups=K, num_return=K, diversity_penalty=self.diversity_penalty
-                )
+                penalty = self.diversity_penalty[0] if penalty is None else penalty
+                groups = num_hypotheses if share == 1 else beams
+                return DiverseBeamSearch(num_beams=beams, num_groups=groups, num_return=n, diversity_penalty=penalty)
             case "sampling":
-                return Sampling(num_samples=K, top_p=0.95)
+                return Sampling(num_samples=n, top_p=0.95)
             case "ancestral":
-                return Sampling(num_samples=K)
+                return Sampling(num_samples=n)
             case "top_k":
-                return Sampling(num_samples=K, top_k=50)
+                return Sampling(num_samples=n, top_k=50)
             case "typical":
-                return Sampling(num_samples=K, typical_p=0.95)
+                return Sampling(num_samples=n, typical_p=0.95)
             case "tta":
-                return TestTimeAugmentation(self.decoder_of_hypothesis(K), K)
+                return TestTimeAugmentation(BeamSearch(num_beams=self.beams(num_hypotheses) // num_hypotheses), n)
             case _:
                 raise ValueError(f"Decoding.decoder needs a case for {name!r}")
-
-    def decoder_of_hypothesis(self, num_hypotheses: int) -> Decoder:
-        """Returns the decoder with which each of K hypotheses makes one answer."""
-        return BeamSearch(num_beams=self.beams(num_hypotheses) // num_hypotheses)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,12 +16,13 @@ def save_recipe(run: Run, task: Task) -> None:
         lora=task.model("mcl").config,
         kind="text" if seen is None else seen.processor.media,
         prompt=task.prompt.template,
-        decoder=config.decoders("mcl")["mcl"],
+        decoder=next(iter(config.decoders("mcl").values())),
         max_new_tokens=config.decoding.max_new_tokens,
         repetition_penalty=config.decoding.repetition_penalty,
         dtype=config.base.dtype,
         quantization=config.base.quantization,
         tag="mcl",
+        best=config.training.keep == "best",
         **({} if seen is None else seen.limits),
     )
     recipe.save(run.workdir)

@@ -1,5 +1,7 @@
 """Checks that a corpus can be used for training, validation and testing, before anything that takes long."""
 
+import dataclasses
+
 from mcl_jax import data
 from mcl_jax.console import say
 
@@ -42,3 +44,14 @@ def with_validation(corpus: data.Corpus) -> data.Corpus:
             "records are used for it, the same ones each time."
         )
     return complete
+
+
+def with_test_split_of(corpus: data.Corpus, other: data.Corpus) -> data.Corpus:
+    """Returns a corpus with the test split of another one, whose ids begin with its name, in place of its own.
+
+    Raises:
+      ValueError: if the other corpus has no test split.
+    """
+    own = [record for record in corpus.records if record.split != "test"]
+    tested = [dataclasses.replace(record, id=f"{other.name}/{record.id}") for record in other.split("test")]
+    return dataclasses.replace(corpus, records=tuple(own + tested))

@@ -2,6 +2,7 @@
 
     k            K from 1 to 7: loss inside the theoretical band [MLE − log K, MLE]
     epsilon      ε of the relaxed objective, from 0 (plain winner-takes-all)
+    rank         rank r of the adapters, with the same α/r
     objectives   plain, relaxed, annealed and balanced winner-takes-all: purity, and hypotheses that never win
 
 Each training has its own run directory inside DIR, so the same command resumes a stopped sweep.
@@ -33,7 +34,7 @@ from mcl_jax.command_line import attempt
 from mcl_jax.console import say, table
 from mcl_jax.run import Run
 
-Kind = Literal["k", "epsilon", "objectives"]
+Kind = Literal["k", "epsilon", "rank", "objectives"]
 DEAD = 0.01  # share of the wins below which a hypothesis counts as dead
 
 
@@ -45,6 +46,7 @@ class Options:
     """Option that varies.
     k: the number of hypotheses.
     epsilon: ε of the relaxed objective.
+    rank: the rank of the adapters.
     objectives: the objective."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds; each value is trained once per seed."""
@@ -52,6 +54,8 @@ class Options:
     """Numbers of hypotheses for --kind k; 1 is LoRA-MLE."""
     epsilons: tuple[float, ...] = (0.0, 0.01, 0.05, 0.1, 0.3)
     """Values of ε for --kind epsilon."""
+    ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Ranks for --kind rank."""
     objectives: tuple[ObjectiveName, ...] = ("wta", "relaxed", "annealed", "balanced")
     """Objectives for --kind objectives."""
 
@@ -60,6 +64,8 @@ class Options:
             raise ValueError(f"--hypotheses must include 1, which gives the band of losses, got {self.hypotheses}")
         if min(self.hypotheses, default=1) < 1:
             raise ValueError(f"every value of --hypotheses must be at least 1, got {self.hypotheses}")
+        if min(self.ranks, default=1) < 1:
+            raise ValueError(f"every value of --ranks must be at least 1, got {self.ranks}")
 
 
 def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
@@ -72,6 +78,10 @@ def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
             }
         case "epsilon":
             return {f"{e:g}": dict(objective="relaxed", epsilon=e, methods=("mcl",)) for e in options.epsilons}
+        case "rank":
+            alpha, rank = config.lora.alpha, config.lora.rank
+            of = lambda r: None if alpha is None else alpha * r / rank
+            return {str(r): dict(rank=r, alpha=of(r), methods=("mcl",)) for r in options.ranks}
         case "objectives":
             return {name: dict(objective=name, methods=("mcl",)) for name in options.objectives}
 
@@ -179,7 +189,7 @@ def draw(path: Path, kind: Kind, results: Mapping[str, list[dict[str, Any]]]) ->
         left.plot(range(len(names)), mixture, "--", color="tab:orange", label="uniform mixture of K")
         left.plot(range(len(names)), mixture - logs, ":", color="tab:orange", label="mixture − log K")
     left.legend(frameon=False)
-    left.set(xlabel={"k": "K", "epsilon": "ε", "objectives": ""}[kind])
+    left.set(xlabel={"k": "K", "epsilon": "ε", "rank": "rank", "objectives": ""}[kind])
     if kind == "objectives":
         for colour, name in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], names, strict=False):
             for n, seed in enumerate(results[name]):

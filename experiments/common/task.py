@@ -82,6 +82,7 @@ class Task:
             max_length=self.config.training.max_length,
             too_long="drop",
             mode_names=self.corpus.modes,
+            answer_start=self.config.training.answer_start,
         )
         return Items(records, encoded)
 

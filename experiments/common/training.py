@@ -25,7 +25,9 @@ def train(
       The state after the last step, and the seconds that it took, with evaluations and compilation.
     """
     items = task.encode(task.records("train"))
-    batches = data.train_batches(items.encoded, task.config.batches, **hosts.share())
+    each_answer = task.config.training.examples == "answers"
+    encoded = items.encoded.one_target_each() if each_answer else items.encoded
+    batches = data.train_batches(encoded, task.config.batches, **hosts.share())
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.objective_of(method), config.optimizer.make(config.training.steps)
     step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)
@@ -39,7 +41,9 @@ def train(
         tag=method,
         inputs=lambda batch: task.inputs(items, batch),
         evaluate=lambda state: summary(evaluate(state, held_out), task),
-        eval_every=config.evaluation.eval_every,
+        eval_every=config.evaluation.every(config.training.steps),
+        keep_best=config.training.keep == "best",
+        patience=config.training.patience,
     )
     return fitted.state, fitted.seconds
 

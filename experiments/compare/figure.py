@@ -119,7 +119,7 @@ def _styles(methods: Sequence[str]) -> dict[str, dict]:
     styles = {}
     for method in methods:
         name, _, decoder = method.partition("/")
-        marker = MARKERS.get(decoder, OTHER_MARKER) if decoder else "*"
+        marker = MARKERS.get(decoder.partition("-")[0], OTHER_MARKER) if decoder else "*"
         styles[method] = dict(
             color=colours[name],
             marker=marker,

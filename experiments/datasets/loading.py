@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from experiments.datasets.alma_files import found_in, read_alma
 from experiments.datasets.captions_builder import CAPTIONS, build_captions
 from experiments.datasets.definitions import read_definitions
 from experiments.datasets.messages import read_messages
@@ -38,8 +39,8 @@ def load_corpus(
 
     Args:
       data: a configuration of the verses ("languages", "styles", "languages_whole", "styles_whole"), "definitions",
-        "messages", a file with an ending of `READERS`, a folder of parallel files (see `parallel_text`), or WMT by its
-        TFDS name ("wmt19_translate/de-en").
+        "messages", a file with an ending of `READERS`, a folder of parallel files (see `parallel_text`) or of
+        ALMA's files (see `alma_files`), or WMT by its TFDS name ("wmt19_translate/de-en").
       data_dir: folder of TFDS and of Debian packages; None means their default, a folder in the user's home.
       sword_dir: folder with the unpacked SWORD modules; None fetches the Debian packages.
       wordnet_dir, locale_dir: folders of `read_definitions` and `read_messages`; None fetches the Debian packages.
@@ -63,7 +64,8 @@ def load_corpus(
     if data in names:
         return load_verses(data, data_dir, sword_dir)
     if Path(data).is_dir():
-        return read_parallel(data, source, target)
+        read = read_alma if found_in(data, source, target) else read_parallel
+        return read(data, source, target)
     if str(data).startswith("wmt"):
         return load_wmt(str(data), data_dir, source=source, target=target, most=most)
     raise ValueError(

@@ -23,7 +23,7 @@ def main(config: Config) -> None:
     """Runs the whole experiment."""
     config.hosts.start()
     with Run(config.workdir, config, volatile=config.volatile) as run:
-        media, corpus = Pictures(), None
+        media, corpus = Pictures(config.data.padded), None
         if run.finished:
             run.say_finished()
         else:
@@ -51,8 +51,8 @@ def main(config: Config) -> None:
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
                     answers[name] = answer(task, run, name, state, asked, decoder)
-                    times = {"seconds": seconds, "decode_seconds": answers[name].seconds}
-                    results[name] = merged(held_out, score(answers[name]), times)
+                    costs = {"seconds": seconds} | answers[name].costs
+                    results[name] = merged(held_out, score(answers[name]), costs)
 
             if most := config.evaluation.nearest_items:
                 answers[NEAREST] = nearest(task, asked, most)

@@ -9,4 +9,4 @@ from mcl_jax.command_line import errors_in_a_line
 if __name__ == "__main__":
     with errors_in_a_line():
         config = parse()
-        cost.show(config, cost.costs(load(config, Pictures(), scan=False)))
+        cost.show(config, cost.costs(load(config, Pictures(config.data.padded), scan=False)))

@@ -25,8 +25,13 @@ SIZE, PATCH = 64, 16
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures; see `captioning.modality.Modality`."""
+    """Pictures; see `captioning.modality.Modality`.
 
+    Attributes:
+      padded: pad pictures to squares and show them as one tile, instead of several tiles.
+    """
+
+    padded: bool = dataclasses.field(default=False, repr=False)  # no small base is trained on padded ones
     media = "pictures"
     placeholder = "<image>"
 
@@ -34,13 +39,21 @@ class Pictures:
         """Returns the picture, uint8 [H, W, 3]."""
         return record.media.read()
 
+    def prepared(self, processor: LlavaNextProcessor) -> LlavaNextProcessor:
+        """Returns the processor, or the one that pads. Raises a ValueError if it cannot pad."""
+        if not self.padded:
+            return processor
+        if not isinstance(processor, LlavaNextProcessor):
+            raise ValueError(f"--picture padded needs a LLaVA-1.6 as --base, got one with a {type(processor).__name__}")
+        return processor.padded_to_squares()
+
     def inputs(self, processor: LlavaNextProcessor, media: Sequence[np.ndarray | None]) -> Inputs:
         """Returns pixel_values and index."""
         return processor.inputs(media)
 
     def limits(self, processor: LlavaNextProcessor) -> dict[str, float]:
-        """Returns {}: pictures of any size are taken."""
-        return {}
+        """Returns whether pictures are padded, if they are; pictures of any size are taken."""
+        return {"padded": True} if self.padded else {}
 
     def augment(self, processor: LlavaNextProcessor, key: Key[Array, ""], media: np.ndarray) -> Inputs:
         """Mirrors half of the pictures, crops to between a half and all of the area, and resizes to the old size."""

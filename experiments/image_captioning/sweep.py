@@ -10,4 +10,4 @@ if __name__ == "__main__":
     with errors_in_a_line():
         config, options = sweep.command_line(Config, STAMPS)
         config.hosts.start()
-        sweep.main(load(config, Pictures()), options)
+        sweep.main(load(config, Pictures(config.data.padded)), options)

@@ -16,6 +16,7 @@ from experiments.image_captioning import config as image
 from experiments.translation import config as translation
 from mcl_jax.json_io import read_json_object
 from mcl_jax.models import LlavaNext, Qwen2Audio
+from mcl_jax.models.tiling import OneTile
 
 BASES = Path(__file__).with_name("bases")
 LLAMA, LLAVA, QWEN = ("llama-2-7b", "llava-v1.6-vicuna-7b", "qwen2-audio-7b-instruct")
@@ -77,7 +78,9 @@ def tower_inputs(module: Any, config: Config, size: int) -> dict[str, jax.ShapeD
             "frames": jax.ShapeDtypeStruct((size,), jnp.int32),
         }
     if isinstance(module, LlavaNext):
-        tiling = module.config.tiling
+        tower = module.config.vision_config
+        one_tile = OneTile(tower.image_size, tower.patch_size)
+        tiling = one_tile if config.data.padded else module.config.tiling
         tiles = (size, tiling.most_tiles, tiling.image_size, tiling.image_size, 3)
         return {
             "pixel_values": jax.ShapeDtypeStruct(tiles, jnp.float32),

@@ -59,8 +59,7 @@ def main(config: Config) -> None:
                 for name, decoder in config.decoders(method).items():
                     answers[name] = answer(task, run, name, state, asked, decoder)
                     scored = scores(answers[name], asked)
-                    times = {"seconds": seconds, "decode_seconds": answers[name].seconds}
-                    results[name] = held_out | scored | times
+                    results[name] = held_out | scored | {"seconds": seconds} | answers[name].costs
 
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

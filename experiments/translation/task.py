@@ -1,9 +1,11 @@
 """Loads the base model, and the verses or your own text."""
 
+from functools import partial
+
 import mcl_jax as mcl
 from experiments import datasets
 from experiments.common.smollm2 import check_targets, outline, smollm2
-from experiments.common.splits import usable, with_validation
+from experiments.common.splits import usable, with_test_split_of, with_validation
 from experiments.common.task import Task
 from experiments.translation.config import Config
 from mcl_jax import data, hosts
@@ -26,18 +28,20 @@ def load_data(config: Config) -> data.Corpus:
     config.training.check_devices()
     _check_base(config)
     given = config.data
-    corpus = datasets.load_corpus(
-        given.path or given.task,
-        given.cache,
-        given.sword_dir,
+    load_text = partial(
+        datasets.load_corpus,
+        data_dir=given.cache,
+        sword_dir=given.sword_dir,
         wordnet_dir=given.wordnet_dir,
         locale_dir=given.locale_dir,
         source=given.source_language,
         target=given.target_language,
         most=given.wmt_pairs,
     )
+    corpus = load_text(given.path or given.task)
     option = f"--data {given.path}" if given.path else f"--task {given.task}"
-    return with_validation(usable(corpus, option=option, batch_size=config.training.batch_size))
+    corpus = with_validation(usable(corpus, option=option, batch_size=config.training.batch_size))
+    return corpus if given.test_data is None else with_test_split_of(corpus, load_text(str(given.test_data)))
 
 
 def _check_base(config: Config) -> None:

@@ -70,6 +70,8 @@ class Answerer:
         )
         if processor is None:
             raise ValueError(f"the base {recipe.base} has no tokenizer files, which answers in words need")
+        if recipe.padded:
+            processor = processor.padded_to_squares()
         model, adapters = trained.hypotheses(module)
         return cls(recipe, model, params, adapters, processor)
 

@@ -36,6 +36,7 @@ class Recipe:
       quantization: "int8" or "nf4", as in `from_pretrained`.
       seconds: length to which clips are cropped; None keeps them whole.
       window: mel frames that the encoder of a clip computes (100 per second); None means its whole window.
+      padded: whether pictures are padded to squares (`LlavaNextProcessor.padded_to_squares`) and not tiled.
       tag: name of the training within the run, as in `fit`.
       best: whether to answer from the checkpoint with the lowest eval_loss (`keep_best` in `fit`), not from the last.
     Raises:
@@ -53,6 +54,7 @@ class Recipe:
     quantization: Quantization | None = None
     seconds: float | None = None
     window: int | None = None
+    padded: bool = False
     tag: str = ""
     best: bool = False
 
@@ -67,6 +69,8 @@ class Recipe:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {self.decoder!r}")
         Limits(self.max_new_tokens, repetition_penalty=self.repetition_penalty)
         self._check_prompt()
+        if self.padded and self.kind != "pictures":
+            raise ValueError(f"padded needs the kind pictures, got {self.kind!r}")
         for name in ("seconds", "window"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, (int, float)) and value > 0):

@@ -15,7 +15,7 @@ import numpy as np
 from mcl_jax.console import say
 from mcl_jax.data.records import Record
 from mcl_jax.json_io import check_unicode
-from mcl_jax.tokenization import Tokenizer, answer_ids, check_tokenizer, pad_id, prompt_ids
+from mcl_jax.tokenization import AnswerStart, Tokenizer, answer_ids, check_tokenizer, pad_id, prompt_ids
 
 NO_MODE = -1
 
@@ -95,6 +95,17 @@ class Encoded:
         pairs = zip(self.prompts, self.targets, strict=True)
         return tuple(np.array([len(prompt) + len(target) - 1 for target in targets]) for prompt, targets in pairs)
 
+    def one_target_each(self) -> "Encoded":
+        """Returns a row for each target of each record, so that an epoch passes over every target."""
+        rows = [(row, n) for row, targets in enumerate(self.targets) for n in range(len(targets))]
+        return dataclasses.replace(
+            self,
+            prompts=tuple(self.prompts[row] for row, _ in rows),
+            targets=tuple((self.targets[row][n],) for row, n in rows),
+            modes=tuple((self.modes[row][n],) for row, n in rows),
+            index=tuple(self.index[row] for row, _ in rows),
+        )
+
     def between(self, start: int, stop: int) -> "Encoded":
         """Returns the records whose `index` is at least `start` and below `stop`; they keep their index."""
         rows = [row for row, index in enumerate(self.index) if start <= index < stop]
@@ -110,6 +121,7 @@ def encode_records(
     max_length: int,
     too_long: Literal["error", "drop"] = "error",
     mode_names: Sequence[str] = (),
+    answer_start: AnswerStart = "alone",
 ) -> Encoded:
     """Tokenises records once, so that batches cost little.
 
@@ -122,6 +134,7 @@ def encode_records(
       max_length: largest number T of predicted positions, the last of `BatchConfig.lengths`.
       too_long: "error", or "drop" to leave longer records out and to print how many.
       mode_names: modes of the corpus, `corpus.modes`.
+      answer_start: the tokens with which targets begin, see `tokenization.answer_ids`.
     Returns:
       The tokens; `dropped` names the records that were left out.
     Raises:
@@ -139,7 +152,8 @@ def encode_records(
                 f"record {record.id!r} needs a picture or a clip, because an instruction is the same for all records"
             )
         question = prompt.encode_record(tokenizer, record)
-        targets = tuple(answer_ids(tokenizer, target.text, f"record {record.id!r}") for target in record.targets)
+        name = f"record {record.id!r}"
+        targets = tuple(answer_ids(tokenizer, target.text, name, answer_start) for target in record.targets)
         if (length := len(question) + max(map(len, targets)) - 1) <= max_length:
             kept.append((question, targets, _modes(record, mode_names), index))
         elif too_long == "error":

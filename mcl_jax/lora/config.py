@@ -14,10 +14,17 @@ from jaxtyping import Array, PyTree
 from mcl_jax import options
 
 SHARED_A, SHARED_B = "shared_a", "shared_b"  # names of the leaves that all hypotheses have in common
+ALL_LINEAR = "all-linear"  # PEFT's word
+OUTPUT_LAYERS = ("lm_head", "proj_out")
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether `pattern` is the end of the module path `a/b/c` (whole names), or a regular expression for all of it."""
+    """Whether `pattern` is the end of the module path `a/b/c` (whole names), or a regular expression for all of it.
+
+    "all-linear" stands for every path that does not end with the name of an output layer of a language model.
+    """
+    if pattern == ALL_LINEAR:
+        return path.rsplit("/", 1)[-1] not in OUTPUT_LAYERS
     return path == pattern or path.endswith("/" + pattern) or re.fullmatch(pattern, path) is not None
 
 
@@ -30,7 +37,8 @@ class LoraConfig:
       alpha: α; the delta is scaled by α/r (by α/√r with `rank_stabilized`), where r includes `shared_rank`.
       dropout: probability of dropping each input feature of the adapter (not of the base layer) in training.
       targets: names of linear layers (`"q_proj"`, `"attn/out"`), or regular expressions over whole module paths
-        (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them.
+        (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them. `"all-linear"` is every linear layer but the
+        output layers lm_head and proj_out, as in PEFT; of a model with a frozen tower it is the language model's.
       rank_stabilized: scale by α/√r instead of α/r.
       rank_pattern: target pattern → rank, for layers that differ; the first match wins. Layers that `nn.scan` stacks
         share one path: give them a sequence with one value each, such as `{"layers/q_proj": (8, 4, 4)}`.

@@ -33,6 +33,7 @@ from mcl_jax.metrics.selection import minimum_bayes_risk
 from mcl_jax.metrics.specialization import WinMatrix, normalized_mutual_information, purity, win_matrix
 from mcl_jax.metrics.text import Tokenization
 from mcl_jax.metrics.translation import (
+    corpus_bleu_of_each,
     corpus_leave_one_out_bleu,
     corpus_oracle_bleu,
     corpus_pairwise_bleu,
@@ -67,6 +68,7 @@ __all__ = [
     "check_spice",
     "cider_d",
     "coco_bleu",
+    "corpus_bleu_of_each",
     "corpus_leave_one_out_bleu",
     "corpus_mbleu_4",
     "corpus_oracle_bleu",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mcl_jax.extras import needed_for
-from mcl_jax.metrics.bleu import BleuScores, bleu_scores, corpus_score
+from mcl_jax.metrics.bleu import BleuScores, bleu_scores, corpus_score, pooled_bleu
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import (
     Texts,
@@ -123,6 +123,21 @@ def corpus_oracle_bleu(
         scores = bleu_scores(a, r, tokenization or Tokenization())
         pooled.append(scores.statistics[[scores.values.argmax()]])
     return corpus_score(np.array(pooled), bootstrap or Bootstrap())
+
+
+def corpus_bleu_of_each(answers: Texts, references: Texts, tokenization: Tokenization | None = None) -> np.ndarray:
+    """Computes corpus BLEU of each hypothesis [K], which pools the k-th answers of all items.
+
+    This is the score of a translation system that has hypothesis k alone. Arguments are as in `sentence_bleu`.
+
+    Raises:
+      ValueError: as `sentence_bleu` does, or if items have different numbers of answers.
+    """
+    check_pairs(answers, references)
+    if len(sizes := sorted({len(a) for a in answers})) > 1:
+        raise ValueError(f"every item must have the same number of answers, got items with {sizes}")
+    scores = [bleu_scores(a, r, tokenization or Tokenization()) for a, r in zip(answers, references, strict=True)]
+    return np.array([pooled_bleu(pooled) for pooled in sum(one.statistics for one in scores)])
 
 
 # --- References: leave one out, coverage ------------------------------------------------------------------------------

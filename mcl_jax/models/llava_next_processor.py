@@ -4,6 +4,7 @@ Pixels and tokens are those of Hugging Face's `LlavaNextProcessor` without torch
 takes follows from the same `Tiling` as the features, so the two cannot differ.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mcl_jax.extras import needed_for
 from mcl_jax.models import processor
 from mcl_jax.models.llava_next import LlavaNextConfig
 from mcl_jax.models.processor import Picture, Processor, checked_picture
-from mcl_jax.models.tiling import PADDING
+from mcl_jax.models.tiling import PADDING, OneTile, Tiling
 
 
 class LlavaNextProcessor(Processor):
@@ -32,7 +33,7 @@ class LlavaNextProcessor(Processor):
 
     def __init__(self, config: LlavaNextConfig, hf: Any):
         super().__init__(config, hf, (config.image_token_index, hf.image_token))
-        self.tiling = config.tiling
+        self.tiling: Tiling | OneTile = config.tiling
         size = config.vision_config.image_size
         theirs = tuple(map(tuple, hf.image_processor.image_grid_pinpoints)), dict(hf.image_processor.crop_size)
         ours = config.image_grid_pinpoints, {"height": size, "width": size}
@@ -47,6 +48,16 @@ class LlavaNextProcessor(Processor):
             from transformers import LlavaNextProcessor as HuggingFaces  # takes seconds to import
         return processor.read(folder, lambda: cls(config, HuggingFaces.from_pretrained(folder, backend="pil")))
 
+    def padded_to_squares(self) -> "LlavaNextProcessor":
+        """Returns a processor that pads an image to a square with the mean colour and shows it as one tile.
+
+        This is how LLaVA-1.5 sees, and how the paper's authors train LLaVA-1.6: 576 tokens of 336 x 336 pixels.
+        """
+        other = copy.copy(self)
+        tower = self.config.vision_config
+        other.tiling = OneTile(tower.image_size, tower.patch_size)
+        return other
+
     def picture(self, picture: Picture) -> tuple[Float[np.ndarray, "P S S 3"], Int[np.ndarray, " N"]]:
         """Returns the normalised tiles of one image and the index of its tokens, see `Tiling`.
 
@@ -54,9 +65,12 @@ class LlavaNextProcessor(Processor):
           ValueError: if the image is not uint8 RGB.
         """
         picture = checked_picture(picture)
+        if isinstance(self.tiling, OneTile):
+            picture = _square(picture, self.hf.image_processor.image_mean)
         # Without input_data_format, transformers takes an image 3 pixels high for one with channels first.
         tiles = self.hf.image_processor([picture], input_data_format="channels_last", return_tensors="np")
-        return tiles["pixel_values"][0].transpose(0, 2, 3, 1), self.tiling.index(*picture.shape[:2])
+        pixels = tiles["pixel_values"][0][: self.tiling.most_tiles]  # tile 0 is the whole image
+        return pixels.transpose(0, 2, 3, 1), self.tiling.index(*picture.shape[:2])
 
     def num_features(self, picture: Picture) -> int:
         """Returns the number of placeholder tokens of an image; raises as `picture` does."""
@@ -91,3 +105,14 @@ class LlavaNextProcessor(Processor):
         """
         inputs = self.inputs(pictures)
         return self.batch(prompts, inputs, (inputs["index"] != PADDING).sum(1), length)
+
+
+def _square(picture: Picture, mean: Sequence[float]) -> Picture:
+    """Centres an image on a square of the mean colour, in [0, 1] for each channel."""
+    H, W, _ = picture.shape
+    side, colour = max(H, W), [int(255 * channel) for channel in mean]
+    square = np.empty((side, side, 3), np.uint8)
+    square[:] = colour
+    top, left = (side - H) // 2, (side - W) // 2
+    square[top : top + H, left : left + W] = picture
+    return square

@@ -90,6 +90,28 @@ class Tiling:
         return np.concatenate([np.arange(self.side**2), lines.ravel()]).astype(np.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneTile:
+    """The whole image as a single tile, without newlines, as LLaVA-1.5 sees it; has the interface of `Tiling`.
+
+    Attributes:
+      image_size, patch_size: as in `Tiling`.
+    """
+
+    image_size: int
+    patch_size: int
+    most_tiles = 1
+
+    @property
+    def most_tokens(self) -> int:
+        """Number of tokens of every image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def index(self, height: int, width: int) -> Int[np.ndarray, " N"]:
+        """Returns the patches of tile 0, whatever the size of the image is."""
+        return np.arange(self.most_tokens, dtype=np.int32)
+
+
 def _without_black(laid: Int[np.ndarray, "R C"], height: int, width: int) -> Int[np.ndarray, "r c"]:
     """Removes the rows or columns of patches at the edges that lie entirely outside the image."""
     rows, columns = laid.shape

@@ -95,3 +95,13 @@ def test_what_is_no_tokenizer_is_refused():
 
     with pytest.raises(TypeError, match="must return a list of token ids, got Encoding"):
         encode_records([record()], Other(), max_length=99)
+
+
+def test_a_row_for_each_target_keeps_prompt_mode_and_index():
+    records = [record("a", "cat"), record("b", "dog", Target("perro", "es"))]
+    encoded = encode_records(records, Letters(), Prompt("{source}>"), max_length=9, mode_names=("en", "es"))
+    each = encoded.one_target_each()
+    assert [len(targets) for targets in each.targets] == [1, 1, 1]
+    assert [Letters().decode(targets[0][:-1]) for targets in each.targets] == ["gato", "a cat", "perro"]
+    assert [Letters().decode(prompt) for prompt in each.prompts] == ["cat>", "cat>", "dog>"]
+    assert (each.modes, each.index) == (((1,), (0,), (1,)), (0, 0, 1))

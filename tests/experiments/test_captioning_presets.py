@@ -12,6 +12,7 @@ from experiments.audio_captioning import __main__ as audio_captioning
 from experiments.audio_captioning import config as audio
 from experiments.audio_captioning.audio import Clips
 from experiments.common.captioning.task import load
+from experiments.common.groups import budget
 from experiments.image_captioning import __main__ as image_captioning
 from experiments.image_captioning import config as image
 from experiments.image_captioning.images import Pictures
@@ -20,7 +21,6 @@ from mcl_jax.command_line import errors_in_a_line
 
 GIVEN = ["--workdir", "w", "--base", "b"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-ASKED = "Please carefully observe the image and come up with a caption for the image."
 
 
 def parsed(parse, preset, *args):
@@ -28,15 +28,22 @@ def parsed(parse, preset, *args):
 
 
 @pytest.mark.parametrize(
-    ("preset", "data", "K"),
-    [("textcaps-llava-7b", "textcaps/english", 3), ("textcaps-bilingual", "textcaps/bilingual", 2)],
+    ("preset", "data", "K", "objective"),
+    [
+        ("textcaps-llava-7b", "textcaps/english", 3, objectives.relaxed_wta(0.1)),
+        ("textcaps-bilingual", "textcaps/bilingual", 2, objectives.wta()),
+    ],
 )
-def test_textcaps_is_the_papers_recipe(preset, data, K):
+def test_textcaps_is_the_authors_command(preset, data, K, objective):
     config = parsed(image.parse, preset)
     assert (config.data.name, config.num_hypotheses, config.data.kept_modes) == (data, K, ())
-    assert config.objective_of("mcl") == objectives.relaxed_wta(0.1)
+    assert config.objective_of("mcl") == objective
     lora = config.lora_of("mcl")
-    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (8, 32.0, 0.0, TARGETS)
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (8, 32.0, 0.05, ("all-linear",))
+    training, optimizer = config.training, config.optimizer
+    assert (training.examples, training.batch_size, training.max_length, training.keep) == ("answers", 8, 2048, "last")
+    assert (optimizer.weight_decay, optimizer.beta2, config.data.picture) == (0.0, 0.999, "padded")
+    assert (config.evaluation.test_items, config.evaluation.decode_items) == (None, None)
     assert (config.lora_of("mle_rk").rank, config.lora_of("mle_rk").alpha) == (8 * K, 32.0 * K)
     assert (config.training.epochs, config.training.steps, config.optimizer.schedule, config.optimizer.warmup) == (
         1,
@@ -45,18 +52,25 @@ def test_textcaps_is_the_papers_recipe(preset, data, K):
         0.03,
     )
     rates = config.optimizer.learning_rates(config.for_epochs_of(1000).training.steps)
-    np.testing.assert_allclose([rates(0), rates(15), rates(30)], [0, 1e-4, 2e-4], rtol=1e-5)
-    assert config.data.prompt.count("<image>") == 1 and ASKED in config.data.prompt
-    assert (config.base.dtype, config.decoding.repetition_penalty) == ("bfloat16", 1.0)
-    assert config.decoders("mcl")["mcl"].num_beams == 1 and config.decoders("mle_r")["mle_r/beam"].num_beams == K
+    np.testing.assert_allclose([rates(0), rates(15), rates(30), rates(1000)], [0, 1e-4, 2e-4, 0], rtol=1e-5)
+    assert config.base.dtype == "bfloat16"
+    assert (config.decoding.repetition_penalty, config.decoding.max_new_tokens) == (1.1, 128)
+    assert config.decoders("mcl")["mcl"].num_beams == 1
+    of_mle = config.decoders("mle_r")
+    assert list(of_mle) == [f"mle_r/{name}" for name in ("beam", "diverse-0.5", "diverse-0.8", "diverse-1")]
+    assert {budget(decoder) for decoder in of_mle.values()} == {(K, K)}
+    assert [of_mle[f"mle_r/diverse-{name}"].diversity_penalty for name in ("0.5", "0.8", "1")] == [0.5, 0.8, 1.0]
     assert list(config.replace(mle_decoders=("beam",)).decoders("mle_r")) == ["mle_r"]
 
 
 @pytest.mark.parametrize(
-    ("preset", "data", "seconds", "epochs"),
-    [("audiocaps-qwen2-7b", "audiocaps", 10.0, 1), ("clotho-qwen2-7b", "clotho", 30.0, 10)],
+    ("preset", "data", "seconds", "epochs", "kept"),
+    [
+        ("audiocaps-qwen2-7b", "audiocaps", 10.0, 1, ("last", None)),
+        ("clotho-qwen2-7b", "clotho", 30.0, 10, ("best", 10)),
+    ],
 )
-def test_audiocaps_and_clotho_are_the_papers_recipes(preset, data, seconds, epochs):
+def test_audiocaps_and_clotho_are_the_authors_commands(preset, data, seconds, epochs, kept):
     config = parsed(audio.parse, preset)
     assert (config.data.name, config.data.seconds, config.training.epochs, config.training.steps) == (
         data,
@@ -71,6 +85,10 @@ def test_audiocaps_and_clotho_are_the_papers_recipes(preset, data, seconds, epoc
     of_step = lambda share: rates(int(share * epochs * 1000))
     np.testing.assert_allclose([of_step(0), of_step(0.05), of_step(0.1), of_step(1)], [0, 5e-6, 1e-5, 1e-6], rtol=1e-4)
     assert (config.optimizer.weight_decay, config.optimizer.adam_epsilon, config.training.batch_size) == (0.05, 1e-6, 2)
+    assert (config.training.examples, config.optimizer.beta2) == ("sources", 0.98)
+    assert (config.training.keep, config.training.patience) == kept
+    assert config.evaluation.every(epochs * 1000) == epochs * 100
+    assert (config.evaluation.test_items, config.evaluation.decode_items) == (None, None)
     assert (config.base.dtype, config.decoding.repetition_penalty) == ("bfloat16", 1.1)
     assert config.training.max_length >= seconds * 25 + 100 and config.data.prompt.count("<|AUDIO|>") == 1
     assert config.decoders("mcl")["mcl"].num_beams == 1 and config.decoders("moe")["moe/beam"].num_beams == 5
@@ -188,7 +206,9 @@ def test_the_preset_runs(preset, tmp_path):
     assert set(found["of_mode"]) == set(found.get("language_rate", [])) == set(modes or [])
     assert [len(sample["references"]) > 1 for sample in found["samples"]] == [True] * 2
     steps = [json.loads(line)["step"] for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [0, 1 if preset.startswith("audiocaps") else 2]  # its one epoch is 3 clips, a batch of 2
+    assert steps == (
+        [0, 1] if preset.startswith("audiocaps") else [0, 1, 2]
+    )  # its one epoch is a batch of 2 of 3 clips
     assert json.loads((config.workdir / "config.json").read_text())["base"]["dtype"] == "bfloat16"
     modality = Pictures() if parse is image.parse else Clips(config.data.seconds)
     task = load(config, modality)  # from the data set that was made, without its files

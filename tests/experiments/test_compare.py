@@ -130,6 +130,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "workdir",
         "cache",
         "folder",
+        "test_folder",
         "cache_features",
         "mesh",
         "fsdp",
@@ -145,6 +146,8 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "eval_items",
         "methods",
         "mle_decoders",
+        "mcl_decoders",
+        "experts_alone",
         "nearest_items",
     } == runs.IGNORED
 

@@ -206,6 +206,52 @@ def test_wrong_options_of_the_own_part_are_refused(option, message, tmp_path):
         translation.Config.from_options(workdir=tmp_path, shared_rank=4, **option)
 
 
+ALL_DECODERS = get_args(groups.DecoderName)
+
+
+@pytest.mark.parametrize("beams", [6, 12])
+def test_all_decoders_of_all_methods_make_k_answers_and_spend_the_same(beams, tmp_path):
+    """Rows in all: those with beams have all beams, samples one row for each answer; K answers in all."""
+    config = audio.Config.from_options(
+        workdir=tmp_path,
+        num_hypotheses=3,
+        num_beams=beams,
+        mle_decoders=ALL_DECODERS,
+        mcl_decoders=ALL_DECODERS,
+        experts_alone=True,
+    )
+    spent = {}
+    for method in ("mcl", "mle_r", "mle_rk", "moe"):
+        for name, decoder in config.decoders(method).items():
+            K = config.hypotheses_of(method)
+            spent.setdefault(name.partition("/")[2], set()).add(tuple(K * n for n in groups.budget(decoder)))
+    samples = {"sampling", "ancestral", "top_k", "typical"}
+    assert spent == {name: {(3 if name in samples else beams, 3)} for name in (*ALL_DECODERS, "experts")}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (dict(mcl_decoders=()), "--methods mcl needs at least one of --mcl-decoders; got none"),
+        (
+            dict(mcl_decoders=("diverse",), num_beams=2),
+            "diverse needs at least 2 beams .* --num-beams of at least 4; got 2",
+        ),
+        (dict(diversity_penalty=()), r"--diversity-penalty needs at least one λ, each once, got \(\)"),
+        (dict(diversity_penalty=(0.5, 0.5)), "--diversity-penalty needs at least one λ, each once"),
+        (dict(eval_every=0), "--eval-every must be a number of steps or a fraction below 1, got 0"),
+        (dict(eval_every=2.5), "--eval-every must be a number of steps or a fraction below 1, got 2.5"),
+        (dict(beta2=1.0), "--beta2 must be at least 0 and below 1, got 1.0"),
+        (dict(final_rate=1.5), "--final-rate must be from 0 to 1, got 1.5"),
+        (dict(patience=3), "--patience 3 needs --keep best, got last"),
+        (dict(time_mask=1.1), "--time-mask must be from 0 to 1, got 1.1"),
+    ],
+)
+def test_wrong_options_are_refused(option, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        audio.Config.from_options(workdir=tmp_path, **option)
+
+
 def test_every_name_of_an_objective_or_a_decoder_makes_one():
     names = {*get_args(groups.ObjectiveName), *get_args(ObjectiveName)}
     assert all(isinstance(groups.Objective().make(name), objectives.Objective) for name in names)

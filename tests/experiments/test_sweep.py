@@ -35,6 +35,10 @@ def test_variants(config):
         "0": ("relaxed", 0.0),
         "0.05": ("relaxed", 0.05),
     }
+    by_rank = of(kind="rank", ranks=(2, 16))
+    assert {name: c.lora.rank for name, c in by_rank.items()} == {"2": 2, "16": 16}
+    of_adapters = [c.lora_of("mcl") for c in (config, *by_rank.values())]
+    assert len({lora.alpha / lora.rank for lora in of_adapters}) == 1 and of_adapters[0].alpha != of_adapters[0].rank
     for chosen in (("wta", "relaxed", "annealed", "balanced"), ("mixture", "wta")):
         assert {name: c.objective.name for name, c in of(kind="objectives", objectives=chosen).items()} == {
             name: name for name in chosen
@@ -59,6 +63,7 @@ def test_the_command_line():
     ("options", "message"),
     [
         (("--kind", "epsilon", "--epsilons", "0.1", "1.5"), "epsilon"),
+        (("--kind", "rank", "--ranks", "4", "0"), r"every value of --ranks must be at least 1, got \(4, 0\)"),
         (("--hypotheses", "1", "3", "0"), r"every value of --hypotheses must be at least 1, got \(1, 3, 0\)"),
         (("--kind", "objectives", "--backward", "winner"), "--backward winner is not exact for --objective relaxed"),
     ],
@@ -92,7 +97,12 @@ def test_the_table_and_the_figures(tmp_path, capsys):
     without = {name: [result(steps=[], curve=[])] for name in ("wta", "balanced")}
     for of in without.values():
         del of[0]["purity"]
-    for kind, results in (("k", found), ("epsilon", {"0.1": found["3"]}), ("objectives", without)):
+    for kind, results in (
+        ("k", found),
+        ("epsilon", {"0.1": found["3"]}),
+        ("rank", {"4": found["3"]}),
+        ("objectives", without),
+    ):
         sweep.draw(tmp_path / f"{kind}.png", kind, results)
         assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
     sweep.show(without, "objectives")

@@ -13,11 +13,13 @@ from answered import check_samples
 from jobs import Job
 from transformers import PreTrainedTokenizerFast
 
+from experiments.common import budget
 from experiments.common.held_out import evaluator
 from experiments.common.task import prompts_of
 from experiments.common.training import train
-from experiments.translation.__main__ import main
+from experiments.translation.__main__ import COLUMNS, main
 from experiments.translation.config import Config
+from experiments.translation.scores import scores
 from experiments.translation.task import load
 from mcl_jax.run import Run
 
@@ -113,9 +115,9 @@ def test_a_run_leaves_its_results_and_figures(config, decoders, monkeypatch, cap
     assert above["low"] < above["mean"] < above["high"]
     assert abs(beam["answer_loss_above_mcl"]["mean"]) > 3 * abs(above["mean"])  # answers have four tokens at least
     assert [len(of) for of in mcl["samples"][0]["answers"].values()] == [3] * len(names)
-    for scores in mcl["samples"][0]["log_likelihoods"].values():
-        assert len(scores) == 3
-        assert max(scores) < 0
+    for own in mcl["samples"][0]["log_likelihoods"].values():
+        assert len(own) == 3
+        assert max(own) < 0
     figures = {path.name for path in (config.workdir / "figures").iterdir()}
     assert figures == {"loss.png", "win_matrix.png", "quality_diversity.png"}
     assert "w1" in (config.workdir / "page.html").read_text()
@@ -210,6 +212,19 @@ def test_a_missing_validation_split_is_taken_from_training(config, tmp_path, cap
     assert counts["test"] == 8 and counts["validation"] >= 1 and counts["train"] == 24 - counts["validation"]
     said = f"has no validation split. {counts['validation']} of its 24 training records"
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_is_decoded_at_several_budgets_without_further_training(config):
+    main(config.replace(steps=2, methods=("mcl",), mle_decoders=("beam",)))
+    task = load(config.replace(steps=2, methods=("mcl",), mle_decoders=("beam",), decode_items=2))
+    for _ in range(2):
+        budget.main(task, budget.Options(budgets=(3, 6)), scores, COLUMNS)
+    found = json.loads((config.workdir / "budget.json").read_text())
+    assert [point["decode_rows"] for point in found["mcl"]] == [3, 6]
+    assert (config.workdir / "budget.png").read_bytes().startswith(b"\x89PNG")
+    steps = [json.loads(line)["step"] for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 2]
 
 
 @pytest.mark.slow

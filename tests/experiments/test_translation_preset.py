@@ -10,6 +10,7 @@ import pytest
 import tokenizers as tk
 from transformers import PreTrainedTokenizerFast
 
+from experiments.common.groups import budget
 from experiments.translation.__main__ import main
 from experiments.translation.config import Config, parse
 from experiments.translation.task import load
@@ -22,14 +23,23 @@ ENGLISH, GERMAN = [f"e{i}" for i in range(13)], [f"g{i}" for i in range(13)]
 PROMPT = ["Translate", "this", "from", "English", "to", "German", ":"]
 
 
-def test_the_recipe_is_the_papers():
+def test_the_recipe_is_the_authors_command():
     config = parse([*PRESET, *GIVEN])
     assert (config.data.source_language, config.data.target_language) == ("en", "de")
     assert (config.num_hypotheses, config.lora.rank, config.optimizer.learning_rate) == (3, 16, 2e-5)
     assert config.objective_of("mcl") == objectives.relaxed_wta(0.05)
     assert (config.training.epochs, config.training.steps, config.optimizer.schedule) == (2, None, "inverse_sqrt")
-    assert config.lora_of("mcl").targets == ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
-    assert (config.evaluation.test_items, config.evaluation.decode_items) == (500, 500)
+    assert config.lora_of("mcl").targets == ("all-linear",)
+    assert (config.optimizer.beta2, config.optimizer.weight_decay, config.training.keep) == (0.999, 0.01, "best")
+    assert config.evaluation.every(2000) == 200
+    assert (config.evaluation.eval_items, config.evaluation.test_items, config.evaluation.decode_items) == (None,) * 3
+    for beams in (3, 6, 9):
+        of_all = config.replace(num_beams=beams).decoders("mle_r") | config.replace(num_beams=beams).decoders("mcl")
+        assert {name: budget(decoder) for name, decoder in of_all.items()} == {
+            "mle_r/beam": (beams, 3),
+            "mle_r/diverse": (beams, 3),
+            "mcl": (beams // 3, 1),
+        }
     assert config.data.prompt.format(source="A cat.").splitlines() == [
         "Translate this from English to German:",
         "English: A cat.",

@@ -6,8 +6,9 @@ In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6"
 
 Names of bases as arguments make those alone. In each folder lora0, lora1 and lora2 are plain PEFT folders, and
 expected.npz has the logits of the last 7 tokens with each, [3 adapters, B, 7, V], on the inputs of the base's own
-expected.npz, of the Llama on `tokens`. `--check DIR` has PEFT load the same adapters as `save_peft` wrote them into
-folders of these names in DIR, and prints what differs.
+expected.npz, of the Llama on `tokens`. authors/ is for the Llama too, with the settings and calls of the paper's ALMA
+recipe: all linear layers, α = 2 r, a dropout, and K adapters of one model that are saved together. `--check DIR` has
+PEFT load the same adapters as `save_peft` wrote them into folders of these names in DIR, and prints what differs.
 """
 
 import sys
@@ -80,6 +81,30 @@ def main(name: str) -> None:
     np.savez_compressed(FOLDER / name / "expected.npz", logits=np.stack(logits), **tokens)
 
 
+def authors() -> None:
+    """As in load_model and main of the authors' ALMA/utils/utils.py and run_llmmt.py, without their changes of PEFT."""
+    inputs = inputs_of("llama")
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules="all-linear", lora_dropout=0.05, bias="none", task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(base("llama"), config, adapter_name="lora0")
+    for k in range(1, 3):
+        model.add_adapter(f"lora{k}", config)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    for one in model.peft_config.values():
+        one.base_model_name_or_path = ""
+    model.eval().save_pretrained(FOLDER / "authors")
+    (FOLDER / "authors" / "README.md").unlink(missing_ok=True)
+    logits = []
+    for k in range(3):
+        model.set_adapter(f"lora{k}")
+        logits.append(logits_of(model, inputs))
+    np.savez_compressed(FOLDER / "authors" / "expected.npz", logits=np.stack(logits), tokens=inputs["input_ids"])
+
+
 def check(name: str, folder: Path) -> None:
     for k, logits in enumerate(np.load(FOLDER / name / "expected.npz")["logits"]):
         model = PeftModel.from_pretrained(base(name), folder / f"lora{k}").eval()
@@ -92,5 +117,8 @@ def check(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     checked = sys.argv[1:2] == ["--check"]
-    for base_name in BASES if checked else sys.argv[1:] or BASES:
-        check(base_name, Path(sys.argv[2]) / base_name) if checked else main(base_name)
+    for base_name in BASES if checked else sys.argv[1:] or [*BASES, "authors"]:
+        if checked:
+            check(base_name, Path(sys.argv[2]) / base_name)
+        else:
+            authors() if base_name == "authors" else main(base_name)

@@ -267,3 +267,14 @@ def test_the_oracle_of_each_reference_notices_what_is_not_answered():
     found = metrics.oracle_bleu_per_reference(answers, references, NONE)
     np.testing.assert_allclose(found.per_item, [100 / 3, 200 / 3, 100.0, 0.0])
     np.testing.assert_allclose(metrics.oracle_bleu(answers, references, NONE).per_item, [100.0, 100.0, 100.0, 0.0])
+
+
+def test_corpus_bleu_of_each_hypothesis_is_that_of_sacrebleu():
+    answers = [["a cat sat on the mat", "the cat is on a mat"], ["no dogs are allowed here", "dogs are not allowed in"]]
+    references = [["the cat sat on the mat", "a cat is on the mat"], ["dogs are not allowed here", "no dogs here"]]
+    streams = list(zip(*references, strict=True))
+    wanted = [sacrebleu.corpus_bleu(column, streams).score for column in zip(*answers, strict=True)]
+    np.testing.assert_allclose(metrics.corpus_bleu_of_each(answers, references), wanted)
+    assert wanted[0] != wanted[1]
+    with pytest.raises(ValueError, match=r"same number of answers, got items with \[1, 2\]"):
+        metrics.corpus_bleu_of_each([answers[0], answers[1][:1]], references)

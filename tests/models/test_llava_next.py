@@ -12,7 +12,9 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 from safetensors.numpy import load_file, save_file
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import mcl_jax as mcl
 from mcl_jax.models import families, names
@@ -232,6 +234,32 @@ def test_pixels_and_tokens_are_those_of_hugging_faces_processor(processor):
     assert not found["pixel_values"][1].any()
     counts = (found["tokens"] == processor.config.image_token_index).sum(1)
     np.testing.assert_array_equal((found["index"] != PADDING).sum(1), counts)
+
+
+@pytest.mark.parametrize(("height", "width"), [(13, 29), (29, 13), (24, 24)])
+def test_a_padded_picture_is_one_tile_of_a_square(processor, height, width):
+    """As LLaVA-1.5 and the paper's authors do it: PIL pads with the mean colour, and CLIP's processor resizes."""
+    picture, padded = noise(height, width), processor.padded_to_squares()
+    size, side = processor.config.vision_config.image_size, max(height, width)
+    colour = tuple(int(255 * channel) for channel in processor.hf.image_processor.image_mean)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(Image.fromarray(picture), ((side - width) // 2, (side - height) // 2))
+    theirs = CLIPImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=processor.hf.image_processor.image_mean,
+        image_std=processor.hf.image_processor.image_std,
+    )(square, return_tensors="np")["pixel_values"][0]
+    tiles, index = padded.picture(picture)
+    np.testing.assert_allclose(tiles, theirs.transpose(1, 2, 0)[None], atol=1e-5)
+    patches = (size // processor.config.vision_config.patch_size) ** 2
+    np.testing.assert_array_equal(index, np.arange(patches))
+    assert padded.num_features(picture) == patches < processor.num_features(picture)
+    inputs = padded.inputs([picture, None])
+    assert jax.tree.map(np.shape, inputs) == {"pixel_values": (2, 1, size, size, 3), "index": (2, patches)}
+    module, params = mcl.models.from_pretrained(FOLDER / "llama")[:2]
+    encode = lambda params: module.apply({"params": params}, **inputs, method="encode")
+    assert jax.eval_shape(encode, params).shape == (2, patches, module.feature_size)
 
 
 def test_shapes_do_not_depend_on_the_pictures(processor):

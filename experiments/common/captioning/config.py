@@ -33,6 +33,10 @@ class Data(Options):
     families: bool = False
     """Keep the 249 stamps (letters, digits, coins) of families that look and read nearly the same.
     Such families are modes in addition to the languages."""
+    test_data: str | None = None
+    """Another data set, whose test split is used instead, such as audiocaps for a model of clotho."""
+    test_folder: Path | None = field(default=None, metadata=VOLATILE | NO_INFLUENCE)
+    """Folder with the published files of --test-data, as --folder is for --data."""
     prompt: str = ""
     """Prompt of the model, which the caption follows directly. It contains the placeholder of the base once.
     Whisper has no placeholder and takes a prompt such as <|startoftranscript|><|es|><|notimestamps|>.

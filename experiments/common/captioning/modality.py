@@ -26,11 +26,14 @@ class Modality(Protocol):
     def read(self, record: data.Record) -> np.ndarray:
         """Reads the picture or clip of a record; crops it if the recipe says so."""
 
+    def prepared(self, processor: Any) -> Any:
+        """Returns the processor of a base with the settings of the recipe."""
+
     def inputs(self, processor: Any, media: Sequence[np.ndarray | None]) -> Inputs:
         """Makes the arguments of the tower, [B, ...] each."""
 
     def limits(self, processor: Any) -> dict[str, float]:
-        """Returns the `seconds` and the `window` of clips, as in `mcl_jax.answer.Recipe`; {} for pictures."""
+        """Returns how media are limited, as in `mcl_jax.answer.Recipe`: `seconds` and `window`, or `padded`."""
 
     def augment(self, processor: Any, key: Key[Array, ""], media: np.ndarray) -> Inputs:
         """Makes the arguments of the tower, [1, ...] each, for an augmented picture or clip."""

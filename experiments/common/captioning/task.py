@@ -14,7 +14,7 @@ from experiments.common.captioning.modality import Modality
 from experiments.common.captioning.small_base import SmallBase, prompt_for, small_base, tokenizer_of
 from experiments.common.perception import MediaPrompt, Perception
 from experiments.common.smollm2 import check_targets, outline
-from experiments.common.splits import usable, with_validation
+from experiments.common.splits import usable, with_test_split_of, with_validation
 from experiments.common.task import Task
 from mcl_jax import data, hosts, metrics
 from mcl_jax.models import pretrained
@@ -52,7 +52,12 @@ def load_data(config: Config, modality: Modality) -> data.Corpus:
         spoken=given.spoken,
         check=check,
     )
-    return with_validation(check(corpus))
+    corpus = with_validation(check(corpus))
+    if given.test_data is None:
+        return corpus
+    other = dataclasses.replace(given, name=given.test_data)
+    load_other = partial(datasets.load_captions, modes=other.kept_modes, families=given.families, spoken=given.spoken)
+    return with_test_split_of(corpus, load_other(other.name, given.cache, given.test_folder))
 
 
 def _check_base_and_prompt(config: Config, modality: Modality) -> None:
@@ -87,6 +92,7 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
     asked = config.data.prompt or asked
     options = config.base.options(config.training) | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
+    processor = modality.prepared(processor)
     processor.prompt(asked, num_features=1)  # refuses a wrong prompt before pictures or clips are measured
     perception = Perception(
         module,

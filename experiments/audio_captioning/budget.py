@@ -1,0 +1,18 @@
+"""`python -m experiments.audio_captioning.budget --workdir DIR`: see `common.budget`."""
+
+from functools import partial
+
+from experiments.audio_captioning.audio import Clips
+from experiments.audio_captioning.config import STAMPS, Config
+from experiments.common import budget
+from experiments.common.captioning.scores import COLUMNS, scores
+from experiments.common.captioning.task import load
+from mcl_jax.command_line import errors_in_a_line
+
+if __name__ == "__main__":
+    with errors_in_a_line():
+        config, options = budget.command_line(Config, STAMPS)
+        config.hosts.start()
+        task = load(config, Clips(config.data.seconds, config.data.time_mask, config.data.frequency_mask))
+        splits = {"split": task.records("test"), "train": task.records("train")}
+        budget.main(task, options, partial(scores, corenlp=config.evaluation.corenlp, **splits), COLUMNS)
