@@ -70,8 +70,8 @@ class Base(groups.Base):
 class Config(config.Config):
     """Compares K hypotheses of a language model with one model, on text that has several right answers.
 
-    --preset demo learns definitions in some ten minutes on a laptop. --preset alma-7b-en-de is the paper's recipe; it needs --base and
-    --data.
+    --preset demo learns definitions in some ten minutes on a laptop. --preset alma-7b-en-de is the paper's recipe; it
+    needs --base and --data.
     """
 
     data: Data = Data()
