@@ -8,7 +8,7 @@ import jax
 import pytest
 from jobs import Job
 
-from experiments.common.groups import Hosts
+from experiments.common.processes import Hosts
 from mcl_jax import cluster, hosts
 
 SLURM = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NUM_NODES": "3"}
@@ -142,7 +142,7 @@ def test_all_gpus_of_a_node_belong_to_its_only_process(environment, monkeypatch)
 
 TRAIN = """
     import sys
-    from experiments.common.groups import Hosts
+    from experiments.common.processes import Hosts
     from mcl_jax import hosts
     from mcl_jax.run import Run
 

@@ -15,11 +15,11 @@ import matplotlib.pyplot as plt
 import tyro
 
 from experiments.common.config import Config
+from experiments.common.decoders import AnyDecoder
 from experiments.common.decoding import Answers, answer
 from experiments.common.experiment import Columns
 from experiments.common.figure_files import save
 from experiments.common.figures import COLOURS, LABELS, marker_of
-from experiments.common.groups import AnyDecoder
 from experiments.common.held_out import evaluator
 from experiments.common.options import parse_line, print_and_exit
 from experiments.common.task import Task

@@ -8,19 +8,10 @@ from typing import Annotated, Literal, Self
 
 from tyro.conf import arg
 
-from experiments.common.groups import (
-    AnyDecoder,
-    Decoding,
-    Evaluation,
-    Experts,
-    ExpertsAlone,
-    Hosts,
-    Lora,
-    Objective,
-    Optimizer,
-    Training,
-)
+from experiments.common.decoders import AnyDecoder, Decoding, ExpertsAlone
+from experiments.common.groups import Evaluation, Experts, Lora, Objective, Optimizer, Training
 from experiments.common.options import NO_INFLUENCE, VOLATILE, Options
+from experiments.common.processes import Hosts
 from mcl_jax import objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.lora import LoraConfig
@@ -145,7 +136,7 @@ class Config(Options):
     def decoders(self, method: Method) -> dict[str, AnyDecoder]:
         """Returns the decoders of a method by the name of their results.
 
-        All with beams have the same number of beams in all, and all but greedy make K answers (see `groups.budget`).
+        All with beams have the same number of beams in all, and all but greedy make K answers (see `decoders.budget`).
         The name is that of the method, such as mle_rk, followed by that of the decoder if the method has several, such
         as mle_rk/beam.
         """

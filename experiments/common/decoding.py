@@ -10,7 +10,7 @@ import numpy as np
 
 import mcl_jax as mcl
 from experiments.common.config import Method
-from experiments.common.groups import AnyDecoder, ExpertsAlone, TestTimeAugmentation, budget
+from experiments.common.decoders import AnyDecoder, ExpertsAlone, TestTimeAugmentation, budget
 from experiments.common.task import DECODING, Task, prompts_of, spread, stream
 from mcl_jax import data, generation, hosts
 from mcl_jax.run import Run

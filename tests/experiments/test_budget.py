@@ -4,8 +4,8 @@ import pytest
 
 from experiments.common import budget
 from experiments.common.budget import Options, beams, configs, decoders
+from experiments.common.decoders import budget as budget_of
 from experiments.common.experiment import Columns
-from experiments.common.groups import budget as budget_of
 from experiments.translation.config import Config
 
 COLUMNS = Columns({}, ("oracle BLEU", "oracle_bleu"), ("Div-2", "div_2"))

@@ -12,7 +12,7 @@ from experiments.audio_captioning import __main__ as audio_captioning
 from experiments.audio_captioning import config as audio
 from experiments.audio_captioning.audio import Clips
 from experiments.common.captioning.task import load
-from experiments.common.groups import budget
+from experiments.common.decoders import budget
 from experiments.image_captioning import __main__ as image_captioning
 from experiments.image_captioning import config as image
 from experiments.image_captioning.images import Pictures

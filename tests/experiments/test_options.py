@@ -13,7 +13,7 @@ import pytest
 from experiments.audio_captioning import config as audio
 from experiments.bench_decode.__main__ import Config as BenchDecode
 from experiments.bench_head import __main__ as bench_head
-from experiments.common import groups, options, sweep
+from experiments.common import decoders, groups, options, sweep
 from experiments.common.options import flat, leaves, option_of
 from experiments.compare import __main__ as compare
 from experiments.image_captioning import config as image
@@ -206,7 +206,7 @@ def test_wrong_options_of_the_own_part_are_refused(option, message, tmp_path):
         translation.Config.from_options(workdir=tmp_path, shared_rank=4, **option)
 
 
-ALL_DECODERS = get_args(groups.DecoderName)
+ALL_DECODERS = get_args(decoders.DecoderName)
 
 
 @pytest.mark.parametrize("beams", [6, 12])
@@ -224,7 +224,7 @@ def test_all_decoders_of_all_methods_make_k_answers_and_spend_the_same(beams, tm
     for method in ("mcl", "mle_r", "mle_rk", "moe"):
         for name, decoder in config.decoders(method).items():
             K = config.hypotheses_of(method)
-            spent.setdefault(name.partition("/")[2], set()).add(tuple(K * n for n in groups.budget(decoder)))
+            spent.setdefault(name.partition("/")[2], set()).add(tuple(K * n for n in decoders.budget(decoder)))
     samples = {"sampling", "ancestral", "top_k", "typical"}
     assert spent.pop("greedy") == {(3, 3), (1, 1)}  # one answer of each hypothesis
     assert spent == {name: {(3 if name in samples else beams, 3)} for name in {*ALL_DECODERS, "experts"} - {"greedy"}}
@@ -256,8 +256,8 @@ def test_wrong_options_are_refused(option, message, tmp_path):
 def test_every_name_of_an_objective_or_a_decoder_makes_one():
     names = {*get_args(groups.ObjectiveName), *get_args(ObjectiveName)}
     assert all(isinstance(groups.Objective().make(name), objectives.Objective) for name in names)
-    assert all(groups.Decoding().decoder(name, 3) for name in get_args(groups.DecoderName))
+    assert all(decoders.Decoding().decoder(name, 3) for name in get_args(decoders.DecoderName))
     with pytest.raises(ValueError, match=r"Objective\.make needs a case for 'mcl'"):
         groups.Objective().make("mcl")
     with pytest.raises(ValueError, match=r"Decoding\.decoder needs a case for 'nucleus'"):
-        groups.Decoding().decoder("nucleus", 3)
+        decoders.Decoding().decoder("nucleus", 3)

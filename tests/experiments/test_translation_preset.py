@@ -10,7 +10,7 @@ import pytest
 import tokenizers as tk
 from transformers import PreTrainedTokenizerFast
 
-from experiments.common.groups import budget
+from experiments.common.decoders import budget
 from experiments.translation.__main__ import main
 from experiments.translation.config import Config, parse
 from experiments.translation.task import load

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from experiments.common import config, groups
+from experiments.common.decoders import Decoding
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
 from experiments.common.whisper_base import WHISPER_BASE, whisper_base
 from mcl_jax.json_io import check_unicode
@@ -99,6 +100,6 @@ class Config(config.Config):
     """Compares K hypotheses of a language model that sees or hears with one model."""
 
     evaluation: Evaluation = Evaluation()
-    decoding: groups.Decoding = field(default=groups.Decoding(mle_decoders=("greedy", "beam", "diverse", "sampling")))
+    decoding: Decoding = field(default=Decoding(mle_decoders=("greedy", "beam", "diverse", "sampling")))
     data: Data = Data()
     base: Base = Base()

@@ -1,0 +1,138 @@
+"""The decoders of a run: their options, what each makes, and what it spends."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Literal
+
+from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
+from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
+
+DecoderName = Literal["greedy", "beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TestTimeAugmentation:
+    """Gives n answers, one to each of n augmented pictures or clips; see `Perception.augmented`."""
+
+    decoder: Decoder
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsAlone:
+    """Each expert of a mixture makes an answer with this decoder; see `mcl.moe.experts_alone`."""
+
+    decoder: Decoder
+    n: int
+
+
+AnyDecoder = Decoder | TestTimeAugmentation | ExpertsAlone
+
+
+def budget(decoder: AnyDecoder) -> tuple[int, int]:
+    """Returns what one hypothesis spends on a source: rows that it decodes side by side, and answers that it makes."""
+    match decoder:
+        case TestTimeAugmentation(inner, n) | ExpertsAlone(inner, n):
+            rows, answers = budget(inner)
+            return n * rows, n * answers
+        case Greedy():
+            return 1, 1
+        case Sampling():
+            return decoder.num_samples, decoder.num_samples
+        case _:
+            return decoder.num_beams, decoder.num_return
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding(Options):
+    """How the methods answer."""
+
+    max_new_tokens: int = field(default=80, metadata=COUNT | VOLATILE)
+    """Longest answer in tokens."""
+    decode_batch: int = field(default=8, metadata=COUNT | VOLATILE)
+    """Number of sources that are answered at the same time. Fewer need less memory."""
+    num_beams: int | None = field(default=None, metadata=VOLATILE)
+    """Number of beams of a method with one hypothesis, a multiple of K. The default is 2 K.
+    Each of K hypotheses has 1/K of them."""
+    repetition_penalty: float = field(default=1.0, metadata=VOLATILE)
+    """A value above 1 makes tokens of the prompt and of the answer so far less likely, in every decoder."""
+    mle_decoders: tuple[DecoderName, ...] = field(
+        default=("beam", "diverse", "sampling"), metadata=VOLATILE | NO_INFLUENCE
+    )
+    """Decoders with which a method with one hypothesis makes K answers. The default of the captioning experiments has
+    greedy as well.
+    greedy: one answer, of the likeliest token at each step.
+    beam, diverse: beam search and diverse beam search, with the same number of beams in all as the K hypotheses.
+    sampling: samples with top-p 0.95.
+    ancestral: samples from the whole distribution.
+    top_k: samples from the 50 likeliest tokens.
+    typical: samples from the typical set, 0.95.
+    tta: answers to K augmented pictures or clips, with 1/K of the beams for each."""
+    mcl_decoders: tuple[DecoderName, ...] = field(default=("beam",), metadata=VOLATILE | NO_INFLUENCE)
+    """Decoders with which each of K hypotheses makes one answer, with 1/K of what a method with one hypothesis has.
+    diverse: the best of its beams, each of which is a group.
+    tta: an augmented picture or clip, the same for all hypotheses."""
+    diversity_penalty: tuple[float, ...] = field(default=(0.8,), metadata=VOLATILE)
+    """Penalties λ of diverse beam search; several give a result for each, such as mle_r/diverse-0.5."""
+
+    def check(self) -> None:
+        super().check()
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"--repetition-penalty must be above 0, got {self.repetition_penalty}")
+        if not self.diversity_penalty or len(set(self.diversity_penalty)) < len(self.diversity_penalty):
+            raise ValueError(f"--diversity-penalty needs at least one λ, each once, got {self.diversity_penalty}")
+
+    def beams(self, num_hypotheses: int) -> int:
+        """Returns the number of beams of every method in all."""
+        return 2 * num_hypotheses if self.num_beams is None else self.num_beams
+
+    def decoders(self, names: Sequence[DecoderName], num_hypotheses: int, share: int) -> "dict[str, AnyDecoder]":
+        """Returns decoders by name; diverse-0.5 and the like if there are several penalties.
+
+        Args:
+          names: names of decoders.
+          num_hypotheses: K, the number of answers that a method makes in all.
+          share: number of hypotheses that share beams and answers: 1, or K for the decoders of mcl.
+        """
+        made = {}
+        for name in names:
+            penalties = self.diversity_penalty if name == "diverse" else self.diversity_penalty[:1]
+            for penalty in penalties:
+                key = f"{name}-{penalty:g}" if len(penalties) > 1 else name
+                made[key] = self.decoder(name, num_hypotheses, share=share, penalty=penalty)
+        return made
+
+    def decoder(
+        self, name: DecoderName, num_hypotheses: int, *, share: int = 1, penalty: float | None = None
+    ) -> "AnyDecoder":
+        """Returns the decoder with this name, with which one of `share` hypotheses makes K / share answers.
+
+        Args:
+          name: the name.
+          num_hypotheses: K.
+          share: see `decoders`.
+          penalty: λ of diverse beam search; the first of `diversity_penalty` if None.
+        """
+        n, beams = num_hypotheses // share, self.beams(num_hypotheses) // share
+        match name:
+            case "greedy":
+                return Greedy()
+            case "beam":
+                return BeamSearch(num_beams=beams, num_return=n)
+            case "diverse":
+                penalty = self.diversity_penalty[0] if penalty is None else penalty
+                groups = num_hypotheses if share == 1 else beams
+                return DiverseBeamSearch(num_beams=beams, num_groups=groups, num_return=n, diversity_penalty=penalty)
+            case "sampling":
+                return Sampling(num_samples=n, top_p=0.95)
+            case "ancestral":
+                return Sampling(num_samples=n)
+            case "top_k":
+                return Sampling(num_samples=n, top_k=50)
+            case "typical":
+                return Sampling(num_samples=n, typical_p=0.95)
+            case "tta":
+                return TestTimeAugmentation(BeamSearch(num_beams=self.beams(num_hypotheses) // num_hypotheses), n)
+            case _:
+                raise ValueError(f"Decoding.decoder needs a case for {name!r}")
