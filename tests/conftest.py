@@ -1,6 +1,7 @@
 """Every test runs on 8 fake CPU devices, with strict promotion of dtypes and ranks."""
 
 import contextlib
+import gc
 import importlib.metadata
 import os
 import re
@@ -29,6 +30,14 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # writing stack traces into programs takes time
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects that live: looking for garbage among them and all modules takes an eighth of it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture

@@ -62,34 +62,42 @@ def outcome(workdir):
     return json.loads((workdir / "results.json").read_text()), (workdir / "metrics.jsonl").read_text()
 
 
-def test_kill_9_at_any_moment_changes_nothing(tmp_path, straight, cache):
-    chance = random.Random(0)
-    # Before the first checkpoint, in the middle of a write, just after one, and between two.
-    for words, seconds in [
-        ("step 2", 0.0),
-        ("saving 8", 0.004),
-        ("saving 16", 0.03),
-        ("step 23", chance.random() / 20),
-    ]:
-        child = Child(tmp_path, cache)
-        child.wait_for(words)
-        signal.sigtimedwait([], seconds)
-        assert child.end(signal.SIGKILL) == -signal.SIGKILL
-        assert not (tmp_path / "results.json").exists()
-    child = Child(tmp_path, cache)
+# Before the first checkpoint, in the middle of a write, just after one, and between two.
+MOMENTS = [("step 2", 0.0), ("saving 8", 0.004), ("saving 16", 0.03), ("step 23", random.Random(0).random() / 20)]
+
+
+def kill(workdir, cache, words, seconds):
+    """Starts the run, or goes on with it, and kills it so many seconds after it said the words."""
+    child = Child(workdir, cache)
+    child.wait_for(words)
+    signal.sigtimedwait([], seconds)
+    assert child.end(signal.SIGKILL) == -signal.SIGKILL
+    assert not (workdir / "results.json").exists()
+
+
+def go_on(workdir, cache, straight):
+    """Ends the run, which then is as if nobody had disturbed it; returns the step that it began at."""
+    child = Child(workdir, cache)
     assert child.end() == 0
-    assert any(line.startswith("resumed") for line in child.said) and child.said[-1] == "finished"
-    assert outcome(tmp_path) == straight
-    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+    assert child.said[-1] == "finished"
+    assert outcome(workdir) == straight
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+    return next(int(line.split()[1]) for line in child.said if line.startswith("resumed"))
 
 
-def test_sigterm_saves_the_current_step_and_the_same_command_goes_on(tmp_path, straight, cache):
+@pytest.mark.slow
+def test_kill_9_at_any_moment_changes_nothing(tmp_path, straight, cache):
+    for moment in MOMENTS:
+        kill(tmp_path, cache, *moment)
+    assert go_on(tmp_path, cache, straight) > 0
+
+
+def test_kill_9_then_sigterm_which_saves_the_current_step(tmp_path, straight, cache):
+    """In the middle of a write, and at a step that has no other checkpoint; then the same command goes on."""
+    kill(tmp_path, cache, *MOMENTS[1])
     child = Child(tmp_path, cache)
     child.wait_for("step 10")
     assert child.end(signal.SIGTERM) == 143
     stopped_at = max(int(line.split()[1]) for line in child.said if line.startswith("step "))
     assert 10 <= stopped_at < 30
-    child = Child(tmp_path, cache)
-    assert child.end() == 0
-    assert f"resumed {stopped_at}" in child.said
-    assert outcome(tmp_path) == straight
+    assert go_on(tmp_path, cache, straight) == stopped_at

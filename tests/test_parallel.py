@@ -56,7 +56,13 @@ def trained(name, num_devices):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_devices"), [("balanced", 1), ("balanced", 2), ("balanced", 8), ("sampled", 8), ("all", 2)]
+    ("name", "num_devices"),
+    [
+        ("balanced", 8),
+        ("sampled", 8),
+        ("all", 2),
+        *(pytest.param("balanced", n, marks=pytest.mark.slow) for n in (1, 2)),
+    ],
 )
 def test_as_on_one_device(name, num_devices):
     for here, there in zip(trained(name, num_devices), trained(name, 0), strict=True):
@@ -339,7 +345,7 @@ class TestEvaluationAndDecoding:
         place = lambda keys, x: jax.device_put(x, shardings(keys, x.shape))
         return jax.tree_util.tree_map_with_path(place, self.params), grid
 
-    @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (1, 8)])
+    @pytest.mark.parametrize("shape", [(2, 4), (1, 8), pytest.param((8, 1), marks=pytest.mark.slow)])
     def test_held_out_likelihoods(self, shape):
         batch = {"tokens": self.tokens, "target_mask": self.mask[:, 1:]}
         expected = mcl.language_model.evaluate(self.model, self.params, self.adapters, [batch])

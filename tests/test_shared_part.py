@@ -87,14 +87,14 @@ def test_equals_tied_adapters(name):
     module, x, targets, options = LAYERS[name]
     model, params, adapters = setup(module, x, targets, **options)
     plain, expected = tied(model, adapters, params, x)
-    every = model.apply_all(params, adapters, x)
-    close(every, plain.apply_all(params, expected, x))
+    every = jax.jit(model.apply_all)(params, adapters, x)
+    close(every, jax.jit(plain.apply_all)(params, expected, x))
+    apply, base = jax.jit(model.apply), jax.jit(lambda params: module.apply({"params": params}, x))
     for k in range(K):
-        close(every[k], model.apply(params, hypotheses.select(adapters, k), x))
-        merged = model.merge(params, adapters, k)
-        close(module.apply({"params": merged}, x), every[k], 1e-4)
+        close(every[k], apply(params, hypotheses.select(adapters, k), x))
+        close(base(model.merge(params, adapters, k)), every[k], 1e-4)
     chosen = jnp.array([1, 0, 2, 2, 1])
-    assigned = model.apply_assigned(params, adapters, chosen, x)
+    assigned = jax.jit(model.apply_assigned)(params, adapters, chosen, x)
     close(assigned, every[chosen, jnp.arange(5)])
 
 

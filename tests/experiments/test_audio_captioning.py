@@ -25,6 +25,7 @@ def config(tmp_path):
     return tiny(Config, clips_in(tmp_path / "mine"), QWEN, seconds=0.4, prompt=PROMPT, dropout=0.1)
 
 
+@pytest.mark.slow  # tests/experiments/test_image_captioning.py has the same of pictures
 def test_a_run_leaves_its_results_and_figures(config, encoded, capsys):
     main(config)
     mcl, nearest = json.loads((config.workdir / "results.json").read_text())["methods"].values()

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.markov import report, theory
 from experiments.markov.__main__ import main
 from experiments.markov.config import Config
 from experiments.markov.training import Problem, sample_mixture
@@ -26,9 +27,12 @@ def tiny(workdir, tmp_path, **changes):
     return Config.from_options(workdir=tmp_path / workdir, transitions=chains, num_hypotheses=3, **(sizes | changes))
 
 
-@pytest.mark.parametrize("shared_rank", [pytest.param(0, marks=pytest.mark.slow), 96])
-def test_run_leaves_what_the_contract_names(tmp_path, capsys, shared_rank):
-    config = tiny("run", tmp_path, seed=(1, 2), shared_rank=shared_rank)
+@pytest.mark.parametrize(
+    ("seeds", "shared_rank"), [((2,), 96), pytest.param((1, 2), 0, marks=pytest.mark.slow, id="seeds")]
+)
+def test_run_leaves_what_the_contract_names(tmp_path, capsys, monkeypatch, seeds, shared_rank):
+    monkeypatch.setattr("experiments.markov.config.NUM_LAYERS", 1)  # half as much to compile
+    config = tiny("run", tmp_path, seed=seeds, shared_rank=shared_rank)
     main(config)
     results = json.loads((config.workdir / "results.json").read_text())
     assert {"mle", "wta_lower", "wta_upper"} <= results["bounds"].keys()
@@ -37,13 +41,33 @@ def test_run_leaves_what_the_contract_names(tmp_path, capsys, shared_rank):
     assert np.shape(results["mcl"]["transition_matrices"]) == (3, 3, 3)
     assert np.shape(results["mcl"]["total_variation"]) == (2,)
     assert np.sum(results["mcl"]["win_rate"]) == pytest.approx(1.0)
-    assert results["seconds"] > 0 and [run["seed"] for run in results["seeds"]] == [1, 2]
+    assert results["seconds"] > 0 and [run["seed"] for run in results["seeds"]] == list(seeds)
     assert {path.name for path in (config.workdir / "figures").iterdir()} == {"loss.png", "transitions.png"}
     steps = [json.loads(line)["step"] for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [0, 3, 5] * 4
+    assert steps == [0, 3, 5] * 2 * len(seeds)
     capsys.readouterr()
     main(config)
     assert "is finished" in capsys.readouterr().out
+
+
+def test_several_seeds_are_averaged(tmp_path):
+    """Means, standard deviations over n - 1, and each seed alone; hypotheses are in the order of their chains."""
+    config, chains = tiny("run", tmp_path, seed=(1, 2)), np.array(THREE)
+
+    def trained(loss, learned):
+        wins = np.array([[0.5, 0.0, 0.0], [0.0, 0.25, 0.25]])
+        return dict(eval_loss=loss, standard_error=loss / 10, win_matrix=wins, transition_matrices=learned, seconds=7.0)
+
+    runs = [trained(loss, chains[[1, 0, 0]]) for loss in (1.0, 3.0)]
+    bounds = theory.bounds(config.chains, config.data.seq_len, num_hypotheses=config.k)
+    found = report.summarise(config, bounds, {"mle": runs, "mcl": runs})
+    for method in ("mle", "mcl"):
+        assert found[method]["eval_loss"] == 2.0
+        assert found[method]["spread"]["eval_loss"] == pytest.approx(np.sqrt(2))
+        assert [(one["seed"], one[method]["eval_loss"]) for one in found["seeds"]] == [(1, 1.0), (2, 3.0)]
+    np.testing.assert_allclose(found["mcl"]["transition_matrices"][:2], chains)
+    assert found["mcl"]["win_rate"][1] == 0.5 and found["mcl"]["covered"] is True
+    assert found["seconds"] == 28.0 and found["standard_error"] == pytest.approx(0.3)
 
 
 def test_a_shared_part_keeps_the_rank_of_all_hypotheses_together(tmp_path):

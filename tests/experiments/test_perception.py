@@ -65,7 +65,15 @@ def test_features_are_cached_whatever_they_come_with(case, encoded):
     assert encoded == {records[i].id: 1 for i in (0, 1, 2, 3, 4, 6, 7)}
 
 
-@pytest.mark.parametrize(("size", "axes"), [(8, "data=8"), (3, "data=8"), (3, "data=4,model=2"), (4, "model=8")])
+@pytest.mark.parametrize(
+    ("size", "axes"),
+    [
+        (8, "data=8"),
+        (3, "data=4,model=2"),
+        pytest.param(3, "data=8", marks=pytest.mark.slow),
+        pytest.param(4, "model=8", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_give_the_features_of_one(case, size, axes):
     make, records, _ = case
     assert len(jax.local_devices()) == 8

@@ -179,6 +179,14 @@ def test_links(grid, links):
 # ----------------------------------------------------------------------------------------------------------- Refusals
 
 
+@pytest.fixture(autouse=True)
+def source_lines():
+    """The plan names lines of the source, which other tests leave out of their programs."""
+    jax.config.update("jax_traceback_in_locations_limit", 10)
+    yield
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+
+
 def run(tmp_path, *args):
     """Runs the command and returns its plan."""
     file, base = tmp_path / "plan.json", tmp_path / "config.json"

@@ -80,7 +80,12 @@ def standard_promotion():
         yield
 
 
-def test_a_run_leaves_its_results_and_figures(config, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "decoders",
+    [("beam", "sampling"), pytest.param(("beam", "diverse", "sampling"), marks=pytest.mark.slow)],
+)
+def test_a_run_leaves_its_results_and_figures(config, decoders, monkeypatch, capsys):
+    config = config.replace(mle_decoders=decoders)
     with monkeypatch.context() as patch:
         asked = iter([False, False, True])  # of each step: stopped after the third, and gone on
         patch.setattr(Run, "stop_requested", property(lambda run: next(asked)))
@@ -91,7 +96,7 @@ def test_a_run_leaves_its_results_and_figures(config, monkeypatch, capsys):
     lines = [json.loads(line) for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["run"], line["step"]) for line in lines] == [(m, n) for m in ("mcl", "mle_rk") for n in (0, 3, 5)]
     results = json.loads((config.workdir / "results.json").read_text())
-    names = {"mcl"} | {f"mle_rk/{decoder}" for decoder in ("beam", "diverse", "sampling")}
+    names = {"mcl"} | {f"mle_rk/{decoder}" for decoder in decoders}
     assert set(results["methods"]) == names
     for found in results["methods"].values():
         assert set(found) >= KEYS
@@ -107,7 +112,7 @@ def test_a_run_leaves_its_results_and_figures(config, monkeypatch, capsys):
     assert above["mean"] == pytest.approx(beam["test_loss"] - mcl["test_loss"], abs=1e-6)
     assert above["low"] < above["mean"] < above["high"]
     assert abs(beam["answer_loss_above_mcl"]["mean"]) > 3 * abs(above["mean"])  # answers have four tokens at least
-    assert [len(of) for of in mcl["samples"][0]["answers"].values()] == [3] * 4
+    assert [len(of) for of in mcl["samples"][0]["answers"].values()] == [3] * len(names)
     for scores in mcl["samples"][0]["log_likelihoods"].values():
         assert len(scores) == 3
         assert max(scores) < 0
@@ -119,7 +124,8 @@ def test_a_run_leaves_its_results_and_figures(config, monkeypatch, capsys):
     check_samples(capsys, config.workdir, lambda samples: [sample["source"] for sample in samples])
 
 
-@pytest.mark.parametrize("objective", ["balanced", pytest.param("relaxed", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/test_fitting.py and tests/test_kill.py have the same of smaller models
+@pytest.mark.parametrize("objective", ["balanced", "relaxed"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path, monkeypatch):
     task = load(config.replace(objective=objective, dropout=0.1, steps=6))
     evaluate = evaluator(task, "mcl")
