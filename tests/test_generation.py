@@ -266,7 +266,7 @@ def test_prompts_of_a_tokenizer_and_whatever_padding_is(base, inputs):
     np.testing.assert_allclose(found.scores, whole.scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pad", [-1, 41, 32000])
+@pytest.mark.parametrize("pad", [-1, 41, pytest.param(32000, marks=pytest.mark.slow)])
 def test_the_padding_token_may_be_none_of_the_vocabulary(base, pad):
     decoder = DiverseBeamSearch(4, 2, num_return=3)
     inside = decode(*base, PROMPTS, decoder, 8, eos_token_id=EOS, pad_token_id=PAD)

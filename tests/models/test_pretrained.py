@@ -163,8 +163,10 @@ def test_weights_are_read_into_a_sharding():
 # --------------------------------------------------------------------------------------------------------- Full size
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["list", "scan"])
 @pytest.mark.parametrize("file", FULL_SIZE, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "scan", [pytest.param(False, marks=pytest.mark.slow, id="list"), pytest.param(True, id="scan")]
+)
 def test_every_tensor_of_a_full_size_model_has_its_place(file, scan):
     config, *lines = file.read_text().splitlines()
     theirs = {name: tuple(map(int, shape.split("x"))) for name, shape in (line.split() for line in lines)}
