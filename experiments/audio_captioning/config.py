@@ -77,7 +77,7 @@ WHISPER: dict[str, Any] = STAMPS | dict(
     base=Path(WHISPER_BASE),
     spoken=("es",),
     modes=("en", "es"),
-    seconds=4.0,
+    seconds=8.0,  # no clip is longer than 5, but Whisper hears better with silence after a clip
     prompt="<|startoftranscript|><|es|><|translate|><|notimestamps|>",
     targets=("self_attn/q_proj", "self_attn/k_proj", "self_attn/v_proj", "encoder_attn/q_proj", "fc1", "fc2"),
     steps=150,
@@ -89,13 +89,15 @@ WHISPER: dict[str, Any] = STAMPS | dict(
 DEMO: dict[str, Any] = WHISPER | dict(
     methods=("mcl", "mle_rk"),
     mle_decoders=("beam",),
+    seconds=6.0,
     batch_size=8,
-    steps=80,
+    steps=60,
     eval_every=20,
-    eval_items=24,
+    eval_items=16,
     test_items=60,
     decode_items=60,
     retrieval_items=8,
+    nearest_items=0,
 )
 # Letzelter et al. (arXiv 2507.10419), as their scripts have it (train_scripts.sh, eval_scripts.sh and conf/ of
 # Qwen2-Audio/). An epoch draws one caption of a clip, as theirs does. `--num-beams 5`, 10 and 25 are theirs for
