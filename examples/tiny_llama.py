@@ -35,6 +35,6 @@ def make(folder: str | Path, texts: list[str]) -> Path:
         initializer_range=0.2,  # larger than usual, so that a frozen random output layer can tell words apart
     )
     module = Llama(config)
-    params = module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     mcl.models.save_pretrained(folder, module, params, tokenizer)
     return Path(folder)
