@@ -43,8 +43,9 @@ class Config(shared.Config):
     """Compares K hypotheses of a Qwen2-Audio or Whisper with one model, on clips that have several right captions.
 
     The default preset, stamps-spoken, hears a caption in one of 14 languages and writes it in English or French, on a
-    laptop. --preset stamps-whisper hears Spanish with Whisper base and writes it in English or Spanish. --preset
-    audiocaps-qwen2-7b and clotho-qwen2-7b are the paper's recipes; they need --base and --folder.
+    laptop. --preset stamps-whisper hears Spanish with Whisper base and writes it in English or Spanish; --preset demo
+    is a short form of it. --preset audiocaps-qwen2-7b and clotho-qwen2-7b are the paper's recipes; they need --base and
+    --folder.
     """
 
     data: Data = Data()
@@ -85,7 +86,7 @@ WHISPER: dict[str, Any] = STAMPS | dict(
     alpha=16.0,
     max_length=32,
 )
-# Some minutes on two cores.
+# Seven minutes on two cores.
 DEMO: dict[str, Any] = WHISPER | dict(
     methods=("mcl", "mle_rk"),
     mle_decoders=("beam",),
