@@ -27,11 +27,14 @@ SECONDS = 285  # less than the section may take, so that what ran is reported
 
 def steps(quick: bool) -> Iterator[dict[str, Any]]:
     """Yields the counts and the names of failed tests; raises an AssertionError if some failed or had no time."""
-    parallel = ["-n", "8"] if importlib.util.find_spec("xdist") else []
+    workers = max(1, (os.cpu_count() or 1) - 2)  # the tests compile many small programs, which takes processors
+    parallel = ["-n", str(workers)] if importlib.util.find_spec("xdist") else []
     files = FILES[:1] if quick else FILES
     command = [sys.executable, "-m", "pytest", "-vv", "-m", "not slow", "--tb=line", "-p", "no:cacheprovider"]
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    environment = os.environ | {"JAX_PLATFORMS": platform}  # tests run on a CPU unless told otherwise
+    # Tests run on a CPU unless told otherwise. Autotuning would try several kernels for each of their small products.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    environment = os.environ | {"JAX_PLATFORMS": platform, "XLA_FLAGS": flags}
     options = {"env": environment, "capture_output": True, "text": True, "timeout": SECONDS}
     try:
         done = subprocess.run([*command, *parallel, *files], **options)
