@@ -133,6 +133,10 @@ class Config(Options):
         """Returns the objective of a method."""
         return self.objective.make() if method == "mcl" else objectives.mle()
 
+    def chooses_first(self, backward: str) -> bool:
+        """Whether --assign clean makes a step of mcl compute scores before a backward pass of all hypotheses."""
+        return backward == "all" and self.objective.assign == "clean" and self.lora.dropout > 0.0
+
     def decoders(self, method: Method) -> dict[str, AnyDecoder]:
         """Returns the decoders of a method by the name of their results.
 

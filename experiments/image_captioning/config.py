@@ -74,6 +74,7 @@ TEXTCAPS: dict[str, Any] = dict(
     rank=8,
     alpha=32.0,
     dropout=0.05,
+    assign="noisy",  # their only forward pass has dropout, so winners are chosen with it
     targets=("all-linear",),
     epochs=1,
     batch_size=8,
