@@ -18,6 +18,7 @@ from mcl_jax.lora import LoraConfig
 
 Method = Literal["mcl", "mle_r", "mle_rk", "moe"]
 SHORT: dict[str, tuple[Method, ...]] = {"mle": ("mle_r", "mle_rk")}
+MOST_MERGED = 5  # hypotheses, so 10 evaluations of pairs
 STEPS = 100  # default if neither --steps nor --epochs is given
 
 
@@ -77,6 +78,11 @@ class Config(Options):
         if (self.experts.experts_per_token or 0) > K:
             raise ValueError(
                 f"--experts-per-token must be at most --num-hypotheses {K}, got {self.experts.experts_per_token}"
+            )
+        if self.evaluation.merge_costs and K > MOST_MERGED:
+            raise ValueError(
+                f"--merge-costs evaluates every pair, for at most --num-hypotheses {MOST_MERGED}; got {K}, which has "
+                f"{K * (K - 1) // 2} pairs"
             )
         if (beams := self.decoding.beams(K)) % K or beams < 1:
             raise ValueError(

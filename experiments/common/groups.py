@@ -295,6 +295,8 @@ class Evaluation(Options):
     """Number of test sources for the final loss and win matrix, each with all its answers; None is all of them."""
     decode_items: int | None = field(default=40, metadata=COUNT | VOLATILE)
     """Number of test sources that the methods answer; None is all of them."""
+    merge_costs: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
+    """Also measure how much the test loss rises if two hypotheses of mcl are merged, for every pair of at most 5."""
 
     def check(self) -> None:
         super().check()

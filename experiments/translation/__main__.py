@@ -5,6 +5,7 @@ from experiments.common.experiment import Columns, draw, finish, on_test, page_o
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores
 from experiments.translation.task import load_base, load_data
@@ -53,7 +54,8 @@ def main(config: Config) -> None:
                 evaluate = evaluator(task, method)
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
-                held_out = on_test(likelihoods[method], task)
+                of_pairs = merged_pairs(task, method, state, test)
+                held_out = on_test(likelihoods[method], task, of_pairs)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():

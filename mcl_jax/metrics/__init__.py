@@ -49,7 +49,7 @@ from mcl_jax.metrics.translation import (
     sentence_bleu,
     sentence_chrf,
 )
-from mcl_jax.metrics.usage import effective_number, removal_cost
+from mcl_jax.metrics.usage import droppable, effective_number, removal_cost, worthless
 from mcl_jax.metrics.word_errors import mean_wer, oracle_wer, oracle_wer_per_reference
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "derangement",
     "difference",
     "div_n",
+    "droppable",
     "effective_number",
     "embedding_diversity",
     "for_results",
@@ -121,4 +122,5 @@ __all__ = [
     "vocabulary",
     "win_matrix",
     "with_distractors",
+    "worthless",
 ]

@@ -41,8 +41,8 @@ def removal_cost(
     """Computes how much the loss rises without some hypotheses: mean_n (max_k l_kn − max(max_{k ∉ R} l_kn, a_n)).
 
     For one removed hypothesis this is the cost of dropping it. For a pair, with the log-likelihoods a under the mean of
-    the two, it is the cost of merging them, which may be negative. The other hypotheses are not trained again, so this
-    is an upper bound of what a training with fewer of them would lose.
+    the two, it is the cost of merging them, which may be negative. The other hypotheses are not trained again; a
+    training with fewer of them from the start should lose less.
 
     Args:
       log_likelihood: log p of each item under each hypothesis, in nats per item or per token.
@@ -65,6 +65,48 @@ def removal_cost(
     of_source = [np.bincount(place, weights=values) for values in (cost, np.ones_like(cost))]
     mean = lambda sums, _: sums[..., 0] / sums[..., 1]
     return (bootstrap or Bootstrap()).pooled(cost, np.stack(of_source, axis=1), mean)
+
+
+def droppable(
+    log_likelihood: Float[np.ndarray, "K N"],
+    *,
+    source: Int[np.ndarray, " N"] | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> list[int]:
+    """Returns the hypotheses that are not worth their place, the least useful first.
+
+    Of n hypotheses, the one whose removal costs least is dropped if it costs at most log(n / (n − 1)) nats per item,
+    and so on with the others; the upper end of the interval of the cost counts. To name one of n hypotheses takes that
+    much more than to name one of n − 1, so the bound L_WTA + log n on the loss of their uniform mixture does not rise.
+
+    Args:
+      log_likelihood: log p of each item under each hypothesis, in nats per item.
+      source, bootstrap: as in `removal_cost`.
+    Returns:
+      At most K − 1 indices.
+    """
+    log_likelihood = np.asarray(log_likelihood, np.float64)
+    left, dropped = list(range(len(log_likelihood))), []
+    best_without = lambda k: log_likelihood[[j for j in left if j != k]].max(axis=0).mean()
+    while len(left) > 1:
+        k = max(left, key=best_without)
+        cost = removal_cost(log_likelihood[left], [left.index(k)], source=source, bootstrap=bootstrap)
+        if not worthless(cost, len(left)):
+            break
+        left.remove(k)
+        dropped.append(k)
+    return dropped
+
+
+def worthless(cost: Score, num_hypotheses: int) -> bool | None:
+    """Whether one of n hypotheses may go: its removal costs at most log(n / (n − 1)) nats per item, see `droppable`.
+
+    None means that it is unclear: the mean is below the bound, and the upper end of the interval is not.
+    """
+    bound = np.log(num_hypotheses / (num_hypotheses - 1))
+    if cost.mean > bound:
+        return False
+    return None if cost.high > bound else True
 
 
 def _checked(log_likelihood: np.ndarray, removed: Collection[int], added: object, source: object) -> list[int]:

@@ -71,6 +71,33 @@ def test_the_interval_resamples_sources_and_the_mean_is_over_items():
     assert alone.mean == pytest.approx(2.25 / 7) and np.isnan(alone.low)
 
 
+def test_what_is_not_worth_its_place_is_dropped_one_after_the_other():
+    """log(5/4) = 0.22, log(4/3) = 0.29, log(3/2) = 0.41: of copies one stays, and so does one that wins far."""
+    far = np.full((3, 7), -9.0)
+    far[0, :3], far[1, 3:5], far[2, 5:] = -1.0, -1.0, -1.0  # without one of them, 2 or 3 of 7 lose 8 nats
+    assert metrics.droppable(far) == []
+    assert metrics.droppable(np.concatenate([far, far[1:2], far[:1] - 0.5])) == [1, 4]
+    assert metrics.droppable(np.ones((3, 7))) == [0, 1]
+    assert metrics.droppable(far[:1]) == []
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(2.83, [2]), (2.85, [])])
+def test_the_bound_is_what_a_name_costs(gain, expected):
+    """The third of three is better on one item of 7: 7 log(3/2) = 2.838. A single source has no interval."""
+    log_p = np.full((3, 7), -9.0)
+    log_p[0, :3], log_p[1, 3:6], log_p[2, 6] = -1.0, -1.0, gain - 9.0
+    assert metrics.droppable(log_p, source=np.zeros(7, int)) == expected
+
+
+def test_the_upper_end_of_the_interval_decides():
+    """A mean cost of 2/7 is below log 2, and its upper end is not."""
+    log_p = np.zeros((2, 7))
+    log_p[0, 3], log_p[1, :3] = 2.0, 5.0
+    cost = metrics.removal_cost(log_p, [0])
+    assert cost.mean == pytest.approx(2 / 7) and cost.mean < np.log(2) < cost.high
+    assert metrics.droppable(log_p) == [] and metrics.droppable(log_p, source=np.zeros(7, int)) == [0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
