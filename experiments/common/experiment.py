@@ -37,20 +37,23 @@ class Columns:
     errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def on_test(likelihoods: Likelihoods, task: Task, merged: Mapping[usage.Pair, np.ndarray]) -> dict[str, Any]:
-    """Returns the `summary` of a method on the test split, with its loss as `test_loss`.
+def on_test(
+    likelihoods: Likelihoods, task: Task, merged: Mapping[usage.Pair, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Returns the `summary` of a method on the test split, with its loss as `test_loss`, also that of each source.
 
     Several hypotheses also have the use of each, under `hypotheses`.
 
     Args:
       likelihoods: likelihoods on the test split.
       task: the task.
-      merged: those under the mean of each pair of hypotheses, from `usage.merged_pairs`.
+      merged: those under the mean of each pair of hypotheses, from `usage.merged_pairs`, if they were computed.
     """
     scores = summary(likelihoods, task)
     scores["test_loss"] = scores.pop("eval_loss")
+    scores["per_item"] = {"test_loss": likelihoods.mean_per_record(likelihoods.losses).tolist()}
     if len(likelihoods.log_p) > 1:
-        scores["hypotheses"] = usage.hypotheses(likelihoods, merged)
+        scores["hypotheses"] = usage.hypotheses(likelihoods, merged or {})
     return scores
 
 
@@ -114,7 +117,7 @@ def below(scores: Mapping[str, Any], of_mcl: Mapping[str, Any]) -> dict[str, Any
     values = lambda values: metrics.Bootstrap().mean([np.nan if value is None else value for value in values])
     return {
         name: with_interval(metrics.difference(values(others[name]), values(known[name])))
-        for name in known.keys() & others.keys()
+        for name in known.keys() & others.keys() - {"test_loss"}  # which `gap` compares
         if scores.get(name, 0.0) is not None  # such as the diversity of a single answer
     }
 

@@ -43,56 +43,50 @@ def hypotheses(likelihoods: Likelihoods, merged: Mapping[Pair, np.ndarray]) -> d
       likelihoods: likelihoods of several hypotheses.
       merged: log p [N] of the same answers under the mean of each pair; may be empty.
     """
-    log_p, K = likelihoods.log_p, len(likelihoods.log_p)
-    cost = lambda *of: metrics.removal_cost(*of, source=likelihoods.record)
-    wins = np.bincount(likelihoods.winner, minlength=K)
-    dropped = metrics.droppable(log_p, source=likelihoods.record)
-    drops = [cost(log_p, [k]) for k in range(K)]
-    merges = {pair: cost(log_p, pair, together) for pair, together in merged.items()}
+    wins = np.bincount(likelihoods.winner, minlength=len(likelihoods.log_p))
+    drops, merges = _costs(likelihoods, merged, np.ones_like(likelihoods.tokens))
+    of_token = [list(map(with_interval, costs)) for costs in _costs(likelihoods, merged, likelihoods.tokens)]
+    dropped = metrics.droppable(likelihoods.log_p, source=likelihoods.record)
     scores = {
         "effective": metrics.effective_number(wins / wins.sum()),
-        "drop_cost": [with_interval(cost(log_p / likelihoods.tokens, [k])) for k in range(K)],
-        "answer_drop_cost": [with_interval(score) for score in drops],
+        "drop_cost": of_token[0],
+        "answer_drop_cost": list(map(with_interval, drops)),
         "droppable": dropped,
     }
     if merged:
-        of_token = lambda pair: cost(log_p / likelihoods.tokens, pair, merged[pair] / likelihoods.tokens)
-        scores |= {
-            "merged_pairs": list(merged),
-            "merge_cost": [with_interval(of_token(pair)) for pair in merged],
-            "answer_merge_cost": [with_interval(score) for score in merges.values()],
-        }
-    return scores | {
-        "recommendation": _recommendation(drops, cost(log_p, dropped) if dropped else None, dropped, merges)
-    }
+        answer_merge_cost = list(map(with_interval, merges))
+        scores |= {"merged_pairs": list(merged), "merge_cost": of_token[1], "answer_merge_cost": answer_merge_cost}
+    if dropped:
+        cost = metrics.removal_cost(likelihoods.log_p, dropped, source=likelihoods.record)
+        return scores | {"recommendation": _to_drop(dropped, cost, len(drops))}
+    return scores | {"recommendation": _to_keep(drops, dict(zip(merged, merges, strict=True)))}
 
 
-def _recommendation(
-    drops: list[metrics.Score],
-    of_dropped: metrics.Score | None,
-    dropped: list[int],
-    merges: Mapping[Pair, metrics.Score],
-) -> str:
-    """Says in a sentence how many hypotheses to take.
+def _costs(
+    likelihoods: Likelihoods, merged: Mapping[Pair, np.ndarray], size: np.ndarray
+) -> tuple[list[metrics.Score], list[metrics.Score]]:
+    """Returns the costs of dropping each hypothesis and of merging each pair, with log p divided by `size` [N]."""
+    log_p, source = likelihoods.log_p / size, likelihoods.record
+    drops = [metrics.removal_cost(log_p, [k], source=source) for k in range(len(log_p))]
+    merges = [metrics.removal_cost(log_p, pair, together / size, source=source) for pair, together in merged.items()]
+    return drops, merges
 
-    Args:
-      drops: cost of dropping each hypothesis, in nats per answer.
-      of_dropped: cost of dropping all that are not worth their place together, if there are any.
-      dropped: these hypotheses.
-      merges: cost of merging pairs.
-    """
-    K = len(drops)
-    if of_dropped is not None:
-        return f"{_named(dropped)} could be dropped: this costs {_nats(of_dropped)}; {_try(K - len(dropped))}."
-    if merges:
-        pair = min(merges, key=lambda pair: merges[pair].mean)
-        if metrics.worthless(merges[pair], K):
-            return f"{_named(pair)} could be merged: this costs {_nats(merges[pair])}; {_try(K - 1)}."
-    least = int(np.argmin([score.mean for score in drops]))
+
+def _to_drop(dropped: list[int], cost: metrics.Score, num_hypotheses: int) -> str:
+    """Names the hypotheses that are not worth their place, and what dropping all of them costs per answer."""
+    return f"{_named(dropped)} could be dropped: this costs {_nats(cost)}; {_try(num_hypotheses - len(dropped))}."
+
+
+def _to_keep(drops: list[metrics.Score], merges: Mapping[Pair, metrics.Score]) -> str:
+    """Says whether a pair could be merged, or else what the least useful hypothesis is worth, in nats per answer."""
+    K, least = len(drops), int(np.argmin([cost.mean for cost in drops]))
+    pair = min(merges, key=lambda pair: merges[pair].mean, default=None)
+    if pair and metrics.worthless(merges[pair], K):
+        return f"{_named(pair)} could be merged: this costs {_nats(merges[pair])}; {_try(K - 1)}."
+    costs = _nats(drops[least])
     if metrics.worthless(drops[least], K) is None:
-        costs = _nats(drops[least])
         return f"It is unclear whether hypothesis {least} is needed: dropping it costs {costs}; test on more sources."
-    return f"All {K} hypotheses are used: dropping the least useful, {least}, costs {_nats(drops[least])}."
+    return f"All {K} hypotheses are used: dropping the least useful, {least}, costs {costs}."
 
 
 def _named(ks: list[int] | Pair) -> str:
