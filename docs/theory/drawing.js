@@ -34,13 +34,14 @@ const Drawing = (() => {
   }
 
   /** A chart of nats per token. lines: [{points: [[x, y]], kind}]; levels: [{y, kind}]; band: two lines; at: an x.
-      Lines of the kind "lower" may leave the chart. */
-  function chart(width, title, xLabel, { lines, levels, band, at }) {
+      Lines of the kind "lower" may leave the chart, and none goes above the ceiling. */
+  function chart(width, title, xLabel, { lines, levels, band, at, ceiling = Infinity }) {
     const points = lines.flatMap(({ kind, points }) => (kind === "lower" ? [] : points));
     const known = levels.filter((level) => Number.isFinite(level.y));
     const [left, right, top, bottom] = [52, width - 10, 24, 238];
     const [x0, x1] = range(points.map(([x]) => x), 0);
-    const [y0, y1] = range([...points.map(([, y]) => y), ...known.map(({ y }) => y)], 0.06);
+    const heights = [...points.map(([, y]) => Math.min(y, ceiling)), ...known.map(({ y }) => y)];
+    const [y0, y1] = range(heights, 0.06);
     const x = (value) => left + ((value - x0) / (x1 - x0)) * (right - left);
     const y = (value) => top + ((y1 - value) / (y1 - y0)) * (bottom - top);
     const path = (list) => `M${list.map(([a, b]) => `${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("L")}`;
@@ -58,7 +59,7 @@ const Drawing = (() => {
       text(left, 14, "nats per token", { "text-anchor": "start" }), text((left + right) / 2, 274, xLabel));
   }
 
-  // --- Chains as points: of a square for two symbols, and of a triangle for each row of three -------------------------
+  // --- Chains as points: of a square for two symbols, and of a triangle for each row of three -----------------------
 
   const place = ([x, y]) => [PAD + SIDE * x, PAD + SIDE * (1 - y)];
   const round = (p) => Math.round(100 * Math.min(Math.max(p, 0), 1)) / 100;

@@ -5,7 +5,7 @@
    x_{t+1} ~ P_z[x_t, :], up to length T. Chains are [N][V][V]. Tests run this file under node and compare it with
    experiments.markov.theory and mcl_jax.objectives. */
 const Exact = (() => {
-  const LIMIT = 6000; // types of sequences that a phone goes through while a number is dragged
+  const LIMITS = { exact: 6000, learn: 2500 }; // types of sequences that a phone goes through without a pause
   const sum = (values, of = (value) => value) => values.reduce((total, value, i) => total + of(value, i), 0);
   const times = (n, make) => Array.from({ length: n }, (_, i) => make(i));
   const grid = (rows, columns, make) => times(rows, (i) => times(columns, (j) => make(i, j)));
@@ -35,17 +35,17 @@ const Exact = (() => {
     return minors.map((minor) => (total > 1e-12 ? minor / total : NaN));
   }
 
-  /** Entropy of the next symbol in the long run, sum_i pi(i) H(P[i, :]): the paper's upper line of WTA, for one chain. */
+  /** Entropy of the next symbol in the long run, sum_i pi(i) H(P[i, :]); its mean is the paper's upper line of WTA. */
   const entropyRate = (P) => sum(stationary(P), (share, i) => share * entropy(P[i]));
 
-  /** Where one first-order chain goes under MLE: Pbar[i, :] = sum_k prior_k pi_k(i) P_k[i, :] / sum_k prior_k pi_k(i). */
+  /** Where one chain goes under MLE: Pbar[i, :] = sum_k prior_k pi_k(i) P_k[i, :] / sum_k prior_k pi_k(i). */
   function average(chains, prior) {
     const share = chains.map((P, n) => stationary(P).map((pi) => pi * prior[n]));
     const visits = (i) => sum(share, (row) => row[i]);
     return chains[0].map((row, i) => row.map((_, j) => sum(chains, (P, n) => share[n][i] * P[i][j]) / visits(i)));
   }
 
-  /** H(x_2..x_T | x_1, z), the WTA optimum of the paper's proposition, for T = 1, 2, ..., length (nats per sequence). */
+  /** H(x_2..x_T | x_1, z), the WTA optimum of the paper's proposition, for T = 1, ..., length (nats per sequence). */
   function conditionalEntropies(chains, prior, length) {
     let symbol = chains.map((P) => P.map(() => 1 / P.length));
     const totals = [0];
@@ -70,11 +70,10 @@ const Exact = (() => {
     return { classOf, probabilities };
   }
 
-  /** Groups all sequences x_1..x_t by their counts of transitions, for t = 2, 3, ..., length, until there are too many.
+  /** Groups all sequences x_1..x_t by their counts of transitions, for t = 2, 3, ..., length, up to `limit` types.
       All sequences of one type are equally likely under every chain. Yields {length, types}; a type has its counts [C],
-      `many` sequences, and log p(x_2..x_t | x_1; P_n) [N]. A dynamic programme over t: counts are digits of one code. */
-  function* sequenceTypes(chains, length, merge = true) {
-    const { classOf, probabilities } = transitionClasses(chains, merge);
+      `many` sequences, and log p(x_2..x_t | x_1; P_n) [N]. A dynamic programme over t; counts are digits of a code. */
+  function* sequenceTypes(chains, length, { classOf, probabilities }, limit) {
     const unit = probabilities.map((_, c) => length ** c), logs = probabilities.map((entry) => entry.map(Math.log));
     const decode = ([code, many]) => {
       const counts = unit.map((u) => Math.floor(code / u) % length);
@@ -88,7 +87,7 @@ const Exact = (() => {
         for (const [code, many] of codes) next[j].set(code + unit[c], (next[j].get(code + unit[c]) ?? 0) + many);
       }));
       ends = next;
-      if (sum(ends, (codes) => codes.size) > LIMIT) return;
+      if (sum(ends, (codes) => codes.size) > limit) return;
       yield { length: t, types: ends.flatMap((codes) => [...codes].map(decode)) };
     }
   }
@@ -98,7 +97,8 @@ const Exact = (() => {
   function bounds(chains, prior, length, K) {
     const given = conditionalEntropies(chains, prior, length), symbols = chains[0].length;
     const rate = sum(chains, (P, n) => prior[n] * entropyRate(P));
-    return Array.from(sequenceTypes(chains, length), ({ length: t, types }) => {
+    const classes = transitionClasses(chains, true);
+    return Array.from(sequenceTypes(chains, length, classes, LIMITS.exact), ({ length: t, types }) => {
       let mixture = 0, wta = 0;
       types.forEach(({ many, logp }) => {
         const p = sum(prior, (weight, n) => weight * Math.exp(logp[n]));
@@ -112,7 +112,7 @@ const Exact = (() => {
     });
   }
 
-  // --- Objectives: the weights q [K] of a sequence, from log p per token [K] (paper, section 2; ours: balanced) --------
+  // --- Objectives: the weights q [K] of a sequence, from log p per token [K] (the paper's; `balanced` is ours) ------
 
   const softmax = (scores) => {
     const best = Math.max(...scores), exps = scores.map((score) => Math.exp(score - best)), total = sum(exps);
@@ -139,10 +139,9 @@ const Exact = (() => {
   /** All sequences of the longest exact length up to `length`, by type: counts [S C] of the transitions in `places`,
       probability [S], and its parts that come from each chain [S][N]. */
   function problem(chains, prior, length) {
-    let last;
-    for (last of sequenceTypes(chains, length, false));
-    const places = [];
-    transitionClasses(chains, false).classOf.forEach((row, i) => row.forEach((c, j) => c < 0 || (places[c] = [i, j])));
+    const classes = transitionClasses(chains, false), places = [];
+    classes.classOf.forEach((row, i) => row.forEach((c, j) => c < 0 || (places[c] = [i, j])));
+    const last = Array.from(sequenceTypes(chains, length, classes, LIMITS.learn)).at(-1);
     const ofChain = last.types.map(({ many, logp }) =>
       logp.map((log, n) => (many / chains[0].length) * prior[n] * Math.exp(log)));
     const counts = Float64Array.from(last.types.flatMap((type) => type.counts));

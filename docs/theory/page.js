@@ -113,9 +113,9 @@
 
   function verdict(at) {
     const gain = (at.mle - at.wtaTrueChains) * (at.length - 1);
-    const short = ` For these chains the page stops at T = ${at.length}; experiments.markov.theory.bounds goes further.`;
-    return `The true chains gain ${digits(gain, 3)} nats per sequence over one model. K = ${state.K} hypotheses gain at ` +
-      `most log K = ${digits(Math.log(state.K), 3)}.${at.length < state.T ? short : ""}`;
+    const short = ` Here the page stops at T = ${at.length}; experiments.markov.theory.bounds goes further.`;
+    return `The true chains gain ${digits(gain, 3)} nats per sequence over one model. K = ${state.K} hypotheses gain ` +
+      `at most log K = ${digits(Math.log(state.K), 3)}.${at.length < state.T ? short : ""}`;
   }
 
   function lossChart(curve, at, width) {
@@ -170,11 +170,13 @@
       ...wins.map((row, n) => html("tr", {}, html("th", {}, `chain ${n + 1}`), ...row.map(cell))));
   }
 
-  function stepChart(width, { runs, levels }, chosen, step) {
+  function stepChart(width, { chains, runs, levels }, chosen, step) {
     const names = Object.keys(runs).sort((a, b) => (a === chosen) - (b === chosen)); // the chosen one is drawn last
     const points = (name) => runs[name].map((one) => [one.step, one.loss]);
     const lines = names.map((name) => ({ kind: name === chosen ? "chosen" : "other", points: points(name) }));
-    return chart(width, "Loss of winner takes all by training step", "training step", { lines, levels, at: step });
+    const ceiling = Math.log(chains[0].length); // the loss of guessing
+    const title = "Loss of winner takes all by training step";
+    return chart(width, title, "training step", { lines, levels, at: step, ceiling });
   }
 
   /** Shows runs step by step, and returns a function that shows them again.

@@ -50,7 +50,7 @@ class StepsConfig(Options):
 
 
 def record(config: StepsConfig, problem: Problem, name: ObjectiveName) -> list[dict[str, Any]]:
-    """Trains under one objective and returns its states: step, loss (nats per token), wins [N, K], hypotheses [K, V, V].
+    """Trains under one objective; returns its states: step, loss (nats per token), wins [N, K], hypotheses [K, V, V].
 
     Args:
       config: what to record.
