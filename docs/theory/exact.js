@@ -165,7 +165,7 @@ const Exact = (() => {
     const normal = normals(seed), mean = average(chains, prior), size = chains[0].length;
     const visits = times(size, (i) => sum(chains, (P, n) => prior[n] * stationary(P)[i]));
     const rarest = visits.indexOf(Math.min(...visits));
-    const shift = (k, i, j) => (k === 0 ? Math.log(Math.max(mean[i][j], 1e-3)) : j === rarest ? 4 : 0);
+    const shift = (k, i, j) => (k === 0 ? Math.log(Math.max(mean[i][j] || 0, 1e-3)) : j === rarest ? 4 : 0);
     return times(K, (k) => grid(size, size, (i, j) => 0.3 * normal() + (ahead ? shift(k, i, j) : 0)));
   }
 

@@ -155,6 +155,20 @@ def test_a_step_of_learning(name):
         np.testing.assert_allclose(states[2]["bias"], biased, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_hypotheses", [1, 5])
+def test_learning_from_chains_without_an_average(num_hypotheses):
+    stuck, alternating = [[1, 0], [0, 1]], [[0, 1], [1, 0]]  # the long run of the first depends on the first symbol
+    losses = javascript(
+        "i => Object.keys(Exact.WEIGHTS).map(name => Exact.learn(Exact.problem(i.chains, i.prior, 7), name, i.options, "
+        "Exact.start(i.chains, i.prior, i.K, 1, true), 40).map(state => state.loss))",
+        chains=[stuck, alternating],
+        prior=[0.75, 0.25],
+        K=num_hypotheses,
+        options=OPTIONS,
+    )
+    assert np.isfinite(np.array(losses, float)).all()
+
+
 def test_presets_are_those_of_the_experiment():
     presets = javascript("i => Exact.PRESETS")
     for number in SETTINGS:
