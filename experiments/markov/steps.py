@@ -83,6 +83,7 @@ def rounded(value: Any) -> Any:
 
 def main(config: StepsConfig) -> None:
     """Records all objectives and writes the file."""
+    config.out.parent.mkdir(parents=True, exist_ok=True)
     first = config.of(config.objectives[0])
     problem, chains, length = Problem(first, config.seed), first.chains, first.data.seq_len
     objectives = {}
