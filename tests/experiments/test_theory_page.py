@@ -195,7 +195,7 @@ def test_recorded_runs():
 
 
 @pytest.mark.slow
-def test_recording(tmp_path):
+def test_recording(tmp_path, standard_promotion):
     config = steps.StepsConfig(out=tmp_path / "steps.json", objectives=("relaxed",), steps=3, every=2, sequences=50)
     steps.main(config)
     states = json.loads(config.out.read_text())["objectives"]["relaxed"]
