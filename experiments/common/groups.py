@@ -48,6 +48,10 @@ class Objective(Options):
     """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t."""
     backward: Literal["winner", "sampled", "all"] | None = None
     """Hypotheses that the backward pass runs for. The default is winner if that is exact, else sampled."""
+    assign: Literal["noisy", "clean"] = "noisy"
+    """Scores by which the hypotheses share an example, with --dropout.
+    noisy: those with dropout, which makes winners partly random.
+    clean: those without. It costs nothing, or one more forward pass of every hypothesis with --backward all."""
 
     def make(self, name: str | None = None) -> objectives.Objective:
         """Makes the objective with this name, by default `self.name`, and these settings."""
@@ -291,6 +295,8 @@ class Evaluation(Options):
     """Number of test sources for the final loss and win matrix, each with all its answers; None is all of them."""
     decode_items: int | None = field(default=40, metadata=COUNT | VOLATILE)
     """Number of test sources that the methods answer; None is all of them."""
+    merge_costs: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
+    """Also measure how much the test loss rises if two hypotheses of mcl are merged, for every pair of at most 5."""
 
     def check(self) -> None:
         super().check()

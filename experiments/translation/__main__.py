@@ -1,10 +1,11 @@
 """`python -m experiments.translation --workdir DIR`: trains K hypotheses on text with several right answers."""
 
 from experiments.common.decoding import answer, samples
-from experiments.common.experiment import Columns, draw, finish, on_test, page_of, show, write_page
+from experiments.common.experiment import Columns, draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores
 from experiments.translation.task import load_base, load_data
@@ -53,13 +54,14 @@ def main(config: Config) -> None:
                 evaluate = evaluator(task, method)
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
-                held_out = on_test(likelihoods[method], task)
+                of_pairs = merged_pairs(task, method, state, test)
+                held_out = on_test(likelihoods[method], task, of_pairs)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
                     answers[name] = answer(task, run, name, state, asked, decoder)
-                    scored = scores(answers[name], asked)
-                    results[name] = held_out | scored | {"seconds": seconds} | answers[name].costs
+                    costs = {"seconds": seconds} | answers[name].costs
+                    results[name] = merged(held_out, scores(answers[name], asked), costs)
 
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

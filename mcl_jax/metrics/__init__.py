@@ -9,7 +9,7 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
-`relevance`, `nouns`, `nearest`, `word_errors`, `items`, `report`.
+`usage`, `relevance`, `nouns`, `nearest`, `word_errors`, `items`, `report`.
 """
 
 from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
@@ -49,6 +49,7 @@ from mcl_jax.metrics.translation import (
     sentence_bleu,
     sentence_chrf,
 )
+from mcl_jax.metrics.usage import droppable, effective_number, removal_cost, worthless
 from mcl_jax.metrics.word_errors import mean_wer, oracle_wer, oracle_wer_per_reference
 
 __all__ = [
@@ -76,6 +77,8 @@ __all__ = [
     "derangement",
     "difference",
     "div_n",
+    "droppable",
+    "effective_number",
     "embedding_diversity",
     "for_results",
     "grounding",
@@ -105,6 +108,7 @@ __all__ = [
     "read_items",
     "reference_coverage",
     "references_covered",
+    "removal_cost",
     "retrieval",
     "rouge_l",
     "score_captions",
@@ -118,4 +122,5 @@ __all__ = [
     "vocabulary",
     "win_matrix",
     "with_distractors",
+    "worthless",
 ]
