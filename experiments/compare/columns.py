@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from experiments.compare.aggregate import Number, Row
 from mcl_jax.data.records import describe_unknown
-from mcl_jax.metrics.report import LOWER_IS_BETTER
+from mcl_jax.metrics.groups import LOWER_IS_BETTER
 
 # Known metrics in the order of the columns. Each may have a prefix and be followed by ".mode". Unknown metrics come
 # last. Unknown metrics, and differences from LoRA-MCL (which itself has none), have no best value.

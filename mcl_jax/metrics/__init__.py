@@ -9,7 +9,7 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
-`relevance`, `nouns`, `nearest`, `word_errors`, `items`, `report`.
+`relevance`, `nouns`, `nearest`, `word_errors`, `items`, `groups`, `report`.
 """
 
 from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
@@ -22,12 +22,13 @@ from mcl_jax.metrics.embedding import (
     oracle_similarity,
     sentence_similarity,
 )
+from mcl_jax.metrics.groups import Settings
 from mcl_jax.metrics.items import Item, read_items
 from mcl_jax.metrics.java import JavaMetricError, check_spice, meteor, spice
 from mcl_jax.metrics.nearest import nearest_captions
 from mcl_jax.metrics.nouns import head_noun, noun_named, seen_in
 from mcl_jax.metrics.relevance import derangement, grounding, num_candidates, retrieval, with_distractors
-from mcl_jax.metrics.report import NotAvailable, Settings, for_results, of_items, score_captions, score_items
+from mcl_jax.metrics.report import NotAvailable, for_results, of_items, score_captions, score_items
 from mcl_jax.metrics.score import Bootstrap, Score, average, difference, oracle
 from mcl_jax.metrics.selection import minimum_bayes_risk
 from mcl_jax.metrics.specialization import WinMatrix, normalized_mutual_information, purity, win_matrix

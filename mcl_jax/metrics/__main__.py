@@ -13,17 +13,9 @@ from mcl_jax.command_line import errors_in_a_line
 from mcl_jax.console import PLAIN_WIDTH, say, table
 from mcl_jax.extras import needed_for
 from mcl_jax.json_io import to_json, write_json
+from mcl_jax.metrics.groups import CAPTION_GROUPS, GROUPS, LOWER_IS_BETTER, Settings, winners_and_modes
 from mcl_jax.metrics.items import Item, read_items
-from mcl_jax.metrics.report import (
-    CAPTION_GROUPS,
-    GROUPS,
-    LOWER_IS_BETTER,
-    NOT_DEFINED,
-    NotAvailable,
-    Settings,
-    score_items,
-    winners_and_modes,
-)
+from mcl_jax.metrics.report import NOT_DEFINED, NotAvailable, score_items
 from mcl_jax.metrics.score import Bootstrap, Score
 from mcl_jax.metrics.specialization import WinMatrix, win_matrix
 from mcl_jax.metrics.text import Tokenization
