@@ -9,7 +9,7 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
-`relevance`, `nouns`, `nearest`, `word_errors`, `items`, `groups`, `report`.
+`probe`, `novelty`, `relevance`, `nouns`, `nearest`, `word_errors`, `items`, `groups`, `report`.
 """
 
 from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
@@ -17,16 +17,20 @@ from mcl_jax.metrics.diversity import corpus_mbleu_4, div_n, mbleu_4, vocabulary
 from mcl_jax.metrics.embedding import (
     EncoderNotFoundError,
     SentenceEncoder,
+    distinct_k,
     embedding_diversity,
     mean_similarity,
     oracle_similarity,
     sentence_similarity,
+    vendi_score,
 )
 from mcl_jax.metrics.groups import Settings
 from mcl_jax.metrics.items import Item, read_items
 from mcl_jax.metrics.java import JavaMetricError, check_spice, meteor, spice
 from mcl_jax.metrics.nearest import nearest_captions
 from mcl_jax.metrics.nouns import head_noun, noun_named, seen_in
+from mcl_jax.metrics.novelty import TrainingTexts, novel_4grams, novel_answers
+from mcl_jax.metrics.probe import probe_accuracy
 from mcl_jax.metrics.relevance import derangement, grounding, num_candidates, retrieval, with_distractors
 from mcl_jax.metrics.report import NotAvailable, for_results, of_items, score_captions, score_items
 from mcl_jax.metrics.score import Bootstrap, Score, average, difference, oracle
@@ -64,6 +68,7 @@ __all__ = [
     "SentenceEncoder",
     "Settings",
     "Tokenization",
+    "TrainingTexts",
     "WinMatrix",
     "average",
     "check_spice",
@@ -76,6 +81,7 @@ __all__ = [
     "corpus_pairwise_bleu",
     "derangement",
     "difference",
+    "distinct_k",
     "div_n",
     "embedding_diversity",
     "for_results",
@@ -92,6 +98,8 @@ __all__ = [
     "nearest_captions",
     "normalized_mutual_information",
     "noun_named",
+    "novel_4grams",
+    "novel_answers",
     "num_candidates",
     "of_items",
     "oracle",
@@ -102,6 +110,7 @@ __all__ = [
     "oracle_wer",
     "oracle_wer_per_reference",
     "pairwise_bleu",
+    "probe_accuracy",
     "purity",
     "read_items",
     "reference_coverage",
@@ -116,6 +125,7 @@ __all__ = [
     "sentence_similarity",
     "spice",
     "tokenize_captions",
+    "vendi_score",
     "vocabulary",
     "win_matrix",
     "with_distractors",

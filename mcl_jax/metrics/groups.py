@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mcl_jax.extras import MissingExtra
-from mcl_jax.metrics import captioning, diversity, embedding, java, specialization, translation
+from mcl_jax.metrics import captioning, diversity, embedding, java, novelty, probe, specialization, translation
 from mcl_jax.metrics.items import Item
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, Tokenization, written
@@ -31,6 +31,7 @@ class Settings:
       bootstrap: computes the intervals.
       encoder: folder of the sentence encoder; None means the installed MiniLM.
       corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE needs.
+      train: the training texts, for novelty.
       split: references of the whole split, if the items are only a part of it; CIDEr-D counts n-grams in them.
     """
 
@@ -38,6 +39,7 @@ class Settings:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     encoder: Path | None = None
     corenlp: Path | None = None
+    train: novelty.TrainingTexts | None = None
     split: Texts | None = None
 
 
@@ -112,7 +114,12 @@ def captioning_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
     for name, counts in {"bleu_1": bleu_1, "bleu_4": bleu_4, "meteor": meteor}.items():
         quality[f"corpus_oracle_{name}"] = lambda counts=counts: counts().corpus_oracle(bootstrap)
         quality[f"corpus_mean_{name}"] = lambda counts=counts: counts().corpus_mean(bootstrap)
-    return quality | _ngram_diversity(lambda: captions().answers, Tokenization("none"), bootstrap)
+    words = Tokenization("none")
+    return (
+        quality
+        | _ngram_diversity(lambda: captions().answers, words, bootstrap)
+        | {"probe_accuracy": lambda: probe.probe_accuracy(captions().answers, words, bootstrap)}
+    )
 
 
 def _telling_cider_d(captions: captioning.Captions, split: Sequence[Sequence[str]] | None) -> list[np.ndarray]:
@@ -159,6 +166,29 @@ def embedding_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
         "oracle_similarity": lambda: oracle(similarity(), bootstrap),
         "mean_similarity": lambda: average(similarity(), bootstrap),
         "embedding_diversity": lambda: embedding.embedding_diversity(answers, encoder(), bootstrap),
+        "vendi_score": lambda: embedding.vendi_score(answers, encoder(), bootstrap),
+        "distinct_k": lambda: embedding.distinct_k(answers, encoder(), bootstrap=bootstrap),
+    }
+
+
+def probe_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
+    """How well a classifier tells which hypothesis wrote an answer."""
+    answers, _ = _texts(items)
+    return {"probe_accuracy": lambda: probe.probe_accuracy(answers, settings.tokenization, settings.bootstrap)}
+
+
+def novelty_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
+    """Shares of the answers, and of their n-grams, that the training texts do not contain."""
+    answers, _ = _texts(items)
+
+    def known() -> novelty.TrainingTexts:
+        if settings.train is None:
+            raise ValueError("novelty needs the texts of the training set, but none are configured")
+        return settings.train
+
+    return {
+        "novel_answers": lambda: novelty.novel_answers(answers, known(), settings.bootstrap),
+        "novel_4grams": lambda: novelty.novel_4grams(answers, known(), settings.bootstrap),
     }
 
 
@@ -192,11 +222,14 @@ GROUPS: Groups = {
     "translation": translation_metrics,
     "diversity": diversity_metrics,
     "embedding": embedding_metrics,
+    "probe": probe_metrics,
+    "novelty": novelty_metrics,
     "specialization": specialization_metrics,
 }
 CAPTION_GROUPS: Groups = {
     "captioning": captioning_metrics,
     "embedding": embedding_metrics,
+    "novelty": novelty_metrics,
     "specialization": specialization_metrics,
 }
 LOWER_IS_BETTER = {"pairwise_bleu", "corpus_pairwise_bleu", "mbleu_4", "corpus_mbleu_4"}  # better: more diverse

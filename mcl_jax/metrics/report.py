@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcl_jax.metrics.groups import GROUPS, NOT_POSSIBLE, Groups, Settings, captioning_metrics, embedding_metrics
+from mcl_jax.metrics.groups import (
+    GROUPS,
+    NOT_POSSIBLE,
+    Groups,
+    Settings,
+    captioning_metrics,
+    embedding_metrics,
+    novelty_metrics,
+)
 from mcl_jax.metrics.items import Item
+from mcl_jax.metrics.novelty import TrainingTexts
 from mcl_jax.metrics.score import Bootstrap, Score
 from mcl_jax.metrics.text import Texts, check_pairs
 
@@ -33,13 +42,14 @@ def score_captions(
     corenlp: Path | None = None,
     names: Sequence[str] | None = None,
     split: Texts | None = None,
+    train: TrainingTexts | None = None,
 ) -> dict[str, Score | NotAvailable]:
     """Computes all metrics of K captions per item: `oracle_` is for the best answer, `mean_` over the answers.
 
     BLEU-1, BLEU-4, ROUGE-L, METEOR and SPICE run from 0 to 1, CIDEr-D from 0 to 10, SPIDEr = (CIDEr-D + SPICE) / 2 from
     0 to 5.5, and similarity from −1 to 1. `corpus_` pools all items, as coco-caption's BLEU and METEOR do; its other
-    numbers are means over items. There are also Div-1, Div-2, mBLEU-4, the vocabulary of the answers, and their
-    diversity by embeddings.
+    numbers are means over items. There are also Div-1, Div-2, mBLEU-4, the vocabulary of the answers, their diversity
+    by embeddings, `probe_accuracy`, and their novelty against the training captions.
 
     Args:
       answers: N items of K texts; blank ones score 0.
@@ -49,6 +59,7 @@ def score_captions(
       corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE and SPIDEr need.
       names: names of the metrics to compute, for example to avoid those that need Java; None means all.
       split: references of all items of the split, for CIDEr-D's document counts; None means those of the N items.
+      train: the training captions, for novelty; see `TrainingTexts.of_captions`.
     Returns:
       By name, a `Score`, or `NotAvailable` with the reason, for example METEOR without Java.
     Raises:
@@ -56,8 +67,9 @@ def score_captions(
     """
     check_pairs(answers, references)
     items = [Item(n, tuple(a), tuple(r)) for n, (a, r) in enumerate(zip(answers, references, strict=True))]
-    settings = Settings(bootstrap=bootstrap or Bootstrap(), encoder=encoder, corenlp=corenlp, split=split)
-    metrics = captioning_metrics(items, settings) | embedding_metrics(items, settings)
+    settings = Settings(bootstrap=bootstrap or Bootstrap(), encoder=encoder, corenlp=corenlp, train=train, split=split)
+    groups = (captioning_metrics, embedding_metrics, novelty_metrics)
+    metrics = {name: metric for group in groups for name, metric in group(items, settings).items()}
     if unknown := sorted(set(names or ()) - set(metrics)):
         raise ValueError(f"names must be among {list(metrics)}, got {unknown}")
     return {name: _attempt(metrics[name]) for name in (metrics if names is None else names)}

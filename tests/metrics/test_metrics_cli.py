@@ -61,7 +61,7 @@ def test_end_to_end(write, tmp_path, capsys):
     assert all(name in printed for name in names)
     assert "4 items, 3 answers, 2 references" in printed
     assert "80 % interval" in printed
-    assert "n/a: oracle_similarity, mean_similarity, embedding_diversity: " in printed
+    assert "n/a: oracle_similarity, mean_similarity, embedding_diversity, vendi_score, distinct_k: " in printed
 
 
 def test_every_metric_of_the_table_is_the_function_of_its_name(write):
