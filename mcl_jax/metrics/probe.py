@@ -80,10 +80,8 @@ def _features(answers: Texts, tokenization: Tokenization) -> tuple[list[list[Int
 
 def _log_probabilities(counts: Float[np.ndarray, "K F"]) -> Float[np.ndarray, "K F"]:
     """Returns log p(feature | k) in nats; 0 for features that no hypothesis has."""
-    seen = counts.sum(axis=0) > 0
-    smoothed = (counts + 1.0) * seen
-    log_p = np.log(np.where(seen, smoothed, 1.0)) - np.log(smoothed.sum(axis=1, keepdims=True).clip(1.0))
-    return np.where(seen, log_p, 0.0)
+    smoothed = counts + 1.0
+    return np.where(counts.sum(axis=0) > 0, np.log(smoothed / smoothed.sum(axis=1, keepdims=True)), 0.0)
 
 
 def _hit(log_likelihood: Float[np.ndarray, "K"], k: int) -> float:
