@@ -44,6 +44,12 @@ def test_answers_to_an_item_are_not_learned_from_itself():
     np.testing.assert_allclose(metrics.probe_accuracy(own).per_item, 1 / 3)
 
 
+def test_features_that_training_lacks_say_nothing():
+    """Hypothesis 0 has many words, so each unseen one would speak for the two others."""
+    long = [" ".join(["m", *(f"{letter}{n}" for letter in "abcdefghijklm")]) for n in range(7)]
+    assert metrics.probe_accuracy([[text, "n", "o"] for text in long]).mean == 1.0
+
+
 def test_a_hypothesis_that_writes_nothing_is_told():
     assert metrics.probe_accuracy([["a house", "a house", " "]] * 7).mean == pytest.approx(2 / 3)
 
@@ -51,7 +57,7 @@ def test_a_hypothesis_that_writes_nothing_is_told():
 def test_naive_bayes_by_hand():
     """Two folds of one item each."""
     score = metrics.probe_accuracy([["x y", "z", "y"], ["y", "x", "z z"]])
-    # From the second item, z is unseen but for hypothesis 2: log p(f | k) = log (n + 1) / Σ (n + 1), over x y (x y) z (z z).
+    # From the second item, with p(f | k) = (n + 1) / Σ (n + 1) over x, y, (x y), z and (z z):
     # Sums: 6, 6, 7. "x y": (1·2/36, 2·1/36, 1·1/49) -> 0 and 1 tie; "z": 1/6, 1/6, 2/7 -> 2, wrong; "y": 2/6 -> 0,
     # wrong. From the first item, sums 8, 6, 6. "y": 2/8, 1/6, 2/6 -> 2, wrong; "x": 2/8, 1/6, 1/6 -> 0, wrong;
     # "z z": 1/8, 2/6, 1/6, since (z z) is unseen -> 1, wrong.
