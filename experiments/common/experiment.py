@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.common import figures, page
 from experiments.common.config import Config, Method
+from experiments.common.decoding import Answers
 from experiments.common.held_out import Likelihoods, gap, summary, with_interval
 from experiments.common.task import Task
 from mcl_jax import data, metrics
@@ -42,6 +43,11 @@ def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
     scores = summary(likelihoods, task)
     scores["test_loss"] = scores.pop("eval_loss")
     return scores
+
+
+def probe_chance(answers: Answers) -> dict[str, float]:
+    """Returns the accuracy of a probe that guesses which of the K answers a text is, beside `probe_accuracy`."""
+    return {"probe_chance": 1 / len(answers.texts[0])}
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:

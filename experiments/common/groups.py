@@ -291,6 +291,9 @@ class Evaluation(Options):
     """Number of test sources for the final loss and win matrix, each with all its answers; None is all of them."""
     decode_items: int | None = field(default=40, metadata=COUNT | VOLATILE)
     """Number of test sources that the methods answer; None is all of them."""
+    encoder: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder of the sentence encoder of the metrics, such as a multilingual one. The default is the installed MiniLM,
+    which knows English."""
 
     def check(self) -> None:
         super().check()
@@ -300,6 +303,11 @@ class Evaluation(Options):
     def every(self, steps: int) -> int:
         """Returns the number of steps between two evaluations of a training of `steps` steps."""
         return math.ceil(self.eval_every * steps) if self.eval_every < 1 else int(self.eval_every)
+
+    @property
+    def folders(self) -> dict[str, Path | None]:
+        """The folders of the models that metrics need, by the names that `metrics.Settings` has for them."""
+        return {"encoder": self.encoder}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from mcl_jax.metrics.embedding import (
     sentence_similarity,
     vendi_score,
 )
-from mcl_jax.metrics.groups import Settings
+from mcl_jax.metrics.groups import GROUPS, Settings
 from mcl_jax.metrics.items import Item, read_items
 from mcl_jax.metrics.java import JavaMetricError, check_spice, meteor, spice
 from mcl_jax.metrics.nearest import nearest_captions
@@ -57,6 +57,7 @@ from mcl_jax.metrics.translation import (
 from mcl_jax.metrics.word_errors import mean_wer, oracle_wer, oracle_wer_per_reference
 
 __all__ = [
+    "GROUPS",
     "Bootstrap",
     "Captions",
     "Counts",

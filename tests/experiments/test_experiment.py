@@ -45,7 +45,7 @@ def command(tmp_path, monkeypatch):
         "evaluator": lambda task, method: lambda state, items: None,
         "on_test": lambda likelihoods, task: {},
         "answer": lambda *of: Answers([], [], 0.0),
-        "scores": lambda *of: {},
+        "scores": lambda *of, **options: {},
         "samples": lambda *of: [],
         "save_recipe": lambda *of: None,
         "finish": finish_with_made_up_results,

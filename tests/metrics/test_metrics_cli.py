@@ -12,7 +12,6 @@ import pytest
 
 from mcl_jax import metrics
 from mcl_jax.metrics.__main__ import cli
-from mcl_jax.metrics.groups import GROUPS
 
 ITEMS = [
     {"id": "a", "answers": ["the red house", "a house", ""], "references": ["the red house", "a red house"]},
@@ -54,7 +53,7 @@ def test_end_to_end(write, tmp_path, capsys):
     assert document["win_matrix"] == {"counts": [[2, 0, 0], [1, 0, 1]], "modes": ["x", "y"]}
     assert document["win_rate"] == [0.75, 0, 0.25]
     assert "pip install --no-deps" in scores["oracle_similarity"]["reason"]
-    names = {name for group in GROUPS.values() for name in group([], metrics.Settings())}
+    names = {name for group in metrics.GROUPS.values() for name in group([], metrics.Settings())}
     assert set(scores) == names
 
     printed = capsys.readouterr().out
