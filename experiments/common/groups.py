@@ -294,6 +294,10 @@ class Evaluation(Options):
     encoder: Path | None = field(default=None, metadata=VOLATILE)
     """Folder of the sentence encoder of the metrics, such as a multilingual one. The default is the installed MiniLM,
     which knows English."""
+    bert: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder of a BERT, such as bert-base-multilingual-cased, for BERTScore."""
+    fluency: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder of FENSE's detector of errors, as safetensors; see `mcl_jax.metrics.ErrorDetector.load`."""
 
     def check(self) -> None:
         super().check()
@@ -307,7 +311,7 @@ class Evaluation(Options):
     @property
     def folders(self) -> dict[str, Path | None]:
         """The folders of the models that metrics need, by the names that `metrics.Settings` has for them."""
-        return {"encoder": self.encoder}
+        return {"encoder": self.encoder, "bert": self.bert, "fluency": self.fluency}
 
 
 @dataclasses.dataclass(frozen=True)

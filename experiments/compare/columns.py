@@ -24,11 +24,25 @@ QUALITY = (
     "spice",
     "spider",
     "similarity",
+    "bert_score",
+    "fense",
+    "fluency_error_rate",
     "references_covered",
     "reference_coverage",
 )
-DIVERSITY = ("div_1", "div_2", "pairwise_bleu", "mbleu_4", "vocabulary", "embedding_diversity")
-SPECIALISATION = ("purity", "mutual_information", "nmi")
+DIVERSITY = (
+    "div_1",
+    "div_2",
+    "pairwise_bleu",
+    "mbleu_4",
+    "vocabulary",
+    "embedding_diversity",
+    "vendi_score",
+    "distinct_k",
+    "novel_answers",
+    "novel_4grams",
+)
+SPECIALISATION = ("purity", "mutual_information", "nmi", "probe_accuracy")
 COST = ("seconds", "decode_seconds")
 ORDER = (*LOSSES, *DIFFERENCES, *RELEVANCE, *WORD_ERRORS, *QUALITY, *DIVERSITY, *SPECIALISATION, *COST)
 PREFIXES = ("", "oracle_", "mean_", "likeliest_", "mbr_", "corpus_", "corpus_oracle_", "corpus_mean_")

@@ -8,10 +8,12 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
     scores = metrics.score_captions(answers, references)  # by name; an unavailable metric gives its reason
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
-`translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
-`probe`, `novelty`, `relevance`, `nouns`, `nearest`, `word_errors`, `items`, `groups`, `report`.
+`translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `bert_folder`, `embedding`, `bertscore`,
+`fluency`, `selection`, `specialization`, `probe`, `novelty`, `relevance`, `nouns`, `nearest`, `word_errors`, `items`,
+`groups`, `report`.
 """
 
+from mcl_jax.metrics.bertscore import TokenEncoder, bert_score
 from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
 from mcl_jax.metrics.diversity import corpus_mbleu_4, div_n, mbleu_4, vocabulary
 from mcl_jax.metrics.embedding import (
@@ -24,6 +26,7 @@ from mcl_jax.metrics.embedding import (
     sentence_similarity,
     vendi_score,
 )
+from mcl_jax.metrics.fluency import ErrorDetector, fense, fluency_errors
 from mcl_jax.metrics.groups import GROUPS, Settings
 from mcl_jax.metrics.items import Item, read_items
 from mcl_jax.metrics.java import JavaMetricError, check_spice, meteor, spice
@@ -62,16 +65,19 @@ __all__ = [
     "Captions",
     "Counts",
     "EncoderNotFoundError",
+    "ErrorDetector",
     "Item",
     "JavaMetricError",
     "NotAvailable",
     "Score",
     "SentenceEncoder",
     "Settings",
+    "TokenEncoder",
     "Tokenization",
     "TrainingTexts",
     "WinMatrix",
     "average",
+    "bert_score",
     "check_spice",
     "cider_d",
     "coco_bleu",
@@ -85,6 +91,8 @@ __all__ = [
     "distinct_k",
     "div_n",
     "embedding_diversity",
+    "fense",
+    "fluency_errors",
     "for_results",
     "grounding",
     "head_noun",

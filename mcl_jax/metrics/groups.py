@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from mcl_jax.extras import MissingExtra
-from mcl_jax.metrics import captioning, diversity, embedding, java, novelty, probe, specialization, translation
+from mcl_jax.metrics import (
+    bertscore,
+    captioning,
+    diversity,
+    embedding,
+    fluency,
+    java,
+    novelty,
+    probe,
+    specialization,
+    translation,
+)
 from mcl_jax.metrics.items import Item
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, Tokenization, written
@@ -31,6 +42,8 @@ class Settings:
       bootstrap: computes the intervals.
       encoder: folder of the sentence encoder; None means the installed MiniLM.
       corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE needs.
+      bert: folder of the BERT of BERTScore.
+      fluency: folder of FENSE's detector of errors.
       train: the training texts, for novelty.
       split: references of the whole split, if the items are only a part of it; CIDEr-D counts n-grams in them.
     """
@@ -39,6 +52,8 @@ class Settings:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     encoder: Path | None = None
     corenlp: Path | None = None
+    bert: Path | None = None
+    fluency: Path | None = None
     train: novelty.TrainingTexts | None = None
     split: Texts | None = None
 
@@ -158,17 +173,37 @@ def _ngram_diversity(answers: Callable[[], Texts], tokenization: Tokenization, b
 
 
 def embedding_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
-    """Metrics by sentence embeddings: similarity to references, and diversity of the answers."""
+    """Metrics by a BERT: similarity to references, fluency, and diversity of the answers."""
     (answers, references), bootstrap = _texts(items), settings.bootstrap
     encoder = functools.cache(lambda: embedding.SentenceEncoder.load(settings.encoder))
     similarity = functools.cache(lambda: embedding.sentence_similarity(answers, references, encoder()))
+    words = _once(lambda: bertscore.bert_score(answers, references, _token_encoder(settings)))
+    errors = _once(lambda: fluency.fluency_errors(answers, _error_detector(settings)))
+    fense = lambda: fluency.fense(errors=errors(), similarity=similarity())
     return {
         "oracle_similarity": lambda: oracle(similarity(), bootstrap),
         "mean_similarity": lambda: average(similarity(), bootstrap),
+        "oracle_bert_score": lambda: oracle(words(), bootstrap),
+        "mean_bert_score": lambda: average(words(), bootstrap),
+        "oracle_fense": lambda: oracle(fense(), bootstrap),
+        "mean_fense": lambda: average(fense(), bootstrap),
+        "fluency_error_rate": lambda: average(errors(), bootstrap),
         "embedding_diversity": lambda: embedding.embedding_diversity(answers, encoder(), bootstrap),
         "vendi_score": lambda: embedding.vendi_score(answers, encoder(), bootstrap),
         "distinct_k": lambda: embedding.distinct_k(answers, encoder(), bootstrap=bootstrap),
     }
+
+
+def _token_encoder(settings: Settings) -> bertscore.TokenEncoder:
+    if settings.bert is None:
+        raise ValueError("BERTScore needs the folder of a BERT such as bert-base-uncased, but none is configured")
+    return bertscore.TokenEncoder.load(settings.bert)
+
+
+def _error_detector(settings: Settings) -> fluency.ErrorDetector:
+    if settings.fluency is None:
+        raise ValueError("FENSE needs the folder of its error detector, but none is configured")
+    return fluency.ErrorDetector.load(settings.fluency)
 
 
 def probe_metrics(items: Sequence[Item], settings: Settings) -> Metrics:
@@ -233,3 +268,4 @@ CAPTION_GROUPS: Groups = {
     "specialization": specialization_metrics,
 }
 LOWER_IS_BETTER = {"pairwise_bleu", "corpus_pairwise_bleu", "mbleu_4", "corpus_mbleu_4"}  # better: more diverse
+LOWER_IS_BETTER |= {"fluency_error_rate"}

@@ -42,14 +42,16 @@ def score_captions(
     corenlp: Path | None = None,
     names: Sequence[str] | None = None,
     split: Texts | None = None,
+    bert: Path | None = None,
+    fluency: Path | None = None,
     train: TrainingTexts | None = None,
 ) -> dict[str, Score | NotAvailable]:
     """Computes all metrics of K captions per item: `oracle_` is for the best answer, `mean_` over the answers.
 
     BLEU-1, BLEU-4, ROUGE-L, METEOR and SPICE run from 0 to 1, CIDEr-D from 0 to 10, SPIDEr = (CIDEr-D + SPICE) / 2 from
-    0 to 5.5, and similarity from −1 to 1. `corpus_` pools all items, as coco-caption's BLEU and METEOR do; its other
-    numbers are means over items. There are also Div-1, Div-2, mBLEU-4, the vocabulary of the answers, their diversity
-    by embeddings, `probe_accuracy`, and their novelty against the training captions.
+    0 to 5.5, and similarity, BERTScore and FENSE from −1 to 1. `corpus_` pools all items, as coco-caption's BLEU and
+    METEOR do; its other numbers are means over items. There are also Div-1, Div-2, mBLEU-4, the vocabulary of the
+    answers, their diversity by embeddings, `probe_accuracy`, and their novelty against the training captions.
 
     Args:
       answers: N items of K texts; blank ones score 0.
@@ -59,6 +61,8 @@ def score_captions(
       corenlp: folder with the jars of CoreNLP 3.6.0, which SPICE and SPIDEr need.
       names: names of the metrics to compute, for example to avoid those that need Java; None means all.
       split: references of all items of the split, for CIDEr-D's document counts; None means those of the N items.
+      bert: folder of a BERT, which BERTScore needs; see `TokenEncoder.load`.
+      fluency: folder of the detector of errors, which FENSE needs; see `ErrorDetector.load`.
       train: the training captions, for novelty; see `TrainingTexts.of_captions`.
     Returns:
       By name, a `Score`, or `NotAvailable` with the reason, for example METEOR without Java.
@@ -67,7 +71,8 @@ def score_captions(
     """
     check_pairs(answers, references)
     items = [Item(n, tuple(a), tuple(r)) for n, (a, r) in enumerate(zip(answers, references, strict=True))]
-    settings = Settings(bootstrap=bootstrap or Bootstrap(), encoder=encoder, corenlp=corenlp, train=train, split=split)
+    folders = {"encoder": encoder, "corenlp": corenlp, "bert": bert, "fluency": fluency}
+    settings = Settings(bootstrap=bootstrap or Bootstrap(), **folders, train=train, split=split)
     groups = (captioning_metrics, embedding_metrics, novelty_metrics)
     metrics = {name: metric for group in groups for name, metric in group(items, settings).items()}
     if unknown := sorted(set(names or ()) - set(metrics)):

@@ -18,12 +18,10 @@ WEIGHTS = {name.removeprefix("weights/"): GOLDEN[name] for name in GOLDEN.files 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklm"]
 
 
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
+def write_folder(folder, config=HF_CONFIG, weights=WEIGHTS):
     """An encoder as on disk: the golden's tiny BERT, and a WordPiece tokenizer that truncates and pads as MiniLM's."""
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "config.json").write_text(json.dumps(HF_CONFIG))
-    safetensors.numpy.save_file(WEIGHTS, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(weights, folder / "model.safetensors")
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]")
     )
@@ -36,8 +34,8 @@ def tiny_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_folder):
-    return SentenceEncoder.load(tiny_folder)
+def tiny(tmp_path_factory):
+    return SentenceEncoder.load(write_folder(tmp_path_factory.mktemp("encoder")))
 
 
 @pytest.fixture(scope="module")
