@@ -77,8 +77,7 @@ def read(
       ValueError: if a file is missing or damaged, or holds another kind of model; names it.
       MissingExtra: if tokenizers is not installed.
     """
-    with needed_for(what, "metrics"):
-        import tokenizers
+    tokenizers = tokenizers_for(what)
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise ValueError(f"{what} needs {missing} in {folder}")
     hf_config = read_config(folder)
@@ -92,6 +91,14 @@ def read(
     tokenizer.no_padding()
     tokenizer.enable_truncation(min(max_tokens or config.max_position_embeddings, config.max_position_embeddings))
     return BertFolder(config, params, tokenizer), tensors
+
+
+def tokenizers_for(what: str) -> Any:
+    """Imports tokenizers for `what`; raises MissingExtra if it is not installed."""
+    with needed_for(what, "metrics"):
+        import tokenizers
+
+        return tokenizers
 
 
 def _read(reader: Callable[[str], Any], path: Path) -> Any:

@@ -33,13 +33,12 @@ class TokenEncoder(BertFolder):
         return cls(bert.config, bert.params, bert.tokenizer)
 
     def encode(self, texts: Sequence[str]) -> dict[str, Float[np.ndarray, "T D"]]:
-        """Returns the unit vectors of each text's tokens without [CLS] and [SEP], by text; none for a blank one."""
+        """Returns the unit vectors of each text's tokens, from [CLS] to [SEP], by text; none for a blank one."""
         vectors = {text: np.zeros((0, self.config.hidden_size), np.float32) for text in texts}
         for batch, tokens, mask in self.batches(texts):
             hidden = np.asarray(hidden_states(self.config, self.params, tokens, mask))
             for text, states, length in zip(batch, hidden, mask.sum(axis=1), strict=False):
-                own = states[1 : length - 1]
-                vectors[text] = own / np.linalg.norm(own, axis=1, keepdims=True)
+                vectors[text] = states[:length] / np.linalg.norm(states[:length], axis=1, keepdims=True)
         return vectors
 
 
@@ -47,8 +46,9 @@ def bert_score(answers: Texts, references: Texts, encoder: TokenEncoder) -> list
     """Computes BERTScore's F1 of every answer, the best over its item's references: 2 P R / (P + R).
 
     P is the mean, over the tokens of the answer, of the highest cosine with a token of the reference, and R the same
-    with answer and reference exchanged. There are neither weights by rarity nor a rescaling by a baseline. F1 is
-    0 if P + R is not above 0.
+    with answer and reference exchanged. As in the authors' package, [CLS] and [SEP] are no tokens of the mean, but
+    others may be compared with them. There are neither weights by rarity nor a rescaling by a baseline. F1 is 0 if
+    P + R is not above 0.
 
     Args:
       answers: N items of K texts; a blank one has 0.
@@ -70,8 +70,8 @@ def bert_score(answers: Texts, references: Texts, encoder: TokenEncoder) -> list
 
 
 def _f1(answer: Float[np.ndarray, "T D"], reference: Float[np.ndarray, "S D"]) -> float:
-    if not len(answer) or not len(reference):
+    if min(len(answer), len(reference)) <= 2:  # blank, or [CLS] [SEP]
         return 0.0
     cosines = answer @ reference.T
-    precision, recall = cosines.max(axis=1).mean(), cosines.max(axis=0).mean()
+    precision, recall = cosines.max(axis=1)[1:-1].mean(), cosines.max(axis=0)[1:-1].mean()
     return float(2.0 * precision * recall / (precision + recall)) if precision + recall > 0.0 else 0.0

@@ -51,6 +51,7 @@ class SentenceEncoder(BertFolder):
             ValueError: for another kind of encoder; names the file and the setting.
             MissingExtra: if tokenizers is not installed.
         """
+        bert_folder.tokenizers_for("a sentence encoder")
         folder = _package_folder() if path is None else Path(path)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
