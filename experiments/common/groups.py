@@ -18,6 +18,7 @@ from mcl_jax import objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.hypotheses import scale_parts
 from mcl_jax.lora import LoraConfig
+from mcl_jax.metrics.bert_folder import FILES
 from mcl_jax.models.decoder import Remat
 from mcl_jax.parallel import base_sharding
 from mcl_jax.tokenization import AnswerStart
@@ -303,6 +304,10 @@ class Evaluation(Options):
         super().check()
         if self.eval_every <= 0 or (self.eval_every > 1 and self.eval_every % 1):
             raise ValueError(f"--eval-every must be a number of steps or a fraction below 1, got {self.eval_every}")
+        for name in ("encoder", "bert", "fluency"):
+            folder = getattr(self, name)
+            if folder and (missing := [file for file in FILES if not (folder / file).is_file()]):
+                raise ValueError(f"--{name} must be a folder with {FILES}, but {folder} lacks {missing}")
 
     def every(self, steps: int) -> int:
         """Returns the number of steps between two evaluations of a training of `steps` steps."""

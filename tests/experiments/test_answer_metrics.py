@@ -1,5 +1,6 @@
 """Meaning, probe and novelty of answers in the results of both kinds of experiments, and on the page."""
 
+import dataclasses
 import json
 
 import made_up_run as made_up
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from test_page import METHODS, Parsed
 
-from experiments.common import page
+from experiments.common import groups, page
 from experiments.common.captioning.scores import scores as caption_scores
 from experiments.common.captioning.scores import training_captions
 from experiments.common.decoding import Answers
@@ -55,6 +56,13 @@ def test_results_say_why_there_is_no_probe_nor_novelty(no_packages):
         assert "at least 2 answers each, got 2 with 1" in missing["probe_accuracy"]
         assert "texts of the training set" in missing["novel_answers"] and found["novel_4grams"] is None
         assert "pip install --no-deps" in missing["vendi_score"]
+
+
+@pytest.mark.parametrize("name", ["encoder", "bert", "fluency"])
+def test_a_folder_without_a_model_is_refused_at_once(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"--{name} must be a folder with .*lacks \['tokenizer.json', 'model"):
+        dataclasses.replace(groups.Evaluation(), **{name: tmp_path}).check()
 
 
 def test_the_page_has_a_second_table_of_what_the_results_have(tmp_path):

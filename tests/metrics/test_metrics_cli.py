@@ -90,6 +90,25 @@ def test_a_selection_and_its_options(write, tmp_path):
     assert scores["div_1"]["mean"] == 3 / 5
 
 
+def test_training_texts_are_read_for_novelty(write, tmp_path):
+    path, train, found = write(ITEMS[:2]), tmp_path / "train.txt", tmp_path / "s.json"
+    train.write_bytes(b"\xef\xbb\xbfThe red house\n\nold tree here\n")
+    novel = lambda *options: (
+        cli([str(path), "--metrics", "novelty", "--train", str(train), "--json", str(found), *options]),
+        json.loads(found.read_text())["metrics"]["novel_answers"]["per_item"],
+    )[1]
+    assert novel() == pytest.approx([2 / 3, 2 / 3])
+    assert novel("--lowercase") == novel("--captions") == pytest.approx([1 / 3, 2 / 3])
+    with pytest.raises(SystemExit, match="^error: no metric of 'novelty' is available: novelty needs the texts"):
+        cli([str(path), "--metrics", "novelty"])
+    train.write_bytes(b" \n")
+    with pytest.raises(SystemExit, match=rf"^error: {train} must hold at least one training answer"):
+        novel()
+    train.write_bytes(b"\xff")
+    with pytest.raises(SystemExit, match=rf"^error: {train} must be UTF-8 text with one training answer per line"):
+        novel()
+
+
 def test_one_answer_and_one_reference(write, tmp_path, capsys):
     cli([str(write([{"id": 1, "answers": ["a"], "references": ["a"]}])), "--json", str(tmp_path / "s.json")])
     scores = json.loads((tmp_path / "s.json").read_text())["metrics"]
