@@ -13,6 +13,7 @@ from experiments.common.experiment import draw, finish, merged, on_test, page_of
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from mcl_jax import hosts
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.run import Run
@@ -55,7 +56,8 @@ def main(config: Config) -> None:
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
                 seen = relevance(task, run, partial(evaluate, state), tested, config.evaluation.retrieval_items)
-                held_out = merged(on_test(likelihoods[method], task), seen)
+                of_pairs = merged_pairs(task, method, state, test)
+                held_out = merged(on_test(likelihoods[method], task, of_pairs), seen)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from experiments.common import figures, page
+from experiments.common import figures, page, usage
 from experiments.common.config import Config, Method
 from experiments.common.decoding import Answers
 from experiments.common.held_out import Likelihoods, gap, summary, with_interval
@@ -38,10 +38,23 @@ class Columns:
     errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
-    """Returns the `summary` of a method on the test split, with its loss as `test_loss`."""
+def on_test(
+    likelihoods: Likelihoods, task: Task, merged: Mapping[usage.Pair, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Returns the `summary` of a method on the test split, with its loss as `test_loss`, also that of each source.
+
+    Several hypotheses also have the use of each, under `hypotheses`.
+
+    Args:
+      likelihoods: likelihoods on the test split.
+      task: the task.
+      merged: those under the mean of each pair of hypotheses, from `usage.merged_pairs`, if they were computed.
+    """
     scores = summary(likelihoods, task)
     scores["test_loss"] = scores.pop("eval_loss")
+    scores["per_item"] = {"test_loss": likelihoods.mean_per_record(likelihoods.losses).tolist()}
+    if len(likelihoods.log_p) > 1:
+        scores["hypotheses"] = usage.hypotheses(likelihoods, merged or {})
     return scores
 
 
@@ -110,7 +123,7 @@ def below(scores: Mapping[str, Any], of_mcl: Mapping[str, Any]) -> dict[str, Any
     values = lambda values: metrics.Bootstrap().mean([np.nan if value is None else value for value in values])
     return {
         name: with_interval(metrics.difference(values(others[name]), values(known[name])))
-        for name in known.keys() & others.keys()
+        for name in known.keys() & others.keys() - {"test_loss"}  # which `gap` compares
         if scores.get(name, 0.0) is not None  # such as the diversity of a single answer
     }
 
@@ -153,6 +166,8 @@ def show(run: Run, columns: Columns) -> None:
     show_results(results, columns.table)
     for line in leads(results["methods"], columns):
         say(line)
+    if of_mcl := next((scores for scores in results["methods"].values() if "hypotheses" in scores), None):
+        say(of_mcl["hypotheses"]["recommendation"])
     files = "page.html, figures and results.json are" if page_of(run).exists() else "results.json is"
     say(f"{files} in {run.workdir}.")
 

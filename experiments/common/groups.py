@@ -49,6 +49,10 @@ class Objective(Options):
     """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t."""
     backward: Literal["winner", "sampled", "all"] | None = None
     """Hypotheses that the backward pass runs for. The default is winner if that is exact, else sampled."""
+    assign: Literal["noisy", "clean"] = "noisy"
+    """Scores by which the hypotheses share an example, with --dropout.
+    noisy: those with dropout, which makes winners partly random.
+    clean: those without. It costs nothing, or one more forward pass of every hypothesis with --backward all."""
 
     def make(self, name: str | None = None) -> objectives.Objective:
         """Makes the objective with this name, by default `self.name`, and these settings."""
@@ -299,6 +303,8 @@ class Evaluation(Options):
     """Folder of a BERT, such as bert-base-multilingual-cased, for BERTScore."""
     fluency: Path | None = field(default=None, metadata=VOLATILE)
     """Folder of FENSE's detector of errors, as safetensors; see `mcl_jax.metrics.ErrorDetector.load`."""
+    merge_costs: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
+    """Also measure how much the test loss rises if two hypotheses of mcl are merged, for every pair of at most 5."""
 
     def check(self) -> None:
         super().check()

@@ -11,6 +11,7 @@ from experiments.common.experiment import draw, finish, merged, on_test, page_of
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from experiments.image_captioning.classes import CLASSES, has_classifier, likeliest_classes
 from experiments.image_captioning.config import Config, parse
 from experiments.image_captioning.images import Pictures
@@ -53,7 +54,8 @@ def main(config: Config) -> None:
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
                 seen = relevance(task, run, partial(evaluate, state), tested, config.evaluation.retrieval_items)
-                held_out = merged(on_test(likelihoods[method], task), seen)
+                of_pairs = merged_pairs(task, method, state, test)
+                held_out = merged(on_test(likelihoods[method], task, of_pairs), seen)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():

@@ -3,10 +3,11 @@
 from functools import partial
 
 from experiments.common.decoding import answer, samples
-from experiments.common.experiment import Columns, draw, finish, on_test, page_of, show, write_page
+from experiments.common.experiment import Columns, draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores, training_targets
 from experiments.translation.task import load_base, load_data
@@ -58,13 +59,14 @@ def main(config: Config) -> None:
                 evaluate = evaluator(task, method)
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
-                held_out = on_test(likelihoods[method], task)
+                of_pairs = merged_pairs(task, method, state, test)
+                held_out = on_test(likelihoods[method], task, of_pairs)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
                     answers[name] = answer(task, run, name, state, asked, decoder)
-                    scored = score(answers[name])
-                    results[name] = held_out | scored | {"seconds": seconds} | answers[name].costs
+                    costs = {"seconds": seconds} | answers[name].costs
+                    results[name] = merged(held_out, score(answers[name]), costs)
 
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

@@ -9,8 +9,8 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `bert_folder`, `embedding`, `bertscore`,
-`fluency`, `selection`, `specialization`, `probe`, `novelty`, `relevance`, `nouns`, `nearest`, `word_errors`, `items`,
-`groups`, `report`.
+`fluency`, `selection`, `specialization`, `usage`, `probe`, `novelty`, `relevance`, `nouns`, `nearest`, `word_errors`,
+`items`, `groups`, `report`.
 """
 
 from mcl_jax.metrics.bertscore import TokenEncoder, bert_score
@@ -57,6 +57,7 @@ from mcl_jax.metrics.translation import (
     sentence_bleu,
     sentence_chrf,
 )
+from mcl_jax.metrics.usage import droppable, effective_number, removal_cost, worthless
 from mcl_jax.metrics.word_errors import mean_wer, oracle_wer, oracle_wer_per_reference
 
 __all__ = [
@@ -90,6 +91,8 @@ __all__ = [
     "difference",
     "distinct_k",
     "div_n",
+    "droppable",
+    "effective_number",
     "embedding_diversity",
     "fense",
     "fluency_errors",
@@ -124,6 +127,7 @@ __all__ = [
     "read_items",
     "reference_coverage",
     "references_covered",
+    "removal_cost",
     "retrieval",
     "rouge_l",
     "score_captions",
@@ -138,4 +142,5 @@ __all__ = [
     "vocabulary",
     "win_matrix",
     "with_distractors",
+    "worthless",
 ]

@@ -43,7 +43,8 @@ def command(tmp_path, monkeypatch):
         "load_base": lambda config, corpus: TASK,
         "train": train,
         "evaluator": lambda task, method: lambda state, items: None,
-        "on_test": lambda likelihoods, task: {},
+        "merged_pairs": lambda *of: {},
+        "on_test": lambda *of: {},
         "answer": lambda *of: Answers([], [], 0.0),
         "scores": lambda *of, **options: {},
         "samples": lambda *of: [],
@@ -131,6 +132,15 @@ def test_a_single_answer_has_no_diversity(tmp_path):
     }
 
 
+def test_the_recommendation_comes_last(command, capsys):
+    results = made_up.results()
+    results["methods"]["mcl"]["hypotheses"] = {"effective": 2.5, "recommendation": "All 3 [/b] are used."}
+    command.results = lambda: results
+    for _ in range(2):  # a finished run says it again
+        command.run()
+        assert "\nAll 3 [/b] are used.\npage.html, figures and" in capsys.readouterr().out
+
+
 def test_texts_are_printed_as_they_are(capsys):
     results = to_json(made_up.results(), "results")
     sample = results["methods"]["mcl"]["samples"][0]
@@ -193,11 +203,13 @@ def test_results_of_something_else_are_named(tmp_path, results):
 
 def test_how_far_mcl_is_ahead_of_each_method():
     """Differences are paired by item; an item without a value, and a metric of one method alone, are left out."""
-    mcl = {"per_item": {"cider": [3.0, 5.0, None, 2.5], "spice": [1.0] * 4, "wer": [0.25, 0.5, 0.0, 0.25]}}
-    other = {"per_item": {"cider": [1.0, 3.5, 9.0, 1.5], "wer": [0.75, 1.0, 0.5, 0.75]}}
+    mcl = {"cider": [3.0, 5.0, None, 2.5], "spice": [1.0] * 4, "wer": [0.25, 0.5, 0.0, 0.25], "test_loss": [1.0]}
+    mcl = {"per_item": mcl}
+    other = {"per_item": {"test_loss": [2.0], "cider": [1.0, 3.5, 9.0, 1.5], "wer": [0.75, 1.0, 0.5, 0.75]}}
     other |= {"loss_above_mcl": {"mean": -0.25, "low": -0.5, "high": 0.125}}
     other["below_mcl"] = experiment.below(other, mcl)
-    assert other["below_mcl"]["cider"] == {"mean": 1.5, "low": 1.0, "high": 2.0} and "spice" not in other["below_mcl"]
+    assert other["below_mcl"].keys() == {"cider", "wer"}
+    assert other["below_mcl"]["cider"] == {"mean": 1.5, "low": 1.0, "high": 2.0}
     columns = experiment.Columns({}, ("CIDEr-D", "cider"), ("Div-2", "div_2"), {"WER": "wer"})
     assert experiment.leads({"mcl": mcl, "mle/beam": other, "nearest": {}}, columns) == [
         "mcl against mle/beam, above 0 is better: CIDEr-D +1.5 (+1 to +2), less WER +0.5 (+0.5 to +0.5), "
