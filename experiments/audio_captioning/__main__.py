@@ -6,7 +6,7 @@ from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config, parse
 from experiments.common.captioning.nearest import NEAREST, nearest
 from experiments.common.captioning.relevance import relevance
-from experiments.common.captioning.scores import COLUMNS, SPEECH_COLUMNS, scores
+from experiments.common.captioning.scores import COLUMNS, SPEECH_COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load_base, load_data
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
@@ -44,8 +44,9 @@ def main(config: Config) -> None:
                 records=asked,
                 split=split,
                 train=train_split,
-                corenlp=config.evaluation.corenlp,
+                known=training_captions(train_split),
                 transcripts=speech,
+                **config.evaluation.folders,
             )
 
             results, likelihoods, answers = {}, {}, {}

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.common import figures, page, usage
 from experiments.common.config import Config, Method
+from experiments.common.decoding import Answers
 from experiments.common.held_out import Likelihoods, gap, summary, with_interval
 from experiments.common.task import Task
 from mcl_jax import data, metrics
@@ -55,6 +56,11 @@ def on_test(
     if len(likelihoods.log_p) > 1:
         scores["hypotheses"] = usage.hypotheses(likelihoods, merged or {})
     return scores
+
+
+def probe_chance(answers: Answers) -> dict[str, float]:
+    """Returns the accuracy of a probe that guesses which of the K answers a text is, beside `probe_accuracy`."""
+    return {"probe_chance": 1 / len(answers.texts[0])}
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from functools import partial
 
 from experiments.common.captioning.nearest import NEAREST, nearest
 from experiments.common.captioning.relevance import relevance
-from experiments.common.captioning.scores import COLUMNS, scores
+from experiments.common.captioning.scores import COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load_base, load_data
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
@@ -38,7 +38,14 @@ def main(config: Config) -> None:
             tested = task.records("test", config.evaluation.test_items)
             test = task.encode(tested)
             asked = task.records("test", config.evaluation.decode_items)
-            score = partial(scores, records=asked, split=split, train=train_split, corenlp=config.evaluation.corenlp)
+            score = partial(
+                scores,
+                records=asked,
+                split=split,
+                train=train_split,
+                known=training_captions(train_split),
+                **config.evaluation.folders,
+            )
 
             results, likelihoods, answers = {}, {}, {}
             for method in config.methods:

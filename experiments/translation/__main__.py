@@ -1,5 +1,7 @@
 """`python -m experiments.translation --workdir DIR`: trains K hypotheses on text with several right answers."""
 
+from functools import partial
+
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import Columns, draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
@@ -7,7 +9,7 @@ from experiments.common.recipe import save_recipe
 from experiments.common.training import train
 from experiments.common.usage import merged_pairs
 from experiments.translation.config import Config, parse
-from experiments.translation.scores import scores
+from experiments.translation.scores import scores, training_targets
 from experiments.translation.task import load_base, load_data
 from mcl_jax import hosts
 from mcl_jax.command_line import attempt, errors_in_a_line
@@ -48,6 +50,9 @@ def main(config: Config) -> None:
             test = task.encode(task.records("test", config.evaluation.test_items))
             asked = task.records("test", config.evaluation.decode_items)
 
+            known = training_targets(task.records("train"))
+            score = partial(scores, records=asked, known=known, **config.evaluation.folders)
+
             results, likelihoods, answers = {}, {}, {}
             for method in config.methods:
                 # Train, and evaluate on the test split.
@@ -61,7 +66,7 @@ def main(config: Config) -> None:
                 for name, decoder in config.decoders(method).items():
                     answers[name] = answer(task, run, name, state, asked, decoder)
                     costs = {"seconds": seconds} | answers[name].costs
-                    results[name] = merged(held_out, scores(answers[name], asked), costs)
+                    results[name] = merged(held_out, score(answers[name]), costs)
 
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

@@ -46,7 +46,7 @@ def command(tmp_path, monkeypatch):
         "merged_pairs": lambda *of: {},
         "on_test": lambda *of: {},
         "answer": lambda *of: Answers([], [], 0.0),
-        "scores": lambda *of: {},
+        "scores": lambda *of, **options: {},
         "samples": lambda *of: [],
         "save_recipe": lambda *of: None,
         "finish": finish_with_made_up_results,

@@ -27,6 +27,9 @@ from mcl_jax.run import Run
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "llama"
 WORDS = [f"w{i}" for i in range(30)]
 KEYS = {"test_loss", "oracle_bleu", "mean_bleu", "chrf", "div_1", "div_2", "pairwise_bleu", "seconds", "win_rate"}
+KEYS |= {"vendi_score", "probe_accuracy", "novel_answers"}
+
+pytestmark = pytest.mark.usefixtures("no_packages")
 
 
 @pytest.fixture(scope="module")
