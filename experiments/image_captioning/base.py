@@ -56,7 +56,7 @@ class Config(Options):
     projector learns. Without it, the projector starts from a regression."""
     projector_size: int = field(default=512, metadata=COUNT)
     """Width of the projector's hidden layer."""
-    steps: int = field(default=400, metadata=COUNT)
+    steps: int = field(default=200, metadata=COUNT)
     """Number of training steps."""
     batch_size: int = field(default=16, metadata=COUNT)
     """Number of captions per training step."""
