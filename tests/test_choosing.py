@@ -111,7 +111,7 @@ def test_a_model_that_attends_to_features_of_a_clip():
     call = dict(features=features[:1, :1], method="hidden", num_hypotheses=K)
     init = lambda: model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), **call)
     adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32), jax.eval_shape(init))
-    inputs = {"tokens": PROMPTS["tokens"], "mask": MASK, "features": features}
+    inputs = {"tokens": PROMPTS["tokens"] % module.vocab_size, "mask": MASK, "features": features}
     chosen = np.array([[2, 0, 1, 1, 0], [0, 0, 2, 1, 2]])
     whole = decode(model, params, adapters, inputs, BeamSearch(2), T)
     assert_reordered(decode(model, params, adapters, inputs, BeamSearch(2), T, chosen=chosen), whole, chosen)
