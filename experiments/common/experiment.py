@@ -38,10 +38,10 @@ class Columns:
 
 
 def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
-    """Returns the `summary` of a method on the test split, with its loss as `test_loss`."""
+    """Returns the `summary` of a method on the test split, with its loss as `test_loss`, also that of each source."""
     scores = summary(likelihoods, task)
     scores["test_loss"] = scores.pop("eval_loss")
-    return scores
+    return scores | {"per_item": {"test_loss": likelihoods.mean_per_record(likelihoods.losses).tolist()}}
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def below(scores: Mapping[str, Any], of_mcl: Mapping[str, Any]) -> dict[str, Any
     values = lambda values: metrics.Bootstrap().mean([np.nan if value is None else value for value in values])
     return {
         name: with_interval(metrics.difference(values(others[name]), values(known[name])))
-        for name in known.keys() & others.keys()
+        for name in known.keys() & others.keys() - {"test_loss"}  # which `gap` compares
         if scores.get(name, 0.0) is not None  # such as the diversity of a single answer
     }
 

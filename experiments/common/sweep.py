@@ -1,9 +1,13 @@
-"""Measures the effect of the number of hypotheses or of the objective: trains LoRA-MCL once per value and seed.
+"""Measures the effect of an option, such as the number of hypotheses: trains LoRA-MCL once per value and seed.
 
     k            K from 1 to 7: loss inside the theoretical band [MLE − log K, MLE]
     epsilon      ε of the relaxed objective, from 0 (plain winner-takes-all)
     rank         rank r of the adapters, with the same α/r
     objectives   plain, relaxed, annealed and balanced winner-takes-all: purity, and hypotheses that never win
+    shared-rank  rank that all hypotheses share, of r·K in all: from 0 to r·K, which is LoRA-MLE
+    own-rate     with --shared-rank: how much faster the parts of one hypothesis learn
+    own-after    with --shared-rank: the step from which the parts of one hypothesis learn
+    shared-after with --shared-rank: the step from which the shared part learns
 
 Each training has its own run directory inside DIR, so the same command resumes a stopped sweep.
 """
@@ -34,7 +38,8 @@ from mcl_jax.command_line import attempt
 from mcl_jax.console import say, table
 from mcl_jax.run import Run
 
-Kind = Literal["k", "epsilon", "rank", "objectives"]
+Kind = Literal["k", "epsilon", "rank", "objectives", "shared-rank", "own-rate", "own-after", "shared-after"]
+LABELS = {"k": "K", "epsilon": "ε", "objectives": ""}  # of the horizontal axis, where it is not the kind
 DEAD = 0.01  # share of the wins below which a hypothesis counts as dead
 
 
@@ -47,7 +52,9 @@ class Options:
     k: the number of hypotheses.
     epsilon: ε of the relaxed objective.
     rank: the rank of the adapters.
-    objectives: the objective."""
+    objectives: the objective.
+    shared-rank: the rank that all hypotheses share, with the same rank in all.
+    own-rate, own-after, shared-after: the options of these names, with --shared-rank."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds; each value is trained once per seed."""
     hypotheses: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
@@ -58,6 +65,10 @@ class Options:
     """Ranks for --kind rank."""
     objectives: tuple[ObjectiveName, ...] = ("wta", "relaxed", "annealed", "balanced")
     """Objectives for --kind objectives."""
+    values: tuple[float, ...] = ()
+    """Values for the other kinds.
+    The default is 0, 1/4, 1/2, 3/4 and all of the rank for shared-rank; 1, 2, 4 and 8 for own-rate; and 0, 1/10 and
+    3/10 of the steps for own-after and shared-after."""
 
     def __post_init__(self):
         if self.kind == "k" and 1 not in self.hypotheses:
@@ -84,6 +95,25 @@ def variants(config: Config, options: Options) -> dict[str, dict[str, Any]]:
             return {str(r): dict(rank=r, alpha=of(r), methods=("mcl",)) for r in options.ranks}
         case "objectives":
             return {name: dict(objective=name, methods=("mcl",)) for name in options.objectives}
+        case "shared-rank":
+            total = config.num_hypotheses * config.lora.rank
+            ranks = options.values or [total * quarter // 4 for quarter in range(5)]
+            of = lambda shared: dict(methods=("mcl",), shared_rank=_whole(shared, options.kind))
+            # Hypotheses that share everything are one model.
+            return {f"{shared:g}": dict(methods=("mle_rk",)) if shared == total else of(shared) for shared in ranks}
+        case "own-rate":
+            return {f"{rate:g}": dict(own_rate=rate, methods=("mcl",)) for rate in options.values or (1, 2, 4, 8)}
+        case "own-after" | "shared-after" as kind:
+            steps = config.training.steps or 0
+            after = [_whole(step, kind) for step in options.values or (0, steps // 10, 3 * steps // 10)]
+            return {str(step): {kind.replace("-", "_"): step, "methods": ("mcl",)} for step in after}
+
+
+def _whole(value: float, kind: str) -> int:
+    """Returns a value as an integer; raises a ValueError if it is not whole."""
+    if value != int(value):
+        raise ValueError(f"--values must be whole numbers for --kind {kind}, got {value:g}")
+    return int(value)
 
 
 def configs(config: Config, options: Options) -> list[tuple[str, Config]]:
@@ -189,7 +219,7 @@ def draw(path: Path, kind: Kind, results: Mapping[str, list[dict[str, Any]]]) ->
         left.plot(range(len(names)), mixture, "--", color="tab:orange", label="uniform mixture of K")
         left.plot(range(len(names)), mixture - logs, ":", color="tab:orange", label="mixture − log K")
     left.legend(frameon=False)
-    left.set(xlabel={"k": "K", "epsilon": "ε", "rank": "rank", "objectives": ""}[kind])
+    left.set(xlabel=LABELS.get(kind, kind))
     if kind == "objectives":
         for colour, name in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], names, strict=False):
             for n, seed in enumerate(results[name]):

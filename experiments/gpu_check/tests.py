@@ -32,8 +32,9 @@ def steps(quick: bool) -> Iterator[dict[str, Any]]:
     files = FILES[:1] if quick else FILES
     command = [sys.executable, "-m", "pytest", "-vv", "-m", "not slow", "--tb=line", "-p", "no:cacheprovider"]
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    # Tests run on a CPU unless told otherwise. Autotuning would try several kernels for each of their small products.
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    # Tests run on a CPU unless told otherwise. Autotuning would try several kernels for each of their small products,
+    # and a resumed run equals a whole one bit for bit only where sums have one order.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops=true".strip()
     environment = os.environ | {"JAX_PLATFORMS": platform, "XLA_FLAGS": flags}
     options = {"env": environment, "capture_output": True, "text": True, "timeout": SECONDS}
     try:

@@ -1,7 +1,7 @@
 """`python -m experiments.translation --workdir DIR`: trains K hypotheses on text with several right answers."""
 
 from experiments.common.decoding import answer, samples
-from experiments.common.experiment import Columns, draw, finish, on_test, page_of, show, write_page
+from experiments.common.experiment import Columns, draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.training import train
@@ -58,8 +58,8 @@ def main(config: Config) -> None:
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
                     answers[name] = answer(task, run, name, state, asked, decoder)
-                    scored = scores(answers[name], asked)
-                    results[name] = held_out | scored | {"seconds": seconds} | answers[name].costs
+                    costs = {"seconds": seconds} | answers[name].costs
+                    results[name] = merged(held_out, scores(answers[name], asked), costs)
 
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

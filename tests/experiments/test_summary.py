@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from experiments.common.experiment import on_test
 from experiments.common.held_out import Likelihoods, gap, summary
 from mcl_jax.data import NO_MODE
 
@@ -26,6 +27,12 @@ def test_answers_of_no_mode_are_in_the_loss_and_the_win_rate_alone():
     assert found["purity"] == 1.0 and found["modes"] == ("en", "fr")
     np.testing.assert_array_equal(found["win_matrix"], [[0, 0, 1], [2, 0, 0]])
     assert found["loss_of_mode"] == {"en": 2.0, "fr": 1.75}
+
+
+def test_the_loss_of_each_source_is_kept():
+    two_of_a_source = dataclasses.replace(likelihoods(MODES), record=np.array([3, 1, 3, 7, 1]))
+    found = on_test(two_of_a_source, TASK)
+    assert found["per_item"] == {"test_loss": pytest.approx([1.25, 2.0, 2.0])} and "eval_loss" not in found
 
 
 def test_without_modes_there_is_no_purity():

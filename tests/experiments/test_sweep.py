@@ -45,6 +45,32 @@ def test_variants(config):
         }
 
 
+def test_variants_of_a_shared_part(config):
+    """The rank in all is the same whatever is shared; sharing all of it is LoRA-MLE."""
+    three = config.replace(num_hypotheses=3, rank=8, num_beams=None, steps=70)
+    of = lambda start, **options: {
+        name: start.replace(**fields) for name, fields in variants(start, Options(**options)).items()
+    }
+    by_rank = of(three, kind="shared-rank")
+    assert {name: (c.methods, c.lora.shared_rank) for name, c in by_rank.items()} == {
+        "0": (("mcl",), 0),
+        "6": (("mcl",), 6),
+        "12": (("mcl",), 12),
+        "18": (("mcl",), 18),
+        "24": (("mle_rk",), 0),
+    }
+    parts = {name: c.lora_of(c.methods[0]) for name, c in by_rank.items()}
+    own = {"0": 8, "6": 6, "12": 4, "18": 2, "24": 24}
+    assert {name: part.rank for name, part in parts.items()} == own
+    sharing = three.replace(shared_rank=12)
+    rates = of(sharing, kind="own-rate")
+    assert {name: c.optimizer.own_rate for name, c in rates.items()} == {"1": 1, "2": 2, "4": 4, "8": 8}
+    for kind, field in {"own-after": "own_after", "shared-after": "shared_after"}.items():
+        after = of(sharing, kind=kind)
+        assert {name: getattr(c.optimizer, field) for name, c in after.items()} == {"0": 0, "7": 7, "21": 21}
+    assert of(sharing, kind="own-after", values=(5.0,))["5"].optimizer.own_after == 5
+
+
 def test_the_command_line():
     config, options = sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "1", "4", "--steps", "7"])
     assert (options.kind, options.hypotheses, options.seeds) == ("k", (1, 4), (0, 1, 2))
@@ -65,6 +91,12 @@ def test_the_command_line():
         (("--kind", "epsilon", "--epsilons", "0.1", "1.5"), "epsilon"),
         (("--kind", "rank", "--ranks", "4", "0"), r"every value of --ranks must be at least 1, got \(4, 0\)"),
         (("--hypotheses", "1", "3", "0"), r"every value of --hypotheses must be at least 1, got \(1, 3, 0\)"),
+        (("--kind", "own-rate"), "--own-rate, --own-after and --shared-after need --shared-rank, got 0"),
+        (
+            ("--kind", "shared-rank", "--values", "4.5"),
+            "--values must be whole numbers for --kind shared-rank, got 4.5",
+        ),
+        (("--kind", "shared-rank", "--values", "3"), "--shared-rank"),
         (("--kind", "objectives", "--backward", "winner"), "--backward winner is not exact for --objective relaxed"),
     ],
 )
@@ -101,6 +133,7 @@ def test_the_table_and_the_figures(tmp_path, capsys):
         ("k", found),
         ("epsilon", {"0.1": found["3"]}),
         ("rank", {"4": found["3"]}),
+        ("shared-rank", {"0": found["3"], "16": found["1"]}),
         ("objectives", without),
     ):
         sweep.draw(tmp_path / f"{kind}.png", kind, results)
