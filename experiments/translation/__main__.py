@@ -1,9 +1,12 @@
 """`python -m experiments.translation --workdir DIR`: trains K hypotheses on text with several right answers."""
 
+from functools import partial
+
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import Columns, draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
+from experiments.common.selection import select
 from experiments.common.training import train
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores
@@ -54,12 +57,15 @@ def main(config: Config) -> None:
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
                 held_out = on_test(likelihoods[method], task)
+                of_items = partial(evaluate, state)
+                selection = select(task, run, method, of_items, (test, likelihoods[method]), asked)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
-                    answers[name] = answer(task, run, name, state, asked, decoder)
+                    answers[name] = selection.marked(answer(task, run, name, state, asked, decoder))
                     costs = {"seconds": seconds} | answers[name].costs
-                    results[name] = merged(held_out, scores(answers[name], asked), costs)
+                    scored = scores(answers[name], asked)
+                    results[name] = merged(held_out, scored, costs, selection.results(answers[name]))
 
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

@@ -14,8 +14,9 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
 
     `per_item` has the values of each metric by item [N].
     `likeliest_bleu` is the BLEU of the answer with the highest likelihood, and `mbr_bleu` that of the answer with the
-    minimum Bayes risk (chrF). `corpus_bleu` [K] is the corpus BLEU of the k-th answers. `style_rate` and `spanish_rate`
-    [K] are the shares of archaic and of Spanish texts among the k-th answers.
+    minimum Bayes risk (chrF); `selected_bleu` is that of the answer that a selector chooses, if there is one.
+    `corpus_bleu` [K] is the corpus BLEU of the k-th answers. `style_rate` and `spanish_rate` [K] are the shares of
+    archaic and of Spanish texts among the k-th answers.
     """
     texts, references = answers.texts, [[target.text for target in record.references] for record in records]
     likeliest = [int(np.argmax(scores)) for scores in answers.log_likelihoods]
@@ -33,6 +34,8 @@ def scores(answers: Answers, records: tuple[data.Record, ...]) -> dict[str, Any]
         "pairwise_bleu": metrics.pairwise_bleu(texts),
         "references_covered": metrics.reference_coverage(texts, references),
     }
+    if answers.selected is not None:
+        computed["selected_bleu"] = metrics.mean_bleu(pick(answers.selected), references)
     share = lambda rule: [float(np.mean([rule(text) for text in column])) for column in zip(*texts, strict=True)]
     return metrics.for_results(computed) | {
         "per_item": metrics.of_items(computed),
