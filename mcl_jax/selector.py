@@ -33,6 +33,7 @@ from mcl_jax.json_io import write_bytes
 
 FILE = "selector.safetensors"
 DECAYS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of standardised features; each starts from the one before it
+PATIENCE = 3
 
 
 class Examples(NamedTuple):
@@ -135,8 +136,9 @@ def prior(weights: Float[Array, "K N"], width: int) -> Selector:
 def fit(train: Examples, validation: Examples, *, decays: Sequence[float] = DECAYS, iterations: int = 200) -> Selector:
     """Fits −(1/N) Σ_n Σ_k q_kn log γ_k(c_n) + (λ/2) ‖W‖² for each λ, and returns the best on the validation examples.
 
-    W is that of features with mean 0 and variance 1. The `prior` is a candidate too (λ = ∞). Weights are smoothed as in
-    `prior`, so that the optimum is finite even if a plane separates the winners.
+    W is that of features with mean 0 and variance 1. The `prior` is a candidate too (λ = ∞), and no weaker λ is tried
+    after three that did not improve. Weights are smoothed as in `prior`, so that the optimum is finite even if a plane
+    separates the winners.
 
     Args:
       train: examples to fit.
@@ -146,17 +148,24 @@ def fit(train: Examples, validation: Examples, *, decays: Sequence[float] = DECA
     Raises:
       ValueError: if the shapes do not fit, there are no examples, or a number is not finite.
     """
-    _check(train, "train"), _check(validation, "validation")
+    _check(train, "train")
+    _check(validation, "validation")
     x, q = np.asarray(train.features, np.float64), _smoothed(train.weights).T
     mean, spread = x.mean(0), x.std(0)
     spread[spread < 1e-6 * (1.0 + np.abs(mean))] = np.inf  # a constant tells nothing
-    x, candidates = (x - mean) / spread, [prior(train.weights, x.shape[1])]
+    x, best = (x - mean) / spread, prior(train.weights, x.shape[1])
     kernel, bias = np.zeros((x.shape[1], q.shape[1])), np.log(q.mean(0))
+    lowest, waited = _cross_entropy(best, validation), 0
     for decay in decays:
         kernel, bias = _minimum(x, q, kernel, bias, decay, iterations)
         raw = kernel / spread[:, None]
-        candidates.append(Selector(raw.astype(np.float32), (bias - mean @ raw).astype(np.float32)))
-    return min(candidates, key=lambda one: _cross_entropy(one, validation))
+        candidate = Selector(raw.astype(np.float32), (bias - mean @ raw).astype(np.float32))
+        loss, waited = _cross_entropy(candidate, validation), waited + 1
+        if loss < lowest:
+            best, lowest, waited = candidate, loss, 0
+        if waited == PATIENCE:
+            break
+    return best
 
 
 def choose(

@@ -9,9 +9,10 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `embedding`, `selection`, `specialization`,
-`relevance`, `nouns`, `nearest`, `word_errors`, `items`, `report`.
+`calibration`, `relevance`, `nouns`, `nearest`, `word_errors`, `items`, `report`.
 """
 
+from mcl_jax.metrics.calibration import calibration_error
 from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
 from mcl_jax.metrics.diversity import corpus_mbleu_4, div_n, mbleu_4, vocabulary
 from mcl_jax.metrics.embedding import (
@@ -65,6 +66,7 @@ __all__ = [
     "Tokenization",
     "WinMatrix",
     "average",
+    "calibration_error",
     "check_spice",
     "cider_d",
     "coco_bleu",
