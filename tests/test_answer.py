@@ -228,6 +228,8 @@ def test_the_answers_of_likelier_hypotheses_come_first(selective, says):
             assert (answer.hypothesis, answer.text) == (same.hypothesis, same.text)
             np.testing.assert_allclose(answer.log_likelihoods, same.log_likelihoods, rtol=1e-4)
             assert answer.probability == pytest.approx(same.probability, rel=1e-5)
+            assert answer.log_likelihood == pytest.approx(same.log_likelihood, rel=1e-4)
+            assert answer.log_likelihood_per_token == pytest.approx(same.log_likelihood_per_token, rel=1e-4)
     out, error = says(selective, *TEXTS[:1], "--top-hypotheses=2")
     _, columns, *rows = out.splitlines()
     assert error is None and columns.split() == ["k", "gamma", "nats", "per", "token", "answer"]
