@@ -53,10 +53,10 @@ test: $(VENV)/installed $(VENV)/minilm ## the tests
 test-slow: $(VENV)/installed $(VENV)/pycocoevalcap $(VENV)/whisper $(VENV)/efficientnet ## the proofs that take longer
 	$(RUN) -m pytest -m slow
 
-test-page: $(VENV)/installed ## the page of a run in a headless browser; gets Debian's, as root, if there is none
+test-page: $(VENV)/installed ## the pages of a run and of the theory in a headless browser; gets Debian's, as root, if there is none
 	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome \
 	|| { apt-get update -qq && apt-get install --quiet --yes --no-install-recommends chromium-headless-shell; }
-	$(RUN) -m pytest tests/experiments/test_page_in_browser.py
+	$(RUN) -m pytest tests/experiments/test_page_in_browser.py tests/experiments/test_theory_page_in_browser.py
 
 $(VENV)/docs: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'

@@ -7,6 +7,12 @@
 
 With one hypothesis there is nothing to choose, and all three do one forward and one backward pass.
 
+With `assign="noisy"`, the scores from which q is taken come from a pass with dropout. Each hypothesis has other masks,
+so winners are partly drawn by chance. With `assign="clean"` they come from a pass without dropout, which compares the
+hypotheses as they are (Shen et al., arXiv 1902.07816); the gradient still has dropout. "winner" and "sampled" choose in
+a pass of their own anyway, so clean scores cost nothing. With "all" they need one more forward pass of every
+hypothesis, unless `hypothesis_chunk` already makes it choose first. Without dropout both are the same program.
+
 Each example runs as a batch of one under `vmap`. Its random key depends only on the step, the hypothesis and the index
 of the example in the global batch. Dropout masks, ties and draws are therefore the same for every `backward`, every
 number of micro-batches and every number of devices.
@@ -21,6 +27,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
@@ -31,8 +38,11 @@ Batch = PyTree[Array]
 Metrics = dict[str, Array]
 Backward = Literal["winner", "sampled", "all"]
 BACKWARDS = ("winner", "sampled", "all")
+Assign = Literal["noisy", "clean"]
+ASSIGNS = ("noisy", "clean")
 
-# log_likelihood_fn(params, adapters_k, batch, rng) -> [B] log p in nats; or ([B] sums of log p, [B] numbers of tokens)
+# log_likelihood_fn(params, adapters_k, batch, rng) -> [B] log p in nats; or ([B] sums of log p, [B] numbers of tokens).
+# rng is None where dropout is off.
 LogLikelihoodFn = Callable[[Any, Any, Batch, Any], Any]
 
 
@@ -142,7 +152,7 @@ def example_log_likelihoods(
     batch: Batch,
     k_of_example: Int[Array, " B"],
     index: Int[Array, " B"],
-    rng: Key[Array, ""],
+    rng: Key[Array, ""] | None,
     *,
     gathered: bool,
 ) -> tuple[Float[Array, " B"], Int[Array, " B"] | None]:
@@ -155,16 +165,15 @@ def example_log_likelihoods(
       adapters: one set per example (leading axis B) if `gathered`, else one set for all examples.
       k_of_example: hypothesis of each example [B], for its key.
       index: index of each example in the global batch [B].
-      rng: key of the step.
+      rng: key of the step; None is for a pass without dropout.
       gathered: whether `adapters` has the leading axis B.
     Raises:
       ValueError: if the function does not return one number per example.
     """
 
     def one(adapters_b, example, k, b):
-        out = log_likelihood_fn(
-            params, adapters_b, jax.tree.map(lambda x: x[None], example), hypotheses.example_key(rng, k, b)
-        )
+        key = None if rng is None else hypotheses.example_key(rng, k, b)
+        out = log_likelihood_fn(params, adapters_b, jax.tree.map(lambda x: x[None], example), key)
         log_p, tokens = out if isinstance(out, tuple) else (out, None)
         if jnp.shape(log_p) != (1,):
             raise ValueError(
@@ -191,6 +200,7 @@ class Update:
         optimizer: optax.GradientTransformation,
         backward: Backward = "winner",
         *,
+        assign: Assign = "noisy",
         accumulate: int = 1,
         hypothesis_chunk: int | None = None,
     ):
@@ -198,6 +208,8 @@ class Update:
             raise ValueError(f"backward must be one of {BACKWARDS}, got {backward!r}")
         if backward == "winner" and not (objective.is_hard(1) or objective.is_hard(2)):
             raise ValueError(_not_hard(objective))
+        if assign not in ASSIGNS:
+            raise ValueError(f"assign must be one of {ASSIGNS}, got {assign!r}")
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1 micro-batch, got {accumulate}")
         if hypothesis_chunk is not None and (hypothesis_chunk < 1 or backward != "all"):
@@ -207,7 +219,8 @@ class Update:
             )
         self.log_likelihood_fn, self.objective = log_likelihood_fn, objective
         self.optimizer = _extended(optimizer)
-        self.backward, self.accumulate, self.hypothesis_chunk = backward, accumulate, hypothesis_chunk
+        self.backward, self.assign = backward, assign
+        self.accumulate, self.hypothesis_chunk = accumulate, hypothesis_chunk
 
     def check(self, num_hypotheses: int, size: int) -> None:
         """Raises a ValueError if the step cannot run with K hypotheses or with a batch of `size` examples."""
@@ -299,15 +312,15 @@ class Update:
             batch = _without_empty(batch, weight)
         adapters = jax.tree.map(dtypes.widened, state.adapters)  # so that gradients of examples are added in float32
 
-        def normalized(adapters, k_of_example, gathered):
+        def normalized(adapters, k_of_example, gathered, rng=model_rng):
             narrowed = jax.tree.map(_as, adapters, state.adapters)
             log_p, lengths = example_log_likelihoods(
-                self.log_likelihood_fn, params, narrowed, batch, k_of_example, index, model_rng, gathered=gathered
+                self.log_likelihood_fn, params, narrowed, batch, k_of_example, index, rng, gathered=gathered
             )
             return self.objective.normalize(log_p, lengths)
 
-        def every(adapters, ks):
-            one = lambda a, k: normalized(a, jnp.full_like(index, k), False)
+        def every(adapters, ks, rng=model_rng):
+            one = lambda a, k: normalized(a, jnp.full_like(index, k), False, rng)
             return jax.vmap(one, (hypotheses.axes(adapters), 0))(adapters, ks)
 
         def assess(log_p):
@@ -315,7 +328,8 @@ class Update:
             return totals, q
 
         ks = jnp.arange(num_hypotheses)
-        one_pass = self.backward == "all" and self.hypothesis_chunk is None
+        clean = self.assign == "clean" and num_hypotheses > 1 and self._has_noise(params, state, batch)
+        one_pass = self.backward == "all" and self.hypothesis_chunk is None and not clean
         if one_pass or num_hypotheses == 1:  # with one hypothesis there is no winner to choose first
 
             def loss(adapters):
@@ -324,7 +338,7 @@ class Update:
 
             gradient, totals = jax.grad(loss, has_aux=True)(adapters)
         else:
-            totals, q = assess(every(adapters, ks))
+            totals, q = assess(every(adapters, ks, None if clean else model_rng))
             gradient = self._second_pass(adapters, q, weight, normalized, every, draw_rngs)
         tokens = jnp.zeros(()) if counts is None else jnp.where(weight > 0.0, counts, 0).sum()
         return Sums(gradient, totals, tokens.astype(jnp.float32))
@@ -336,6 +350,13 @@ class Update:
             self.log_likelihood_fn, params, first, batch, k_of_example, index, state.rng, gathered=False
         )[1]
 
+    def _has_noise(self, params: Any, state: TrainState, batch: Batch) -> bool:
+        """Whether log p depends on its rng, as it does with dropout. Nothing is computed."""
+        first, example = hypotheses.select(state.adapters, 0), jax.tree.map(lambda x: x[:1], batch)
+        log_p = lambda rng: jax.tree.leaves(self.log_likelihood_fn(params, first, example, rng))[0]
+        _, needed = partial_eval.dce_jaxpr(jax.make_jaxpr(log_p)(state.rng).jaxpr, [True])
+        return needed[0]
+
     def _second_pass(self, adapters, q, weight, normalized, every, draw_rngs):
         """Returns the gradient of −Σ_b w_b Σ_k q_kb log p(x_b | θ_k), with q from a first pass without activations."""
         num_hypotheses = q.shape[0]
@@ -346,7 +367,8 @@ class Update:
                 loss = lambda chunk: -jnp.where(counted, q[ks] * every(chunk, ks), 0.0).sum()
                 return jax.grad(loss)(hypotheses.select(adapters, ks))
 
-            gradient = jax.lax.map(chunk_gradient, jnp.arange(num_hypotheses).reshape(-1, self.hypothesis_chunk))
+            chunks = jnp.arange(num_hypotheses).reshape(-1, self.hypothesis_chunk or num_hypotheses)
+            gradient = jax.lax.map(chunk_gradient, chunks)
             return jax.tree_util.tree_map_with_path(
                 lambda keys, g, a: g.sum(0) if hypotheses.is_shared(keys) else g.reshape(a.shape), gradient, adapters
             )
@@ -455,6 +477,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     backward: Backward = "winner",
     *,
+    assign: Assign = "noisy",
     accumulate: int = 1,
     hypothesis_chunk: int | None = None,
     donate: bool = True,
@@ -465,10 +488,14 @@ def make_train_step(
     Args:
       log_likelihood_fn: (params, adapters_k, batch, rng) -> log p of each example in nats [B], or a pair of log p and
         the number of target tokens [B]. With token counts, the objective can normalise, and examples without targets
-        have no weight. The function is called with a batch of one under `vmap`; rng is for dropout.
+        have no weight. The function is called with a batch of one under `vmap`; rng is for dropout, and None where
+        dropout is off.
       objective: an objective from `mcl_jax.objectives`.
       optimizer: an optax chain for the adapters; clipping belongs in it.
       backward: "winner", "sampled" or "all", see the docstring of `mcl_jax.training`.
+      assign: "noisy" takes winners and q from scores with dropout, "clean" from scores without. The metrics are then
+        those without dropout, too. With backward="all" and no hypothesis_chunk, "clean" costs one more forward pass of
+        every hypothesis.
       accumulate: number of micro-batches per batch. Sums are divided once, by the weight of the whole batch.
       hypothesis_chunk: with "all", number of hypotheses whose activations are held at a time. Each hypothesis then
         costs one more forward pass.
@@ -483,6 +510,12 @@ def make_train_step(
         raises it for a batch that does not divide, or a K that the objective refuses.
     """
     update = Update(
-        log_likelihood_fn, objective, optimizer, backward, accumulate=accumulate, hypothesis_chunk=hypothesis_chunk
+        log_likelihood_fn,
+        objective,
+        optimizer,
+        backward,
+        assign=assign,
+        accumulate=accumulate,
+        hypothesis_chunk=hypothesis_chunk,
     )
     return TrainStep(update, None if mesh is None else OverMesh(mesh), donate=donate)

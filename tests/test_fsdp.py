@@ -42,6 +42,7 @@ CASES = {
     "balanced": (objectives.balanced_wta(rate=0.3), "winner", {"accumulate": 2}),
     "sampled": (objectives.relaxed_wta(0.3), "sampled", {}),
     "all": (objectives.mixture(), "all", {}),
+    "clean": (objectives.mixture(), "all", {"assign": "clean"}),
 }
 OPTIMIZER = optax.sgd(0.3, momentum=0.9)
 
@@ -96,6 +97,7 @@ def trained(name, case, params, **options):
         pytest.param("scanned", "all", (2, 4), marks=pytest.mark.slow),
         pytest.param("a list of layers, nothing computed again", "balanced", (4, 2), marks=pytest.mark.slow),
         pytest.param("GPT, dots", "all", (2, 2), marks=pytest.mark.slow),
+        pytest.param("scanned", "clean", (4, 2), marks=pytest.mark.slow),
     ],
 )
 def test_a_step_as_on_one_device(name, case, shape):

@@ -27,6 +27,7 @@ CASES = {
     "balanced": (objectives.balanced_wta(rate=0.3), "winner", {"accumulate": 2}),
     "sampled": (objectives.relaxed_wta(0.3), "sampled", {}),
     "all": (objectives.mixture(), "all", {}),
+    "clean": (objectives.mixture(), "all", {"assign": "clean"}),
 }
 
 
@@ -61,6 +62,7 @@ def trained(name, num_devices):
         ("balanced", 8),
         ("sampled", 8),
         ("all", 2),
+        pytest.param("clean", 8, marks=pytest.mark.slow),
         *(pytest.param("balanced", n, marks=pytest.mark.slow) for n in (1, 2)),
     ],
 )
@@ -153,7 +155,13 @@ WIDE_RULES = [(r"^up/", "outputs"), (r"^head/", "inputs")]
 
 @pytest.mark.parametrize(
     ("name", "data", "model"),
-    [("balanced", 2, 4), ("sampled", 8, 1), ("all", 1, 6), pytest.param("all", 4, 2, marks=pytest.mark.slow)],
+    [
+        ("balanced", 2, 4),
+        ("sampled", 8, 1),
+        ("all", 1, 6),
+        ("clean", 2, 4),
+        pytest.param("all", 4, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_base_cut_over_a_mesh(name, data, model):
     objective, backward, options = CASES[name]

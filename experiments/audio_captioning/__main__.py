@@ -6,7 +6,7 @@ from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import Config, parse
 from experiments.common.captioning.nearest import NEAREST, nearest
 from experiments.common.captioning.relevance import relevance
-from experiments.common.captioning.scores import COLUMNS, SPEECH_COLUMNS, scores
+from experiments.common.captioning.scores import COLUMNS, SPEECH_COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load_base, load_data
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
@@ -14,6 +14,7 @@ from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.selection import select
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from mcl_jax import hosts
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.run import Run
@@ -44,8 +45,9 @@ def main(config: Config) -> None:
                 records=asked,
                 split=split,
                 train=train_split,
-                corenlp=config.evaluation.corenlp,
+                known=training_captions(train_split),
                 transcripts=speech,
+                **config.evaluation.folders,
             )
 
             results, likelihoods, answers = {}, {}, {}
@@ -56,7 +58,8 @@ def main(config: Config) -> None:
                 likelihoods[method] = evaluate(state, test)
                 of_items = partial(evaluate, state)
                 seen = relevance(task, run, of_items, tested, config.evaluation.retrieval_items)
-                held_out = merged(on_test(likelihoods[method], task), seen)
+                of_pairs = merged_pairs(task, method, state, test)
+                held_out = merged(on_test(likelihoods[method], task, of_pairs), seen)
                 selection = select(task, run, method, of_items, (test, likelihoods[method]), asked)
 
                 # Decode, and score the answers.

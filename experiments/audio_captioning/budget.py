@@ -5,7 +5,7 @@ from functools import partial
 from experiments.audio_captioning.audio import Clips
 from experiments.audio_captioning.config import STAMPS, Config
 from experiments.common import budget
-from experiments.common.captioning.scores import COLUMNS, scores
+from experiments.common.captioning.scores import COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load
 from mcl_jax.command_line import errors_in_a_line
 
@@ -14,5 +14,6 @@ if __name__ == "__main__":
         config, options = budget.command_line(Config, STAMPS)
         config.hosts.start()
         task = load(config, Clips(config.data.seconds, config.data.time_mask, config.data.frequency_mask))
-        splits = {"split": task.records("test"), "train": task.records("train")}
-        budget.main(task, options, partial(scores, corenlp=config.evaluation.corenlp, **splits), COLUMNS)
+        train = task.records("train")
+        given = {"split": task.records("test"), "train": train, "known": training_captions(train)}
+        budget.main(task, options, partial(scores, **given, **config.evaluation.folders), COLUMNS)

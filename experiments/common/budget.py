@@ -6,13 +6,12 @@ the same options and the same --workdir. DIR/budget.json and DIR/budget.png hold
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import tyro
 
 from experiments.common.config import Config
 from experiments.common.decoders import AnyDecoder
@@ -21,7 +20,7 @@ from experiments.common.experiment import Columns
 from experiments.common.figure_files import save
 from experiments.common.figures import COLOURS, LABELS, marker_of
 from experiments.common.held_out import evaluator
-from experiments.common.options import parse_line, print_and_exit
+from experiments.common.options import parse_both
 from experiments.common.task import Task
 from experiments.common.training import train
 from mcl_jax import data, hosts
@@ -120,13 +119,9 @@ def command_line(
     config: type[Config], preset: Mapping[str, Any], args: Sequence[str] | None = None
 ) -> tuple[Any, Options]:
     """Parses the configuration of the run, and the budgets. The arguments and errors are those of the sweep."""
-    given = [("options", Annotated[Options, tyro.conf.arg(name="")], Options())]
-    start = config.from_options(workdir=tyro.MISSING, **preset)
-    line, printed = parse_line(config, args, start, given, __doc__)
-    if printed:
-        print_and_exit(line.config)
-    configs(line.config, line.options)  # raises the errors
-    return line.config, line.options
+    config_, options = parse_both(config, Options(), preset, args, __doc__)
+    configs(config_, options)  # raises the errors
+    return config_, options
 
 
 def main(task: Task, options: Options, score: Score, columns: Columns) -> None:

@@ -18,6 +18,7 @@ from mcl_jax.lora import LoraConfig
 
 Method = Literal["mcl", "mle_r", "mle_rk", "moe"]
 SHORT: dict[str, tuple[Method, ...]] = {"mle": ("mle_r", "mle_rk")}
+MOST_MERGED = 5  # hypotheses, so 10 evaluations of pairs
 STEPS = 100  # default if neither --steps nor --epochs is given
 
 
@@ -78,6 +79,11 @@ class Config(Options):
             raise ValueError(
                 f"--experts-per-token must be at most --num-hypotheses {K}, got {self.experts.experts_per_token}"
             )
+        if self.evaluation.merge_costs and K > MOST_MERGED:
+            raise ValueError(
+                f"--merge-costs evaluates every pair, for at most --num-hypotheses {MOST_MERGED}; got {K}, which has "
+                f"{K * (K - 1) // 2} pairs"
+            )
         if (beams := self.decoding.beams(K)) % K or beams < 1:
             raise ValueError(
                 f"--num-beams must be a multiple of --num-hypotheses {K}, so that all methods have the same number of "
@@ -132,6 +138,10 @@ class Config(Options):
     def objective_of(self, method: Method) -> objectives.Objective:
         """Returns the objective of a method."""
         return self.objective.make() if method == "mcl" else objectives.mle()
+
+    def chooses_first(self, backward: str) -> bool:
+        """Whether --assign clean makes a step of mcl compute scores before a backward pass of all hypotheses."""
+        return backward == "all" and self.objective.assign == "clean" and self.lora.dropout > 0.0
 
     def decoders(self, method: Method) -> dict[str, AnyDecoder]:
         """Returns the decoders of a method by the name of their results.

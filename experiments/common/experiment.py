@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from experiments.common import figures, page
+from experiments.common import figures, page, usage
 from experiments.common.config import Config, Method
+from experiments.common.decoding import Answers
 from experiments.common.held_out import Likelihoods, gap, summary, with_interval
 from experiments.common.task import Task
 from mcl_jax import data, metrics
@@ -38,11 +39,29 @@ class Columns:
     errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def on_test(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:
-    """Returns the `summary` of a method on the test split, with its loss as `test_loss`, also that of each source."""
+def on_test(
+    likelihoods: Likelihoods, task: Task, merged: Mapping[usage.Pair, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Returns the `summary` of a method on the test split, with its loss as `test_loss`, also that of each source.
+
+    Several hypotheses also have the use of each, under `hypotheses`.
+
+    Args:
+      likelihoods: likelihoods on the test split.
+      task: the task.
+      merged: those under the mean of each pair of hypotheses, from `usage.merged_pairs`, if they were computed.
+    """
     scores = summary(likelihoods, task)
     scores["test_loss"] = scores.pop("eval_loss")
-    return scores | {"per_item": {"test_loss": likelihoods.mean_per_record(likelihoods.losses).tolist()}}
+    scores["per_item"] = {"test_loss": likelihoods.mean_per_record(likelihoods.losses).tolist()}
+    if len(likelihoods.log_p) > 1:
+        scores["hypotheses"] = usage.hypotheses(likelihoods, merged or {})
+    return scores
+
+
+def probe_chance(answers: Answers) -> dict[str, float]:
+    """Returns the accuracy of a probe that guesses which of the K answers a text is, beside `probe_accuracy`."""
+    return {"probe_chance": 1 / len(answers.texts[0])}
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +167,8 @@ def show(run: Run, columns: Columns) -> None:
     show_results(results, columns.table)
     for line in (*leads(results["methods"], columns), *selections(results["methods"])):
         say(line)
+    if of_mcl := next((scores for scores in results["methods"].values() if "hypotheses" in scores), None):
+        say(of_mcl["hypotheses"]["recommendation"])
     files = "page.html, figures and results.json are" if page_of(run).exists() else "results.json is"
     say(f"{files} in {run.workdir}.")
 

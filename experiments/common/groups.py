@@ -18,6 +18,7 @@ from mcl_jax import objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.hypotheses import scale_parts
 from mcl_jax.lora import LoraConfig
+from mcl_jax.metrics.bert_folder import FILES
 from mcl_jax.models.decoder import Remat
 from mcl_jax.parallel import base_sharding
 from mcl_jax.tokenization import AnswerStart
@@ -48,6 +49,10 @@ class Objective(Options):
     """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t."""
     backward: Literal["winner", "sampled", "all"] | None = None
     """Hypotheses that the backward pass runs for. The default is winner if that is exact, else sampled."""
+    assign: Literal["noisy", "clean"] = "noisy"
+    """Scores by which the hypotheses share an example, with --dropout.
+    noisy: those with dropout, which makes winners partly random.
+    clean: those without. It costs nothing, or one more forward pass of every hypothesis with --backward all."""
 
     def make(self, name: str | None = None) -> objectives.Objective:
         """Makes the objective with this name, by default `self.name`, and these settings."""
@@ -294,6 +299,15 @@ class Evaluation(Options):
     selector_items: int = field(default=200, metadata=VOLATILE | NO_INFLUENCE)
     """Number of training sources, each with all its answers, from which mcl learns to tell from the prompt which
     hypothesis will win. Each answer costs a forward pass under every hypothesis; 0 trains no selector."""
+    encoder: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder of the sentence encoder of the metrics, such as a multilingual one. The default is the installed MiniLM,
+    which knows English."""
+    bert: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder of a BERT, such as bert-base-multilingual-cased, for BERTScore."""
+    fluency: Path | None = field(default=None, metadata=VOLATILE)
+    """Folder of FENSE's detector of errors, as safetensors; see `mcl_jax.metrics.ErrorDetector.load`."""
+    merge_costs: bool = field(default=False, metadata=VOLATILE | NO_INFLUENCE)
+    """Also measure how much the test loss rises if two hypotheses of mcl are merged, for every pair of at most 5."""
 
     def check(self) -> None:
         super().check()
@@ -301,10 +315,19 @@ class Evaluation(Options):
             raise ValueError(f"--selector-items must be at least 0, got {self.selector_items}")
         if self.eval_every <= 0 or (self.eval_every > 1 and self.eval_every % 1):
             raise ValueError(f"--eval-every must be a number of steps or a fraction below 1, got {self.eval_every}")
+        for name in ("encoder", "bert", "fluency"):
+            folder = getattr(self, name)
+            if folder and (missing := [file for file in FILES if not (folder / file).is_file()]):
+                raise ValueError(f"--{name} must be a folder with {FILES}, but {folder} lacks {missing}")
 
     def every(self, steps: int) -> int:
         """Returns the number of steps between two evaluations of a training of `steps` steps."""
         return math.ceil(self.eval_every * steps) if self.eval_every < 1 else int(self.eval_every)
+
+    @property
+    def folders(self) -> dict[str, Path | None]:
+        """The folders of the models that metrics need, by the names that `metrics.Settings` has for them."""
+        return {"encoder": self.encoder, "bert": self.bert, "fluency": self.fluency}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 import mcl_jax as mcl
 from experiments.common.config import Method
-from experiments.common.task import Task
+from experiments.common.task import Items, Task
 from mcl_jax import data, metrics, objectives
 
 
@@ -52,17 +52,24 @@ class Likelihoods:
 
 def evaluator(task: Task, method: Method):
     """Returns a function (state, items) -> `Likelihoods`, which compiles once for each length of batch."""
-    model, mesh = task.model(method), task.config.training.device_mesh()
+    model = task.model(method)
+    return lambda state, items: likelihoods_under(task, model, state.params, state.adapters, items)
 
-    def evaluate(state, items):
-        batches = list(data.eval_batches(items.encoded, task.config.evaluation_batches))
-        inputs = (task.inputs(items, batch) for batch in batches)
-        log_p, tokens = mcl.language_model.evaluate(model, state.params, state.adapters, inputs, mesh=mesh)
-        modes, records = (np.concatenate([batch[name] for batch in batches]) for name in ("mode", "index"))
-        real = records != data.NO_RECORD
-        return Likelihoods(log_p[:, real], tokens[real], modes[real], records[real])
 
-    return evaluate
+def likelihoods_under(task: Task, model: Any, params: Any, adapters: Any, items: Items) -> Likelihoods:
+    """Returns the likelihoods of answers under the hypotheses of a model.
+
+    Args:
+      task: the task, whose base the model adapts.
+      model, params, adapters: as in `mcl.language_model.evaluate`.
+      items: the answers.
+    """
+    batches = list(data.eval_batches(items.encoded, task.config.evaluation_batches))
+    inputs, mesh = (task.inputs(items, batch) for batch in batches), task.config.training.device_mesh()
+    log_p, tokens = mcl.language_model.evaluate(model, params, adapters, inputs, mesh=mesh)
+    modes, records = (np.concatenate([batch[name] for batch in batches]) for name in ("mode", "index"))
+    real = records != data.NO_RECORD
+    return Likelihoods(log_p[:, real], tokens[real], modes[real], records[real])
 
 
 def summary(likelihoods: Likelihoods, task: Task) -> dict[str, Any]:

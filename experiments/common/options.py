@@ -187,6 +187,25 @@ def parse_line(
     return parsed, parsed.print_config
 
 
+def parse_both(
+    config: type, options: Any, preset: Mapping[str, Any], args: Sequence[str] | None, description: str | None
+) -> tuple[Any, Any]:
+    """Parses a configuration with other options beside it; prints the configuration and exits if that was asked.
+
+    Args:
+      config: class of the configuration, which has a --workdir.
+      options: default values of the other options.
+      preset: default values of the configuration, by the names of their options.
+      args: the command line without the program; `sys.argv` if None.
+      description: first lines of --help.
+    """
+    given = [("options", Annotated[type(options), tyro.conf.arg(name="")], options)]
+    line, printed = parse_line(config, args, config.from_options(workdir=tyro.MISSING, **preset), given, description)
+    if printed:
+        print_and_exit(line.config)
+    return line.config, line.options
+
+
 def _program() -> str | None:
     """Returns the command of an experiment that was started with `python -m`, for --help."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)

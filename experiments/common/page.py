@@ -27,6 +27,18 @@ TEMPLATES = jinja2.Environment(
 )
 SAMPLES = 12  # most samples on a page, evenly spread
 COLUMNS = {"test loss": "test_loss", "purity": "purity", "win rate": "win_rate"}  # common to all experiments
+ANSWERS = {  # of a second table, where the results have them
+    "Vendi": "vendi_score",
+    "distinct": "distinct_k",
+    "probe": "probe_accuracy",
+    "chance": "probe_chance",
+    "novel answers": "novel_answers",
+    "novel 4-grams": "novel_4grams",
+    "best similarity": "oracle_similarity",
+    "best BERTScore": "oracle_bert_score",
+    "best FENSE": "oracle_fense",
+    "fluency errors": "fluency_error_rate",
+}
 FIGURES = {
     "loss": "Held-out loss and purity over the training steps",
     "quality_diversity": "Quality and diversity of every method",
@@ -37,13 +49,13 @@ FIGURES = {
 def write(
     run: Run, results: Mapping[str, Any], records: Sequence[data.Record] = (), columns: Mapping[str, str] = COLUMNS
 ) -> Path:
-    """Writes page.html into the run directory: samples, then the table of methods, and all figures of the run.
+    """Writes page.html into the run directory: samples, then the tables of methods, and all figures of the run.
 
     Args:
       run: the run, whose name, configuration and figures are shown.
       results: content of results.json: `methods`, one of them with `samples`.
       records: records with the images and clips of the samples, by id; the reason replaces an unreadable file.
-      columns: columns of the table of methods: title and key of the results.
+      columns: columns of the table of methods: title and key of the results. The second table has those of `ANSWERS`.
     Returns:
       The path of the page.
     """
@@ -53,9 +65,8 @@ def write(
     page = TEMPLATES.get_template("page.html").render(
         title=run.workdir.name,
         settings={name: _setting(value) for name, value in flat(run.config).items()},
-        columns=list(columns),
-        not_available=reasons(methods, columns),
-        rows=[(_label(name), [_cell(scores, key) for key in columns.values()]) for name, scores in methods.items()],
+        methods=_table(methods, columns),
+        answers=_table(methods, {title: key for title, key in ANSWERS.items() if _any_has(methods, key)}),
         win_matrices=[_win_matrix(name, scores) for name, scores in methods.items() if "win_matrix" in scores],
         figures=[_figure(path) for path in sorted(run.workdir.glob("figures/*.png"))],
         samples=[_sample(sample, media.get(sample["id"])) for sample in spread(tuple(samples), SAMPLES)],
@@ -80,6 +91,16 @@ def reasons(methods: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]
             names = [name for name, why in lacking.items() if why == reason]
             found[f"{title} of {', '.join(names)}" if partly else title] = reason
     return found
+
+
+def _any_has(methods: Mapping[str, Mapping[str, Any]], key: str) -> bool:
+    return any(key in scores for scores in methods.values())
+
+
+def _table(methods: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Returns the titles, a label and the cells of each method, and why columns have no values."""
+    rows = [(_label(name), [_cell(scores, key) for key in columns.values()]) for name, scores in methods.items()]
+    return {"columns": list(columns), "rows": rows, "not_available": reasons(methods, columns)}
 
 
 def _label(name: str) -> tuple[str, str]:

@@ -16,7 +16,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import matplotlib
@@ -24,13 +24,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import tyro
 
 from experiments.common.config import Config
 from experiments.common.figure_files import save
 from experiments.common.groups import ObjectiveName
 from experiments.common.held_out import evaluator, summary
-from experiments.common.options import parse_line, print_and_exit
+from experiments.common.options import parse_both
 from experiments.common.task import Task
 from experiments.common.training import train
 from mcl_jax import hosts, objectives
@@ -254,13 +253,9 @@ def command_line(
     Raises:
       ValueError: if a value is not allowed; before anything is read.
     """
-    varied = [("options", Annotated[Options, tyro.conf.arg(name="")], Options())]
-    start = config.from_options(workdir=tyro.MISSING, **preset)
-    line, printed = parse_line(config, args, start, varied, __doc__)
-    if printed:
-        print_and_exit(line.config)
-    configs(line.config, line.options)  # raises the errors
-    return line.config, line.options
+    config_, options = parse_both(config, Options(), preset, args, __doc__)
+    configs(config_, options)  # raises the errors
+    return config_, options
 
 
 def main(task: Task, options: Options) -> None:

@@ -52,8 +52,9 @@ def make_step(config: Config, method: Method, log_likelihood: Any, loss: objecti
     """Makes the train step: by pmap if --mesh only divides the batch of one process, and otherwise on the mesh."""
     backward, training = config.objective.backward_of(loss, config.hypotheses_of(method)), config.training
     arguments, mesh = (log_likelihood, loss, optimizer, backward), training.device_mesh()
+    options = {"assign": config.objective.assign, "accumulate": training.accumulate}
     only_data = training.axes.model == 1 and training.batch_size >= training.axes.data
     by_pmap = only_data and not training.fsdp and not hosts.several()
     if mesh is None or not by_pmap:
-        return mcl.make_train_step(*arguments, accumulate=training.accumulate, mesh=mesh)
-    return mcl.parallel.pmap_step(*arguments, accumulate=training.accumulate, devices=list(mesh.devices.flat))
+        return mcl.make_train_step(*arguments, **options, mesh=mesh)
+    return mcl.parallel.pmap_step(*arguments, **options, devices=list(mesh.devices.flat))

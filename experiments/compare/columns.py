@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from experiments.compare.aggregate import Number, Row
 from mcl_jax.data.records import describe_unknown
-from mcl_jax.metrics.report import LOWER_IS_BETTER
+from mcl_jax.metrics.groups import LOWER_IS_BETTER
 
 # Known metrics in the order of the columns. Each may have a prefix and be followed by ".mode". Unknown metrics come
 # last. Unknown metrics, and differences from LoRA-MCL (which itself has none), have no best value.
@@ -24,11 +24,25 @@ QUALITY = (
     "spice",
     "spider",
     "similarity",
+    "bert_score",
+    "fense",
+    "fluency_error_rate",
     "references_covered",
     "reference_coverage",
 )
-DIVERSITY = ("div_1", "div_2", "pairwise_bleu", "mbleu_4", "vocabulary", "embedding_diversity")
-SPECIALISATION = ("purity", "mutual_information", "nmi")
+DIVERSITY = (
+    "div_1",
+    "div_2",
+    "pairwise_bleu",
+    "mbleu_4",
+    "vocabulary",
+    "embedding_diversity",
+    "vendi_score",
+    "distinct_k",
+    "novel_answers",
+    "novel_4grams",
+)
+SPECIALISATION = ("purity", "mutual_information", "nmi", "probe_accuracy")
 COST = ("seconds", "decode_seconds")
 ORDER = (*LOSSES, *DIFFERENCES, *RELEVANCE, *WORD_ERRORS, *QUALITY, *DIVERSITY, *SPECIALISATION, *COST)
 PREFIXES = ("", "oracle_", "mean_", "likeliest_", "mbr_", "selected_", "corpus_", "corpus_oracle_", "corpus_mean_")

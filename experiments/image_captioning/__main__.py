@@ -4,7 +4,7 @@ from functools import partial
 
 from experiments.common.captioning.nearest import NEAREST, nearest
 from experiments.common.captioning.relevance import relevance
-from experiments.common.captioning.scores import COLUMNS, scores
+from experiments.common.captioning.scores import COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load_base, load_data
 from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
@@ -12,6 +12,7 @@ from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.selection import select
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from experiments.image_captioning.classes import CLASSES, has_classifier, likeliest_classes
 from experiments.image_captioning.config import Config, parse
 from experiments.image_captioning.images import Pictures
@@ -38,7 +39,14 @@ def main(config: Config) -> None:
             tested = task.records("test", config.evaluation.test_items)
             test = task.encode(tested)
             asked = task.records("test", config.evaluation.decode_items)
-            score = partial(scores, records=asked, split=split, train=train_split, corenlp=config.evaluation.corenlp)
+            score = partial(
+                scores,
+                records=asked,
+                split=split,
+                train=train_split,
+                known=training_captions(train_split),
+                **config.evaluation.folders,
+            )
 
             results, likelihoods, answers = {}, {}, {}
             for method in config.methods:
@@ -48,7 +56,8 @@ def main(config: Config) -> None:
                 likelihoods[method] = evaluate(state, test)
                 of_items = partial(evaluate, state)
                 seen = relevance(task, run, of_items, tested, config.evaluation.retrieval_items)
-                held_out = merged(on_test(likelihoods[method], task), seen)
+                of_pairs = merged_pairs(task, method, state, test)
+                held_out = merged(on_test(likelihoods[method], task, of_pairs), seen)
                 selection = select(task, run, method, of_items, (test, likelihoods[method]), asked)
 
                 # Decode, and score the answers.

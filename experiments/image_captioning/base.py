@@ -21,8 +21,10 @@ from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
 from experiments.common.smollm2 import smollm2
 from experiments.datasets.openclipart import fetch_openclipart, read_openclipart
 from experiments.image_captioning import projector, seen
+from experiments.image_captioning.classes import class_captions
 from mcl_jax import data
 from mcl_jax.command_line import errors_in_a_line
+from mcl_jax.models import efficientnet_lite_weights as weights
 from mcl_jax.run import Run
 
 Source = Literal["stamps", "prototypes", "openclipart"]
@@ -49,6 +51,9 @@ class Config(Options):
     picture as a whole, and more say what is where."""
     tokens_per_cell: int = field(default=4, metadata=COUNT)
     """Number of tokens that stand for each cell in the prompt, so that a picture takes cells² times as many."""
+    spell: bool = True
+    """Spell the classes that the tower's classifier sees in each cell, in SmolLM2's own embeddings, beside what the
+    projector learns. Without it, the projector starts from a regression."""
     projector_size: int = field(default=512, metadata=COUNT)
     """Width of the projector's hidden layer."""
     steps: int = field(default=400, metadata=COUNT)
@@ -78,6 +83,8 @@ def main(config: Config) -> None:
             run.say_finished()
             return
         sizes = {name: getattr(config, name) for name in ("cells", "tokens_per_cell", "projector_size")}
+        names = class_captions() if config.spell else ()
+        sizes["spelled_classes"] = len(names)
         key = jax.random.key(config.seed)
         module, params, processor = mcl.models.assemble(smollm2(), config.tower, key=key, sizes=sizes)
         tokenizer = processor.tokenizer
@@ -92,8 +99,11 @@ def main(config: Config) -> None:
             features["prototypes"] = seen.prototypes(config.tower, features["stamps"].features)
         sources = [features[name] for name in config.sources]
 
-        # Train, from the regression on.
-        start = projector.regressed(module, params, tokenizer, seen.joined(sources))
+        # Train, from the names of the classes or from the regression on.
+        if config.spell:
+            start = projector.spelled(module, params, tokenizer, weights.classifier(config.tower), names)
+        else:
+            start = projector.regressed(module, params, tokenizer, seen.joined(sources))
         trained, found = projector.train(
             run,
             module,

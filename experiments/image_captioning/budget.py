@@ -3,7 +3,7 @@
 from functools import partial
 
 from experiments.common import budget
-from experiments.common.captioning.scores import COLUMNS, scores
+from experiments.common.captioning.scores import COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load
 from experiments.image_captioning.config import STAMPS, Config
 from experiments.image_captioning.images import Pictures
@@ -14,5 +14,6 @@ if __name__ == "__main__":
         config, options = budget.command_line(Config, STAMPS)
         config.hosts.start()
         task = load(config, Pictures(config.data.padded))
-        splits = {"split": task.records("test"), "train": task.records("train")}
-        budget.main(task, options, partial(scores, corenlp=config.evaluation.corenlp, **splits), COLUMNS)
+        train = task.records("train")
+        given = {"split": task.records("test"), "train": train, "known": training_captions(train)}
+        budget.main(task, options, partial(scores, **given, **config.evaluation.folders), COLUMNS)

@@ -1,6 +1,7 @@
 """Stage 1: fits the projector between a frozen tower and a frozen language model, by a regression and by training."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,8 @@ from mcl_jax.models.efficient_llava import EfficientLlava
 from mcl_jax.run import Run
 
 RIDGE = 1.0  # λ in units of the mean eigenvalue of the features' covariance
+SHARPNESS = 2.0  # classes are told by this times their logits: drawings look less like one class than photographs do
+FIXED = ("classes", "names")  # what the projector knows beforehand, so that it still names what no caption names
 NO_CONTENT = {"a", "an", "the", "of", "in", "on", "and", "with"}
 LONGEST = 12  # tokens of a caption and its end; longer ones are cut, so that a few of them do not slow every step
 
@@ -64,6 +67,30 @@ def regressed(module: EfficientLlava, params: Any, tokenizer: Any, seen: Seen) -
     }
 
 
+def spelled(
+    module: EfficientLlava, params: Any, tokenizer: Any, classifier: tuple[np.ndarray, np.ndarray], names: Sequence[str]
+) -> PyTree[Array]:
+    """Returns a projector whose visual tokens spell the classes of a picture, and add nothing else at first.
+
+    Args:
+      module, params: the model, with `spelled_classes`.
+      tokenizer: its tokenizer.
+      classifier: kernel [F, C] and bias [C] of the tower's classifier.
+      names: the names of the C classes, such as "A tench.".
+    """
+    table, m = params["language_model"]["model"]["embed_tokens"]["embedding"], module.config.tokens_per_cell
+    article = tokenizer(" a", add_special_tokens=False)["input_ids"]
+    ids = [(m * article + _content(tokenizer, name))[-m:] for name in names]  # [C, m]; the last word is the noun
+    projector = jax.tree.map(jnp.asarray, params["multi_modal_projector"])
+    kernel, bias = (jnp.asarray(SHARPNESS * leaf, table.dtype) for leaf in classifier)
+    return projector | {
+        "linear": jax.tree.map(jnp.zeros_like, projector["linear"]),
+        "linear_2": jax.tree.map(jnp.zeros_like, projector["linear_2"]),
+        "classes": {"kernel": kernel, "bias": bias},
+        "names": {"kernel": table[np.array(ids)].reshape(len(ids), -1)},
+    }
+
+
 def _content(tokenizer: Any, caption: str) -> list[int]:
     """Returns the tokens of the words of a caption that name things; all of them if it has no such words."""
     words = re.findall(r"[\w']+", caption)
@@ -107,7 +134,9 @@ def train(
     eval_every: int,
     seed: int,
 ) -> tuple[PyTree[Array], Grounding]:
-    """Trains the projector on captions. It resumes a run that was interrupted, and keeps the best projector.
+    """Trains the projector on captions, but not what is `FIXED` in it.
+
+    It resumes a run that was interrupted, and keeps the best projector.
 
     Args:
       run: the open run.
@@ -123,7 +152,8 @@ def train(
     Returns:
       The projector at the best evaluation, and the losses there.
     """
-    frozen = {"language_model": params["language_model"]}
+    fixed = {name: start[name] for name in FIXED if name in start}
+    frozen = {"language_model": params["language_model"], "multi_modal_projector": fixed}
     log_likelihood = log_likelihood_fn(module)
     texts = [encoded(module, tokenizer, source.captions) for source in sources]
     rows_of = drawn([len(source.captions) for source in sources], batch_size, seed)
@@ -136,9 +166,10 @@ def train(
 
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 10, steps, learning_rate / 20)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.05))
-    # The projector is what "adapters" of one hypothesis are to the step.
+    # The rest of the projector is what "adapters" of one hypothesis are to the step.
+    learned = {name: leaves for name, leaves in start.items() if name not in fixed}
     state = mcl.TrainState.create(
-        params=frozen, adapters=jax.tree.map(lambda x: x[None], start), optimizer=optimizer, rng=jax.random.key(seed)
+        params=frozen, adapters=jax.tree.map(lambda x: x[None], learned), optimizer=optimizer, rng=jax.random.key(seed)
     )
     fitted = mcl.fit(
         mcl.make_train_step(log_likelihood, objectives.mle(), optimizer, backward="all"),
@@ -152,16 +183,19 @@ def train(
     )
     best = fitted.evaluation
     return (
-        jax.tree.map(lambda x: x[0], fitted.state.adapters),
+        fixed | jax.tree.map(lambda x: x[0], fitted.state.adapters),
         Grounding(best["eval_loss"], best["own"], best["other"]),
     )
 
 
 def log_likelihood_fn(module: EfficientLlava):
-    """Returns (frozen parameters, projector, batch, rng) -> (log p [B] in nats, tokens [B]) of captions."""
+    """Returns (frozen parameters, projector, batch, rng) -> (log p [B] in nats, tokens [B]) of captions.
+
+    The frozen parameters may hold a part of the projector.
+    """
 
     def log_likelihood(frozen, projector, batch, rng):
-        variables = {"params": frozen | {"multi_modal_projector": projector}}
+        variables = {"params": frozen | {"multi_modal_projector": frozen.get("multi_modal_projector", {}) | projector}}
         features = module.apply(variables, batch["features"], method="project")
         tokens = batch["tokens"]
         hidden = module.apply(variables, tokens[:, :-1], None, features, method="hidden")

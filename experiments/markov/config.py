@@ -152,6 +152,8 @@ class Config(Options):
     shared_rank: int = 0
     """Number S of rank components that all hypotheses have in common and that learn from every sequence.
     Each hypothesis then has 64 - S/K of its own, so that all K together still have rank 64 K."""
+    dropout: float = 0.0
+    """Dropout probability for the inputs of the adapters in training. The paper has none here."""
     seed: tuple[int, ...] = (1235,)
     """One or several random seeds.
     With several, results are means, and results.json also has the standard deviations and the single runs."""
@@ -171,8 +173,8 @@ class Config(Options):
         super().check()
         if not self.seed:
             raise ValueError("--seed needs at least one seed")
-        if self.shared_rank:
-            self.lora(shared=True)  # refuses a rank that leaves no equal parts
+        if self.dropout or self.shared_rank:
+            self.lora(shared=True)  # refuses a wrong dropout, and a rank that leaves no equal parts
 
     @property
     def chains(self) -> np.ndarray:
@@ -215,5 +217,6 @@ class Config(Options):
 
     def lora(self, *, shared: bool) -> LoraConfig:
         """Returns the paper's adapters, with or without the shared part."""
-        rank = groups.Lora(rank=64, shared_rank=self.shared_rank, targets=("q_proj", "k_proj", "v_proj", "out_proj"))
-        return rank.shared_adapters(self.k) if shared else rank.adapters()
+        targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+        lora = groups.Lora(rank=64, shared_rank=self.shared_rank, dropout=self.dropout, targets=targets)
+        return lora.shared_adapters(self.k) if shared else lora.adapters()

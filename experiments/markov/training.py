@@ -72,7 +72,7 @@ class Problem:
 
     def log_likelihood(self, params: Any, adapters_k: Any, tokens: Int[Array, "B T"], rng: Any = None):
         """Returns log p(x_2..x_T | x_1) in nats and T − 1, for each sequence."""
-        logits = self.hypotheses.apply(params, adapters_k, tokens)[:, :-1]
+        logits = self.hypotheses.apply(params, adapters_k, tokens, dropout_rng=rng)[:, :-1]
         return mcl.sequence_log_likelihood(logits, tokens[:, 1:], jnp.ones_like(tokens[:, 1:], bool))
 
     def initial_state(
@@ -97,7 +97,7 @@ class Problem:
         """
         devices, batch_size = self.config.training.devices, self.config.training.batch_size
         length = self.config.data.seq_len
-        update = Update(self.log_likelihood, objective, optimizer, backward)
+        update = Update(self.log_likelihood, objective, optimizer, backward, assign=self.config.objective.assign)
         axis_name = None if devices == 1 else DATA_AXIS
 
         def steps(params, state, data_key, stop, device):

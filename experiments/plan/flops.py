@@ -56,7 +56,9 @@ def forward(config: LlamaConfig, adapters: Mapping[str, Any], length: int) -> Fo
     )
 
 
-def step(one: Forward, size: int, num_hypotheses: int, backward: str, remat: str) -> float:
+def step(
+    one: Forward, size: int, num_hypotheses: int, backward: str, remat: str, *, chooses_first: bool = False
+) -> float:
     """Counts the FLOPs of a train step.
 
     The backward pass needs gradients of activations only, as the base is frozen: as many products as the forward pass;
@@ -69,10 +71,11 @@ def step(one: Forward, size: int, num_hypotheses: int, backward: str, remat: str
       num_hypotheses: K.
       backward: "winner", "sampled" or "all".
       remat: "none", "full" or "dots".
+      chooses_first: whether scores without dropout are computed before the backward pass of "all".
     """
     again = {"none": 0.0, "full": one.layers - one.last, "dots": one.attention + one.adapters}[remat]
     forward_pass = one.layers + one.head
     backward_pass = one.products + 2 * (one.attention + one.adapters) + 2 * one.head + again
     if backward == "all" or num_hypotheses == 1:
-        return size * num_hypotheses * (forward_pass + backward_pass)
+        return size * num_hypotheses * ((1 + chooses_first) * forward_pass + backward_pass)
     return size * (num_hypotheses * forward_pass + forward_pass + backward_pass)

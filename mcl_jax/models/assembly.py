@@ -49,7 +49,8 @@ def assemble(
       weight_file: the published weights of the tower; None takes those of the installed package.
       image_token: text of the placeholder for a picture.
       replaced: special token whose text the placeholder takes over, so that the embeddings keep their number.
-      sizes: fields of `EfficientLlavaConfig` for the projector: cells, tokens_per_cell, projector_size.
+      sizes: fields of `EfficientLlavaConfig` for the projector: cells, tokens_per_cell, projector_size,
+        spelled_classes.
       **overrides: fields of the language model's config; dtype and param_dtype also apply to the tower.
     Returns:
       The module, its parameters and its processor.

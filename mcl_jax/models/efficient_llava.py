@@ -9,13 +9,18 @@ The projector averages the tower's grid over g x g cells and turns each cell x i
 
     linear(x) + linear_2(gelu(linear_1(x))).
 
-The linear part can start from a regression. The module tree:
+The linear part can start from a regression. With `spelled_classes`, the tokens of a cell also spell what the tower's
+classifier takes it for, in the language model's own embeddings: + names[softmax(classes(x))], where a row of `names`
+has the embeddings of the m tokens of a class's name. So the model can name what no caption of its training named. The
+module tree:
 
     params
     vision_tower/...                                    see `efficientnet_lite`; without its classifier
     multi_modal_projector/linear/kernel    [F, m D]
     multi_modal_projector/linear_1/kernel  [F, hidden]
     multi_modal_projector/linear_2/kernel  [hidden, m D]
+    multi_modal_projector/classes/kernel   [F, C]       with spelled_classes; and its bias
+    multi_modal_projector/names/kernel     [C, m D]     with spelled_classes
     language_model/model/...                            see `llama`
 """
 
@@ -51,9 +56,10 @@ class EfficientLlavaConfig:
       cells: g; the grid of features is averaged over g x g cells, and 1 is the mean of the picture.
       tokens_per_cell: m, visual tokens of each cell; a picture takes g² m.
       projector_size: width of the hidden layer of the projector.
+      spelled_classes: C, number of classes whose names the visual tokens spell; 0 leaves this part out.
     Raises:
-      ValueError: if a size is not positive, the grid has fewer rows than cells, or the placeholder token is outside
-        the vocabulary.
+      ValueError: if a size is not positive, spelled_classes is negative, the grid has fewer rows than cells, or the
+        placeholder token is outside the vocabulary.
     """
 
     text_config: LlamaConfig
@@ -62,10 +68,11 @@ class EfficientLlavaConfig:
     cells: int = 1
     tokens_per_cell: int = 4
     projector_size: int = 512
+    spelled_classes: int = 0
 
     def __post_init__(self):
         check_sizes(self, SIZES)
-        options.check_integers(0, image_token_index=self.image_token_index)
+        options.check_integers(0, image_token_index=self.image_token_index, spelled_classes=self.spelled_classes)
         if self.cells > self.vision_config.grid_size:
             raise ValueError(
                 f"cells must be at most {self.vision_config.grid_size}, the grid's size, got {self.cells}."
@@ -100,7 +107,7 @@ class EfficientLlavaConfig:
             LlamaConfig.from_text_config(hf_config["text_config"], **overrides),
             EfficientNetLiteConfig.from_hf(hf_config["vision_config"], **of_tower),
             hf_config["image_token_index"],
-            **{name: hf_config[name] for name in SIZES if name in hf_config},
+            **{name: hf_config[name] for name in (*SIZES, "spelled_classes") if name in hf_config},
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -111,7 +118,7 @@ class EfficientLlavaConfig:
             "text_config": self.text_config.to_hf(),
             "vision_config": self.vision_config.to_hf(),
             "image_token_index": self.image_token_index,
-        } | {name: getattr(self, name) for name in SIZES}
+        } | {name: getattr(self, name) for name in (*SIZES, "spelled_classes")}
 
 
 class Projector(nn.Module):
@@ -126,6 +133,10 @@ class Projector(nn.Module):
         width = config.tokens_per_cell * text.hidden_size
         wide = jax.nn.gelu(dense(text, config.projector_size, "linear_1")(x))
         tokens = dense(text, width, "linear", use_bias=False)(x) + dense(text, width, "linear_2")(wide)
+        if config.spelled_classes:
+            logits = dense(text, config.spelled_classes, "classes")(x)
+            shares = jax.nn.softmax(logits.astype(jnp.float32)).astype(text.dtype)
+            tokens += dense(text, width, "names", use_bias=False)(shares)
         return tokens.reshape(len(grid), config.num_features, text.hidden_size)
 
 

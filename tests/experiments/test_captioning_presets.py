@@ -40,6 +40,7 @@ def test_textcaps_is_the_authors_command(preset, data, K, objective):
     assert config.objective_of("mcl") == objective
     lora = config.lora_of("mcl")
     assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (8, 32.0, 0.05, ("all-linear",))
+    assert config.objective.assign == "noisy"
     training, optimizer = config.training, config.optimizer
     assert (training.examples, training.batch_size, training.max_length, training.keep) == ("answers", 8, 2048, "last")
     assert (optimizer.weight_decay, optimizer.beta2, config.data.picture) == (0.0, 0.999, "padded")
@@ -81,6 +82,7 @@ def test_audiocaps_and_clotho_are_the_authors_commands(preset, data, seconds, ep
     assert (config.num_hypotheses, config.objective_of("mcl")) == (5, objectives.relaxed_wta(0.05))
     lora = config.lora_of("mcl")
     assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (8, 8.0, 0.1, TARGETS)
+    assert config.objective.assign == "noisy"
     rates = config.optimizer.learning_rates(config.for_epochs_of(1000).training.steps)
     of_step = lambda share: rates(int(share * epochs * 1000))
     np.testing.assert_allclose([of_step(0), of_step(0.05), of_step(0.1), of_step(1)], [0, 5e-6, 1e-5, 1e-6], rtol=1e-4)

@@ -150,6 +150,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "mcl_decoders",
         "experts_alone",
         "nearest_items",
+        "merge_costs",
     } == runs.IGNORED
 
 

@@ -43,9 +43,10 @@ def command(tmp_path, monkeypatch):
         "load_base": lambda config, corpus: TASK,
         "train": train,
         "evaluator": lambda task, method: lambda state, items: None,
-        "on_test": lambda likelihoods, task: {},
+        "merged_pairs": lambda *of: {},
+        "on_test": lambda *of: {},
         "answer": lambda *of: Answers([], [], 0.0),
-        "scores": lambda *of: {},
+        "scores": lambda *of, **options: {},
         "samples": lambda *of: [],
         "save_recipe": lambda *of: None,
         "finish": finish_with_made_up_results,
@@ -129,6 +130,15 @@ def test_a_single_answer_has_no_diversity(tmp_path):
     assert page.reasons(found, {"Div-2": "div_2", "BLEU": "oracle_bleu"}) == {
         "Div-2 of mle_r/greedy": "a single answer has no diversity"
     }
+
+
+def test_the_recommendation_comes_last(command, capsys):
+    results = made_up.results()
+    results["methods"]["mcl"]["hypotheses"] = {"effective": 2.5, "recommendation": "All 3 [/b] are used."}
+    command.results = lambda: results
+    for _ in range(2):  # a finished run says it again
+        command.run()
+        assert "\nAll 3 [/b] are used.\npage.html, figures and" in capsys.readouterr().out
 
 
 def test_texts_are_printed_as_they_are(capsys):

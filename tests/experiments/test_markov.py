@@ -92,6 +92,22 @@ def test_devices_change_nothing(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_dropout_and_how_winners_are_chosen_reach_the_step(tmp_path):
+    after = {}
+    for options in ({}, {"assign": "clean"}, {"dropout": 0.5}, {"dropout": 0.5, "assign": "clean"}):
+        config = tiny("run", tmp_path, objective="relaxed", **options)
+        problem, loss, optimizer = Problem(config, seed=0), config.objective.make(), config.training.optimizer()
+        state = problem.initial_state(3, optimizer, loss)
+        after[tuple(options)] = problem.train_chunk(loss, optimizer, "all")(state, 4)[0].adapters
+    plain, clean, noisy, clean_scores = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(a)]) for a in after.values()
+    )
+    np.testing.assert_array_equal(plain, clean)
+    for one, other in ((plain, noisy), (noisy, clean_scores), (plain, clean_scores)):
+        assert np.abs(one - other).max() > 1e-6
+
+
 def test_samples_follow_the_chains(key):
     with jax.numpy_rank_promotion("allow"):
         tokens, z = map(np.asarray, sample_mixture(key, jax.numpy.asarray(THREE), 20_000, 5))
@@ -108,6 +124,7 @@ def test_samples_follow_the_chains(key):
         (dict(batch_size=5, devices=2), "--batch-size must be a multiple of --devices, got 5 for 2"),
         (dict(seq_len=1), "--seq-len must be at least 2"),
         (dict(steps=0), "--steps must be at least 1"),
+        (dict(dropout=1.0), "dropout must be in"),
     ],
 )
 def test_refuses(tmp_path, changes, message):

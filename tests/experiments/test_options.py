@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 from experiments.audio_captioning import config as audio
@@ -15,6 +16,7 @@ from experiments.bench_decode.__main__ import Config as BenchDecode
 from experiments.bench_head import __main__ as bench_head
 from experiments.common import decoders, groups, options, sweep
 from experiments.common.options import flat, leaves, option_of
+from experiments.common.training import make_step
 from experiments.compare import __main__ as compare
 from experiments.image_captioning import config as image
 from experiments.markov.collapse import CollapseConfig
@@ -251,6 +253,22 @@ def test_all_decoders_of_all_methods_make_k_answers_and_spend_the_same(beams, tm
 def test_wrong_options_are_refused(option, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         audio.Config.from_options(workdir=tmp_path, **option)
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=2", "data=1,model=2"])  # jit, pmap and a mesh
+def test_how_winners_are_chosen_reaches_the_step(mesh, tmp_path):
+    loss, optimizer = objectives.wta(), optax.sgd(0.1)
+    for assign in ("noisy", "clean"):
+        config = translation.Config.from_options(workdir=tmp_path, mesh=mesh, assign=assign)
+        assert make_step(config, "mcl", lambda *of: None, loss, optimizer).update.assign == assign
+
+
+def test_only_a_pass_of_all_hypotheses_with_dropout_needs_another_one_to_choose(tmp_path):
+    config = translation.Config.from_options(workdir=tmp_path, assign="clean", dropout=0.1)
+    assert config.chooses_first("all") and not config.chooses_first("winner")
+    assert not config.replace(assign="noisy").chooses_first("all") and not config.replace(dropout=0).chooses_first(
+        "all"
+    )
 
 
 def test_every_name_of_an_objective_or_a_decoder_makes_one():

@@ -280,6 +280,7 @@ def test_flops_by_formula_for_every_backward_pass():
     full = 120.0 + 100 + 26 + 14 + 104
     assert flops.step(one, 2, 3, "sampled", "full") == flops.step(one, 2, 3, "winner", "full") == 2 * (360 + full)
     assert flops.step(one, 2, 3, "all", "none") == 2 * 3 * (full - 104)
+    assert flops.step(one, 2, 3, "all", "none", chooses_first=True) == 2 * 3 * (full - 104 + 120)
     assert flops.step(one, 2, 1, "winner", "dots") == 2 * (full - 104 + 13)
 
 

@@ -78,6 +78,24 @@ def test_the_regression_points_at_the_words(params, tokenizer):
     assert distances.argmin(1).tolist() == (np.arange(24) % 6).tolist()
 
 
+def test_classes_are_spelled_in_the_embeddings_of_their_names(params, tokenizer):
+    """The last words of a name take the last tokens of a cell; the training leaves what is spelled as it is."""
+    module = EfficientLlava(dataclasses.replace(MODULE.config, spelled_classes=3))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    params = params | {"multi_modal_projector": randomized(shapes["multi_modal_projector"], 3, 0.3)}
+    classifier = np.zeros((13, 3)), np.array([0.0, 40.0, 0.0])
+    names = "A thing4.", "The thing1 thing2.", "A thing5 thing6 thing7 thing8."
+    start = projector.spelled(module, params, tokenizer, classifier, names)
+    table = params["language_model"]["model"]["embed_tokens"]["embedding"]
+    of = lambda fitted: module.apply({"params": {"multi_modal_projector": fitted}}, things().features, method="project")
+    words = tokenizer(" a thing1 thing2", add_special_tokens=False)["input_ids"]
+    np.testing.assert_allclose(
+        of(start).reshape(-1, 3, 12), np.tile(table[jnp.array(words)], (24 * 4, 1, 1)), atol=1e-6
+    )
+    third = start["names"]["kernel"][2].reshape(3, 12)
+    np.testing.assert_array_equal(third, table[jnp.array(tokenizer("thing6 thing7 thing8")["input_ids"])])
+
+
 def test_captions_follow_the_placeholders(tokenizer):
     batch = projector.encoded(MODULE, tokenizer, ("A thing3, which is short.", "thing1", "A " * 20))
     assert batch["tokens"].shape == (3, 24) and batch["target_mask"].shape == (3, 23)
@@ -140,6 +158,20 @@ def class_names(monkeypatch, tmp_path, *names):
     monkeypatch.setattr(importlib.metadata, "files", found)
 
 
+def test_the_training_leaves_what_is_spelled(params, tokenizer, tmp_path):
+    module = EfficientLlava(dataclasses.replace(MODULE.config, spelled_classes=3))
+    names = [f"A thing{i}." for i in range(3)]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    params = params | {"multi_modal_projector": randomized(shapes["multi_modal_projector"], 3, 0.3)}
+    start = projector.spelled(module, params, tokenizer, (np.eye(13, 3), np.ones(3)), names)
+    with Run(tmp_path, {"steps": 2}) as run:
+        options = dict(start=start, steps=2, batch_size=4, learning_rate=0.1, eval_every=2, seed=0)
+        trained, _ = projector.train(run, module, params, tokenizer, [things()], things(10, 9), **options)
+    for name in ("classes", "names"):
+        jax.tree.map(np.testing.assert_array_equal, trained[name], start[name])
+    assert trained.keys() == start.keys() and (trained["linear"]["kernel"] != start["linear"]["kernel"]).any()
+
+
 def test_prototypes_are_where_their_rows_point(monkeypatch, tmp_path):
     rows = np.random.default_rng(0).normal(0, 0.1, (5, 13))
     monkeypatch.setattr(efficientnet_lite_weights, "classifier", lambda variant: {"lite2": (rows.T, None)}[variant])
@@ -186,7 +218,7 @@ def test_the_whole_command(params, tokenizer, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(base.mcl.models, "assemble", lambda *_, **__: (MODULE, params, processor))
     load = base.datasets.load_captions
     monkeypatch.setattr(base.datasets, "load_captions", lambda *a, **k: load(*a, folder=tmp_path / "stamps", **k))
-    small = dict(sources=("stamps",), steps=3, batch_size=4, eval_every=2, cache=tmp_path / "cache")
+    small = dict(sources=("stamps",), spell=False, steps=3, batch_size=4, eval_every=2, cache=tmp_path / "cache")
     config = base.Config(tmp_path / "run", **small)
     base.main(config)
     files = sorted(file.name for file in (tmp_path / "cache" / "features").iterdir())

@@ -17,6 +17,7 @@ from experiments.common import budget
 from experiments.common.held_out import evaluator
 from experiments.common.task import prompts_of
 from experiments.common.training import train
+from experiments.common.usage import merged_pairs
 from experiments.translation.__main__ import COLUMNS, main
 from experiments.translation.config import Config
 from experiments.translation.scores import scores
@@ -27,6 +28,9 @@ from mcl_jax.selector import Selector
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "llama"
 WORDS = [f"w{i}" for i in range(30)]
 KEYS = {"test_loss", "oracle_bleu", "mean_bleu", "chrf", "div_1", "div_2", "pairwise_bleu", "seconds", "win_rate"}
+KEYS |= {"vendi_score", "probe_accuracy", "novel_answers"}
+
+pytestmark = pytest.mark.usefixtures("no_packages")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def standard_promotion():
     [("beam",), pytest.param(("beam", "diverse", "sampling"), marks=pytest.mark.slow)],
 )
 def test_a_run_leaves_its_results_and_figures(config, decoders, monkeypatch, capsys):
-    config = config.replace(mle_decoders=decoders)
+    config = config.replace(mle_decoders=decoders, merge_costs=len(decoders) > 1)
     with monkeypatch.context() as patch:
         asked = iter([False, False, True])  # of each step: stopped after the third, and gone on
         patch.setattr(Run, "stop_requested", property(lambda run: next(asked)))
@@ -112,6 +116,10 @@ def test_a_run_leaves_its_results_and_figures(config, decoders, monkeypatch, cap
     assert mcl["modes"] == ["high", "low"]
     assert set(mcl["loss_of_mode"]) == {"high", "low"}
     assert np.mean(list(mcl["loss_of_mode"].values())) == pytest.approx(mcl["test_loss"])
+    used = mcl["hypotheses"]
+    assert 1 <= used["effective"] <= 3 and len(used["drop_cost"]) == len(used["answer_drop_cost"]) == 3
+    assert used.get("merged_pairs") == ([[0, 1], [0, 2], [1, 2]] if config.evaluation.merge_costs else None)
+    assert used["recommendation"] in capsys.readouterr().out
     beam = results["methods"][name_of("beam")]
     found = mcl["selector"]
     assert found["examples"] == 2 * 11  # sources with two answers each
@@ -156,6 +164,22 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path
     assert [line["step"] for line in lines] == [0, 3, 6]
     assert lines == straight
     chex.assert_trees_all_equal(state.adapters, straight_state.adapters)
+
+
+@pytest.mark.slow
+def test_the_mean_of_two_equal_hypotheses_is_either_of_them(config):
+    task = load(config.replace(merge_costs=True))
+    loss = task.config.objective_of("mcl")
+    state = task.initial_state("mcl", task.config.optimizer.make(5), loss)
+    rng = np.random.default_rng(3)
+    adapters = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), state.adapters)
+    state = state.replace(adapters=jax.tree.map(lambda leaf: leaf[[0, 1, 0]], adapters))
+    items = task.encode(task.records("test"))
+    log_p, merged = evaluator(task, "mcl")(state, items).log_p, merged_pairs(task, "mcl", state, items)
+    assert list(merged) == [(0, 1), (0, 2), (1, 2)] and merged_pairs(task, "mle_rk", state, items) == {}
+    np.testing.assert_allclose(merged[0, 2], log_p[0], rtol=1e-4)
+    np.testing.assert_allclose(merged[1, 2], merged[0, 1], rtol=1e-4)
+    assert np.abs(merged[0, 1] - log_p[0]).max() > 0.01 < np.abs(merged[0, 1] - log_p[1]).max()
 
 
 def test_prompts_are_padded_on_the_left(config):
@@ -247,7 +271,7 @@ def test_two_processes_find_what_one_finds(config, tmp_path):
             **dict(max_length=32, num_hypotheses=3, num_beams=6, rank=2, alpha=3.0, dropout=0.1, methods="mcl"),
             **changes,
         )
-        return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+        return ["--merge-costs", *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
 
     def command(process, port):
         return ["-m", "experiments.translation", *options("two", coordinator=f"127.0.0.1:{port}"), *shared(process)]
@@ -262,6 +286,9 @@ def test_two_processes_find_what_one_finds(config, tmp_path):
     found, wanted = (json.loads((tmp_path / name / "results.json").read_text())["methods"] for name in ("two", "one"))
     assert found["mcl"]["samples"][0]["answers"] == wanted["mcl"]["samples"][0]["answers"]
     assert found["mcl"]["test_loss"] == pytest.approx(wanted["mcl"]["test_loss"], rel=1e-5)
+    merged, expected = (of["mcl"]["hypotheses"]["answer_merge_cost"] for of in (found, wanted))
+    for one_cost, other in zip(merged, expected, strict=True):
+        assert one_cost == pytest.approx(other, rel=1e-3, abs=1e-4)
     curves = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("two", "one")]
     assert len(curves[0]) == 4
     for a, b in zip(*(map(json.loads, lines) for lines in curves), strict=True):

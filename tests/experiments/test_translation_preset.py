@@ -27,7 +27,7 @@ def test_the_recipe_is_the_authors_command():
     config = parse([*PRESET, *GIVEN])
     assert (config.data.source_language, config.data.target_language) == ("en", "de")
     assert (config.num_hypotheses, config.lora.rank, config.optimizer.learning_rate) == (3, 16, 2e-5)
-    assert config.objective_of("mcl") == objectives.relaxed_wta(0.05)
+    assert (config.objective_of("mcl"), config.objective.assign) == (objectives.relaxed_wta(0.05), "noisy")
     assert (config.training.epochs, config.training.steps, config.optimizer.schedule) == (2, None, "inverse_sqrt")
     assert config.lora_of("mcl").targets == ("all-linear",)
     assert (config.optimizer.beta2, config.optimizer.weight_decay, config.training.keep) == (0.999, 0.01, "best")

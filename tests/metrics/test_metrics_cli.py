@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from mcl_jax import metrics
-from mcl_jax.metrics import report
 from mcl_jax.metrics.__main__ import cli
 
 ITEMS = [
@@ -54,14 +53,14 @@ def test_end_to_end(write, tmp_path, capsys):
     assert document["win_matrix"] == {"counts": [[2, 0, 0], [1, 0, 1]], "modes": ["x", "y"]}
     assert document["win_rate"] == [0.75, 0, 0.25]
     assert "pip install --no-deps" in scores["oracle_similarity"]["reason"]
-    names = {name for group in report.GROUPS.values() for name in group([], report.Settings())}
+    names = {name for group in metrics.GROUPS.values() for name in group([], metrics.Settings())}
     assert set(scores) == names
 
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
     assert "4 items, 3 answers, 2 references" in printed
     assert "80 % interval" in printed
-    assert "n/a: oracle_similarity, mean_similarity, embedding_diversity: " in printed
+    assert "n/a: oracle_similarity, mean_similarity, embedding_diversity, vendi_score, distinct_k: " in printed
 
 
 def test_every_metric_of_the_table_is_the_function_of_its_name(write):
@@ -89,6 +88,25 @@ def test_a_selection_and_its_options(write, tmp_path):
     scores = json.loads((tmp_path / "s.json").read_text())["metrics"]
     assert set(scores) == {"div_1", "div_2", "mbleu_4", "corpus_mbleu_4", "vocabulary"}
     assert scores["div_1"]["mean"] == 3 / 5
+
+
+def test_training_texts_are_read_for_novelty(write, tmp_path):
+    path, train, found = write(ITEMS[:2]), tmp_path / "train.txt", tmp_path / "s.json"
+    train.write_bytes(b"\xef\xbb\xbfThe red house\n\nold tree here\n")
+    novel = lambda *options: (
+        cli([str(path), "--metrics", "novelty", "--train", str(train), "--json", str(found), *options]),
+        json.loads(found.read_text())["metrics"]["novel_answers"]["per_item"],
+    )[1]
+    assert novel() == pytest.approx([2 / 3, 2 / 3])
+    assert novel("--lowercase") == novel("--captions") == pytest.approx([1 / 3, 2 / 3])
+    with pytest.raises(SystemExit, match="^error: no metric of 'novelty' is available: novelty needs the texts"):
+        cli([str(path), "--metrics", "novelty"])
+    train.write_bytes(b" \n")
+    with pytest.raises(SystemExit, match=rf"^error: {train} must hold at least one training answer"):
+        novel()
+    train.write_bytes(b"\xff")
+    with pytest.raises(SystemExit, match=rf"^error: {train} must be UTF-8 text with one training answer per line"):
+        novel()
 
 
 def test_one_answer_and_one_reference(write, tmp_path, capsys):

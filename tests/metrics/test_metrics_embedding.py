@@ -18,12 +18,10 @@ WEIGHTS = {name.removeprefix("weights/"): GOLDEN[name] for name in GOLDEN.files 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklm"]
 
 
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
+def write_folder(folder, config=HF_CONFIG, weights=WEIGHTS):
     """An encoder as on disk: the golden's tiny BERT, and a WordPiece tokenizer that truncates and pads as MiniLM's."""
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "config.json").write_text(json.dumps(HF_CONFIG))
-    safetensors.numpy.save_file(WEIGHTS, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.numpy.save_file(weights, folder / "model.safetensors")
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.WordPiece({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]")
     )
@@ -36,8 +34,8 @@ def tiny_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_folder):
-    return SentenceEncoder.load(tiny_folder)
+def tiny(tmp_path_factory):
+    return SentenceEncoder.load(write_folder(tmp_path_factory.mktemp("encoder")))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +134,26 @@ def test_embedding_diversity_by_hand():
     answers = [["e", "n", "ne"], ["e", "w"], ["n", "n"], ["e"], ["", " ", "\n"], ["e", "", "e"]]
     score = metrics.embedding_diversity(answers, Compass())
     np.testing.assert_allclose(score.per_item, [1 - 1.4 / 3, 2, 0, np.nan, 0, 2 / 3], atol=1e-6)
+
+
+def test_vendi_score_by_hand():
+    answers = [["n", "n", "n"], ["e", "n", ""], ["e"], ["e", "ne"], ["e", "w"], ["", " ", "e"]]
+    two = lambda p: np.exp(-p * np.log(p) - (1 - p) * np.log(1 - p))  # eigenvalues p and 1 − p
+    score = metrics.vendi_score(answers, Compass())
+    np.testing.assert_allclose(score.per_item, [1, 3, 1, two((1 + 0.6) / 2), 1, two(1 / 3)], atol=1e-6)
+    assert score.low < score.mean < score.high
+
+
+def test_distinct_k_by_hand():
+    """n and ne are at 0.8, e and ne at 0.6."""
+    answers = [["n", "n", "n"], ["e", "n", ""], ["e"], ["n", "ne", "e"], ["ne", "n", "e"], ["", "e", " "], ["e", "w"]]
+    count = lambda **options: metrics.distinct_k(answers, Compass(), **options).per_item.tolist()
+    assert count() == [1, 3, 1, 2, 2, 2, 2]
+    assert count(threshold=0.9) == [1, 3, 1, 3, 3, 2, 2]
+    assert count(threshold=0.5) == [1, 3, 1, 2, 1, 2, 2]  # by the first answer of a class, so the order matters
+    assert count(threshold=-1.0) == [1] * 7
+    with pytest.raises(ValueError, match=r"threshold must be a cosine from -1 to 1, got 75"):
+        count(threshold=75)
 
 
 # --- Errors -----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ TEXT = LlamaConfig(
     num_key_value_heads=1,
     tie_word_embeddings=True,
 )
-SIZES = dict(cells=2, tokens_per_cell=3, projector_size=7)
+SIZES = dict(cells=2, tokens_per_cell=3, projector_size=7, spelled_classes=5)
 IMAGE, END = 2, 1
 CONFIG = EfficientLlavaConfig(TEXT, TOWER, IMAGE, **SIZES)
 MODULE = EfficientLlava(CONFIG)
@@ -92,6 +92,8 @@ def test_features_are_those_of_the_tower_and_a_projector_made_by_hand():
     for x in cells:
         wide = gelu(x @ of["linear_1"]["kernel"] + of["linear_1"]["bias"])
         y = x @ of["linear"]["kernel"] + wide @ of["linear_2"]["kernel"] + of["linear_2"]["bias"]
+        shares = np.exp(x @ of["classes"]["kernel"] + of["classes"]["bias"])
+        y += (shares / shares.sum(1, keepdims=True)) @ of["names"]["kernel"]
         tokens += np.split(np.asarray(y), 3, axis=1)
     assert features().shape == (3, N, 12) and np.std(tokens) > 0.1
     np.testing.assert_allclose(features(), np.stack(tokens, 1), rtol=1e-4, atol=1e-4)
@@ -230,6 +232,8 @@ def test_assembled_from_a_language_model_and_a_tower(tmp_path, monkeypatch):
 def test_refusals(folder, tmp_path):
     with pytest.raises(ValueError, match=r"cells must be at most 4, the grid's size, got 5"):
         EfficientLlavaConfig(TEXT, TOWER, IMAGE, cells=5)
+    with pytest.raises(ValueError, match=r"spelled_classes must be at least 0, got -1"):
+        EfficientLlavaConfig(TEXT, TOWER, IMAGE, spelled_classes=-1)
     with pytest.raises(ValueError, match=r"image_token_index must be below vocab_size=31, got 31"):
         EfficientLlavaConfig(TEXT, TOWER, 31)
     with pytest.raises(ValueError, match=r"config.json must have \['vision_config'\], got only"):

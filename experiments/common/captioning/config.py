@@ -94,6 +94,10 @@ class Evaluation(groups.Evaluation):
     corenlp: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with the jars of CoreNLP 3.6.0, for SPICE and SPIDEr. These also need Java and pycocoevalcap."""
 
+    @property
+    def folders(self) -> dict[str, Path | None]:
+        return super().folders | {"corenlp": self.corenlp}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(config.Config):

@@ -34,9 +34,11 @@ def costs(task: Task, ks: Sequence[int] = KS) -> dict[int, tuple[float, float]]:
         backward = config.objective.backward_of(loss, K)
         # With one chunk per hypothesis, XLA counts the output layer of one hypothesis; the others are added below.
         log_likelihood = task_k.log_likelihood_fn(method, chunk_size=tokens)
-        step = mcl.make_train_step(log_likelihood, loss, optimizer, backward)
+        step = mcl.make_train_step(log_likelihood, loss, optimizer, backward, assign=config.objective.assign)
         compiled = step.lower(task_k.initial_state(method, optimizer, loss), inputs).compile()
-        passes = 2 if backward == "all" else 1  # through the output layer, for each hypothesis that is not counted
+        passes = (2 if backward == "all" else 1) + config.chooses_first(
+            backward
+        )  # through the output layer, for each hypothesis that is not counted
         operations[K] = flops(tower), flops(compiled) + (K - 1) * passes * head
     return operations
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import datasets
 from experiments.common.decoding import Answers
-from experiments.common.experiment import Columns, merged
+from experiments.common.experiment import Columns, merged, probe_chance
 from experiments.common.held_out import with_interval
 from experiments.datasets import stamps
 from experiments.datasets.stamp_kinds import KIND
@@ -48,8 +48,9 @@ def scores(
     records: tuple[data.Record, ...],
     split: tuple[data.Record, ...],
     train: tuple[data.Record, ...],
-    corenlp: Path | None = None,
+    known: metrics.TrainingTexts | None = None,
     transcripts: bool = False,
+    **folders: Path | None,
 ) -> dict[str, Any]:
     """Returns all metrics of `metrics.score_captions` against all references of an item, and the `noun_scores`.
 
@@ -63,20 +64,28 @@ def scores(
       records: the records that were answered.
       split: all records of their split; CIDEr-D takes its document frequencies from their references.
       train: the training records, whose captions decide which nouns were seen.
-      corenlp: folder with the files that SPICE and SPIDEr need, see `metrics.score_captions`.
+      known: the training captions, against which answers are novel or not; see `training_captions`.
       transcripts: whether the records are speech, so that the references say what the words of an answer should be.
+      **folders: folders of models that metrics need, see `metrics.score_captions`.
     """
     modes = sorted({target.mode for record in records for target in record.references if target.mode is not None})
-    scored = metrics.score_captions(answers.texts, _references(records), corenlp=corenlp, split=_references(split))
-    results = metrics.for_results(scored) | {"per_item": metrics.of_items(scored)}
+    scored = metrics.score_captions(
+        answers.texts, _references(records), split=_references(split), train=known, **folders
+    )
+    results = metrics.for_results(scored) | {"per_item": metrics.of_items(scored), **probe_chance(answers)}
     results = merged(results, noun_scores(answers, records, train))
     if transcripts:
         results = merged(results, word_errors(answers.texts, _references(records)))
-    results["of_mode"] = {mode: _of_mode(answers, records, split, mode, corenlp, transcripts) for mode in modes}
+    results["of_mode"] = {mode: _of_mode(answers, records, split, mode, folders, transcripts) for mode in modes}
     languages = tuple(mode for mode in modes if mode in LANGUAGES)
     if len(languages) > 1:
         results["language_rate"] = _language_rates(answers, languages)
     return results
+
+
+def training_captions(train: tuple[data.Record, ...]) -> metrics.TrainingTexts:
+    """Returns the captions of the training records in coco-caption's words."""
+    return metrics.TrainingTexts.of_captions(target.text for record in train for target in record.targets)
 
 
 def noun_scores(answers: Answers, records: tuple[data.Record, ...], train: tuple[data.Record, ...]) -> dict[str, Any]:
@@ -140,7 +149,7 @@ def _of_mode(
     records: tuple[data.Record, ...],
     split: tuple[data.Record, ...],
     mode: str,
-    corenlp: Path | None,
+    folders: Mapping[str, Path | None],
     transcripts: bool,
 ) -> dict[str, Any]:
     """Returns the scores of the answers against the references of one mode, for items that have such references."""
@@ -148,6 +157,6 @@ def _of_mode(
     having = [n for n, texts in enumerate(references) if texts]
     pairs = [answers.texts[n] for n in having], [references[n] for n in having]
     documents = [texts for texts in _references(split, mode) if texts]
-    scored = metrics.score_captions(*pairs, corenlp=corenlp, names=OF_MODES, split=documents)
+    scored = metrics.score_captions(*pairs, names=OF_MODES, split=documents, **folders)
     errors = word_errors(*pairs, WORD_ERRORS_OF_MODES) if transcripts else {}
     return merged(metrics.for_results(scored), errors)
