@@ -297,8 +297,9 @@ class Evaluation(Options):
     decode_items: int | None = field(default=40, metadata=COUNT | VOLATILE)
     """Number of test sources that the methods answer; None is all of them."""
     selector_items: int = field(default=200, metadata=VOLATILE | NO_INFLUENCE)
-    """Number of training sources, each with all its answers, from which mcl learns to tell from the prompt which
-    hypothesis will win. Each answer costs a forward pass under every hypothesis; 0 trains no selector."""
+    """Number of training sources, and at most as many validation sources, from which mcl learns to tell from the prompt
+    which hypothesis will win. Each of their answers costs a forward pass under every hypothesis; 0 trains no selector.
+    Where the prompt tells something, a thousand sources tell it better."""
     encoder: Path | None = field(default=None, metadata=VOLATILE)
     """Folder of the sentence encoder of the metrics, such as a multilingual one. The default is the installed MiniLM,
     which knows English."""

@@ -1,6 +1,7 @@
 """The selector of a run: γ_k(c), the probability that hypothesis k answers a source best, told from the prompt alone.
 
-It is trained after the adapters on training sources, tested on the test split, and saved beside answer.json.
+It is trained after the adapters on training and validation sources, tested on the test split, and saved beside
+answer.json.
 """
 
 import dataclasses
@@ -80,8 +81,7 @@ def select(
     most = task.config.evaluation.selector_items
     if method != "mcl" or not most:
         return Selection()
-    splits = {"train": most, "validation": task.config.evaluation.eval_items}
-    items = [task.encode(task.records(split, number)) for split, number in splits.items()]
+    items = [task.encode(task.records(split, most)) for split in ("train", "validation")]
     likelihoods = [*map(evaluate, items), test[1]]
     items = [*items, test[0], task.encode(asked)]
     likelihoods.append(test[1] if asked == test[0].records else evaluate(items[-1]))
