@@ -3,9 +3,9 @@
 Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
 `objectives`, `sharding`, `mesh`, `training`, `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and
 `json_io`) and `fitting`, which has `fit`. Language models: `tokenization`, `models`, `language_model`, then
-`generation` and `interop`; `data` makes their batches, `metrics` scores their answers, and `answer` is the command that
-uses what was trained. `averaging` merges hypotheses. `moe` and `augmentation` are baselines. `options` and `token_ids`
-check input from users and files.
+`generation` (over `selector`) and `interop`; `data` makes their batches, `metrics` scores their answers, and `answer`
+is the command that uses what was trained. `averaging` merges hypotheses. `moe` and `augmentation` are baselines.
+`options` and `token_ids` check input from users and files.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
@@ -18,7 +18,7 @@ it, see `extras`.
 import importlib
 from typing import TYPE_CHECKING
 
-from mcl_jax import augmentation, generation, interop, language_model, models, moe, objectives, parallel
+from mcl_jax import augmentation, generation, interop, language_model, models, moe, objectives, parallel, selector
 from mcl_jax.generation import generate
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_likelihood
@@ -54,6 +54,7 @@ __all__ = [
     "objectives",
     "parallel",
     "run",
+    "selector",
     "sequence_log_likelihood",
 ]
 

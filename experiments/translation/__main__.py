@@ -6,6 +6,7 @@ from experiments.common.decoding import answer, samples
 from experiments.common.experiment import Columns, draw, finish, merged, on_test, page_of, show, write_page
 from experiments.common.held_out import evaluator
 from experiments.common.recipe import save_recipe
+from experiments.common.selection import select
 from experiments.common.training import train
 from experiments.common.usage import merged_pairs
 from experiments.translation.config import Config, parse
@@ -61,12 +62,14 @@ def main(config: Config) -> None:
                 likelihoods[method] = evaluate(state, test)
                 of_pairs = merged_pairs(task, method, state, test)
                 held_out = on_test(likelihoods[method], task, of_pairs)
+                of_items = partial(evaluate, state)
+                selection = select(task, run, method, of_items, (test, likelihoods[method]), asked)
 
                 # Decode, and score the answers.
                 for name, decoder in config.decoders(method).items():
-                    answers[name] = answer(task, run, name, state, asked, decoder)
+                    answers[name] = selection.marked(answer(task, run, name, state, asked, decoder))
                     costs = {"seconds": seconds} | answers[name].costs
-                    results[name] = merged(held_out, score(answers[name]), costs)
+                    results[name] = merged(held_out, score(answers[name]), costs, selection.results(answers[name]))
 
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))

@@ -17,11 +17,12 @@ from mcl_jax.data import Prompt
 class Data(Options):
     """Texts with several right answers."""
 
-    task: Literal["languages", "styles", "definitions", "messages"] = "languages"
+    task: Literal["languages", "styles", "definitions", "words", "messages"] = "languages"
     """What to learn.
     languages: a KJV verse, answered in Spanish or in modern English.
     styles: a Spanish verse, answered in archaic or in modern English.
-    definitions: an English word, defined as a noun or as a verb.
+    definitions: an English word that is noun and verb, defined as a noun or as a verb.
+    words: the same, and words that are one of the two, so that the word tells in part how it is defined.
     messages: a message of a program, answered in German, Spanish or French."""
     path: Annotated[Path | None, arg(name="data")] = None
     """Your own text instead, one of these:
@@ -35,7 +36,8 @@ class Data(Options):
     """Folder with the SWORD modules of the verses, which contains mods.d.
     By default, they are downloaded (Debian's packages)."""
     wordnet_dir: Path | None = field(default=None, metadata=VOLATILE)
-    """Folder with WordNet's files for --task definitions. By default, Debian's package wordnet-base is downloaded."""
+    """Folder with WordNet's files for --task definitions and words. By default, Debian's package wordnet-base is
+    downloaded."""
     locale_dir: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with catalogues such as de/LC_MESSAGES/git.mo for --task messages.
     By default, Debian's packages coreutils and git are downloaded."""

@@ -25,8 +25,9 @@ def scores(
     novelty are those of `metrics.score_items`; one that cannot be computed is None, with the reason under
     `not_available`.
     `likeliest_bleu` is the BLEU of the answer with the highest likelihood, and `mbr_bleu` that of the answer with the
-    minimum Bayes risk (chrF). `corpus_bleu` [K] is the corpus BLEU of the k-th answers. `style_rate` and `spanish_rate`
-    [K] are the shares of archaic and of Spanish texts among the k-th answers.
+    minimum Bayes risk (chrF); `selected_bleu` is that of the answer that a selector chooses, if there is one.
+    `corpus_bleu` [K] is the corpus BLEU of the k-th answers. `style_rate` and `spanish_rate` [K] are the shares of
+    archaic and of Spanish texts among the k-th answers.
 
     Args:
       answers: the answers.
@@ -50,6 +51,8 @@ def scores(
         "pairwise_bleu": metrics.pairwise_bleu(texts),
         "references_covered": metrics.reference_coverage(texts, references),
     }
+    if answers.selected is not None:
+        computed["selected_bleu"] = metrics.mean_bleu(pick(answers.selected), references)
     items = [metrics.Item(n, tuple(a), tuple(r)) for n, (a, r) in enumerate(zip(texts, references, strict=True))]
     groups = {name: metrics.GROUPS[name] for name in SHARED}
     computed |= metrics.score_items(items, settings=metrics.Settings(train=known, **folders), groups=groups)

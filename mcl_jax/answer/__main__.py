@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 import rich.console
 
+from mcl_jax import selector
 from mcl_jax.answer.answerer import Answer, Answerer
 from mcl_jax.answer.questions import Question, questions
 from mcl_jax.answer.trained import Trained
@@ -30,7 +31,8 @@ class Config:
     """Answers texts, pictures or clips with K trained hypotheses, and says how likely each answer is.
 
     Each hypothesis gives one answer with its log p(answer | input), in nats and in nats per token. The end of the
-    answer counts as a token.
+    answer counts as a token. If the run has a selector, it also says how probable each hypothesis is for the input, and
+    the answer of the likeliest comes first.
 
     Args:
       folder: Directory of a finished run; or a folder of PEFT adapters, or one that holds them as lora0, lora1, and so
@@ -40,6 +42,8 @@ class Config:
       json: Print each input with its answers as a JSON object on a line of its own. It also has the log-likelihood of
         each answer under every hypothesis.
       answers: Number of answers that each hypothesis gives. The default is that of the run, usually one.
+      top_hypotheses: Number of hypotheses that answer an input, the likeliest ones. The default is all. Fewer take less
+        time; this needs a run with a selector.
       max_new_tokens: Longest answer in tokens. The default is that of the run.
       batch_size: Number of inputs that are answered at the same time. Fewer need less memory.
       base: Path of the base model. It is needed if the base has moved since the run, or if PEFT adapters do not name
@@ -55,6 +59,7 @@ class Config:
     inputs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[INPUT ...]")] = ()
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     answers: int | None = None
+    top_hypotheses: int | None = None
     max_new_tokens: int | None = None
     batch_size: int = 8
     base: Path | None = None
@@ -75,10 +80,12 @@ def main(config: Config) -> None:
         changes = {name: getattr(config, name) for name in CHANGES}
         trained = Trained.find(config.folder, **changes)
         asked = questions(config.inputs, trained.recipe.kind)
+        _check_top(config.top_hypotheses, trained)
         answerer = Answerer.load(trained)
     show = _print_json if config.json else _print
     count = 0
-    for question, answers in _answered(answerer, asked, min(config.batch_size, len(asked))):
+    rows = min(config.batch_size, len(asked))
+    for question, answers in _answered(answerer, asked, rows, config.top_hypotheses):
         show(question, answers)
         count += 1
     if count < len(asked):
@@ -88,12 +95,26 @@ def main(config: Config) -> None:
 CHANGES = ("answers", "max_new_tokens", "base", "prompt", "dtype", "quantization")
 
 
-def _answered(answerer: Answerer, asked: Sequence[Question], rows: int) -> Iterator[tuple[Question, list[Answer]]]:
+def _check_top(top: int | None, trained: Trained) -> None:
+    """Raises a ValueError if --top-hypotheses does not fit, before the base is read."""
+    if top is None:
+        return
+    if trained.selector is None:
+        raise ValueError(f"--top-hypotheses needs a selector, but {trained.folder} has no {selector.FILE}")
+    K = trained.selector.num_hypotheses
+    if not 1 <= top <= K:
+        raise ValueError(f"--top-hypotheses must be from 1 to {K}, the number of hypotheses, got {top}")
+
+
+def _answered(
+    answerer: Answerer, asked: Sequence[Question], rows: int, top: int | None
+) -> Iterator[tuple[Question, list[Answer]]]:
     """Yields each question with its answers, in order, without those whose files are broken."""
     for first in range(0, len(asked), rows):
         readable = [(one, content) for one in asked[first : first + rows] for content in _contents(answerer, one)]
         if readable:
-            answers = answerer([content for _, content in readable], rows=rows, first=first)
+            contents = [content for _, content in readable]
+            answers = answerer(contents, rows=rows, first=first, top_hypotheses=top)
             yield from zip([question for question, _ in readable], answers, strict=True)
 
 
@@ -111,9 +132,11 @@ def _contents(answerer: Answerer, question: Question) -> list[str | np.ndarray]:
 
 def _print(question: Question, answers: Sequence[Answer]) -> None:
     say(plain(question.name, "bold"))
-    say(plain(f"{'k':>5}{'nats':>9}{'per token':>11}  answer", "dim"))
+    known = answers[0].probability is not None
+    say(plain(f"{'k':>5}{'gamma' if known else '':>{8 * known}}{'nats':>9}{'per token':>11}  answer", "dim"))
     for answer in answers:
-        numbers = f"{answer.log_likelihood:9.2f}{answer.log_likelihood_per_token:11.2f}"
+        gamma = f"{answer.probability:8.2f}" if known else ""
+        numbers = f"{gamma}{answer.log_likelihood:9.2f}{answer.log_likelihood_per_token:11.2f}"
         say(plain(f"{answer.hypothesis:>5}", "cyan"), numbers, "  ", " ".join(answer.text.split()))
 
 

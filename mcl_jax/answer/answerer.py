@@ -16,6 +16,7 @@ from mcl_jax.data.clips import SAMPLE_RATE
 from mcl_jax.data.encoding import Prompt
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.models import from_pretrained
+from mcl_jax.selector import Selector, choose
 
 LENGTHS = 16  # prompts are padded to a multiple of it, so that few programs are compiled
 SHOWN = 3
@@ -32,6 +33,8 @@ class Answer:
       log_likelihood: log p(answer | question) under this hypothesis in nats, with the end token.
       log_likelihood_per_token: the same divided by the number of tokens.
       log_likelihoods: log p(answer | question) under each of the K hypotheses, in nats.
+      probability: γ, the probability that this hypothesis answers the question best, from the question alone; None
+        without a selector.
     """
 
     hypothesis: int
@@ -40,6 +43,7 @@ class Answer:
     log_likelihood: float
     log_likelihood_per_token: float
     log_likelihoods: tuple[float, ...]
+    probability: float | None = None
 
 
 class Answerer:
@@ -49,10 +53,20 @@ class Answerer:
       recipe: prompt, decoder and further settings.
       model, params, adapters: the hypotheses.
       processor: tokenizer of the base, or its processor if it takes pictures or clips.
+      selector: tells how probable each hypothesis is for a question; None if there is none.
     """
 
-    def __init__(self, recipe: Recipe, model: Hypotheses, params: Any, adapters: Any, processor: Any):
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Hypotheses,
+        params: Any,
+        adapters: Any,
+        processor: Any,
+        selector: Selector | None = None,
+    ):
         self.recipe, self.model, self.params, self.processor = recipe, model, params, processor
+        self.selector = selector
         self.adapters = jax.tree.map(jnp.asarray, adapters)
         self._encode = jax.jit(lambda params, inputs: model.module.apply({"params": params}, **inputs, method="encode"))
         self._fits = False
@@ -73,7 +87,7 @@ class Answerer:
         if recipe.padded:
             processor = processor.padded_to_squares()
         model, adapters = trained.hypotheses(module)
-        return cls(recipe, model, params, adapters, processor)
+        return cls(recipe, model, params, adapters, processor, trained.selector)
 
     @property
     def tokenizer(self) -> Any:
@@ -86,7 +100,12 @@ class Answerer:
             self.processor.num_features(self._cropped(question))
 
     def __call__(
-        self, questions: Sequence[str | np.ndarray], *, rows: int | None = None, first: int = 0
+        self,
+        questions: Sequence[str | np.ndarray],
+        *,
+        rows: int | None = None,
+        first: int = 0,
+        top_hypotheses: int | None = None,
     ) -> list[list[Answer]]:
         """Answers a batch of questions.
 
@@ -94,10 +113,13 @@ class Answerer:
           questions: texts; or pictures, uint8 [H, W, 3], or clips, float32 [S] at 16 kHz, as `mcl_jax.data` reads them.
           rows: number of rows to compute, at least that of the questions; batches with the same number share a program.
           first: number of the first question among all; it chooses the random keys if the decoder draws samples.
+          top_hypotheses: number of hypotheses that answer each question, the likeliest ones; None means all K.
         Returns:
-          For each question its answers, in the order of the hypotheses.
+          For each question its answers: those of the likeliest hypothesis first if there is a selector, else in the
+          order of the hypotheses.
         Raises:
-          ValueError: if there are no questions, one does not suit the base, or the adapters do not fit it.
+          ValueError: if there are no questions, one does not suit the base, the adapters or the selector do not fit it,
+            or `top_hypotheses` is outside [1, K] or there is no selector for it.
         """
         if not questions:
             raise ValueError("at least one question is needed, got none")
@@ -107,6 +129,7 @@ class Answerer:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), first + jnp.arange(len(padded)))
         end = self.tokenizer.eos_token_id
         given = (self.model, self.params, self.adapters, inputs)
+        chosen, gamma = self._chosen(inputs, top_hypotheses)
         decoded = generation.decode(
             *given,
             self.recipe.decoder,
@@ -115,24 +138,41 @@ class Answerer:
             pad_token_id=end,
             repetition_penalty=self.recipe.repetition_penalty,
             rng=keys,
+            chosen=chosen,
         )
         log_p = np.asarray(generation.log_likelihoods(*given, decoded))
-        return [self._answers(decoded, log_p, b) for b in range(len(questions))]
+        answers = [self._answers(decoded, log_p, gamma, b) for b in range(len(questions))]
+        likeliest_first = lambda given: sorted(given, key=lambda answer: -(answer.probability or 0.0))
+        return [likeliest_first(given) for given in answers]
 
-    def _answers(self, decoded: generation.Generation, log_p: np.ndarray, b: int) -> list[Answer]:
-        """Returns the answers to question b; log_p is [H, K, B, n]."""
+    def _chosen(self, inputs: dict[str, Any], top: int | None) -> tuple[Any, np.ndarray | None]:
+        """Returns the hypotheses [m, B] that answer, None for all, and γ [K, B], None without a selector."""
+        if self.selector is None:
+            if top is not None:
+                raise ValueError("top_hypotheses needs a selector, which these hypotheses do not have")
+            return None, None
+        log_gamma = self.selector.log_gamma(generation.prompt_features(self.model, self.params, inputs))
+        chosen = None if top is None else choose(log_gamma, top)
+        return chosen, np.exp(log_gamma)
+
+    def _answers(
+        self, decoded: generation.Generation, log_p: np.ndarray, gamma: np.ndarray | None, b: int
+    ) -> list[Answer]:
+        """Returns the answers to question b; log_p is [H, m, B, n], and gamma [K, B] or None."""
         tokens, lengths = np.asarray(decoded.tokens), np.asarray(decoded.lengths)
-        K, _, n, _ = tokens.shape
+        m, _, n, _ = tokens.shape
+        of_rows = range(m) if decoded.hypothesis is None else np.asarray(decoded.hypothesis)[:, b].tolist()
         return [
             Answer(
                 hypothesis=k,
-                text=self.tokenizer.decode(tokens[k, b, i], skip_special_tokens=True).strip(),
-                tokens=int(lengths[k, b, i]),
-                log_likelihood=float(log_p[k, k, b, i]),
-                log_likelihood_per_token=float(log_p[k, k, b, i] / lengths[k, b, i]),
-                log_likelihoods=tuple(log_p[:, k, b, i].tolist()),
+                text=self.tokenizer.decode(tokens[row, b, i], skip_special_tokens=True).strip(),
+                tokens=int(lengths[row, b, i]),
+                log_likelihood=float(log_p[k, row, b, i]),
+                log_likelihood_per_token=float(log_p[k, row, b, i] / lengths[row, b, i]),
+                log_likelihoods=tuple(log_p[:, row, b, i].tolist()),
+                probability=None if gamma is None else float(gamma[k, b]),
             )
-            for k in range(K)
+            for row, k in enumerate(of_rows)
             for i in range(n)
         ]
 

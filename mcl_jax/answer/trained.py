@@ -4,13 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from mcl_jax import hypotheses, interop, options, peft_files
+from mcl_jax import hypotheses, interop, options, peft_files, selector
 from mcl_jax.answer import recipe as recipes
 from mcl_jax.answer.recipe import Recipe
 from mcl_jax.checkpoint import Checkpoints
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.json_io import read_json_object
 from mcl_jax.models import pretrained
+from mcl_jax.selector import Selector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,14 @@ class Trained:
       recipe: how to answer.
       adapters: adapters of the run with leading axis K, as NumPy arrays; None for PEFT folders, whose adapters are read
         once the base is there.
+      selector: tells from a question which hypothesis will answer it best; None if the folder has no
+        selector.safetensors.
     """
 
     folder: Path
     recipe: Recipe
     adapters: Any = None
+    selector: Selector | None = None
 
     @classmethod
     def find(cls, folder: Path | str, **changes: Any) -> "Trained":
@@ -34,12 +38,12 @@ class Trained:
 
         Args:
           folder: directory of a finished run that has an answer.json, or PEFT adapters: one folder, or a folder of
-            lora0, lora1, …; an answer.json beside these is read, too.
+            lora0, lora1, …; an answer.json and a selector beside these are read, too.
           **changes: values in place of those of the recipe, by field; None keeps a value. `answers` is the number of
             answers per hypothesis.
         Raises:
-          ValueError: if the folder is neither, the run is not finished or has no answer.json, or the base is missing or
-            takes other inputs than those that the run answers.
+          ValueError: if the folder is neither, the run is not finished or has no answer.json, the base is missing or
+            takes other inputs than those that the run answers, or the selector is broken or has another K.
           BrokenCheckpoint: if the checkpoint cannot be read.
         """
         folder, changes = Path(folder), options.given(changes)
@@ -47,10 +51,12 @@ class Trained:
             found = "is a file" if folder.exists() else "does not exist"
             raise ValueError(f"{folder} must be a run directory or a folder of PEFT adapters, but it {found}")
         if peft_files.found_in(folder):
-            return cls(folder, _checked(_recipe_of_peft(folder, changes), changes))
+            recipe = _checked(_recipe_of_peft(folder, changes), changes)
+            return cls(folder, recipe, selector=_selector(folder, len(peft_files.find(folder))))
         _check_run(folder)
         recipe = _checked(Recipe.load(folder), changes)
-        return cls(folder, recipe, _adapters(folder, recipe))
+        adapters = _adapters(folder, recipe)
+        return cls(folder, recipe, adapters, _selector(folder, hypotheses.count(adapters)))
 
     def hypotheses(self, module: Any) -> tuple[Hypotheses, Any]:
         """Returns the hypotheses over the base, and the adapters with leading axis K.
@@ -90,6 +96,16 @@ def _adapters(folder: Path, recipe: Recipe) -> Any:
         adapters = saved.adapters("best" if recipe.best else None)
     hypotheses.count(adapters)  # refuses what is not stacked
     return adapters
+
+
+def _selector(folder: Path, num_hypotheses: int) -> Selector | None:
+    """Reads the selector of a folder, if it has one."""
+    if not (path := folder / selector.FILE).is_file():
+        return None
+    found = Selector.load(folder)
+    if found.num_hypotheses != num_hypotheses:
+        raise ValueError(f"{path} must choose among {num_hypotheses} hypotheses, got {found.num_hypotheses}")
+    return found
 
 
 def _recipe_of_peft(folder: Path, changes: dict[str, Any]) -> Recipe:

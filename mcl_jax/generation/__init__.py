@@ -3,10 +3,13 @@
     tokens = mcl.generate(model, params, adapters, {"tokens": tokens, "mask": mask}, BeamSearch(num_beams=4),
                           max_new_tokens=32, eos_token_id=2)                                            # [K, B, n, T]
 
-`decode` also returns scores and lengths. `log_likelihoods` scores every answer under every hypothesis, and
-`mixture_scores` ranks the answers by these; `mcl_jax.metrics.minimum_bayes_risk` picks an answer without a model.
+`decode` also returns scores and lengths. With a selector (`mcl_jax.selector`), it decodes each prompt under its
+likeliest hypotheses only; a selector reads `prompt_features`. `log_likelihoods` scores every answer under every
+hypothesis, and `mixture_scores` ranks the answers by these; `mcl_jax.metrics.minimum_bayes_risk` picks an answer
+without a model.
 """
 
+from mcl_jax.generation.choosing import prompt_features
 from mcl_jax.generation.decoders import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
 from mcl_jax.generation.generate import Generation, decode, generate, lower_decode
 from mcl_jax.generation.ranking import log_likelihoods, mixture_scores
@@ -23,4 +26,5 @@ __all__ = [
     "log_likelihoods",
     "lower_decode",
     "mixture_scores",
+    "prompt_features",
 ]

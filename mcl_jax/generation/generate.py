@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mcl_jax import hypotheses, objectives, options, token_ids
-from mcl_jax.generation import filters
+from mcl_jax.generation import choosing, filters
 from mcl_jax.generation.decoders import Decoder, Greedy, Step
 from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
 from mcl_jax.language_model import check_language_model
 from mcl_jax.mesh import laid_out, over_data
 from mcl_jax.models.decoder import Segment, positions_of
+from mcl_jax.selector import Selector
 
 GREEDY = Greedy()
 MAX_NEW_TOKENS = 64
@@ -38,11 +39,14 @@ class Generation:
       scores: Σ log p in nats for greedy decoding and sampling; Σ log p / length^α for beams, best first. NaN where the
         model's log p is NaN, for which `decode` raises an error unless it is traced.
       lengths: lengths in tokens, including the end token.
+      hypothesis: if each prompt was decoded under m hypotheses of its own, these; K is m then. None if it was decoded
+        under all of them, in their order.
     """
 
     tokens: Int[Array, "K B n T"]
     scores: Float[Array, "K B n"]
     lengths: Int[Array, "K B n"]
+    hypothesis: Int[Array, "K B"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +119,14 @@ def decode(
     min_new_tokens: int = 0,
     repetition_penalty: float = 1.0,
     rng: Key[Array, ""] | Key[Array, " B"] | None = None,
+    selector: Selector | None = None,
+    top_hypotheses: int | None = None,
+    chosen: Int[Array, "m B"] | None = None,
     mesh: Mesh | None = None,
 ) -> Generation:
-    """Continues B prompts under each of K hypotheses.
+    """Continues B prompts under each of K hypotheses, or under m of them.
+
+    Decoding m hypotheses costs m / K of decoding all, and memory for the adapters of each prompt.
 
     Args:
       model: `Hypotheses` or `MixtureOfExperts` of a language model.
@@ -131,12 +140,16 @@ def decode(
       rng: random key for sampling: one typed key, of which example b takes `fold_in(rng, b)`, or one key per example. A
         sample depends only on the key of its example and the numbers of its hypothesis and of the sample, not on the
         rest of the batch. None means `jax.random.key(0)`: the same samples in every call.
+      selector: chooses the hypotheses of each prompt; needs `top_hypotheses`.
+      top_hypotheses: m, the number of hypotheses that answer each prompt: the likeliest under the selector, first the
+        likeliest of all. They give what they give when all are decoded.
+      chosen: the hypotheses that answer each prompt instead, such as those that `mcl_jax.selector.choose` draws.
       mesh: devices to run on, as in `make_train_step`; its data axis divides the prompts. None means one device.
     Returns:
-      The continuations, with scores and lengths.
+      The continuations, with scores, lengths and the hypotheses chosen.
     Raises:
       ValueError: if the inputs are wrong (see `prompts_of`), a prompt is too long for a model with position embeddings,
-        an option is outside its range, or an end token is outside the vocabulary.
+        an option is outside its range, an end token is outside the vocabulary, or the selector does not fit.
       FloatingPointError: if the scores of the model are NaN; names the hypotheses and the prompts.
     """
     limits = Limits(max_new_tokens, min_new_tokens, eos_token_id, pad_token_id, repetition_penalty)
@@ -145,11 +158,13 @@ def decode(
     prompts = prompts_of(inputs, model.module)
     check_room(model.module, prompts.longest, limits.max_new_tokens)
     limits.check_vocabulary(getattr(model.module, "vocab_size", None))
-    keys = _example_keys(rng, len(prompts.tokens))
-    shared, batch = (params, adapters), (prompts.tokens, prompts.mask, prompts.features, keys)
+    B, K = len(prompts.tokens), hypotheses.count(adapters)
+    chosen = choosing.chosen_of(model, params, inputs, K, selector, top_hypotheses, chosen, mesh)
+    keys = _example_keys(rng, B)
+    shared, batch = (params, adapters), (prompts.tokens, prompts.mask, prompts.features, keys, chosen)
     generation, broken = _decode(model, decoder, limits, *laid_out(mesh, shared, batch))
-    generation, broken = jax.tree.map(lambda x: x[:, : len(prompts.tokens)], (generation, broken))
-    _check_scores(broken)
+    generation, broken = jax.tree.map(lambda x: x[:, :B], (generation, broken))
+    _check_scores(broken, generation.hypothesis)
     return generation
 
 
@@ -176,7 +191,7 @@ def lower_decode(
     mask = jax.ShapeDtypeStruct(tokens.shape, bool)
     features = {name: inputs[name] for name in ("features",) if name in inputs}
     keys = jax.eval_shape(lambda: _example_keys(None, tokens.shape[0]))
-    shared, batch = (params, adapters), (tokens, mask, features, keys)
+    shared, batch = (params, adapters), (tokens, mask, features, keys, None)
     limits = Limits(max_new_tokens, **limits)
     return _decode.lower(model, _checked(decoder), limits, *laid_out(mesh, shared, batch))
 
@@ -195,10 +210,11 @@ def _checked(decoder: Any) -> Decoder:
     return decoder
 
 
-def _check_scores(broken: Bool[Array, "K B"]) -> None:
+def _check_scores(broken: Bool[Array, "K B"], chosen: Int[Array, "K B"] | None) -> None:
     values = token_ids.known(broken)
     if values is not None and values.any():
-        of_hypotheses, of_prompts = (np.flatnonzero(values.any(axis)).tolist() for axis in (1, 0))
+        numbers = np.asarray(_every(*values.shape) if chosen is None else chosen)
+        of_hypotheses, of_prompts = (np.unique(x[values]).tolist() for x in (numbers, np.indices(values.shape)[1]))
         raise FloatingPointError(
             f"the scores of hypotheses {of_hypotheses} are NaN for prompts {of_prompts}; look for NaN or infinity in "
             "their adapters, the parameters and the features, or compute in a wider dtype"
@@ -222,13 +238,19 @@ def _decode(model, decoder, limits, layout, shared, batch):
 
 def _decode_part(model, decoder, limits, shared, batch):
     """Decodes the prompts of one device along the data axis."""
-    (params, adapters), (tokens, mask, features, keys) = shared, batch
-    K, (B, P), W, T = hypotheses.count(adapters), tokens.shape, decoder.width, limits.max_new_tokens
-    extend = functools.partial(_extend, model, params, adapters)
+    (params, adapters), (tokens, mask, features, keys, chosen) = shared, batch
+    (B, P), W, T = tokens.shape, decoder.width, limits.max_new_tokens
+    if chosen is None:
+        numbers = _every(hypotheses.count(adapters), B)
+        extend = functools.partial(_extend, model, params, adapters)
+    else:
+        numbers = chosen.T
+        extend = functools.partial(choosing.extend_chosen, model, params, hypotheses.select(adapters, numbers), B)
+    K = len(numbers)
     prompts = jnp.broadcast_to(tokens[None], (K, B, P))
     logits, prompt = extend(prompts, mask, positions_of(tokens, mask), (), **features)
     lengths = jnp.repeat(mask.sum(1), W)  # [R], R = B·W rows in the order (B, W)
-    vocab, keys = logits.shape[-1], _row_keys(keys, K, W)
+    vocab, keys = logits.shape[-1], _row_keys(keys, numbers, W)
 
     def body(carry):
         step = Step(carry.t, _folded(keys, carry.t), limits.eos_token_id, limits.pad_token_id, T)
@@ -260,12 +282,17 @@ def _decode_part(model, decoder, limits, shared, batch):
     continuations, scores = decoder.result(final.search)
     scores = jnp.where(final.broken[:, None], jnp.nan, scores)
     of_items = Generation(continuations, scores, _lengths(continuations, limits))
-    return jax.tree.map(lambda x: x.reshape(K, B, *x.shape[1:]), of_items), final.broken.reshape(K, B)
+    of_items = jax.tree.map(lambda x: x.reshape(K, B, *x.shape[1:]), of_items)
+    return of_items.replace(hypothesis=None if chosen is None else numbers), final.broken.reshape(K, B)
 
 
-def _row_keys(keys: Key[Array, " B"], K: int, W: int) -> Key[Array, "N W"]:
+def _every(K: int, B: int) -> Int[Array, "K B"]:
+    return jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32)[:, None], (K, B))
+
+
+def _row_keys(keys: Key[Array, " B"], numbers: Int[Array, "K B"], W: int) -> Key[Array, "N W"]:
     """Derives a key for each row from the key of its example and the numbers of its hypothesis and its sample."""
-    of_hypothesis = jax.vmap(lambda k: _folded(keys, k))(jnp.arange(K))
+    of_hypothesis = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(keys, numbers)
     of_sample = jax.vmap(lambda w: _folded(of_hypothesis, w), out_axes=-1)(jnp.arange(W))
     return of_sample.reshape(-1, W)
 

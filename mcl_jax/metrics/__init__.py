@@ -9,11 +9,12 @@ one value per item, the mean, and a bootstrap interval. Blank answers are allowe
 
 `python -m mcl_jax.metrics FILE.jsonl [--captions]` computes all of them. Reading order: `score`, `text`, `bleu`,
 `translation`, `diversity`, `coco_tokenizer`, `captioning`, `java`, `bert`, `bert_folder`, `embedding`, `bertscore`,
-`fluency`, `selection`, `specialization`, `usage`, `probe`, `novelty`, `relevance`, `nouns`, `nearest`, `word_errors`,
-`items`, `groups`, `report`.
+`fluency`, `selection`, `specialization`, `calibration`, `usage`, `probe`, `novelty`, `relevance`, `nouns`, `nearest`,
+`word_errors`, `items`, `groups`, `report`.
 """
 
 from mcl_jax.metrics.bertscore import TokenEncoder, bert_score
+from mcl_jax.metrics.calibration import calibration_error
 from mcl_jax.metrics.captioning import Captions, Counts, cider_d, coco_bleu, rouge_l, tokenize_captions
 from mcl_jax.metrics.diversity import corpus_mbleu_4, div_n, mbleu_4, vocabulary
 from mcl_jax.metrics.embedding import (
@@ -79,6 +80,7 @@ __all__ = [
     "WinMatrix",
     "average",
     "bert_score",
+    "calibration_error",
     "check_spice",
     "cider_d",
     "coco_bleu",

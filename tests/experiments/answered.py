@@ -17,7 +17,7 @@ def answers(capsys, *arguments):
 
 
 def check_samples(capsys, workdir, inputs):
-    """The command gives the run's own answers: the same texts, with the same likelihoods.
+    """The command gives the run's own answers: the same texts, with the same likelihoods, the likeliest k first.
 
     Args:
       capsys: the fixture.
@@ -28,9 +28,11 @@ def check_samples(capsys, workdir, inputs):
     lines = answers(capsys, workdir, *inputs(samples), "--batch-size=2")
     assert len(lines) == len(samples) >= 3
     for sample, line in zip(samples, lines, strict=True):
-        given = line["answers"]
+        given = sorted(line["answers"], key=lambda answer: answer["hypothesis"])
         assert [answer["text"] for answer in given] == sample["answers"]["mcl"]
         assert [answer["hypothesis"] for answer in given] == list(range(len(given)))
+        gamma = [answer["probability"] for answer in line["answers"]]
+        assert sum(gamma) == pytest.approx(1.0, rel=1e-4) and gamma == sorted(gamma, reverse=True)
         for answer, mixture in zip(given, sample["log_likelihoods"]["mcl"], strict=True):
             log_p = answer["log_likelihoods"]
             assert answer["log_likelihood"] == log_p[answer["hypothesis"]]

@@ -144,6 +144,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "remat",
         "eval_every",
         "eval_items",
+        "selector_items",
         "methods",
         "mle_decoders",
         "mcl_decoders",

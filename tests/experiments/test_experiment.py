@@ -10,6 +10,7 @@ import pytest
 from experiments.common import experiment, figures, page
 from experiments.common.config import Config
 from experiments.common.decoding import Answers
+from experiments.common.selection import Selection
 from experiments.translation import __main__ as translation
 from mcl_jax.json_io import to_json
 from mcl_jax.run import Run
@@ -44,6 +45,7 @@ def command(tmp_path, monkeypatch):
         "train": train,
         "evaluator": lambda task, method: lambda state, items: None,
         "merged_pairs": lambda *of: {},
+        "select": lambda *of: Selection(),
         "on_test": lambda *of: {},
         "answer": lambda *of: Answers([], [], 0.0),
         "scores": lambda *of, **options: {},
@@ -79,6 +81,16 @@ def test_a_page_that_fails_costs_itself_alone_and_the_same_command_makes_it(comm
     assert "page.html" in command.there() and (command.evaluated, command.loaded) == (1, 2)
     command.run()
     assert (command.evaluated, command.loaded) == (1, 2)  # nothing is missing
+
+
+def test_a_line_says_what_the_selector_tells():
+    selector = dict(accuracy=0.81, prior_accuracy=0.5, density_loss=2.2, prior_density_loss=2.3)
+    scores = {"test_loss": 2.1, "selector": selector | {"uniform_density_loss": 2.4}}
+    (line,) = experiment.selections({"mcl": scores, "mle_rk": {"test_loss": 2.0}})
+    assert line == (
+        "selector of mcl: the winner is told from the prompt for 0.810/0.500 of the test answers (selector/prior); "
+        "loss of the mixture 2.200/2.300, uniform 2.400, of the winners alone 2.100"
+    )
 
 
 @pytest.mark.parametrize("name", ["losses", "win_matrix", "quality_diversity"])

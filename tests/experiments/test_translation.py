@@ -23,6 +23,7 @@ from experiments.translation.config import Config
 from experiments.translation.scores import scores
 from experiments.translation.task import load
 from mcl_jax.run import Run
+from mcl_jax.selector import Selector
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models" / "llama"
 WORDS = [f"w{i}" for i in range(30)]
@@ -71,6 +72,7 @@ def config(tmp_path, base, data):
         eval_items=5,
         test_items=7,
         decode_items=3,
+        selector_items=11,
         max_new_tokens=6,
         max_length=32,
         num_hypotheses=3,
@@ -110,7 +112,7 @@ def test_a_run_leaves_its_results_and_figures(config, decoders, monkeypatch, cap
     mcl = results["methods"]["mcl"]
     assert np.array(mcl["win_matrix"]).shape == (2, 3)
     assert np.sum(mcl["win_matrix"]) == 2 * 7
-    assert {"purity", "mutual_information", "style_rate", "likeliest_bleu", "mbr_bleu"} <= set(mcl)
+    assert {"purity", "mutual_information", "style_rate", "likeliest_bleu", "mbr_bleu", "selected_bleu"} <= set(mcl)
     assert mcl["modes"] == ["high", "low"]
     assert set(mcl["loss_of_mode"]) == {"high", "low"}
     assert np.mean(list(mcl["loss_of_mode"].values())) == pytest.approx(mcl["test_loss"])
@@ -119,6 +121,12 @@ def test_a_run_leaves_its_results_and_figures(config, decoders, monkeypatch, cap
     assert used.get("merged_pairs") == ([[0, 1], [0, 2], [1, 2]] if config.evaluation.merge_costs else None)
     assert used["recommendation"] in capsys.readouterr().out
     beam = results["methods"][name_of("beam")]
+    found = mcl["selector"]
+    assert found["examples"] == 2 * 11  # sources with two answers each
+    assert 0 <= found["accuracy"] <= 1 and 0 <= found["mixture_accuracy"] <= 1
+    assert mcl["test_loss"] <= found["density_loss"] <= mcl["test_loss"] + np.log(3)
+    assert found["uniform_density_loss"] <= mcl["test_loss"] + np.log(3)
+    assert Selector.load(config.workdir).num_hypotheses == 3
     above = beam["loss_above_mcl"]
     assert above["mean"] == pytest.approx(beam["test_loss"] - mcl["test_loss"], abs=1e-6)
     assert above["low"] < above["mean"] < above["high"]

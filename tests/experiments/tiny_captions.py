@@ -52,6 +52,7 @@ def tiny(config, folder, base, **changes):
         batch_size=4,
         eval_every=3,
         eval_items=3,
+        selector_items=3,
         test_items=7,
         decode_items=3,
         max_new_tokens=4,

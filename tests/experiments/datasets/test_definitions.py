@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from experiments.datasets.definitions import PACKAGE, read_definitions
+from experiments.datasets.definitions import PACKAGE, read_definitions, read_words
 from mcl_jax.data import Target
 from mcl_jax.data.records import split_of
 
@@ -50,6 +50,19 @@ def test_words_that_are_both_have_two_definitions(tmp_path):
     assert fish.split == split_of("definitions fish")
 
 
+def test_words_that_are_one_or_both(tmp_path):
+    """Two nouns and one verb are no other part: the verb is taken, and one of the nouns."""
+    write(tmp_path, "noun", NOUNS | {"vigour": "strength"}, {})
+    write(tmp_path, "verb", VERBS | {"sing": "make music"}, {"zest": 0})
+    corpus = read_words(tmp_path / "unused", tmp_path)
+    modes = {record.source: tuple(target.mode for target in record.targets) for record in corpus.records}
+    (noun,) = modes.keys() - {"fish", "number", "sing"}
+    assert noun in ("vigour", "zest") and modes[noun] == ("noun",)
+    assert modes["sing"] == ("verb",) and modes["fish"] == ("noun", "verb")
+    (sing,) = (record for record in corpus.records if record.source == "sing")
+    assert sing.targets == (Target("make music", "verb"),) and sing.split == split_of("definitions sing")
+
+
 def test_a_missing_file_is_named(tmp_path):
     write(tmp_path, "noun", NOUNS, {})
     with pytest.raises(FileNotFoundError, match=r"--wordnet-dir must hold .* lacks index.verb, data.verb"):
@@ -62,6 +75,9 @@ def test_the_real_ones(tmp_path):
         pytest.skip("there is no Debian package")
     corpus = read_definitions(tmp_path)
     assert corpus.counts() == {"train": 1221, "validation": 84, "test": 63}
+    words = read_words(tmp_path)
+    modes = [target.mode for record in words.records for target in record.targets]
+    assert len(words.records) == 1368 + 2 * 2239 and modes.count("noun") == modes.count("verb") == 3607
     by_word = {record.source: record for record in corpus.records}
     assert by_word["surface"].targets[1] == Target("come to the surface", "verb")
     assert not any('"' in target.text for record in corpus.records for target in record.targets)
