@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 from tyro.conf import arg
 
 from experiments.common.decoders import AnyDecoder, Decoding, ExpertsAlone
-from experiments.common.groups import Evaluation, Experts, Lora, Objective, Optimizer, Training
+from experiments.common.evaluation import Evaluation
+from experiments.common.groups import Experts, Lora, Objective, Optimizer, Training
 from experiments.common.options import NO_INFLUENCE, VOLATILE, Options
 from experiments.common.processes import Hosts
 from mcl_jax import objectives

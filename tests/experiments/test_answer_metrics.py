@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_page import METHODS, Parsed
 
-from experiments.common import groups, page
+from experiments.common import page
 from experiments.common.captioning.scores import scores as caption_scores
 from experiments.common.captioning.scores import training_captions
 from experiments.common.decoding import Answers
+from experiments.common.evaluation import Evaluation
 from experiments.translation.scores import scores, training_targets
 from mcl_jax import data, metrics
 
@@ -62,7 +63,7 @@ def test_results_say_why_there_is_no_probe_nor_novelty(no_packages):
 def test_a_folder_without_a_model_is_refused_at_once(tmp_path, name):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=rf"--{name} must be a folder with .*lacks \['tokenizer.json', 'model"):
-        dataclasses.replace(groups.Evaluation(), **{name: tmp_path}).check()
+        dataclasses.replace(Evaluation(), **{name: tmp_path}).check()
 
 
 def test_the_page_has_a_second_table_of_what_the_results_have(tmp_path):

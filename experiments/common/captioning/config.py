@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from experiments.common import config, groups
+from experiments.common import config, evaluation, groups
 from experiments.common.decoders import Decoding
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
 from experiments.common.whisper_base import WHISPER_BASE, whisper_base
@@ -83,7 +83,7 @@ class Base(groups.Base):
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation(groups.Evaluation):
+class Evaluation(evaluation.Evaluation):
     """Evaluation during and after the training."""
 
     retrieval_items: int = field(default=64, metadata=COUNT | VOLATILE)
