@@ -122,11 +122,13 @@ def below(scores: Mapping[str, Any], of_mcl: Mapping[str, Any]) -> dict[str, Any
     """
     known, others = scores.get("per_item", {}), of_mcl.get("per_item", {})
     values = lambda values: metrics.Bootstrap().mean([np.nan if value is None else value for value in values])
-    return {
-        name: with_interval(metrics.difference(values(others[name]), values(known[name])))
+    differences = {
+        name: metrics.difference(values(others[name]), values(known[name]))
         for name in known.keys() & others.keys() - {"test_loss"}  # which `gap` compares
         if scores.get(name, 0.0) is not None  # such as the diversity of a single answer
     }
+    # Some metrics have no value for any item, such as 4-grams of answers with three words.
+    return {name: with_interval(score) for name, score in differences.items() if np.isfinite(score.mean)}
 
 
 def _explain_missing_purity(scores: dict[str, Any]) -> None:

@@ -216,8 +216,16 @@ def test_results_of_something_else_are_named(tmp_path, results):
 def test_how_far_mcl_is_ahead_of_each_method():
     """Differences are paired by item; an item without a value, and a metric of one method alone, are left out."""
     mcl = {"cider": [3.0, 5.0, None, 2.5], "spice": [1.0] * 4, "wer": [0.25, 0.5, 0.0, 0.25], "test_loss": [1.0]}
+    mcl["novel"] = [None, 1.0, None, 1.0]
     mcl = {"per_item": mcl}
-    other = {"per_item": {"test_loss": [2.0], "cider": [1.0, 3.5, 9.0, 1.5], "wer": [0.75, 1.0, 0.5, 0.75]}}
+    other = {
+        "per_item": {
+            "test_loss": [2.0],
+            "novel": [0.5, None, 1.0, None],
+            "cider": [1.0, 3.5, 9.0, 1.5],
+            "wer": [0.75, 1.0, 0.5, 0.75],
+        }
+    }
     other |= {"loss_above_mcl": {"mean": -0.25, "low": -0.5, "high": 0.125}}
     other["below_mcl"] = experiment.below(other, mcl)
     assert other["below_mcl"].keys() == {"cider", "wer"}
