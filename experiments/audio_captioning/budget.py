@@ -3,7 +3,7 @@
 from functools import partial
 
 from experiments.audio_captioning.audio import Clips
-from experiments.audio_captioning.config import STAMPS, Config
+from experiments.audio_captioning.config import PRESETS, Config
 from experiments.common import budget
 from experiments.common.captioning.scores import COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load
@@ -11,7 +11,7 @@ from mcl_jax.command_line import errors_in_a_line
 
 if __name__ == "__main__":
     with errors_in_a_line():
-        config, options = budget.command_line(Config, STAMPS)
+        config, options = budget.command_line(Config, PRESETS)
         config.hosts.start()
         task = load(config, Clips(config.data.seconds, config.data.time_mask, config.data.frequency_mask))
         train = task.records("train")

@@ -145,17 +145,21 @@ AUDIOCAPS: dict[str, Any] = dict(
 CLOTHO = AUDIOCAPS | dict(
     data="clotho", seconds=30.0, epochs=10, max_length=896, keep="best", patience=10, eval_every=0.1, eval_items=None
 )
-PRESETS: dict[str, dict[str, Any]] = {
-    "stamps-spoken": STAMPS,
-    "demo": DEMO,
-    "stamps-whisper": WHISPER,
-    "audiocaps-qwen2-7b": AUDIOCAPS,
-    "clotho-qwen2-7b": CLOTHO,
-}
 QWEN = "the Hugging Face folder of Qwen/Qwen2-Audio-7B-Instruct"
 NEEDED = {name: {"base": QWEN} for name in ("audiocaps-qwen2-7b", "clotho-qwen2-7b")}
+PRESETS = options.Presets(
+    {
+        "stamps-spoken": STAMPS,
+        "demo": DEMO,
+        "stamps-whisper": WHISPER,
+        "audiocaps-qwen2-7b": AUDIOCAPS,
+        "clotho-qwen2-7b": CLOTHO,
+    },
+    NEEDED,
+    default="stamps-spoken",
+)
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
     """Parses a command line; see `options.parse`."""
-    return options.parse(Config, args, presets=PRESETS, needed=NEEDED, default="stamps-spoken")
+    return options.parse(Config, args, PRESETS)

@@ -20,7 +20,7 @@ from experiments.common.experiment import Columns
 from experiments.common.figure_files import save
 from experiments.common.figures import COLOURS, LABELS, marker_of
 from experiments.common.held_out import evaluator
-from experiments.common.options import parse_both
+from experiments.common.options import C, Presets, parse_both
 from experiments.common.task import Task
 from experiments.common.training import train
 from mcl_jax import data, hosts
@@ -115,11 +115,9 @@ def show(found: Curves, columns: Columns) -> None:
     table("Answers at each budget", ["", "rows", *keys, "seconds"], rows)
 
 
-def command_line(
-    config: type[Config], preset: Mapping[str, Any], args: Sequence[str] | None = None
-) -> tuple[Any, Options]:
+def command_line(config: type[C], presets: Presets, args: Sequence[str] | None = None) -> tuple[C, Options]:
     """Parses the configuration of the run, and the budgets. The arguments and errors are those of the sweep."""
-    config_, options = parse_both(config, Options(), preset, args, __doc__)
+    config_, options = parse_both(config, Options(), args, presets, __doc__)
     configs(config_, options)  # raises the errors
     return config_, options
 

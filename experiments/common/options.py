@@ -106,14 +106,23 @@ def _changes(config: Any, values: Mapping[str, Any], path: tuple[str, ...] = ())
     return changes
 
 
+@dataclasses.dataclass(frozen=True)
+class Presets:
+    """The values of --preset.
+
+    Attributes:
+      of: values by option, by the name of the preset; other options on the command line override them.
+      needed: options that a preset requires, with a description of each for the error.
+      default: the preset if the command line has none.
+    """
+
+    of: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    needed: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    default: str | None = None
+
+
 def parse(
-    config: type[C],
-    args: Sequence[str] | None = None,
-    *,
-    presets: Mapping[str, Mapping[str, Any]] | None = None,
-    needed: Mapping[str, Mapping[str, str]] | None = None,
-    default: str | None = None,
-    prog: str | None = None,
+    config: type[C], args: Sequence[str] | None = None, presets: Presets = Presets(), *, prog: str | None = None
 ) -> C:
     """Parses a command line. With --print-config, the configuration is printed as JSON, and the program ends.
 
@@ -123,9 +132,7 @@ def parse(
     Args:
       config: class of the configuration.
       args: the command line without the program; `sys.argv` if None.
-      presets: values by option, by the name of the preset; other options on the command line override them.
-      needed: options that a preset requires, with a description of each for the error.
-      default: the preset if the command line has none.
+      presets: the presets.
       prog: name of the program in --help; `python -m experiments.NAME` if None.
     Returns:
       The configuration.
@@ -133,20 +140,48 @@ def parse(
       ValueError: if options contradict each other, or one that the preset needs is missing.
       SystemExit: for an unknown option or preset, and after --help and --print-config.
     """
-    preset = _preset_of(args, default)
-    values = (presets or {}).get(preset)
+    return _parse(config, args, presets, (), inspect.getdoc(config), prog).config
+
+
+def parse_both(
+    config: type[C], options: Any, args: Sequence[str] | None, presets: Presets, description: str | None
+) -> tuple[C, Any]:
+    """Parses a configuration with other options beside it, as `parse` does.
+
+    Args:
+      config: class of the configuration.
+      options: default values of the other options.
+      args: the command line without the program; `sys.argv` if None.
+      presets: the presets of the configuration.
+      description: first lines of --help.
+    """
+    given = [("options", Annotated[type(options), tyro.conf.arg(name="")], options)]
+    line = _parse(config, args, presets, given, description)
+    return line.config, line.options
+
+
+def _parse(
+    config: type,
+    args: Sequence[str] | None,
+    presets: Presets,
+    fields: Sequence[tuple],
+    description: str | None,
+    prog: str | None = None,
+) -> Any:
+    """Returns the parsed line, which has a `config` with the values of its preset; see `parse`."""
+    preset = _preset_of(args, presets.default)
+    values = presets.of.get(preset)
     start = None if values is None else config.from_options(workdir=tyro.MISSING, **values)
-    fields = []
-    if presets:
-        names = Annotated[Literal[tuple(presets)] | None, tyro.conf.arg(help=PRESET_HELP)]
-        fields = [("preset", names, default)]
-    line, printed = parse_line(config, args, start, fields, inspect.getdoc(config), prog)
+    if presets.of:
+        names = Annotated[Literal[tuple(presets.of)] | None, tyro.conf.arg(help=PRESET_HELP)]
+        fields = [*fields, ("preset", names, presets.default)]
+    line, printed = parse_line(config, args, start, fields, description, prog)
     if printed:
         print_and_exit(line.config)
-    for name, description in (needed or {}).get(preset, {}).items():
+    for name, needed in presets.needed.get(preset, {}).items():
         if flat(to_json(line.config, "config"))[name] is None:
-            raise ValueError(f"--preset {preset} needs --{name}: {description}")
-    return line.config
+            raise ValueError(f"--preset {preset} needs --{name}: {needed}")
+    return line
 
 
 def parse_line(
@@ -185,25 +220,6 @@ def parse_line(
     start = {} if default is None else {"default": line(default)}
     parsed = tyro.cli(line, prog=prog or _program(), args=args, description=description, config=markers, **start)
     return parsed, parsed.print_config
-
-
-def parse_both(
-    config: type, options: Any, preset: Mapping[str, Any], args: Sequence[str] | None, description: str | None
-) -> tuple[Any, Any]:
-    """Parses a configuration with other options beside it; prints the configuration and exits if that was asked.
-
-    Args:
-      config: class of the configuration, which has a --workdir.
-      options: default values of the other options.
-      preset: default values of the configuration, by the names of their options.
-      args: the command line without the program; `sys.argv` if None.
-      description: first lines of --help.
-    """
-    given = [("options", Annotated[type(options), tyro.conf.arg(name="")], options)]
-    line, printed = parse_line(config, args, config.from_options(workdir=tyro.MISSING, **preset), given, description)
-    if printed:
-        print_and_exit(line.config)
-    return line.config, line.options
 
 
 def _program() -> str | None:

@@ -29,7 +29,7 @@ from experiments.common.config import Config
 from experiments.common.figure_files import save
 from experiments.common.groups import ObjectiveName
 from experiments.common.held_out import evaluator, summary
-from experiments.common.options import parse_both
+from experiments.common.options import C, Presets, parse_both
 from experiments.common.task import Task
 from experiments.common.training import train
 from mcl_jax import hosts, objectives
@@ -241,19 +241,17 @@ def draw(path: Path, kind: Kind, results: Mapping[str, list[dict[str, Any]]]) ->
     save(figure, path)
 
 
-def command_line(
-    config: type[Config], preset: Mapping[str, Any], args: Sequence[str] | None = None
-) -> tuple[Any, Options]:
+def command_line(config: type[C], presets: Presets, args: Sequence[str] | None = None) -> tuple[C, Options]:
     """Parses the configuration that all trainings share, and the options of the sweep.
 
     Args:
       config: class of the configuration.
-      preset: default values, by the names of their options.
+      presets: the presets of the configuration.
       args: the command line without the program; `sys.argv` if None.
     Raises:
       ValueError: if a value is not allowed; before anything is read.
     """
-    config_, options = parse_both(config, Options(), preset, args, __doc__)
+    config_, options = parse_both(config, Options(), args, presets, __doc__)
     configs(config_, options)  # raises the errors
     return config_, options
 

@@ -5,13 +5,13 @@ from functools import partial
 from experiments.common import budget
 from experiments.common.captioning.scores import COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load
-from experiments.image_captioning.config import STAMPS, Config
+from experiments.image_captioning.config import PRESETS, Config
 from experiments.image_captioning.images import Pictures
 from mcl_jax.command_line import errors_in_a_line
 
 if __name__ == "__main__":
     with errors_in_a_line():
-        config, options = budget.command_line(Config, STAMPS)
+        config, options = budget.command_line(Config, PRESETS)
         config.hosts.start()
         task = load(config, Pictures(config.data.padded))
         train = task.records("train")

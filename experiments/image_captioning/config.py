@@ -116,12 +116,6 @@ TEXTCAPS: dict[str, Any] = dict(
 )
 # Theirs trains with `wta` here (finetune_task_lora_translated.sh); `--objective relaxed` has the ε of the other recipe.
 BILINGUAL = TEXTCAPS | dict(data="textcaps/bilingual", num_hypotheses=2, objective="wta", num_beams=2)
-PRESETS: dict[str, dict[str, Any]] = {
-    "stamps-bilingual": STAMPS,
-    "stamps-kind": KIND,
-    "textcaps-llava-7b": TEXTCAPS,
-    "textcaps-bilingual": BILINGUAL,
-}
 SEES = "DIR/model, which `python -m experiments.image_captioning.base --workdir DIR` makes"
 LLAVA = "the Hugging Face folder of llava-hf/llava-v1.6-vicuna-7b-hf"
 NEEDED = {
@@ -129,8 +123,18 @@ NEEDED = {
     "textcaps-llava-7b": {"base": LLAVA},
     "textcaps-bilingual": {"base": LLAVA},
 }
+PRESETS = options.Presets(
+    {
+        "stamps-bilingual": STAMPS,
+        "stamps-kind": KIND,
+        "textcaps-llava-7b": TEXTCAPS,
+        "textcaps-bilingual": BILINGUAL,
+    },
+    NEEDED,
+    default="stamps-bilingual",
+)
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
     """Parses a command line; see `options.parse`."""
-    return options.parse(Config, args, presets=PRESETS, needed=NEEDED, default="stamps-bilingual")
+    return options.parse(Config, args, PRESETS)

@@ -40,9 +40,9 @@ class Preset:
 PRESETS = {
     "alma-7b-en-de": Preset(translation.Config, translation.ALMA, LLAMA),
     "textcaps-llava-7b": Preset(image.Config, image.TEXTCAPS, LLAVA),
-    "textcaps-bilingual": Preset(image.Config, image.PRESETS["textcaps-bilingual"], LLAVA),
+    "textcaps-bilingual": Preset(image.Config, image.PRESETS.of["textcaps-bilingual"], LLAVA),
     "audiocaps-qwen2-7b": Preset(audio.Config, audio.AUDIOCAPS, QWEN),
-    "clotho-qwen2-7b": Preset(audio.Config, audio.PRESETS["clotho-qwen2-7b"], QWEN),
+    "clotho-qwen2-7b": Preset(audio.Config, audio.PRESETS.of["clotho-qwen2-7b"], QWEN),
 }
 
 

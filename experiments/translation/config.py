@@ -142,16 +142,16 @@ ALMA: dict[str, Any] = dict(
     num_beams=6,
     mle_decoders=("beam", "diverse"),
 )
-PRESETS: dict[str, dict[str, Any]] = {"demo": DEMO, "alma-7b-en-de": ALMA}
-NEEDED: dict[str, dict[str, str]] = {  # options that a preset requires, with a description for the error
+NEEDED = {
     "alma-7b-en-de": {
         "base": "the Hugging Face folder of haoranxu/ALMA-7B-Pretrain (config.json, *.safetensors, tokenizer files)",
         "data": "a folder with train.en, train.de, … and test.de.0 to test.de.9, or with deen/train.de-en.json, … and "
         "wmt14-en-de.extra_refs.tok, or WMT such as wmt14_translate/de-en",
     }
 }
+PRESETS = options.Presets({"demo": DEMO, "alma-7b-en-de": ALMA}, NEEDED)
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
     """Parses a command line; see `options.parse`."""
-    return options.parse(Config, args, presets=PRESETS, needed=NEEDED)
+    return options.parse(Config, args, PRESETS)

@@ -28,7 +28,7 @@ from mcl_jax.json_io import to_json
 from mcl_jax.run import Run
 
 EXPERIMENTS = {"translation": translation, "image_captioning": image, "audio_captioning": audio}
-PRESETS = [(name, preset) for name, module in EXPERIMENTS.items() for preset in module.PRESETS]
+PRESETS = [(name, preset) for name, module in EXPERIMENTS.items() for preset in module.PRESETS.of]
 CONFIGS = [*(module.Config for module in EXPERIMENTS.values()), Markov, CollapseConfig]
 
 
@@ -45,7 +45,7 @@ def test_print_config_gives_the_resolved_values_of_every_preset(experiment, pres
     found = printed(module.parse, ["--preset", preset, "--print-config"], capsys)
     assert found["workdir"] is None
     values = flat(found)
-    for option, value in module.PRESETS[preset].items():
+    for option, value in module.PRESETS.of[preset].items():
         assert values[option] == to_json(value), option
     assert values["steps"] or values["epochs"]
     changed = flat(printed(module.parse, ["--rank=7", "--print-config", "--preset", preset, "--workdir", "w"], capsys))
@@ -61,7 +61,7 @@ def test_print_config_without_presets(config, capsys):
 
 
 def test_print_config_of_sweeps_and_of_the_benchmark(capsys):
-    parse = lambda args: sweep.command_line(image.Config, image.STAMPS, args)
+    parse = lambda args: sweep.command_line(image.Config, image.PRESETS, args)
     assert flat(printed(parse, ["--kind", "epsilon", "--print-config"], capsys))["steps"] == image.STAMPS["steps"]
     assert printed(bench_head.parse, ["--quick", "--print-config", "--layers", "3"], capsys)["layers"] == 3
 

@@ -10,7 +10,7 @@ from tiny_captions import LLAVA, pictures_in, tiny
 from experiments.common import sweep
 from experiments.common.captioning.task import load
 from experiments.common.sweep import Options, variants
-from experiments.image_captioning.config import STAMPS, Config
+from experiments.image_captioning.config import PRESETS, STAMPS, Config
 from experiments.image_captioning.images import Pictures
 
 
@@ -72,17 +72,22 @@ def test_variants_of_a_shared_part(config):
 
 
 def test_the_command_line():
-    config, options = sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "1", "4", "--steps", "7"])
+    config, options = sweep.command_line(Config, PRESETS, ["--workdir", "w", "--hypotheses", "1", "4", "--steps", "7"])
     assert (options.kind, options.hypotheses, options.seeds) == ("k", (1, 4), (0, 1, 2))
     assert (config.training.steps, config.data.kept_modes, config.evaluation.eval_items) == (
         7,
         ("en", "fr"),
         STAMPS["eval_items"],
     )
-    assert sweep.command_line(Config, STAMPS, ["--workdir", "w", "--data", "mine"])[0].data.kept_modes == ()
+    assert sweep.command_line(Config, PRESETS, ["--workdir", "w", "--data", "mine"])[0].data.kept_modes == ()
+    given = ["--workdir", "w", "--steps", "7", "--preset", "stamps-kind"]
+    kinds, _ = sweep.command_line(Config, PRESETS, [*given, "--base", "m"])
+    assert (kinds.data.kept_modes, kinds.training.steps, kinds.optimizer.learning_rate) == (("en", "kind"), 7, 5e-4)
+    with pytest.raises(ValueError, match="--preset stamps-kind needs --base: DIR/model, which"):
+        sweep.command_line(Config, PRESETS, given)
     Options(kind="epsilon", hypotheses=(2,))
     with pytest.raises(ValueError, match=r"--hypotheses must include 1, which gives the band of losses, got \(2, 3\)"):
-        sweep.command_line(Config, STAMPS, ["--workdir", "w", "--hypotheses", "2", "3"])
+        sweep.command_line(Config, PRESETS, ["--workdir", "w", "--hypotheses", "2", "3"])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +107,7 @@ def test_the_command_line():
 )
 def test_a_value_that_no_training_can_have_is_refused_before_the_first(options, message):
     with pytest.raises(ValueError, match=message):
-        sweep.command_line(Config, STAMPS, ["--workdir", "w", *options])
+        sweep.command_line(Config, PRESETS, ["--workdir", "w", *options])
 
 
 def result(**changes):
