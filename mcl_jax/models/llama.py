@@ -1,18 +1,22 @@
-"""Llama and related models as one plain Flax Linen module: Llama 1 to 3, ALMA, Vicuna, Mistral, SmolLM2, Qwen2.
+"""Llama and related models as one plain Flax Linen module: Llama 1 to 3, ALMA, Vicuna, Mistral, SmolLM2 and 3, Qwen2
+and 3, and the distillations of DeepSeek-R1.
 
-They differ in sizes, grouped queries, biases, tied embeddings, rotary scaling and sliding windows, which are all fields
-of the config. The module tree has the names of Hugging Face's `LlamaForCausalLM`; if scanned, the L layers are one
-`layers` with a leading axis L, else `layers_0`, `layers_1`, …:
+They differ in sizes, grouped queries, biases, norms of queries and keys, tied embeddings, rotary scaling, layers
+without rotation and sliding windows, which are all fields of the config. The module tree has the names of Hugging
+Face's `LlamaForCausalLM`; if scanned, the L layers are one `layers` with a leading axis L, else `layers_0`, `layers_1`,
+…:
 
     params                                             Hugging Face
     model/embed_tokens/embedding          [V, D]       model.embed_tokens.weight
     model/layers/self_attn/q_proj/kernel  [L, D, H·d]  model.layers.{i}.self_attn.q_proj.weight, transposed
+    model/layers/self_attn/q_norm/scale   [L, d]       model.layers.{i}.self_attn.q_norm.weight; only if qk_norm
     model/layers/mlp/down_proj/kernel     [L, F, D]    model.layers.{i}.mlp.down_proj.weight, transposed
     model/layers/input_layernorm/scale    [L, D]       model.layers.{i}.input_layernorm.weight
     model/norm/scale                      [D]          model.norm.weight
     lm_head/kernel                        [D, V]       lm_head.weight, transposed; absent if tied
 
-Source: Hugging Face transformers 5.23, `models/llama`, `models/mistral` and `models/qwen2`.
+Source: Hugging Face transformers 5.23, `models/llama`, `models/mistral`, `models/qwen2`, `models/qwen3` and
+`models/smollm3`.
 """
 
 import functools
@@ -36,11 +40,11 @@ class RMSNorm(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
         wide = x.astype(jnp.float32)
         normalised = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return scale.astype(x.dtype)[None, None] * normalised.astype(x.dtype)
+        return scale.astype(x.dtype)[(None,) * (x.ndim - 1)] * normalised.astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -49,7 +53,7 @@ class SelfAttention(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, past: Any):
+    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, rotates: Any, past: Any):
         """Returns the output [B, T, D], and (keys, values) [B, T, Hkv, d] if the context keeps them."""
         config = self.config
 
@@ -57,9 +61,15 @@ class SelfAttention(nn.Module):
             y = dense(config, number * config.head_dim, name, use_bias=config.qkv_bias)(x)
             return y.reshape(*x.shape[:2], number, config.head_dim)
 
+        def turned(y: Array) -> Array:
+            rotated = rotate(y, context.positions, config.rope)
+            return rotated if rotates is None else jnp.where(rotates, rotated, y)
+
         q = heads("q_proj", config.num_attention_heads)
         k, v = (heads(name, config.num_key_value_heads) for name in ("k_proj", "v_proj"))
-        q, k = (rotate(y, context.positions, config.rope) for y in (q, k))
+        if config.qk_norm:
+            q, k = RMSNorm(config, name="q_norm")(q), RMSNorm(config, name="k_norm")(k)
+        q, k = turned(q), turned(k)
         segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
         y = decoder.attend(q, segments, window=window, scale=config.head_dim**-0.5, causal=context.causal)
         y = y.reshape(*x.shape[:2], -1)
@@ -87,9 +97,9 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, of_layer: Any):
-        window, past = of_layer
+        window, (rotates, past) = of_layer
         attention = SelfAttention(self.config, name="self_attn")
-        y, kept = attention(RMSNorm(self.config, name="input_layernorm")(x), context, window, past)
+        y, kept = attention(RMSNorm(self.config, name="input_layernorm")(x), context, window, rotates, past)
         x = x + y
         return x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="post_attention_layernorm")(x)), kept
 
@@ -106,7 +116,8 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config)
 
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, past: Any):
-        x, kept = decoder.run_layers(self.layers, x, context, self.config.windows, past)
+        rotates = None if self.config.rope_layers is None else jnp.array(self.config.rope_layers)
+        x, kept = decoder.run_layers(self.layers, x, context, self.config.windows, (rotates, past))
         return self.norm(x), kept
 
 

@@ -1,6 +1,7 @@
 """Sizes and numerics of Llama-like models, read from a Hugging Face `config.json` and written as one.
 
-Source: Hugging Face transformers 5.23, `configuration_*.py` of `models/llama`, `models/mistral` and `models/qwen2`.
+Source: Hugging Face transformers 5.23, `configuration_*.py` of `models/llama`, `models/mistral`, `models/qwen2`,
+`models/qwen3` and `models/smollm3`.
 """
 
 import dataclasses
@@ -15,7 +16,13 @@ from mcl_jax.models import decoder
 from mcl_jax.models.hf_config import check_divides, check_sizes
 from mcl_jax.models.rotary import Rope
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}
 FAMILIES = tuple(ARCHITECTURES)
 SIZES = (
     "vocab_size",
@@ -26,17 +33,30 @@ SIZES = (
     "num_key_value_heads",
     "head_dim",
 )
+QWEN = dict(num_key_value_heads=32, max_position_embeddings=32768, sliding_window=4096, max_window_layers=28)
 # Defaults of Hugging Face's classes, for entries that a config.json leaves out.
 DEFAULTS = {
     "llama": dict(),
     "mistral": dict(num_key_value_heads=8, max_position_embeddings=131072, sliding_window=4096),
-    "qwen2": dict(num_key_value_heads=32, max_position_embeddings=32768, sliding_window=4096, max_window_layers=28),
+    "qwen2": QWEN,
+    "qwen3": QWEN | dict(head_dim=128),
+    "smollm3": dict(
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        rope_theta=2e6,
+        tie_word_embeddings=True,
+        no_rope_layer_interval=4,
+    ),
 }
 # Defaults for entries that only a text_config inside another config.json may leave out.
 TEXT_DEFAULTS = {
     "llama": dict(vocab_size=32000, intermediate_size=11008),
     "mistral": dict(vocab_size=32000, intermediate_size=14336),
     "qwen2": dict(vocab_size=151936, intermediate_size=22016),
+    "qwen3": dict(vocab_size=151936, intermediate_size=22016),
+    "smollm3": dict(
+        vocab_size=128256, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16
+    ),
 }
 # Entries for which null has a meaning of its own in Hugging Face: as many as there are heads, and no window.
 MEANT_NULL = ("num_key_value_heads", "sliding_window")
@@ -58,6 +78,8 @@ class LlamaConfig:
       rope: rotary embeddings.
       tie_word_embeddings: whether the output layer is the transposed token embedding.
       qkv_bias, o_bias, mlp_bias: whether those projections have biases.
+      qk_norm: whether each head of the queries and keys is normalised before it is rotated.
+      rope_layers: whether each layer rotates queries and keys; None means that all do.
       sliding_windows: number of tokens that a query sees in each layer, including itself; None sees everything.
       initializer_range: standard deviation of randomly initialised weights.
       dtype: dtype of the computation; attention scores and logits are always float32.
@@ -82,6 +104,8 @@ class LlamaConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
+    rope_layers: tuple[bool, ...] | None = None
     sliding_windows: tuple[int | None, ...] | None = None
     initializer_range: float = 0.02
     dtype: DTypeLike = jnp.float32
@@ -101,18 +125,30 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
         self.rope.check_head(self.head_dim)
-        if self.sliding_windows is not None:
-            object.__setattr__(self, "sliding_windows", tuple(self.sliding_windows))  # a list would not be hashable
-        if self.sliding_windows is not None and len(self.sliding_windows) != self.num_hidden_layers:
-            raise ValueError(
-                f"sliding_windows must have one entry for each of {self.num_hidden_layers} layers, got "
-                f"{len(self.sliding_windows)}."
-            )
+        for name in ("sliding_windows", "rope_layers"):
+            if (of_layers := getattr(self, name)) is None:
+                continue
+            object.__setattr__(self, name, tuple(of_layers))  # a list would not be hashable
+            if len(of_layers) != self.num_hidden_layers:
+                raise ValueError(
+                    f"{name} must have one entry for each of {self.num_hidden_layers} layers, got {len(of_layers)}."
+                )
 
     @property
     def windows(self) -> tuple[int | None, ...]:
         """Number of tokens that a query sees in each layer; None sees everything."""
         return self.sliding_windows or (None,) * self.num_hidden_layers
+
+    @property
+    def family(self) -> str:
+        """The `model_type` of a model with these settings."""
+        if self.qk_norm:
+            return "qwen3"
+        if self.rope_layers is not None:
+            return "smollm3"
+        if self.qkv_bias and not self.o_bias:
+            return "qwen2"
+        return "mistral" if any(self.windows) else "llama"
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlamaConfig":
@@ -136,7 +172,9 @@ class LlamaConfig:
         if missing:
             raise ValueError(f"a {family} config.json must have {missing}, got only {sorted(hf_config)}.")
         fields["rope"] = Rope.from_hf(hf_config)
-        fields["sliding_windows"] = _sliding_windows(hf_config, fields["num_hidden_layers"])
+        fields["qk_norm"] = family == "qwen3"
+        fields["rope_layers"] = _rope_layers(hf_config, fields["num_hidden_layers"])
+        fields["sliding_windows"] = _sliding_windows(hf_config, fields["num_hidden_layers"], fields["rope_layers"])
         fields["qkv_bias"] = family == "qwen2" or bool(hf_config.get("attention_bias"))
         fields["o_bias"] = family != "qwen2" and bool(hf_config.get("attention_bias"))
         return cls(**fields | overrides)
@@ -151,23 +189,40 @@ class LlamaConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the dict of a Hugging Face `config.json` of this model."""
-        windowed = any(self.windows)
-        family = "qwen2" if self.qkv_bias and not self.o_bias else "mistral" if windowed else "llama"
+        family = self.family
         plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings")
         known = {name: getattr(self, name) for name in plain}
         known |= {"model_type": family, "architectures": [ARCHITECTURES[family]], "hidden_act": "silu"}
         known |= {"max_position_embeddings": self.rope.max_positions, "rope_parameters": self.rope.to_hf()}
-        if family == "llama":
-            known |= {"attention_bias": self.qkv_bias, "mlp_bias": self.mlp_bias}
-        if windowed:
+        if family in ("llama", "qwen3", "smollm3"):
+            known["attention_bias"] = self.qkv_bias
+        if family in ("llama", "smollm3"):
+            known["mlp_bias"] = self.mlp_bias
+        if self.rope_layers is not None:
+            known["no_rope_layers"] = list(map(int, self.rope_layers))
+        if any(self.windows):
             kinds = ["full_attention" if w is None else "sliding_attention" for w in self.windows]
             known |= {"sliding_window": next(filter(None, self.windows)), "use_sliding_window": True}
-            known |= {"layer_types": kinds} if family == "qwen2" else {}
+            known |= {} if family == "mistral" else {"layer_types": kinds}
         return known
 
 
-def _sliding_windows(hf_config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...] | None:
-    """Returns the windows: in Mistral for every layer; in Qwen2 by `layer_types`, or from `max_window_layers` on."""
+def _rope_layers(hf_config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...] | None:
+    """Returns which layers rotate: in SmolLM3 those with a 1 in `no_rope_layers`, or else all but every fourth."""
+    if hf_config["model_type"] != "smollm3":
+        return None
+    interval = hf_config["no_rope_layer_interval"]
+    flags = hf_config.get("no_rope_layers", [(i + 1) % interval for i in range(num_layers)])
+    return tuple(map(bool, flags[:num_layers]))
+
+
+def _sliding_windows(
+    hf_config: Mapping[str, Any], num_layers: int, rope_layers: tuple[bool, ...] | None
+) -> tuple[int | None, ...] | None:
+    """Returns the windows: in Mistral for every layer, elsewhere by `layer_types` if `use_sliding_window` says so.
+
+    Without `layer_types`, Qwen's layers have a window from `max_window_layers` on, and SmolLM3's where nothing rotates.
+    """
     window = hf_config.get("sliding_window")
     if window is None or hf_config["model_type"] == "llama":
         return None
@@ -177,9 +232,8 @@ def _sliding_windows(hf_config: Mapping[str, Any], num_layers: int) -> tuple[int
         return (window,) * num_layers
     if not hf_config.get("use_sliding_window", False):
         return None
-    first = hf_config["max_window_layers"]
-    default = ["full_attention" if i < first else "sliding_attention" for i in range(num_layers)]
-    kinds = hf_config.get("layer_types") or default
+    full = rope_layers or [i < hf_config["max_window_layers"] for i in range(num_layers)]
+    kinds = hf_config.get("layer_types") or ["full_attention" if whole else "sliding_attention" for whole in full]
     if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
         raise ValueError(f"layer_types must be 'full_attention' or 'sliding_attention', got {unknown}.")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
