@@ -19,12 +19,17 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.name for path in (GOLDEN / "models").iterdir())
 # Their frequencies depend on the length so far, so keys kept from before were turned otherwise, as in Hugging Face.
 TURNED_BY_LENGTH = ("llama_dynamic", "llama_longrope")
-SLOW_TO_KEEP = ("llama_tied_biased", "llama_yarn", "qwen2")  # what is special about them is where logits are tested
-KEEPING = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_KEEP else name
-    for name in NAMES
-    if name not in TURNED_BY_LENGTH
-]
+ALIKE = ("qwen3", "smollm3_windows")  # what is special about them is in their siblings too
+GREEDY = ("qwen3", "qwen3_windows", "smollm3", "smollm3_windows")  # and these generate, with keys that they keep
+SLOW_TO_KEEP = ("llama_tied_biased", "llama_yarn", "qwen2", *GREEDY)
+
+
+def slowly(names, slow):
+    """The names, of which some are tested with `make test-slow` alone."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+KEEPING = slowly((name for name in NAMES if name not in TURNED_BY_LENGTH), SLOW_TO_KEEP)
 FULL_SIZE = sorted((GOLDEN / "full_size").iterdir())
 
 
@@ -36,7 +41,7 @@ def expected(name):
     return np.load(GOLDEN / "models" / name / "expected.npz")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slowly(NAMES, ALIKE))
 def test_logits_are_hugging_faces(name):
     """With padding and without; they are hidden states times the unembedding. For lists of layers, see "Saving"."""
     module, params, tokenizer = mcl.models.from_pretrained(GOLDEN / "models" / name)
@@ -77,6 +82,19 @@ def test_tokens_behind_kept_keys_are_those_of_one_pass(name):
         return jnp.concatenate(parts, 1)
 
     assert_close(np.asarray(parts())[mask], np.asarray(whole)[mask])
+
+
+@pytest.mark.parametrize("name", slowly(GREEDY, ALIKE))
+def test_greedy_tokens_are_hugging_faces(name):
+    """After prompts with padding on the left, past the windows, by hypotheses that are the base."""
+    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
+    golden = expected(name)
+    inputs = {"tokens": golden["tokens"], "mask": golden["mask"] | (np.arange(3) == 1)[:, None]}
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=("q_proj",)))
+    adapters = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=3)
+    found = mcl.generate(model, params, adapters, inputs, max_new_tokens=13)
+    for tokens in found[:, :, 0]:
+        np.testing.assert_array_equal(tokens, golden["greedy"])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +141,7 @@ def test_an_unknown_remat_is_refused(family):
 # ------------------------------------------------------------------------------------------------------------ Saving
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slowly(NAMES, ALIKE))
 def test_what_is_saved_loads_again_and_is_hugging_faces(name, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "MAX_SHARD_BYTES", 9000)
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
