@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from published_sizes import ALL, config_of, shapes_of
 from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
@@ -30,7 +31,6 @@ def slowly(names, slow):
 
 
 KEEPING = slowly((name for name in NAMES if name not in TURNED_BY_LENGTH), SLOW_TO_KEEP)
-FULL_SIZE = sorted((GOLDEN / "full_size").iterdir())
 
 
 def assert_close(actual, desired, tolerance=1e-4):
@@ -181,17 +181,15 @@ def test_weights_are_read_into_a_sharding():
 # --------------------------------------------------------------------------------------------------------- Full size
 
 
-@pytest.mark.parametrize("file", FULL_SIZE, ids=lambda file: file.stem)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
     "scan", [pytest.param(False, marks=pytest.mark.slow, id="list"), pytest.param(True, id="scan")]
 )
-def test_every_tensor_of_a_full_size_model_has_its_place(file, scan):
-    config, *lines = file.read_text().splitlines()
-    theirs = {name: tuple(map(int, shape.split("x"))) for name, shape in (line.split() for line in lines)}
-    family, module = families.build(json.loads(config), scan=scan)
+def test_every_tensor_of_a_full_size_model_has_its_place(name, scan):
+    family, module = families.build(config_of(name), scan=scan)
     places = names.places(names.abstract_params(module), family)
-    ours = {name: place.shape for place in places.values() for name in place.all_names}
-    assert ours == theirs
+    ours = {tensor: place.shape for place in places.values() for tensor in place.all_names}
+    assert ours == shapes_of(name)
 
 
 # ------------------------------------------------------------------------------------------------------------ Errors
