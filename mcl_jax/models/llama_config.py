@@ -141,7 +141,13 @@ class LlamaConfig:
 
     @property
     def family(self) -> str:
-        """The `model_type` of a model with these settings."""
+        """The `model_type` of a model with these settings.
+
+        Raises:
+          ValueError: if Hugging Face has none.
+        """
+        if self.qk_norm and self.rope_layers is not None:
+            raise ValueError("no model_type of Hugging Face has both qk_norm and rope_layers; choose one of them.")
         if self.qk_norm:
             return "qwen3"
         if self.rope_layers is not None:

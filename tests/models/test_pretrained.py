@@ -277,7 +277,9 @@ def test_tied_embeddings_must_be_equal_where_both_are_stored(tmp_path):
 # -------------------------------------------------------------------------------------------------------- Hypotheses
 
 
-@pytest.mark.parametrize("name", [pytest.param("gpt2", marks=pytest.mark.slow), "llama", "qwen2"])
+@pytest.mark.parametrize(
+    "name", slowly(("gpt2", "llama", "qwen2", "qwen3_windows", "smollm3"), ("gpt2", "qwen3_windows", "smollm3"))
+)
 def test_hypotheses_of_a_scanned_model_are_those_of_a_list_of_layers(name):
     targets = dict(gpt2=("c_attn", "c_fc")).get(name, ("q_proj", "v_proj", "down_proj"))
     tokens = jnp.asarray(expected(name)["tokens"])
