@@ -30,6 +30,9 @@ SMALL = LlamaConfig(
 MODULES = {
     "scanned": Llama(SMALL),
     "a list of layers, nothing computed again": Llama(dataclasses.replace(SMALL, scan=False, remat="none")),
+    "norms of heads, a layer without rotation": Llama(
+        dataclasses.replace(SMALL, qkv_bias=False, qk_norm=True, rope_layers=(True, False, True))
+    ),
     "GPT, dots": GPT2(
         GPT2Config(
             vocab_size=V, hidden_size=24, num_layers=2, num_heads=3, max_position_embeddings=32, scan=True, remat="dots"
@@ -95,6 +98,7 @@ def trained(name, case, params, **options):
         pytest.param("scanned", "all", (2, 4), marks=pytest.mark.slow),
         pytest.param("a list of layers, nothing computed again", "balanced", (4, 2), marks=pytest.mark.slow),
         pytest.param("GPT, dots", "all", (2, 2), marks=pytest.mark.slow),
+        pytest.param("norms of heads, a layer without rotation", "balanced", (2, 4), marks=pytest.mark.slow),
         pytest.param("scanned", "clean", (4, 2), marks=pytest.mark.slow),
     ],
 )
