@@ -84,7 +84,7 @@ def test_tokens_behind_kept_keys_are_those_of_one_pass(name):
     assert_close(np.asarray(parts())[mask], np.asarray(whole)[mask])
 
 
-@pytest.mark.parametrize("name", slowly(GREEDY, ALIKE))
+@pytest.mark.parametrize("name", slowly(GREEDY, (*ALIKE, "smollm3")))
 def test_greedy_tokens_are_hugging_faces(name):
     """After prompts with padding on the left, past the windows, by hypotheses that are the base."""
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
