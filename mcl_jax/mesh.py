@@ -31,6 +31,7 @@ RULES: Rules = (
     (r"\b(embed_tokens|wte)/embedding$", "inputs"),
     (r"\b(wpe|embed_positions|position_embedding)/embedding$", "whole"),
     (r"\b(conv\d|patch_embedding)/kernel$", "whole"),
+    (r"\b(\w*norm\w*|ln_\w)/scale$", "whole"),  # those of all layers together are large in Llama 3.1 405B
 )
 LARGE = 2**20  # entries of a parameter that must not be left whole by accident
 # Kernels of the layers of a language model; those of a tower run elsewhere.
@@ -44,7 +45,7 @@ def base_sharding(
 
     The first rule whose pattern matches the path says whether a layer is sharded along its outputs or its inputs. If
     the number of devices does not divide that axis, the layer is sharded along the other one; if it divides neither,
-    the layer is left whole. Small parameters without a rule, such as norms, are left whole.
+    the layer is left whole. Norms, and small parameters without a rule, are left whole.
 
     Args:
       mesh: devices, with an axis "model".

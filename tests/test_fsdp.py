@@ -2,22 +2,20 @@
 
 import dataclasses
 import functools
-import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from published_sizes import config_of
 from toys import randomized
 
 import mcl_jax as mcl
 from mcl_jax import fsdp, generation, objectives, parallel
 from mcl_jax.models import GPT2, GPT2Config, Llama, LlamaConfig, families, names
 
-GOLDEN = Path(__file__).parent / "golden"
 K, B, T, V = 3, 8, 11, 29
 SMALL = LlamaConfig(
     vocab_size=V,
@@ -32,6 +30,9 @@ SMALL = LlamaConfig(
 MODULES = {
     "scanned": Llama(SMALL),
     "a list of layers, nothing computed again": Llama(dataclasses.replace(SMALL, scan=False, remat="none")),
+    "norms of heads, a layer without rotation": Llama(
+        dataclasses.replace(SMALL, qkv_bias=False, qk_norm=True, rope_layers=(True, False, True))
+    ),
     "GPT, dots": GPT2(
         GPT2Config(
             vocab_size=V, hidden_size=24, num_layers=2, num_heads=3, max_position_embeddings=32, scan=True, remat="dots"
@@ -97,6 +98,7 @@ def trained(name, case, params, **options):
         pytest.param("scanned", "all", (2, 4), marks=pytest.mark.slow),
         pytest.param("a list of layers, nothing computed again", "balanced", (4, 2), marks=pytest.mark.slow),
         pytest.param("GPT, dots", "all", (2, 2), marks=pytest.mark.slow),
+        pytest.param("norms of heads, a layer without rotation", "balanced", (2, 4), marks=pytest.mark.slow),
         pytest.param("scanned", "clean", (4, 2), marks=pytest.mark.slow),
     ],
 )
@@ -158,10 +160,17 @@ def test_what_is_sharded_over_data():
     assert one("layers/self_attn/q_proj/kernel", 3, 12, 20) == (None, None, "model")
 
 
-@pytest.mark.parametrize("name", ["llama-2-7b", "llava-v1.6-vicuna-7b", "qwen2-audio-7b-instruct"])
-def test_bases_of_7b_parameters_take_little_more_than_an_eighth(name):
-    config = json.loads((GOLDEN / "full_size" / f"{name}.txt").read_text().splitlines()[0])
-    _, module = families.build(config, scan=True)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-2-7b",
+        "llava-v1.6-vicuna-7b",
+        "qwen2-audio-7b-instruct",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3-8b", "smollm3-3b")),
+    ],
+)
+def test_published_bases_take_little_more_than_an_eighth(name):
+    _, module = families.build(config_of(name), scan=True)
     shardings = parallel.base_sharding(mesh_of(8, 1), fully=True)
     shapes = names.abstract_params(module)
     shapes = shapes.get("language_model", shapes)

@@ -21,6 +21,8 @@ BASES = {
     "llama": "models/llama",
     "llava": "llava/llama",
     "qwen2_audio": "qwen2_audio/grouped",
+    "qwen3": "models/qwen3_windows",
+    "smollm3": "models/smollm3",
     "whisper": "whisper/tiny",
 }
 EXPECTED = np.load(PEFT / "expected.npz")
@@ -41,6 +43,14 @@ def test_adapters_of_peft_give_its_logits(scan):
     model, adapters = interop.load_peft(PEFT, module)
     assert (model.config.rank, model.config.alpha) == (3, 7.0)
     assert_close(jax.jit(model.apply_all)(params, adapters, TOKENS), EXPECTED["logits"])
+
+
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("smollm3", marks=pytest.mark.slow)])
+def test_adapters_of_peft_for_relatives_of_llama_give_its_logits(name):
+    module, params, _ = mcl.models.from_pretrained(GOLDEN / BASES[name])
+    model, adapters = interop.load_peft(GOLDEN / "peft" / name, module)
+    golden = np.load(GOLDEN / "peft" / name / "expected.npz")
+    assert_close(jax.jit(model.apply_all)(params, adapters, jnp.asarray(golden["tokens"])), golden["logits"])
 
 
 def test_adapters_with_the_settings_and_the_layout_of_the_authors():
@@ -85,6 +95,7 @@ def test_what_is_saved_is_what_peft_saved(name, tmp_path):
     ("name", "place", "layers"),
     [
         ("llava", "language_model/model/layers", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
+        ("qwen3", "model/layers", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
         ("whisper", "model/decoder/layers", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1"}),
     ],
 )
@@ -97,7 +108,7 @@ def test_all_linear_is_every_layer_of_the_language_model_but_its_output(name, pl
     init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=3, method="hidden", **features)
     adapters = jax.eval_shape(init, params)
     paths = {"/".join(path[:-1]) for path in flatten_dict(adapters)}
-    last = {"llava": {"up_proj", "down_proj"}, "whisper": {"fc2"}}[name]
+    last = {"fc2"} if name == "whisper" else {"up_proj", "down_proj"}
     assert {path.rsplit("/", 1)[-1] for path in paths} == layers | last
     assert all(path.startswith(place) for path in paths)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), adapters)

@@ -2,7 +2,8 @@
 
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
-All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo` and `llama` (with Mistral and Qwen2).
+All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo` and `llama` (with Mistral, Qwen2, Qwen3
+and SmolLM3, which `llama_config` tells apart).
 `llava_next` (with `clip` and `tiling`) and `efficient_llava` (with `efficientnet_lite`) take images, and `qwen2_audio`
 audio; these share `multimodal`. `assembly` makes an `efficient_llava` of pretrained parts. `whisper`, an
 encoder-decoder, hears speech, also in the format of CTranslate2 (`ctranslate2_file`). Models that see or hear come with

@@ -242,7 +242,7 @@ def layer_stack(layer: type[nn.Module], config: Any, num_layers: int, *, scan: b
     at each layer (otherwise XLA on a CPU recomputes it from the first layer for every use).
 
     Args:
-      layer: module with the call (x, shared, (window, past)) -> (x, (keys, values) or None).
+      layer: module with the call (x, shared, (window, own)) -> (x, (keys, values) or None).
       config: config of each layer.
       num_layers: L.
       scan: whether to scan the layers.
@@ -279,7 +279,7 @@ def check_remat(remat: bool | Remat) -> Remat:
     return policy
 
 
-def run_layers(layers: Any, x: Float[Array, "B T D"], shared: Any, windows: Sequence[int | None], past: Any) -> Any:
+def run_layers(layers: Any, x: Float[Array, "B T D"], shared: Any, windows: Sequence[int | None], own: Any) -> Any:
     """Runs the layers on x.
 
     Args:
@@ -287,16 +287,16 @@ def run_layers(layers: Any, x: Float[Array, "B T D"], shared: Any, windows: Sequ
       x: input of the first layer.
       shared: argument of every layer.
       windows: attention window of each layer in tokens; None sees everything.
-      past: pytree with leading axis L.
+      own: further arguments of each layer, such as earlier keys and values: a pytree with leading axis L.
     Returns:
       Output of the last layer, and the second results of all layers, stacked over L.
     """
     limits = None if not any(windows) else jnp.array([w or NO_WINDOW for w in windows], jnp.int32)
     if not isinstance(layers, (list, tuple)):
-        return layers(x, shared, (limits, past))
+        return layers(x, shared, (limits, own))
     outs = []
     for i, layer in enumerate(layers):
-        x, out = layer(x, shared, jax.tree.map(lambda leaf, i=i: leaf[i], (limits, past)))
+        x, out = layer(x, shared, jax.tree.map(lambda leaf, i=i: leaf[i], (limits, own)))
         outs.append(out)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 

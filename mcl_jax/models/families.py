@@ -135,6 +135,8 @@ FAMILIES = {
     "mistral": LLAMA,
     "qwen2": LLAMA,
     "qwen2_audio": QWEN2_AUDIO,
+    "qwen3": LLAMA,
+    "smollm3": LLAMA,
     "whisper": WHISPER,
 }
 

@@ -1,7 +1,8 @@
-"""GGUF files (llama.cpp's format) of Llama and Qwen2 models: config, tokenizer and dequantised tensors.
+"""GGUF files (llama.cpp's format) of Llama, Qwen2, Qwen3 and SmolLM3: config, tokenizer and dequantised tensors.
 
-Tensors have their Hugging Face names and Hugging Face's order of rows: llama.cpp interleaves the halves of each rotated
-head of Llama models, which is undone here. A model may be split into several files.
+Tensors have their Hugging Face names and Hugging Face's order of rows: llama.cpp interleaves the halves of each head of
+Llama and SmolLM3, which is undone here. A model may be split into several files. Which layers of a SmolLM3 rotate is
+not in its file: all but every fourth, the default of its config.
 """
 
 import re
@@ -23,13 +24,16 @@ NAMES = {
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
+INTERLEAVED = ("llama", "smollm3")
 ROPE_FACTORS = "rope_freqs.weight"  # divisors of the frequencies, in Llama 3
 PART = r"(.+)-(\d{5})-of-(\d{5})\.gguf"
 # Metadata that we read or that have no effect. Any other entry must have a value without effect.
@@ -175,7 +179,7 @@ class GGUF:
         tensor = self.tensors[name]
         values = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
-        if heads is None or self.architecture != "llama":
+        if heads is None or self.architecture not in INTERLEAVED:
             return values
         pairs = values.reshape(self.hf_config[heads], -1, 2, *values.shape[1:])  # [heads, d/2, 2, in]
         return pairs.swapaxes(1, 2).reshape(values.shape)

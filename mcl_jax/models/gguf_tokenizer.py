@@ -1,4 +1,5 @@
-"""Tokenizers of GGUF files: byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM2) and SentencePiece BPE (Llama 2, Mistral).
+"""Tokenizers of GGUF files: byte-level BPE (GPT-2, Llama 3, Qwen2 and 3, SmolLM2 and 3, the distillations of R1) and
+SentencePiece BPE (Llama 2, Mistral).
 
 The entries under `tokenizer.ggml` and their meaning follow llama.cpp's `llama-vocab.cpp`.
 """
@@ -17,7 +18,8 @@ RULE = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-RULES = {"qwen2": RULE % "", "llama-bpe": RULE % "{1,3}"}
+QWEN = ("qwen2", "deepseek-r1-qwen")  # texts are normalised too
+RULES = dict.fromkeys(QWEN, RULE % "") | dict.fromkeys(("llama-bpe", "smaug-bpe"), RULE % "{1,3}")
 WHOLE_WORDS = ("llama-bpe",)  # a word in the vocabulary is one token, whatever the merges say; texts begin with a token
 SPACE = "▁"  # SentencePiece's space
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
@@ -91,7 +93,7 @@ def _byte_level(given: Mapping[str, Any]) -> Any:
     vocabulary = {token: i for i, token in enumerate(given["tokens"])}
     tokenizer = tk.Tokenizer(tk.models.BPE(vocabulary, merges, ignore_merges=pre in WHOLE_WORDS))
     rule = RULES.get(pre)
-    if pre == "qwen2":
+    if pre in QWEN:
         tokenizer.normalizer = tk.normalizers.NFC()
     steps = [tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule is None)]
     if rule is not None:

@@ -1,21 +1,24 @@
-"""Llama and related models as one plain Flax Linen module: Llama 1 to 3, ALMA, Vicuna, Mistral, SmolLM2, Qwen2.
+"""Llama and related models as one plain Flax Linen module: Llama 1 to 3, ALMA, Vicuna, Mistral, SmolLM2 and 3, Qwen2
+and 3, and the distillations of DeepSeek-R1.
 
-They differ in sizes, grouped queries, biases, tied embeddings, rotary scaling and sliding windows, which are all fields
-of the config. The module tree has the names of Hugging Face's `LlamaForCausalLM`; if scanned, the L layers are one
-`layers` with a leading axis L, else `layers_0`, `layers_1`, …:
+They differ in sizes, grouped queries, biases, norms of queries and keys, tied embeddings, rotary scaling, layers
+without rotation and sliding windows, which are all fields of the config. The module tree has the names of Hugging
+Face's `LlamaForCausalLM`; if scanned, the L layers are one `layers` with a leading axis L, else `layers_0`, `layers_1`,
+…:
 
     params                                             Hugging Face
     model/embed_tokens/embedding          [V, D]       model.embed_tokens.weight
     model/layers/self_attn/q_proj/kernel  [L, D, H·d]  model.layers.{i}.self_attn.q_proj.weight, transposed
+    model/layers/self_attn/q_norm/scale   [L, d]       model.layers.{i}.self_attn.q_norm.weight; only if qk_norm
     model/layers/mlp/down_proj/kernel     [L, F, D]    model.layers.{i}.mlp.down_proj.weight, transposed
     model/layers/input_layernorm/scale    [L, D]       model.layers.{i}.input_layernorm.weight
     model/norm/scale                      [D]          model.norm.weight
     lm_head/kernel                        [D, V]       lm_head.weight, transposed; absent if tied
 
-Source: Hugging Face transformers 5.23, `models/llama`, `models/mistral` and `models/qwen2`.
+Source: Hugging Face transformers 5.23, `models/llama`, `models/mistral`, `models/qwen2`, `models/qwen3` and
+`models/smollm3`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -23,186 +26,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mcl_jax import options
 from mcl_jax.models import decoder
-from mcl_jax.models.hf_config import check_divides, check_sizes
 from mcl_jax.models.layers import dense, embedding
-from mcl_jax.models.rotary import Rope, rotate
-
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-FAMILIES = tuple(ARCHITECTURES)
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-)
-# Defaults of Hugging Face's classes, for entries that a config.json leaves out.
-DEFAULTS = {
-    "llama": dict(),
-    "mistral": dict(num_key_value_heads=8, max_position_embeddings=131072, sliding_window=4096),
-    "qwen2": dict(num_key_value_heads=32, max_position_embeddings=32768, sliding_window=4096, max_window_layers=28),
-}
-# Defaults for entries that only a text_config inside another config.json may leave out.
-TEXT_DEFAULTS = {
-    "llama": dict(vocab_size=32000, intermediate_size=11008),
-    "mistral": dict(vocab_size=32000, intermediate_size=14336),
-    "qwen2": dict(vocab_size=151936, intermediate_size=22016),
-}
-# Entries for which null has a meaning of its own in Hugging Face: as many as there are heads, and no window.
-MEANT_NULL = ("num_key_value_heads", "sliding_window")
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Sizes and numerics, under Hugging Face's names.
-
-    Args:
-      vocab_size: V, number of tokens.
-      hidden_size: D, width of the residual stream.
-      intermediate_size: F, width of the feed-forward layers.
-      num_hidden_layers: L.
-      num_attention_heads: H.
-      num_key_value_heads: Hkv, heads of keys and values; must divide H. None means H.
-      head_dim: d, width of a head; None means D / H.
-      rms_norm_eps: added to the mean square in every norm.
-      rope: rotary embeddings.
-      tie_word_embeddings: whether the output layer is the transposed token embedding.
-      qkv_bias, o_bias, mlp_bias: whether those projections have biases.
-      sliding_windows: number of tokens that a query sees in each layer, including itself; None sees everything.
-      initializer_range: standard deviation of randomly initialised weights.
-      dtype: dtype of the computation; attention scores and logits are always float32.
-      param_dtype: dtype of the parameters.
-      scan: use one scanned layer instead of L layers.
-      remat: what the backward pass computes again instead of storing it: "none", "full" or "dots", see
-        `decoder.check_remat`; True is "full".
-    Raises:
-      ValueError: if a size is not positive, or two sizes do not fit together.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    rms_norm_eps: float = 1e-6
-    rope: Rope = dataclasses.field(default_factory=Rope)
-    tie_word_embeddings: bool = False
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    sliding_windows: tuple[int | None, ...] | None = None
-    initializer_range: float = 0.02
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-    scan: bool = True
-    remat: bool | decoder.Remat = False
-
-    def __post_init__(self):
-        check_sizes(self, SIZES)
-        decoder.check_remat(self.remat)
-        if self.num_key_value_heads is None:
-            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        if self.head_dim is None:
-            check_divides(self, "num_attention_heads", "hidden_size")
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        check_divides(self, "num_key_value_heads", "num_attention_heads")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
-        self.rope.check_head(self.head_dim)
-        if self.sliding_windows is not None:
-            object.__setattr__(self, "sliding_windows", tuple(self.sliding_windows))  # a list would not be hashable
-        if self.sliding_windows is not None and len(self.sliding_windows) != self.num_hidden_layers:
-            raise ValueError(
-                f"sliding_windows must have one entry for each of {self.num_hidden_layers} layers, got "
-                f"{len(self.sliding_windows)}."
-            )
-
-    @property
-    def windows(self) -> tuple[int | None, ...]:
-        """Number of tokens that a query sees in each layer; None sees everything."""
-        return self.sliding_windows or (None,) * self.num_hidden_layers
-
-    @classmethod
-    def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlamaConfig":
-        """Reads the dict of a Hugging Face `config.json`. Dropout rates are ignored, since the base is frozen.
-
-        Args:
-          hf_config: the dict.
-          **overrides: fields of this class that replace those of the dict.
-        Raises:
-          ValueError: if a required entry is missing, or the model cannot compute what the dict describes.
-        """
-        family = hf_config.get("model_type")
-        if family not in FAMILIES:
-            raise ValueError(f"model_type must be one of {FAMILIES}, got {family!r}.")
-        hf_config = DEFAULTS[family] | options.given(hf_config, meaning=MEANT_NULL)
-        if hf_config.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act must be 'silu', got {hf_config['hidden_act']!r}.")
-        plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings", "mlp_bias")
-        fields = {name: hf_config[name] for name in plain if hf_config.get(name) is not None}
-        missing = [name for name in SIZES[:5] if name not in fields]
-        if missing:
-            raise ValueError(f"a {family} config.json must have {missing}, got only {sorted(hf_config)}.")
-        fields["rope"] = Rope.from_hf(hf_config)
-        fields["sliding_windows"] = _sliding_windows(hf_config, fields["num_hidden_layers"])
-        fields["qkv_bias"] = family == "qwen2" or bool(hf_config.get("attention_bias"))
-        fields["o_bias"] = family != "qwen2" and bool(hf_config.get("attention_bias"))
-        return cls(**fields | overrides)
-
-    @classmethod
-    def from_text_config(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "LlamaConfig":
-        """Reads the `text_config` of an image or audio model, as `from_hf` does, with Hugging Face's defaults."""
-        hf_config = options.given(hf_config, meaning=MEANT_NULL)
-        family = hf_config.get("model_type", "llama")
-        sizes = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32)
-        return cls.from_hf({"model_type": family} | sizes | TEXT_DEFAULTS.get(family, {}) | hf_config, **overrides)
-
-    def to_hf(self) -> dict[str, Any]:
-        """Returns the dict of a Hugging Face `config.json` of this model."""
-        windowed = any(self.windows)
-        family = "qwen2" if self.qkv_bias and not self.o_bias else "mistral" if windowed else "llama"
-        plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings")
-        known = {name: getattr(self, name) for name in plain}
-        known |= {"model_type": family, "architectures": [ARCHITECTURES[family]], "hidden_act": "silu"}
-        known |= {"max_position_embeddings": self.rope.max_positions, "rope_parameters": self.rope.to_hf()}
-        if family == "llama":
-            known |= {"attention_bias": self.qkv_bias, "mlp_bias": self.mlp_bias}
-        if windowed:
-            kinds = ["full_attention" if w is None else "sliding_attention" for w in self.windows]
-            known |= {"sliding_window": next(filter(None, self.windows)), "use_sliding_window": True}
-            known |= {"layer_types": kinds} if family == "qwen2" else {}
-        return known
-
-
-def _sliding_windows(hf_config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...] | None:
-    """Returns the windows: in Mistral for every layer; in Qwen2 by `layer_types`, or from `max_window_layers` on."""
-    window = hf_config.get("sliding_window")
-    if window is None or hf_config["model_type"] == "llama":
-        return None
-    if hf_config["model_type"] == "mistral":
-        if hf_config.get("layer_types"):
-            raise ValueError("a mistral config.json must not have layer_types, since all layers share one window.")
-        return (window,) * num_layers
-    if not hf_config.get("use_sliding_window", False):
-        return None
-    first = hf_config["max_window_layers"]
-    default = ["full_attention" if i < first else "sliding_attention" for i in range(num_layers)]
-    kinds = hf_config.get("layer_types") or default
-    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
-        raise ValueError(f"layer_types must be 'full_attention' or 'sliding_attention', got {unknown}.")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
-
-
-# ---------------------------------------------------------------------------------------------------------- Modules
+from mcl_jax.models.llama_config import LlamaConfig
+from mcl_jax.models.rotary import rotate
 
 
 class RMSNorm(nn.Module):
@@ -211,11 +40,11 @@ class RMSNorm(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype)
         wide = x.astype(jnp.float32)
         normalised = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return scale.astype(x.dtype)[None, None] * normalised.astype(x.dtype)
+        return scale.astype(x.dtype)[(None,) * (x.ndim - 1)] * normalised.astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -224,7 +53,7 @@ class SelfAttention(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, past: Any):
+    def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, rotates: Any, past: Any):
         """Returns the output [B, T, D], and (keys, values) [B, T, Hkv, d] if the context keeps them."""
         config = self.config
 
@@ -232,9 +61,15 @@ class SelfAttention(nn.Module):
             y = dense(config, number * config.head_dim, name, use_bias=config.qkv_bias)(x)
             return y.reshape(*x.shape[:2], number, config.head_dim)
 
+        def turned(y: Array) -> Array:
+            rotated = rotate(y, context.positions, config.rope)
+            return rotated if rotates is None else jnp.where(rotates, rotated, y)
+
         q = heads("q_proj", config.num_attention_heads)
         k, v = (heads(name, config.num_key_value_heads) for name in ("k_proj", "v_proj"))
-        q, k = (rotate(y, context.positions, config.rope) for y in (q, k))
+        if config.qk_norm:
+            q, k = RMSNorm(config, name="q_norm")(q), RMSNorm(config, name="k_norm")(k)
+        q, k = turned(q), turned(k)
         segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
         y = decoder.attend(q, segments, window=window, scale=config.head_dim**-0.5, causal=context.causal)
         y = y.reshape(*x.shape[:2], -1)
@@ -262,9 +97,9 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, of_layer: Any):
-        window, past = of_layer
+        window, (rotates, past) = of_layer
         attention = SelfAttention(self.config, name="self_attn")
-        y, kept = attention(RMSNorm(self.config, name="input_layernorm")(x), context, window, past)
+        y, kept = attention(RMSNorm(self.config, name="input_layernorm")(x), context, window, rotates, past)
         x = x + y
         return x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="post_attention_layernorm")(x)), kept
 
@@ -281,7 +116,8 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config)
 
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, past: Any):
-        x, kept = decoder.run_layers(self.layers, x, context, self.config.windows, past)
+        rotates = None if self.config.rope_layers is None else jnp.array(self.config.rope_layers)
+        x, kept = decoder.run_layers(self.layers, x, context, self.config.windows, (rotates, past))
         return self.norm(x), kept
 
 

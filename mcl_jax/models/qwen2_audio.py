@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from mcl_jax import options
 from mcl_jax.models.layers import dense
-from mcl_jax.models.llama import MEANT_NULL, Llama, LlamaConfig
+from mcl_jax.models.llama import Llama, LlamaConfig
+from mcl_jax.models.llama_config import MEANT_NULL
 from mcl_jax.models.multimodal import Multimodal
 from mcl_jax.models.whisper_encoder import PooledEncoder, WhisperEncoderConfig
 

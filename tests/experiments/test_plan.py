@@ -3,10 +3,10 @@
 import importlib.util
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import published_sizes
 import pytest
 
 from experiments.common.devices import Axes
@@ -16,7 +16,6 @@ from experiments.plan.options import parse
 from experiments.plan.presets import BASES, PRESETS, base_of, config_of
 from mcl_jax.command_line import errors_in_a_line
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "full_size"
 TINY = {
     "model_type": "llama",
     "vocab_size": 263,
@@ -230,8 +229,7 @@ def test_bytes_are_read_in_the_refusal_of_the_compiler():
 
 @pytest.mark.parametrize("file", sorted(BASES.iterdir()), ids=lambda file: file.stem)
 def test_bases_are_the_published_ones(file):
-    golden = (GOLDEN / f"{file.stem}.txt").read_text().splitlines()[0]
-    assert json.loads(file.read_text()) == json.loads(golden)
+    assert json.loads(file.read_text()) == published_sizes.config_of(file.stem)
 
 
 def test_every_preset_of_a_7b_base_can_be_planned():

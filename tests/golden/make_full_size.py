@@ -1,15 +1,17 @@
-"""Makes full_size/*.txt: name and shape of every tensor of models of 7 billion parameters, listed on the meta device.
+"""Makes full_size/*.txt: name and shape of every tensor of published models, listed on the meta device.
 
 In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6"`):
 
     python tests/golden/make_full_size.py
 
-The first line of a file is the config.json, the others are `name shape`. Nothing is downloaded: the configs are those
-of the models' cards. Names are those of the published files, also where transformers has others in memory.
+The first line of a file is the config.json, the others are `name shape`, where {0..31} in a name stands for each of 32
+layers. Nothing is downloaded: the configs are those of the models' cards. Names are those of the published files, also
+where transformers has others in memory; an output layer that is tied to the embeddings is not listed.
 """
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -122,6 +124,118 @@ CONFIGS = {
 }
 
 
+def llama3(hidden: int, wide: int, layers: int, heads: int, **more) -> dict:
+    """Llama 3.1 to 3.3; `factor` is 32 for those of 3.2, which are tied."""
+    rope = dict(
+        rope_type="llama3",
+        factor=more.pop("factor", 8.0),
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
+    return dict(
+        model_type="llama",
+        vocab_size=128256,
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        rope_scaling=rope,
+        attention_bias=False,
+        mlp_bias=False,
+    ) | dict({"tie_word_embeddings": False} | more)
+
+
+def qwen(kind: str, hidden: int, wide: int, layers: int, heads: tuple[int, int], **more) -> dict:
+    """Qwen2.5 and 3; `heads` are those of queries, and those of keys and values."""
+    return dict(
+        model_type=kind,
+        vocab_size=151936,
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-6,
+        rope_theta=1000000.0,
+        use_sliding_window=False,
+        max_window_layers=layers,
+    ) | dict({"tie_word_embeddings": False, "sliding_window": 32768} | more)
+
+
+LARGE_QWEN = dict(vocab_size=152064, max_position_embeddings=131072, sliding_window=131072)
+R1 = dict(max_position_embeddings=131072, sliding_window=4096, use_mrope=False)
+QWEN3 = dict(max_position_embeddings=40960, head_dim=128, attention_bias=False, rope_scaling=None, sliding_window=None)
+CONFIGS |= {
+    "llama-3.1-8b": llama3(4096, 14336, 32, 32),
+    "llama-3.1-70b": llama3(8192, 28672, 80, 64),
+    "llama-3.1-405b": llama3(16384, 53248, 126, 128),
+    "llama-3.2-1b": llama3(2048, 8192, 16, 32, head_dim=64, factor=32.0, tie_word_embeddings=True),
+    "llama-3.2-3b": llama3(3072, 8192, 28, 24, head_dim=128, factor=32.0, tie_word_embeddings=True),
+    "qwen2.5-0.5b": qwen("qwen2", 896, 4864, 24, (14, 2), tie_word_embeddings=True),
+    "qwen2.5-1.5b": qwen("qwen2", 1536, 8960, 28, (12, 2), tie_word_embeddings=True),
+    "qwen2.5-3b": qwen("qwen2", 2048, 11008, 36, (16, 2), tie_word_embeddings=True),
+    "qwen2.5-7b": qwen("qwen2", 3584, 18944, 28, (28, 4), **LARGE_QWEN),
+    "qwen2.5-14b": qwen("qwen2", 5120, 13824, 48, (40, 8), **LARGE_QWEN),
+    "qwen2.5-32b": qwen("qwen2", 5120, 27648, 64, (40, 8), **LARGE_QWEN),
+    "qwen2.5-72b": qwen("qwen2", 8192, 29568, 80, (64, 8), **LARGE_QWEN),
+    "deepseek-r1-distill-qwen-1.5b": qwen("qwen2", 1536, 8960, 28, (12, 2), rope_theta=10000, **R1),
+    "deepseek-r1-distill-qwen-7b": qwen("qwen2", 3584, 18944, 28, (28, 4), vocab_size=152064, rope_theta=10000, **R1),
+    "deepseek-r1-distill-qwen-14b": qwen("qwen2", 5120, 13824, 48, (40, 8), **LARGE_QWEN),
+    "deepseek-r1-distill-qwen-32b": qwen("qwen2", 5120, 27648, 64, (40, 8), **LARGE_QWEN),
+    "deepseek-r1-distill-llama-8b": llama3(4096, 14336, 32, 32),
+    "deepseek-r1-distill-llama-70b": llama3(8192, 28672, 80, 64, head_dim=128),
+    "qwen3-0.6b": qwen("qwen3", 1024, 3072, 28, (16, 8), tie_word_embeddings=True, **QWEN3),
+    "qwen3-1.7b": qwen("qwen3", 2048, 6144, 28, (16, 8), tie_word_embeddings=True, **QWEN3),
+    "qwen3-4b": qwen("qwen3", 2560, 9728, 36, (32, 8), tie_word_embeddings=True, **QWEN3),
+    "qwen3-8b": qwen("qwen3", 4096, 12288, 36, (32, 8), **QWEN3),
+    "qwen3-14b": qwen("qwen3", 5120, 17408, 40, (40, 8), **QWEN3),
+    "qwen3-32b": qwen("qwen3", 5120, 25600, 64, (64, 8), **QWEN3),
+    "smollm3-3b": dict(
+        model_type="smollm3",
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        max_position_embeddings=65536,
+        rms_norm_eps=1e-6,
+        rope_theta=5000000.0,
+        rope_scaling=None,
+        attention_bias=False,
+        mlp_bias=False,
+        layer_types=["full_attention"] * 36,
+        max_window_layers=28,
+        no_rope_layer_interval=4,
+        no_rope_layers=[1, 1, 1, 0] * 9,
+        sliding_window=None,
+        use_sliding_window=False,
+    ),
+}
+
+
+def compact(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Lines `name shape`, one for tensors that differ in the number of their layer alone."""
+    layers = {}
+    for name, shape in shapes.items():
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        pattern = name if number is None else f"{name[: number.start()]}#{name[number.end() :]}"
+        layers.setdefault((pattern, shape), []).append(None if number is None else int(number[0]))
+    lines = []
+    for (pattern, shape), numbers in layers.items():
+        if numbers != [None]:
+            assert numbers == list(range(len(numbers))), (pattern, numbers)
+            pattern = pattern.replace("#", f"{{0..{numbers[-1]}}}")
+        lines.append(f"{pattern} {'x'.join(map(str, shape))}")
+    return lines
+
+
 def published(name: str, kind: str) -> str:
     """The name of a tensor in the published files."""
     if kind == "llava_next":
@@ -140,10 +254,12 @@ def main() -> None:
         tensors = model.state_dict()
         if kind == "qwen2_audio":  # its published names are those that `save_pretrained` writes
             tensors = revert_weight_conversion(model, tensors)
+        if config.get("tie_word_embeddings", kind == "smollm3"):
+            tensors.pop("lm_head.weight")
         tensors = {published(tensor, kind): value for tensor, value in tensors.items()}
-        lines = [f"{tensor} {'x'.join(map(str, value.shape))}" for tensor, value in tensors.items()]
+        lines = compact({tensor: tuple(value.shape) for tensor, value in tensors.items()})
         (FOLDER / f"{name}.txt").write_text("\n".join([json.dumps(config), *lines]) + "\n")
-        print(name, len(lines), sum(p.numel() for p in model.parameters()))
+        print(name, len(tensors), sum(p.numel() for p in model.parameters()))
 
 
 if __name__ == "__main__":

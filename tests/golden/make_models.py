@@ -4,10 +4,13 @@ In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6"
 
     python tests/golden/make_models.py
 
-Each folder is what `save_pretrained` writes (config.json, model.safetensors), with expected.npz beside it: tokens
-[3, 11], mask (row 0 padded on the left, row 1 on the right, row 2 not), logits without and padded_logits with padding.
+Names of models as arguments make those alone. Each folder is what `save_pretrained` writes (config.json,
+model.safetensors), with expected.npz beside it: tokens [3, 11], mask (row 0 padded on the left, row 1 on the right, row
+2 not), logits without and padded_logits with padding. The models in GREEDY have greedy [3, 13] too: what Hugging Face
+generates, with its cache, after these tokens, of which only row 0 is padded.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,10 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 FOLDER = Path(__file__).with_name("models")
@@ -35,6 +42,7 @@ SIZES = dict(
     max_position_embeddings=64,
     initializer_range=0.3,
 )
+NO_IDS = dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)  # the published ones are beyond 41 tokens
 WIDE = dict(SIZES, num_key_value_heads=6)
 LLAMA3 = dict(
     rope_type="llama3",
@@ -89,7 +97,34 @@ MODELS = {
     "qwen2_windows": Qwen2ForCausalLM(
         Qwen2Config(**SIZES, tie_word_embeddings=False, use_sliding_window=True, sliding_window=4, max_window_layers=1)
     ),
+    "qwen3": Qwen3ForCausalLM(Qwen3Config(**SIZES, tie_word_embeddings=True)),
+    "qwen3_windows": Qwen3ForCausalLM(
+        Qwen3Config(
+            **SIZES,
+            tie_word_embeddings=False,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=4,
+            max_window_layers=1,
+        )
+    ),
+    "smollm3": SmolLM3ForCausalLM(  # with yarn, which makes rotated vectors longer but must not change the others
+        SmolLM3Config(**SIZES, **NO_IDS, tie_word_embeddings=True, no_rope_layers=[1, 0, 1], rope_parameters=YARN)
+    ),
+    "smollm3_windows": SmolLM3ForCausalLM(
+        SmolLM3Config(
+            **SIZES,
+            **NO_IDS,
+            tie_word_embeddings=False,
+            attention_bias=True,
+            mlp_bias=True,
+            no_rope_layer_interval=2,
+            use_sliding_window=True,
+            sliding_window=4,
+        )
+    ),
 }
+GREEDY = ("qwen3", "qwen3_windows", "smollm3", "smollm3_windows")
 
 
 def main() -> None:
@@ -98,6 +133,8 @@ def main() -> None:
     mask = np.ones((3, 11), bool)
     mask[0, :4], mask[1, -3:] = False, False
     for name, model in MODELS.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(len(name))
         for parameter in model.parameters():  # biases and norms too: at 0 and 1 they would hide a mistake
             spread = 0.3 if parameter.ndim > 1 else 0.1
@@ -113,10 +150,24 @@ def main() -> None:
                 attention_mask=torch.tensor(mask.astype(int)),
                 position_ids=torch.tensor(positions),
             ).logits
+        more = {"greedy": _greedy(model, tokens, mask)} if name in GREEDY else {}
         np.savez_compressed(
-            FOLDER / name / "expected.npz", tokens=tokens, mask=mask, logits=logits, padded_logits=padded
+            FOLDER / name / "expected.npz", tokens=tokens, mask=mask, logits=logits, padded_logits=padded, **more
         )
         print(name, sum(p.numel() for p in model.parameters()), float(logits.abs().max()))
+
+
+def _greedy(model, tokens, mask) -> np.ndarray:
+    mask = mask.copy()
+    mask[1] = True
+    out = model.generate(
+        torch.tensor(tokens),
+        attention_mask=torch.tensor(mask.astype(int)),
+        do_sample=False,
+        max_new_tokens=13,
+        pad_token_id=0,
+    )
+    return out[:, tokens.shape[1] :].numpy()
 
 
 def _is_norm(model, parameter) -> bool:

@@ -6,7 +6,7 @@ In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6"
 
 Names of bases as arguments make those alone. In each folder lora0, lora1 and lora2 are plain PEFT folders, and
 expected.npz has the logits of the last 7 tokens with each, [3 adapters, B, 7, V], on the inputs of the base's own
-expected.npz, of the Llama on `tokens`. authors/ is for the Llama too, with the settings and calls of the paper's ALMA
+expected.npz, of text models on `tokens`. authors/ is for the Llama too, with the settings and calls of the paper's ALMA
 recipe: all linear layers, α = 2 r, a dropout, and K adapters of one model that are saved together. `--check DIR` has
 PEFT load the same adapters as `save_peft` wrote them into folders of these names in DIR, and prints what differs.
 """
@@ -22,6 +22,8 @@ from transformers import (
     LlamaForCausalLM,
     LlavaNextForConditionalGeneration,
     Qwen2AudioForConditionalGeneration,
+    Qwen3ForCausalLM,
+    SmolLM3ForCausalLM,
     WhisperForConditionalGeneration,
 )
 
@@ -31,8 +33,11 @@ BASES = {
     "llama": (LlamaForCausalLM, HERE / "models" / "llama"),
     "llava": (LlavaNextForConditionalGeneration, HERE / "llava" / "llama"),
     "qwen2_audio": (Qwen2AudioForConditionalGeneration, HERE / "qwen2_audio" / "grouped"),
+    "qwen3": (Qwen3ForCausalLM, HERE / "models" / "qwen3_windows"),
+    "smollm3": (SmolLM3ForCausalLM, HERE / "models" / "smollm3"),
     "whisper": (WhisperForConditionalGeneration, HERE / "whisper" / "tiny"),
 }
+TEXT = ("llama", "qwen3", "smollm3")
 # Towers and encoders have layers of these names too.
 TARGETS = r"(?!.*tower)(?!.*encoder\.).*\.(q_proj|v_proj|down_proj|fc2)"
 TASKS = {"whisper": None}  # PEFT's wrapper for encoder-decoders hands the base `input_ids`
@@ -44,7 +49,7 @@ def base(name: str) -> torch.nn.Module:
 
 
 def inputs_of(name: str) -> dict[str, torch.Tensor]:
-    if name == "llama":
+    if name in TEXT:
         return {"input_ids": torch.tensor(np.random.default_rng(1).integers(0, 41, (2, 7)))}
     golden = {key: torch.tensor(value) for key, value in np.load(BASES[name][1] / "expected.npz").items()}
     mask = golden["mask"].long()
@@ -77,7 +82,7 @@ def main(name: str) -> None:
         model.save_pretrained(FOLDER / name / f"lora{k}")
         (FOLDER / name / f"lora{k}" / "README.md").unlink(missing_ok=True)
         logits.append(logits_of(model, inputs))
-    tokens = {"tokens": inputs["input_ids"]} if name == "llama" else {}
+    tokens = {"tokens": inputs["input_ids"]} if name in TEXT else {}
     np.savez_compressed(FOLDER / name / "expected.npz", logits=np.stack(logits), **tokens)
 
 

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from toys import randomized
 from transformers import Qwen2Tokenizer
 
 import mcl_jax as mcl
-from mcl_jax.models import Llama, LlamaConfig, families, pretrained
+from mcl_jax.models import Llama, LlamaConfig, families, names, pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -60,7 +61,7 @@ def write(file, config, tensors, kind=None, model="gpt2", pre="gpt-2", extra=(),
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     for name, tensor in tensors.items():
-        if family == "llama":
+        if family in ("llama", "smollm3"):
             tensor = interleaved(name, tensor, config)
         quantised = kind is not None and tensor.ndim == 2
         data = gguf.quantize(tensor, kind) if quantised else tensor
@@ -140,6 +141,22 @@ def test_logits_are_hugging_faces(name, scan, tmp_path):
     np.testing.assert_allclose(logits(loaded, expected["tokens"]), expected["logits"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "special", [dict(qk_norm=True, head_dim=10), dict(rope_layers=(True, True, True, False, True))]
+)
+def test_qwen3_and_smollm3_are_those_written(special, tmp_path):
+    """Norms of queries and keys, and layers without rotation, whose rows are interleaved all the same."""
+    sizes = dict(vocab_size=41, hidden_size=24, intermediate_size=26, num_hidden_layers=5, num_attention_heads=6)
+    sizes |= dict(num_key_value_heads=2, rms_norm_eps=2.0**-20, tie_word_embeddings=True)
+    module = Llama(LlamaConfig(**sizes, **special))
+    params = randomized(names.abstract_params(module), seed=3)
+    hf_config = module.config.to_hf()
+    tensors = pretrained.state_dict(params, families.of_config(hf_config))
+    read = mcl.models.from_pretrained(write(tmp_path / "m.gguf", hf_config, tensors))
+    assert read[0].config == module.config
+    jax.tree.map(np.testing.assert_array_equal, read[1], params)
+
+
 def test_weights_in_float32_are_those_written(llama, tmp_path):
     config, tensors, _, params = llama
     _, read, _ = mcl.models.from_pretrained(write(tmp_path / "m.gguf", config, tensors))
@@ -181,7 +198,15 @@ def test_the_tokenizer_in_the_file_round_trips(llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pre", "tokens"), [("default", ["12"]), ("smollm", ["1", "2"]), ("qwen2", ["1", "2"]), ("llama-bpe", ["12"])]
+    ("pre", "tokens"),
+    [
+        ("default", ["12"]),
+        ("smollm", ["1", "2"]),
+        ("qwen2", ["1", "2"]),
+        ("deepseek-r1-qwen", ["1", "2"]),
+        ("llama-bpe", ["12"]),
+        ("smaug-bpe", ["12"]),
+    ],
 )
 def test_pre_tokenizers_differ_in_numbers(llama, tmp_path, pre, tokens):
     tokenizer = mcl.models.from_pretrained(write(tmp_path / "m.gguf", *llama[:2], pre=pre))[2]
@@ -261,7 +286,7 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ValueError, match=r"m\.gguf: architecture 'falcon' is not one of \('llama', 'qwen2'\)"):
+    with pytest.raises(ValueError, match=r"m\.gguf: architecture 'falcon' is not one of \('llama', 'qwen2', "):
         mcl.models.from_pretrained(tmp_path / "m.gguf")
 
 

@@ -137,7 +137,7 @@ def test_texts_begin_and_end_as_the_file_says(begins, ends, tmp_path):
     assert again.convert_ids_to_tokens(again.encode("cat")) == expected
 
 
-@pytest.mark.parametrize(("pre", "begins"), [("llama-bpe", True), ("qwen2", False), ("smollm", False)])
+@pytest.mark.parametrize(("pre", "begins"), [("llama-bpe", True), ("smaug-bpe", False), ("smollm", False)])
 def test_whether_texts_begin_with_a_token_is_llama_cpps_default(pre, begins):
     assert (build(pre=pre).encode("cat")[0] == 0) is begins
     assert build(pre=pre, add_bos_token=False).encode("cat")[0] != 0

@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
+from published_sizes import config_of, shapes_of
 from safetensors.numpy import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -145,9 +146,8 @@ def test_other_names_of_the_tensors_load_alike(rename, tmp_path):
 
 @pytest.mark.parametrize("name", ["vicuna", "mistral"])
 def test_every_tensor_of_a_full_size_model_has_its_place_under_the_names_in_memory(name):
-    config, *lines = (GOLDEN / "full_size" / f"llava-v1.6-{name}-7b.txt").read_text().splitlines()
-    shapes = {name: tuple(map(int, shape.split("x"))) for name, shape in (line.split() for line in lines)}
-    family, module = families.build(json.loads(config))
+    shapes = shapes_of(f"llava-v1.6-{name}-7b")
+    family, module = families.build(config_of(f"llava-v1.6-{name}-7b"))
     theirs = {in_memory(name.replace(".vision_model", "")): jax.ShapeDtypeStruct(s, "f4") for name, s in shapes.items()}
     source = Renamed(Arrays(theirs), family.renames)
     names.check(names.places(names.abstract_params(module), family), source.shapes, family)
@@ -168,7 +168,7 @@ def test_what_is_saved_loads_again_under_the_published_names(name, tmp_path):
         np.testing.assert_array_equal(ours[published(tensor)], value)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
 def test_a_text_config_leaves_out_hugging_faces_defaults(family):
     from transformers import AutoConfig
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from published_sizes import ALL, config_of, shapes_of
 from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
@@ -19,13 +20,17 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.name for path in (GOLDEN / "models").iterdir())
 # Their frequencies depend on the length so far, so keys kept from before were turned otherwise, as in Hugging Face.
 TURNED_BY_LENGTH = ("llama_dynamic", "llama_longrope")
-SLOW_TO_KEEP = ("llama_tied_biased", "llama_yarn", "qwen2")  # what is special about them is where logits are tested
-KEEPING = [
-    pytest.param(name, marks=pytest.mark.slow) if name in SLOW_TO_KEEP else name
-    for name in NAMES
-    if name not in TURNED_BY_LENGTH
-]
-FULL_SIZE = sorted((GOLDEN / "full_size").iterdir())
+ALIKE = ("qwen3", "smollm3_windows")  # what is special about them is in their siblings too
+GREEDY = ("qwen3", "qwen3_windows", "smollm3", "smollm3_windows")  # and these generate, with keys that they keep
+SLOW_TO_KEEP = ("llama_tied_biased", "llama_yarn", "qwen2", *GREEDY)
+
+
+def slowly(names, slow):
+    """The names, of which some are tested with `make test-slow` alone."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+KEEPING = slowly((name for name in NAMES if name not in TURNED_BY_LENGTH), SLOW_TO_KEEP)
 
 
 def assert_close(actual, desired, tolerance=1e-4):
@@ -36,7 +41,7 @@ def expected(name):
     return np.load(GOLDEN / "models" / name / "expected.npz")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slowly(NAMES, ALIKE))
 def test_logits_are_hugging_faces(name):
     """With padding and without; they are hidden states times the unembedding. For lists of layers, see "Saving"."""
     module, params, tokenizer = mcl.models.from_pretrained(GOLDEN / "models" / name)
@@ -77,6 +82,19 @@ def test_tokens_behind_kept_keys_are_those_of_one_pass(name):
         return jnp.concatenate(parts, 1)
 
     assert_close(np.asarray(parts())[mask], np.asarray(whole)[mask])
+
+
+@pytest.mark.parametrize("name", slowly(GREEDY, (*ALIKE, "smollm3")))
+def test_greedy_tokens_are_hugging_faces(name):
+    """After prompts with padding on the left, past the windows, by hypotheses that are the base."""
+    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
+    golden = expected(name)
+    inputs = {"tokens": golden["tokens"], "mask": golden["mask"] | (np.arange(3) == 1)[:, None]}
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=("q_proj",)))
+    adapters = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=3)
+    found = mcl.generate(model, params, adapters, inputs, max_new_tokens=13)
+    for tokens in found[:, :, 0]:
+        np.testing.assert_array_equal(tokens, golden["greedy"])
 
 
 @pytest.mark.parametrize(
@@ -123,7 +141,7 @@ def test_an_unknown_remat_is_refused(family):
 # ------------------------------------------------------------------------------------------------------------ Saving
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slowly(NAMES, ALIKE))
 def test_what_is_saved_loads_again_and_is_hugging_faces(name, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "MAX_SHARD_BYTES", 9000)
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
@@ -163,17 +181,15 @@ def test_weights_are_read_into_a_sharding():
 # --------------------------------------------------------------------------------------------------------- Full size
 
 
-@pytest.mark.parametrize("file", FULL_SIZE, ids=lambda file: file.stem)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(
     "scan", [pytest.param(False, marks=pytest.mark.slow, id="list"), pytest.param(True, id="scan")]
 )
-def test_every_tensor_of_a_full_size_model_has_its_place(file, scan):
-    config, *lines = file.read_text().splitlines()
-    theirs = {name: tuple(map(int, shape.split("x"))) for name, shape in (line.split() for line in lines)}
-    family, module = families.build(json.loads(config), scan=scan)
+def test_every_tensor_of_a_full_size_model_has_its_place(name, scan):
+    family, module = families.build(config_of(name), scan=scan)
     places = names.places(names.abstract_params(module), family)
-    ours = {name: place.shape for place in places.values() for name in place.all_names}
-    assert ours == theirs
+    ours = {tensor: place.shape for place in places.values() for tensor in place.all_names}
+    assert ours == shapes_of(name)
 
 
 # ------------------------------------------------------------------------------------------------------------ Errors
@@ -261,7 +277,9 @@ def test_tied_embeddings_must_be_equal_where_both_are_stored(tmp_path):
 # -------------------------------------------------------------------------------------------------------- Hypotheses
 
 
-@pytest.mark.parametrize("name", [pytest.param("gpt2", marks=pytest.mark.slow), "llama", "qwen2"])
+@pytest.mark.parametrize(
+    "name", slowly(("gpt2", "llama", "qwen2", "qwen3_windows", "smollm3"), ("gpt2", "qwen3_windows", "smollm3"))
+)
 def test_hypotheses_of_a_scanned_model_are_those_of_a_list_of_layers(name):
     targets = dict(gpt2=("c_attn", "c_fc")).get(name, ("q_proj", "v_proj", "down_proj"))
     tokens = jnp.asarray(expected(name)["tokens"])

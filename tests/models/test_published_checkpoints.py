@@ -225,6 +225,7 @@ def test_the_token_of_a_clip_is_read_under_both_of_its_names():
         ({ROPE: {"rope_type": "dynamic", "factor": "2"}}, "factor must be a finite number, got '2'"),
         ({ROPE: {"rope_type": "linear", "factor": 0.0}}, "factor of rotary embeddings must be above 0, got 0.0"),
         ({ROPE: {"rope_type": "default", "mrope_section": [2, 1]}}, r"not supported: \['mrope_section'\]"),
+        ({ROPE: {"rope_type": "yarn", "factor": 4.0, "attn_factor": 0.9}}, r"not supported: \['attn_factor'\]"),
         ({ROPE: {"full_attention": {"rope_type": "default"}}}, r"not supported: \['full_attention'\]"),
         ({ROPE: {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "short_factor must be"),
         ({ROPE: {"rope_type": "longrope", "short_factor": [1.0, 1.0]}}, r"'longrope' needs \['long_factor'\]"),
@@ -232,6 +233,9 @@ def test_the_token_of_a_clip_is_read_under_both_of_its_names():
         ({"model_type": "llava_next", "text_config": [1], "vision_config": {"patch_size": 4}}, "of the wrong type"),
         ({"model_type": "mistral", "sliding_window": 5, "layer_types": ["full_attention"] * 3}, "not have layer_types"),
         ({"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["chunked"] * 3}, r"got \['chunked'\]"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "rope_layers must have one entry for each of 3 layers"),
+        ({"model_type": "smollm3", "no_rope_layers": 1}, "of the wrong type"),
+        ({"model_type": "qwen3_moe"}, r"unknown model_type 'qwen3_moe'; .*\(nearest: qwen3, "),
     ],
 )
 def test_settings_that_are_not_computed_are_named_with_their_file(changed, message, tmp_path):

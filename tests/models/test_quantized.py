@@ -1,5 +1,7 @@
 """A frozen base in int8 or NF4: near the one in float32, smaller, and exact in all that concerns hypotheses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,12 +30,16 @@ LLAMA = Llama(
 )
 BASES = {
     "llama": LLAMA,
+    "qwen3": Llama(dataclasses.replace(LLAMA.config, qk_norm=True, head_dim=32)),
     "gpt2": GPT2(GPT2Config(vocab_size=61, hidden_size=64, num_layers=2, num_heads=4, max_position_embeddings=16)),
 }
 ERROR = {"int8": 0.01, "nf4": 0.12}  # of the logits, in their standard deviations
 
 
-@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3", "gpt2")]
+
+
+@pytest.fixture(scope="module", params=["llama", *SLOW])
 def folder(request, tmp_path_factory):
     module, path = BASES[request.param], tmp_path_factory.mktemp("base")
     params = randomized(jax.eval_shape(module.init, jax.random.key(0), TOKENS)["params"], seed=3)
