@@ -156,7 +156,7 @@ def decode(
     decoder = _checked(GREEDY if decoder is None else decoder)
     check_language_model(model.module)
     prompts = prompts_of(inputs, model.module)
-    check_room(model.module, prompts.longest, limits.max_new_tokens)
+    check_room(model.module, model.added_positions + prompts.longest, limits.max_new_tokens)
     limits.check_vocabulary(getattr(model.module, "vocab_size", None))
     B, K = len(prompts.tokens), hypotheses.count(adapters)
     chosen = choosing.chosen_of(model, params, inputs, K, selector, top_hypotheses, chosen, mesh)
