@@ -280,6 +280,7 @@ def row(method, group="", seeds=1, **values):
         ("div_2", True),
         ("purity", True),
         ("decode_seconds", False),
+        ("trained_parameters", None),
         ("loss_above_mcl", None),
         ("zest", None),
     ],
