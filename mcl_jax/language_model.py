@@ -106,7 +106,7 @@ def log_likelihood_fn(
     logits of the whole batch, see `chunked_sequence_log_likelihood`.
 
     Args:
-      model: `Hypotheses` or `MixtureOfExperts` over a `LanguageModel`.
+      model: `Hypotheses`, `SoftPrompts` or `MixtureOfExperts` over a `LanguageModel`.
       chunk_size: number of tokens whose logits are held at a time.
       balance_weight: weight of the balance loss of a sparse mixture of experts, see `moe.with_balance`. None leaves the
         balance loss out, as evaluation must.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from toys import adam, normal, randomized
 
 import mcl_jax as mcl
@@ -173,6 +174,29 @@ def test_decoding_is_that_of_a_prompt_with_these_tokens_in_front(base):
             scores[k, k], log_likelihoods(plain, params, nothing, prompts, of_k)[0, 0], rtol=1e-4
         )
     assert len({found.tokens[k].tobytes() for k in range(K)}) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["models/qwen2_windows", "llava/mistral", "whisper/tiny"])
+def test_vectors_stand_before_what_a_model_reads_sees_or_hears(family):
+    module, params, _ = mcl.models.from_pretrained(GOLDEN.parent / family)
+    model, front, tokens = mcl.SoftPrompts(module, P), np.arange(3, 3 + P), PROMPTS["tokens"].copy()
+    options = {}
+    if (width := getattr(module, "feature_size", None)) is not None:
+        options["features"] = normal((3, 2, width))
+    if (placeholder := getattr(module, "placeholder", None)) is not None:
+        tokens[:, 4] = placeholder
+    (path,) = model.reached(params, tokens, method="hidden", **options)
+    table = params
+    for name in path.split("/"):
+        table = table[name]
+    one = unflatten_dict({(*path.split("/"), "prompt"): table["embedding"][front]})
+    found = model.apply(params, one, tokens, MASK, method="hidden", **options)
+    longer = [np.concatenate([np.broadcast_to(row, (3, P)), x], 1) for row, x in ((front, tokens), (True, MASK))]
+    wanted = module.apply({"params": params}, *longer, method="hidden", **options)[:, P:]
+    np.testing.assert_allclose(found[MASK], wanted[MASK], rtol=1e-4, atol=1e-5)
+    unlike = module.apply({"params": params}, tokens, MASK, method="hidden", **options)
+    assert np.abs(found[MASK] - unlike[MASK]).max() > 0.01
 
 
 def test_a_model_with_few_positions_counts_those_of_the_soft_prompt():

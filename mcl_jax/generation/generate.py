@@ -129,7 +129,7 @@ def decode(
     Decoding m hypotheses costs m / K of decoding all, and memory for the adapters of each prompt.
 
     Args:
-      model: `Hypotheses` or `MixtureOfExperts` of a language model.
+      model: `Hypotheses`, `SoftPrompts` or `MixtureOfExperts` of a language model.
       params: parameters of the base.
       adapters: adapters of the K hypotheses.
       inputs: prompts: tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left; or
