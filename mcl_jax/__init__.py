@@ -24,6 +24,7 @@ from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_likelihood
 from mcl_jax.lora import LoraConfig
 from mcl_jax.moe import MixtureOfExperts
+from mcl_jax.soft_prompts import SoftPrompts
 from mcl_jax.training import TrainState, make_train_step
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "Hypotheses",
     "LoraConfig",
     "MixtureOfExperts",
+    "SoftPrompts",
     "TrainState",
     "answer",
     "augmentation",

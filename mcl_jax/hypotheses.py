@@ -96,13 +96,11 @@ class AdaptedModule(abc.ABC):
     Args:
       module: the base. Its parameters are passed to the methods: `module.init(...)["params"]`, or the whole dictionary
         of variables if the module has further collections.
-      config: layers to adapt, ranks and scales.
     Raises:
       ValueError: if `module` is not an instance of flax.linen.Module.
     """
 
     module: nn.Module
-    config: lora.LoraConfig
 
     def __post_init__(self):
         if not isinstance(self.module, nn.Module):
@@ -113,10 +111,17 @@ class AdaptedModule(abc.ABC):
                 f"{kind.__module__}.{kind.__qualname__}. Modules of flax.nnx and of other libraries cannot be adapted"
             )
 
-    @abc.abstractmethod
-    def _delta(self, *, train: bool) -> lora.DeltaFn:
-        """Returns the function that computes what one set of adapters adds to a target layer."""
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the adapters drop anything in training."""
+        return False
 
+    @property
+    def added_positions(self) -> int:
+        """Number of positions that the adapters of a language model take before the first token."""
+        return 0
+
+    @abc.abstractmethod
     def init(
         self,
         key: Key[Array, ""],
@@ -126,43 +131,9 @@ class AdaptedModule(abc.ABC):
         method: str | Callable | None = None,
         **kwargs: Any,
     ) -> Adapters:
-        """Creates adapters with leading axis K. A is random, B is zero, so every hypothesis starts equal to the base.
+        """Creates adapters with leading axis K for a module that is called with these arguments."""
 
-        Any array may be given as a `jax.ShapeDtypeStruct`: shapes matter, values do not.
-
-        Args:
-          key: random key for A.
-          params: parameters of the base.
-          *inputs, **kwargs: arguments of an example call of the module.
-          num_hypotheses: K.
-          method: method of the module to call; `__call__` by default.
-        Returns:
-          A pytree with leading axis K.
-        Raises:
-          ValueError: if K < 1, or a pattern of the config matches no linear layer (lists the nearest paths) or does not
-            fit it, or a target layer does not use its kernel as the parameters store it.
-        """
-        if num_hypotheses < 1:
-            raise ValueError(f"num_hypotheses must be at least 1, got {num_hypotheses}")
-        adapted = lora.Adapted()
-
-        def init_one(key):
-            delta, rngs, mutable = self._delta(train=False), {"params": key}, [lora.COLLECTION]
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), leaf.dtype), params)
-            given, options = jax.tree.map(_filled, (inputs, kwargs))
-            _, variables = self._run(delta, zeros, {}, given, options, rngs, method, mutable, adapted)
-            return lora.with_layer_ranks(self.config, variables.get(lora.COLLECTION, {}))
-
-        jax.eval_shape(init_one, key)
-        adapted.check(self.config)
-        self._check_stacked(params, adapted)
-        if adapted.lifted:
-            self._check_kernels(params, inputs, kwargs, method)
-        # vmap over K keys, instead of a leading axis in the initialiser, keeps the fan-in of A that of the layer.
-        # jit drops the forward pass, whose result is not used.
-        every = lambda keys: _first_of_shared(jax.vmap(init_one)(keys))
-        return jax.jit(every)(jax.random.split(key, num_hypotheses))
-
+    @abc.abstractmethod
     def apply(
         self,
         params: Params,
@@ -172,19 +143,13 @@ class AdaptedModule(abc.ABC):
         method: str | Callable | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Calls the module under one hypothesis.
+        """Calls the module under one hypothesis, whose adapters have no axis K."""
 
-        Args:
-          params: parameters of the base.
-          adapters_k: adapters of one hypothesis, without the leading axis K.
-          *inputs, **kwargs: arguments of the module.
-          dropout_rng: random key that switches adapter dropout on, for training; also the module's "dropout" stream.
-          method: method of the module to call; `__call__` by default.
-        Returns:
-          The output of the module.
-        """
-        delta = self._delta(train=dropout_rng is not None)
-        return self._run(delta, params, adapters_k, inputs, kwargs, {"dropout": dropout_rng}, method)
+    @abc.abstractmethod
+    def reached(
+        self, params: Params, *inputs: Any, method: str | Callable | None = None, **kwargs: Any
+    ) -> frozenset[str]:
+        """Paths of the adapted layers that a call of the module passes through. Nothing is computed."""
 
     def apply_base(self, params: Params, *inputs: Any, method: str | Callable | None = None, **kwargs: Any) -> Any:
         """Calls the module without adapters.
@@ -290,6 +255,96 @@ class AdaptedModule(abc.ABC):
 
         independence.check(together, alone, (params, adapters), arrays)
 
+
+@dataclasses.dataclass(frozen=True)
+class LowRankModule(AdaptedModule):
+    """A module whose linear layers have low-rank adapters.
+
+    Args:
+      module: the base, see `AdaptedModule`.
+      config: layers to adapt, ranks and scales.
+    """
+
+    config: lora.LoraConfig
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the adapters drop anything in training."""
+        return self.config.dropout > 0.0
+
+    @abc.abstractmethod
+    def _delta(self, *, train: bool) -> lora.DeltaFn:
+        """Returns the function that computes what one set of adapters adds to a target layer."""
+
+    def init(
+        self,
+        key: Key[Array, ""],
+        params: Params,
+        *inputs: Any,
+        num_hypotheses: int,
+        method: str | Callable | None = None,
+        **kwargs: Any,
+    ) -> Adapters:
+        """Creates adapters with leading axis K. A is random, B is zero, so every hypothesis starts equal to the base.
+
+        Any array may be given as a `jax.ShapeDtypeStruct`: shapes matter, values do not.
+
+        Args:
+          key: random key for A.
+          params: parameters of the base.
+          *inputs, **kwargs: arguments of an example call of the module.
+          num_hypotheses: K.
+          method: method of the module to call; `__call__` by default.
+        Returns:
+          A pytree with leading axis K.
+        Raises:
+          ValueError: if K < 1, or a pattern of the config matches no linear layer (lists the nearest paths) or does not
+            fit it, or a target layer does not use its kernel as the parameters store it.
+        """
+        if num_hypotheses < 1:
+            raise ValueError(f"num_hypotheses must be at least 1, got {num_hypotheses}")
+        adapted = lora.Adapted()
+
+        def init_one(key):
+            delta, rngs, mutable = self._delta(train=False), {"params": key}, [lora.COLLECTION]
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), leaf.dtype), params)
+            given, options = jax.tree.map(_filled, (inputs, kwargs))
+            _, variables = self._run(delta, zeros, {}, given, options, rngs, method, mutable, adapted)
+            return lora.with_layer_ranks(self.config, variables.get(lora.COLLECTION, {}))
+
+        jax.eval_shape(init_one, key)
+        adapted.check(self.config)
+        self._check_stacked(params, adapted)
+        if adapted.lifted:
+            self._check_kernels(params, inputs, kwargs, method)
+        # vmap over K keys, instead of a leading axis in the initialiser, keeps the fan-in of A that of the layer.
+        # jit drops the forward pass, whose result is not used.
+        every = lambda keys: _first_of_shared(jax.vmap(init_one)(keys))
+        return jax.jit(every)(jax.random.split(key, num_hypotheses))
+
+    def apply(
+        self,
+        params: Params,
+        adapters_k: Adapters,
+        *inputs: Any,
+        dropout_rng: Key[Array, ""] | None = None,
+        method: str | Callable | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls the module under one hypothesis.
+
+        Args:
+          params: parameters of the base.
+          adapters_k: adapters of one hypothesis, without the leading axis K.
+          *inputs, **kwargs: arguments of the module.
+          dropout_rng: random key that switches adapter dropout on, for training; also the module's "dropout" stream.
+          method: method of the module to call; `__call__` by default.
+        Returns:
+          The output of the module.
+        """
+        delta = self._delta(train=dropout_rng is not None)
+        return self._run(delta, params, adapters_k, inputs, kwargs, {"dropout": dropout_rng}, method)
+
     def reached(
         self, params: Params, *inputs: Any, method: str | Callable | None = None, **kwargs: Any
     ) -> frozenset[str]:
@@ -332,7 +387,7 @@ class AdaptedModule(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Hypotheses(AdaptedModule):
+class Hypotheses(LowRankModule):
     """K low-rank hypotheses of any Flax Linen module: y = W x + (α/r) · B_k A_k x at each target layer.
 
     With `LoraConfig.shared_rank`, a further term (α/r) · B A x is the same for all k.

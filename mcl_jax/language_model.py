@@ -106,7 +106,7 @@ def log_likelihood_fn(
     logits of the whole batch, see `chunked_sequence_log_likelihood`.
 
     Args:
-      model: `Hypotheses` or `MixtureOfExperts` over a `LanguageModel`.
+      model: `Hypotheses`, `SoftPrompts` or `MixtureOfExperts` over a `LanguageModel`.
       chunk_size: number of tokens whose logits are held at a time.
       balance_weight: weight of the balance loss of a sparse mixture of experts, see `moe.with_balance`. None leaves the
         balance loss out, as evaluation must.
@@ -123,7 +123,7 @@ def log_likelihood_fn(
         tokens, mask = batch["tokens"], batch["target_mask"]
         options = {name: batch[name] for name in ("features",) if name in batch}
         _check_reached(model, params, adapters_k, tokens[:, :-1], options)
-        options |= {"method": "hidden", "dropout_rng": rng if model.config.dropout > 0.0 else None}
+        options |= {"method": "hidden", "dropout_rng": rng if model.has_dropout else None}
         if balance_weight is None:
             hidden, balance = model.apply(params, adapters_k, tokens[:, :-1], **options), None
         else:

@@ -38,7 +38,7 @@ ROUTING = "routing"  # variable collection in which layers report their balance 
 
 
 @dataclasses.dataclass(frozen=True)
-class MixtureOfExperts(hypotheses.AdaptedModule):
+class MixtureOfExperts(hypotheses.LowRankModule):
     """A mixture of low-rank experts at every target layer. It can replace `Hypotheses`, usually with K = 1.
 
     There is no `merge`, since what is added to a layer depends on the token.

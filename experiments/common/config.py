@@ -8,16 +8,20 @@ from typing import Annotated, Literal, Self
 
 from tyro.conf import arg
 
-from experiments.common.decoders import AnyDecoder, Decoding, ExpertsAlone
+from experiments.common.decoders import AnyDecoder, DecoderName, Decoding, ExpertsAlone, Listed
 from experiments.common.evaluation import Evaluation
 from experiments.common.groups import Experts, Lora, Objective, Optimizer, Training
 from experiments.common.options import NO_INFLUENCE, VOLATILE, Options
 from experiments.common.processes import Hosts
+from experiments.common.prompts import Prompts
 from mcl_jax import objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.lora import LoraConfig
 
-Method = Literal["mcl", "mle_r", "mle_rk", "moe"]
+Method = Literal["mcl", "prompts", "ensemble", "mle_r", "mle_rk", "moe", "list"]
+SEVERAL = ("mcl", "prompts", "ensemble")  # methods with K hypotheses
+COMPETING = ("mcl", "prompts")  # those that train with --objective
+LIST = "list"
 SHORT: dict[str, tuple[Method, ...]] = {"mle": ("mle_r", "mle_rk")}
 MOST_MERGED = 5  # hypotheses, so 10 evaluations of pairs
 STEPS = 100  # default if neither --steps nor --epochs is given
@@ -34,8 +38,12 @@ class Config(Options):
     )
     """Methods to compare.
     mcl: K hypotheses of rank r.
+    prompts: K hypotheses that are soft prompts, with the objective of mcl.
+    ensemble: K hypotheses of rank r that all learn from every example.
     mle_r and mle_rk: one hypothesis of rank r or of rank r·K; mle stands for both.
-    moe: one hypothesis with K experts of rank r in every layer, which a router mixes."""
+    moe: one hypothesis with K experts of rank r in every layer, which a router mixes.
+    list: one hypothesis of rank r·K that writes all answers to a source as a list, a line for each. It answers with
+    --mcl-decoders. The likelihood of a list says nothing of a single answer, so it has no test loss."""
     num_hypotheses: int = 2
     """Number K of hypotheses. The other methods give K answers too."""
     seed: int = 0
@@ -43,6 +51,7 @@ class Config(Options):
     objective: Objective = field(default=Objective())
     lora: Lora = field(default=Lora())
     experts: Experts = field(default=Experts())
+    prompts: Prompts = field(default=Prompts())
     optimizer: Optimizer = field(default=Optimizer())
     training: Training = field(default=Training())
     hosts: Hosts = field(default=Hosts())
@@ -58,18 +67,15 @@ class Config(Options):
 
     def check(self) -> None:
         super().check()
-        if not self.methods or ({*self.methods} - {"mcl"} and not self.decoding.mle_decoders):
-            raise ValueError(
-                "--methods needs at least one method, and methods other than mcl need at least one of --mle-decoders; "
-                "got none"
-            )
+        if not self.methods:
+            raise ValueError("--methods needs at least one method, got none")
         self._check_hypotheses()
-        if "mcl" in self.methods:
-            self._check_mcl_decoders()
+        for method in self.methods:
+            self._check_decoders(method)
         self.lora_of("mcl")  # refuses a wrong dropout or wrong targets
         if not self.lora.shared_rank and self.optimizer.treats_parts_differently:
             raise ValueError("--own-rate, --own-after and --shared-after need --shared-rank, got 0")
-        if "mcl" in self.methods:
+        if {*self.methods} & {*COMPETING}:
             self._check_objective()
 
     def _check_hypotheses(self) -> None:
@@ -91,11 +97,14 @@ class Config(Options):
                 f"beams in all; got {self.decoding.num_beams}"
             )
 
-    def _check_mcl_decoders(self) -> None:
-        if not self.decoding.mcl_decoders:
-            raise ValueError("--methods mcl needs at least one of --mcl-decoders; got none")
+    def _check_decoders(self, method: Method) -> None:
+        option, names = self._decoders_of(method)
+        if not names:
+            raise ValueError(f"--methods {method} needs at least one of {option}, got none")
+        if option == "--mle-decoders":
+            return
         of_each = self.decoding.beams(self.num_hypotheses) // self.num_hypotheses
-        if "diverse" in self.decoding.mcl_decoders and of_each < 2:
+        if "diverse" in names and of_each < 2:
             raise ValueError(
                 f"--mcl-decoders diverse needs at least 2 beams for each hypothesis, so --num-beams of at least "
                 f"{2 * self.num_hypotheses}; got {self.decoding.num_beams}"
@@ -128,17 +137,29 @@ class Config(Options):
 
     def hypotheses_of(self, method: Method) -> int:
         """Returns the number of hypotheses of a method."""
-        return self.num_hypotheses if method == "mcl" else 1
+        return self.num_hypotheses if method in SEVERAL else 1
 
     def lora_of(self, method: Method, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
         """Returns the adapters of a method; α/r is the same for all methods."""
         if method == "mcl":
             return self.lora.shared_adapters(self.num_hypotheses, default_targets)
-        return self.lora.adapters(self.num_hypotheses if method == "mle_rk" else 1, default_targets)
+        return self.lora.adapters(self.num_hypotheses if method in ("mle_rk", LIST) else 1, default_targets)
 
     def objective_of(self, method: Method) -> objectives.Objective:
         """Returns the objective of a method."""
-        return self.objective.make() if method == "mcl" else objectives.mle()
+        return self.objective.make() if method in COMPETING else objectives.mle()
+
+    def backward_of(self, method: Method) -> str:
+        """Returns the hypotheses that the backward pass of a method runs for."""
+        if method == "ensemble":
+            return "all"
+        return self.objective.backward_of(self.objective_of(method), self.hypotheses_of(method))
+
+    def optimizer_of(self, method: Method) -> Optimizer:
+        """Returns the optimizer of a method."""
+        if method == "prompts":
+            return dataclasses.replace(self.optimizer, learning_rate=self.prompts.prompt_rate)
+        return self.optimizer
 
     def chooses_first(self, backward: str) -> bool:
         """Whether --assign clean makes a step of mcl compute scores before a backward pass of all hypotheses."""
@@ -151,9 +172,16 @@ class Config(Options):
         The name is that of the method, such as mle_rk, followed by that of the decoder if the method has several, such
         as mle_rk/beam.
         """
-        K = self.num_hypotheses
-        names = self.decoding.mcl_decoders if method == "mcl" else self.decoding.mle_decoders
-        made = self.decoding.decoders(names, K, share=self.hypotheses_of(method))
+        K, (option, names) = self.num_hypotheses, self._decoders_of(method)
+        made = self.decoding.decoders(names, K, share=K if option == "--mcl-decoders" else 1)
+        if method == LIST:
+            made = {name: Listed(decoder, K) for name, decoder in made.items()}
         if method == "moe" and self.experts.experts_alone:
             made["experts"] = ExpertsAlone(self.decoding.decoder("beam", K, share=K), K)
         return {f"{method}/{name}" if len(made) > 1 else method: decoder for name, decoder in made.items()}
+
+    def _decoders_of(self, method: Method) -> tuple[str, tuple[DecoderName, ...]]:
+        """Returns the option that names the decoders of a method, and these."""
+        if method in (*SEVERAL, LIST):
+            return "--mcl-decoders", self.decoding.mcl_decoders
+        return "--mle-decoders", self.decoding.mle_decoders

@@ -9,6 +9,7 @@ from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
 from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
 
 DecoderName = Literal["greedy", "beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
+SAMPLING = ("sampling", "ancestral", "top_k", "typical")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +28,25 @@ class ExpertsAlone:
     n: int
 
 
-AnyDecoder = Decoder | TestTimeAugmentation | ExpertsAlone
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Writes n answers as one list of n times as many tokens; see `common.lists`."""
+
+    decoder: "Decoder | TestTimeAugmentation"
+    n: int
+
+
+AnyDecoder = Decoder | TestTimeAugmentation | ExpertsAlone | Listed
 
 
 def budget(decoder: AnyDecoder) -> tuple[int, int]:
-    """Returns what one hypothesis spends on a source: rows that it decodes side by side, and answers that it makes."""
+    """Returns what one hypothesis spends on a source: rows that it decodes side by side, and answers that it makes.
+
+    A row of a list of n answers is n times as long as that of an answer, and counts as n rows.
+    """
     match decoder:
+        case Listed(inner, n):
+            return n * budget(inner)[0], n
         case TestTimeAugmentation(inner, n) | ExpertsAlone(inner, n):
             rows, answers = budget(inner)
             return n * rows, n * answers
@@ -75,6 +89,8 @@ class Decoding(Options):
     tta: an augmented picture or clip, the same for all hypotheses."""
     diversity_penalty: tuple[float, ...] = field(default=(0.8,), metadata=VOLATILE)
     """Penalties λ of diverse beam search; several give a result for each, such as mle_r/diverse-0.5."""
+    sampling_temperatures: tuple[float, ...] = field(default=(1.0,), metadata=VOLATILE)
+    """Temperatures of the decoders that sample; several give a result for each, such as mle_r/sampling-0.7."""
 
     def check(self) -> None:
         super().check()
@@ -82,13 +98,16 @@ class Decoding(Options):
             raise ValueError(f"--repetition-penalty must be above 0, got {self.repetition_penalty}")
         if not self.diversity_penalty or len(set(self.diversity_penalty)) < len(self.diversity_penalty):
             raise ValueError(f"--diversity-penalty needs at least one λ, each once, got {self.diversity_penalty}")
+        of = self.sampling_temperatures
+        if not of or min(of) <= 0 or len(set(of)) < len(of):
+            raise ValueError(f"--sampling-temperatures needs at least one temperature above 0, each once, got {of}")
 
     def beams(self, num_hypotheses: int) -> int:
         """Returns the number of beams of every method in all."""
         return 2 * num_hypotheses if self.num_beams is None else self.num_beams
 
     def decoders(self, names: Sequence[DecoderName], num_hypotheses: int, share: int) -> "dict[str, AnyDecoder]":
-        """Returns decoders by name; diverse-0.5 and the like if there are several penalties.
+        """Returns decoders by name; diverse-0.5 or sampling-0.7 and the like if there are several such values.
 
         Args:
           names: names of decoders.
@@ -97,14 +116,20 @@ class Decoding(Options):
         """
         made = {}
         for name in names:
-            penalties = self.diversity_penalty if name == "diverse" else self.diversity_penalty[:1]
-            for penalty in penalties:
-                key = f"{name}-{penalty:g}" if len(penalties) > 1 else name
-                made[key] = self.decoder(name, num_hypotheses, share=share, penalty=penalty)
+            values = self._values(name)
+            for value in values:
+                key = f"{name}-{value:g}" if len(values) > 1 else name
+                made[key] = self.decoder(name, num_hypotheses, share=share, value=value)
         return made
 
+    def _values(self, name: DecoderName) -> tuple[float | None, ...]:
+        """Returns the penalties or temperatures of a decoder; (None,) if it has neither."""
+        if name == "diverse":
+            return self.diversity_penalty
+        return self.sampling_temperatures if name in SAMPLING else (None,)
+
     def decoder(
-        self, name: DecoderName, num_hypotheses: int, *, share: int = 1, penalty: float | None = None
+        self, name: DecoderName, num_hypotheses: int, *, share: int = 1, value: float | None = None
     ) -> "AnyDecoder":
         """Returns the decoder with this name, with which one of `share` hypotheses makes K / share answers.
 
@@ -112,26 +137,26 @@ class Decoding(Options):
           name: the name.
           num_hypotheses: K.
           share: see `decoders`.
-          penalty: λ of diverse beam search; the first of `diversity_penalty` if None.
+          value: λ of diverse beam search or temperature of sampling; the first of those given if None.
         """
         n, beams = num_hypotheses // share, self.beams(num_hypotheses) // share
+        value = self._values(name)[0] if value is None else value
         match name:
             case "greedy":
                 return Greedy()
             case "beam":
                 return BeamSearch(num_beams=beams, num_return=n)
             case "diverse":
-                penalty = self.diversity_penalty[0] if penalty is None else penalty
                 groups = num_hypotheses if share == 1 else beams
-                return DiverseBeamSearch(num_beams=beams, num_groups=groups, num_return=n, diversity_penalty=penalty)
+                return DiverseBeamSearch(num_beams=beams, num_groups=groups, num_return=n, diversity_penalty=value)
             case "sampling":
-                return Sampling(num_samples=n, top_p=0.95)
+                return Sampling(num_samples=n, temperature=value, top_p=0.95)
             case "ancestral":
-                return Sampling(num_samples=n)
+                return Sampling(num_samples=n, temperature=value)
             case "top_k":
-                return Sampling(num_samples=n, top_k=50)
+                return Sampling(num_samples=n, temperature=value, top_k=50)
             case "typical":
-                return Sampling(num_samples=n, typical_p=0.95)
+                return Sampling(num_samples=n, temperature=value, typical_p=0.95)
             case "tta":
                 return TestTimeAugmentation(BeamSearch(num_beams=self.beams(num_hypotheses) // num_hypotheses), n)
             case _:

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 import mcl_jax as mcl
+from experiments.common import lists
 from experiments.common.config import Method
-from experiments.common.decoders import AnyDecoder, ExpertsAlone, TestTimeAugmentation, budget
+from experiments.common.decoders import AnyDecoder, ExpertsAlone, Listed, TestTimeAugmentation, budget
 from experiments.common.task import DECODING, Task, prompts_of, spread, stream
 from mcl_jax import data, generation, hosts
 from mcl_jax.run import Run
@@ -24,23 +25,40 @@ class Answers:
 
     Attributes:
       texts: N items of K texts.
-      log_likelihoods: log-likelihood of each answer under all hypotheses together, in nats per token.
+      log_likelihoods: log-likelihood of each answer under all hypotheses together, in nats per token; None if it has
+        none.
       seconds: time of decoding, including compilation.
       rows: sequences that are decoded side by side for a source, under all hypotheses, each at the cost of a forward
         pass for every token; 0 if no model decodes.
       selected: the number of the answer to each source that a selector chooses; None without a selector.
+      written: how many of the K answers a list had before some were repeated; None if there are no lists.
     """
 
     texts: list[list[str]]
-    log_likelihoods: list[list[float]]
+    log_likelihoods: list[list[float | None]]
     seconds: float
     rows: int = 0
     selected: list[int] | None = None
+    written: list[int] | None = None
 
     @property
     def costs(self) -> dict[str, float]:
-        """The seconds of decoding and the rows, for the results."""
-        return {"decode_seconds": self.seconds, "decode_rows": self.rows}
+        """The seconds of decoding and the rows, for the results; of lists also the mean number of answers in them."""
+        written = {} if self.written is None else {"answers_written": float(np.mean(self.written))}
+        return {"decode_seconds": self.seconds, "decode_rows": self.rows} | written
+
+    @property
+    def likeliest(self) -> list[int] | None:
+        """The number of the likeliest answer to each source; None if answers have no likelihoods."""
+        if any(None in scores for scores in self.log_likelihoods):
+            return None
+        return [int(np.argmax(scores)) for scores in self.log_likelihoods]
+
+    def split(self, num_answers: int) -> "Answers":
+        """Returns the answers in lists, of which each source has one."""
+        texts, written = zip(*[lists.split(text, num_answers) for (text,) in self.texts], strict=True)
+        unknown = [[None] * num_answers] * len(texts)
+        return dataclasses.replace(self, texts=[*texts], log_likelihoods=unknown, written=[*written])
 
 
 def answer(
@@ -69,6 +87,10 @@ def answer(
     if isinstance(decoder, ExpertsAlone):
         model, adapters = mcl.moe.experts_alone(model, state.adapters)
         state, decoder = state.replace(adapters=adapters), decoder.decoder
+    num_listed = decoder.n if isinstance(decoder, Listed) else None
+    if num_listed is not None:
+        longer = task.config.replace(max_new_tokens=num_listed * task.config.decoding.max_new_tokens)
+        task, decoder = dataclasses.replace(task, config=longer), decoder.decoder
     mesh, size = task.config.training.device_mesh(), min(task.config.decoding.decode_batch, len(records))
     with run.progress(len(records), 0, f"{name} answers") as progress:
         for number, (batch, prompts, real) in enumerate(prompts_of(task, records, size)):
@@ -85,7 +107,8 @@ def answer(
             mixed = [_items(generation.mixture_scores(p, one.lengths)) for p, one in zip(log_p, decoded, strict=True)]
             scores += np.concatenate(mixed, axis=1)[:real].tolist()
             progress.update(len(texts))
-    return Answers(texts, scores, seconds, rows)
+    found = Answers(texts, scores, seconds, rows)
+    return found if num_listed is None else found.split(num_listed)
 
 
 def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[generation.Generation]:

@@ -8,24 +8,30 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.common.config import Config
+from experiments.common.config import LIST, Config
 from experiments.common.figure_files import literal, save
 from mcl_jax.command_line import attempt
 from mcl_jax.run import Run
 
 LABELS = {
     "mcl": "LoRA-MCL",
+    "prompts": "Soft prompts",
+    "ensemble": "Ensemble",
     "mle_r": "LoRA-MLE, rank r",
     "mle_rk": "LoRA-MLE, rank r·K",
     "moe": "LoRA-MoE",
+    "list": "List of answers",
     "nearest": "Captions of the nearest",
     "classes": "Names of the likeliest classes",
 }
 COLOURS = {
     "mcl": "tab:blue",
+    "prompts": "tab:cyan",
+    "ensemble": "tab:brown",
     "mle_r": "tab:orange",
     "mle_rk": "tab:red",
     "moe": "tab:green",
+    "list": "tab:purple",
     "nearest": "tab:gray",
     "classes": "tab:olive",
 }
@@ -83,7 +89,10 @@ def losses(run: Run, config: Config) -> plt.Figure:
     )
     for method, logged in lines.items():
         steps = [line["step"] for line in logged]
-        axes[0, 0].plot(steps, [line["eval_loss"] for line in logged], label=LABELS[method], color=COLOURS[method])
+        style = {"label": LABELS[method], "color": COLOURS[method]}
+        if method == LIST:
+            style |= {"label": f"{LABELS[method]} (loss of lists)", "linestyle": "--"}
+        axes[0, 0].plot(steps, [line["eval_loss"] for line in logged], **style)
     axes[0, 0].set(xlabel="steps", ylabel="held-out loss (nats per token; hard WTA for K > 1)")
     axes[0, 0].legend(frameon=False)
     if with_purity:

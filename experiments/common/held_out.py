@@ -51,8 +51,11 @@ class Likelihoods:
 
 
 def evaluator(task: Task, method: Method):
-    """Returns a function (state, items) -> `Likelihoods`, which compiles once for each length of batch."""
-    model = task.model(method)
+    """Returns a function (state, items) -> `Likelihoods`, which compiles once for each length of batch.
+
+    The items of list are those of its own task, see `Task.learned`.
+    """
+    task, model = task.learned(method), task.model(method)
     return lambda state, items: likelihoods_under(task, model, state.params, state.adapters, items)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,7 +11,8 @@ import jax
 import numpy as np
 
 import mcl_jax as mcl
-from experiments.common.config import Config, Method
+from experiments.common import lists
+from experiments.common.config import LIST, Config, Method
 from experiments.common.perception import Perception, example_call
 from mcl_jax import data, objectives
 
@@ -61,17 +63,33 @@ class Task:
     base: Path
     perception: Perception | None = None
 
-    def model(self, method: Method) -> mcl.Hypotheses | mcl.MixtureOfExperts:
+    def model(self, method: Method) -> mcl.Hypotheses | mcl.SoftPrompts | mcl.MixtureOfExperts:
         """Returns the hypotheses of a method, or its experts."""
+        if method == "prompts":
+            return mcl.SoftPrompts(self.module, self._prompt_length)
         config = self.config.lora_of(method, mcl.models.lora_targets(self.module))
         if method == "moe":
             experts = self.config.experts.experts_per_token
             return mcl.MixtureOfExperts(self.module, config, self.config.num_hypotheses, experts)
         return mcl.Hypotheses(self.module, config)
 
+    @cached_property
+    def _prompt_length(self) -> int:
+        adapters = jax.eval_shape(lambda: self._adapters("mcl"))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(adapters)) / self.config.num_hypotheses
+        return self.config.prompts.length(parameters, jax.eval_shape(self.module.unembedding, self.params).shape[0])
+
     def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
         """Returns at most `most` records of a split, evenly spread over it."""
         return spread(self.corpus.split(split), most)
+
+    def learned(self, method: Method) -> "Task":
+        """Returns the task that a method is trained on: that of list has lists as targets, which are longer."""
+        if method != LIST:
+            return self
+        corpus, most = lists.listed_corpus(self.corpus, self.config.seed)
+        config = self.config.replace(max_length=most * self.config.training.max_length)
+        return dataclasses.replace(self, corpus=corpus, config=config)
 
     def encode(self, records: tuple[data.Record, ...]) -> Items:
         """Tokenises records. Over-long ones are left out, and a line on the console counts them."""
@@ -108,10 +126,10 @@ class Task:
         weight = self.config.experts.balance_weight if balanced else None
         return mcl.language_model.log_likelihood_fn(model, chunk_size=chunk_size, balance_weight=weight)
 
-    def initial_state(self, method: Method, optimizer: Any, objective: objectives.Objective) -> mcl.TrainState:
-        """Returns the state at step 0."""
+    def _adapters(self, method: Method) -> Any:
+        """Returns what a method trains, at step 0."""
         positional, keywords = example_call(self.module)
-        adapters = self.model(method).init(
+        return self.model(method).init(
             stream(self.config.seed, ADAPTERS),
             self.params,
             *positional,
@@ -119,9 +137,12 @@ class Task:
             method="hidden",
             **keywords,
         )
+
+    def initial_state(self, method: Method, optimizer: Any, objective: objectives.Objective) -> mcl.TrainState:
+        """Returns the state at step 0."""
         return mcl.TrainState.create(
             params=self.params,
-            adapters=adapters,
+            adapters=self._adapters(method),
             optimizer=optimizer,
             rng=stream(self.config.seed, STEPS),
             objective=objective,

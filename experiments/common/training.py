@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 import mcl_jax as mcl
 from experiments.common.config import Config, Method
 from experiments.common.held_out import Likelihoods, summary
@@ -24,12 +26,13 @@ def train(
     Returns:
       The state after the last step, and the seconds that it took, with evaluations and compilation.
     """
+    task = task.learned(method)
     items = task.encode(task.records("train"))
     each_answer = task.config.training.examples == "answers"
     encoded = items.encoded.one_target_each() if each_answer else items.encoded
     batches = data.train_batches(encoded, task.config.batches, **hosts.share())
     config = task.config.for_epochs_of(batches.batches_per_epoch)
-    loss, optimizer = config.objective_of(method), config.optimizer.make(config.training.steps)
+    loss, optimizer = config.objective_of(method), config.optimizer_of(method).make(config.training.steps)
     step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)
     held_out = task.encode(task.records("validation", config.evaluation.eval_items))
     fitted = mcl.fit(
@@ -48,9 +51,14 @@ def train(
     return fitted.state, fitted.seconds
 
 
+def costs(state: mcl.TrainState, seconds: float) -> dict[str, float]:
+    """Returns the seconds of the training and the number of trained parameters, for the results."""
+    return {"seconds": seconds, "trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.adapters))}
+
+
 def make_step(config: Config, method: Method, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
     """Makes the train step: by pmap if --mesh only divides the batch of one process, and otherwise on the mesh."""
-    backward, training = config.objective.backward_of(loss, config.hypotheses_of(method)), config.training
+    backward, training = config.backward_of(method), config.training
     arguments, mesh = (log_likelihood, loss, optimizer, backward), training.device_mesh()
     options = {"assign": config.objective.assign, "accumulate": training.accumulate}
     only_data = training.axes.model == 1 and training.batch_size >= training.axes.data

@@ -7,7 +7,7 @@ from mcl_jax.data.records import describe_unknown
 from mcl_jax.metrics.groups import LOWER_IS_BETTER
 
 # Known metrics in the order of the columns. Each may have a prefix and be followed by ".mode". Unknown metrics come
-# last. Unknown metrics, and differences from LoRA-MCL (which itself has none), have no best value.
+# last. Unknown metrics, differences from LoRA-MCL (which itself has none) and budgets have no best value.
 LOSSES = ("test_loss", "loss_of_mode")
 DIFFERENCES = ("loss_above_mcl", "answer_loss_above_mcl")
 RELEVANCE = ("grounding", "retrieval", "noun_named", "noun_named_seen", "noun_named_unseen")
@@ -43,8 +43,9 @@ DIVERSITY = (
     "novel_4grams",
 )
 SPECIALISATION = ("purity", "mutual_information", "nmi", "probe_accuracy")
+BUDGET = ("trained_parameters", "decode_rows")
 COST = ("seconds", "decode_seconds")
-ORDER = (*LOSSES, *DIFFERENCES, *RELEVANCE, *WORD_ERRORS, *QUALITY, *DIVERSITY, *SPECIALISATION, *COST)
+ORDER = (*LOSSES, *DIFFERENCES, *RELEVANCE, *WORD_ERRORS, *QUALITY, *DIVERSITY, *SPECIALISATION, *BUDGET, *COST)
 PREFIXES = ("", "oracle_", "mean_", "likeliest_", "mbr_", "selected_", "corpus_", "corpus_oracle_", "corpus_mean_")
 PLACES = {prefix + name: (i, j) for i, name in enumerate(ORDER) for j, prefix in enumerate(PREFIXES)}
 LAST = (len(ORDER), 0)
@@ -56,7 +57,7 @@ QUALITY_AXES = ("oracle_bleu", "oracle_spider", "oracle_cider_d", "oracle_simila
 def higher_is_better(metric: str) -> bool | None:
     """Whether higher values are better; None if that is unknown."""
     place = _place(metric)
-    return None if place == LAST or (name := ORDER[place[0]]) in DIFFERENCES else name not in LOWER
+    return None if place == LAST or (name := ORDER[place[0]]) in (*DIFFERENCES, *BUDGET) else name not in LOWER
 
 
 def _place(metric: str) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from experiments.common.figures import COLOURS, LABELS, MARKERS
 from experiments.compare.aggregate import Number, Row
 from experiments.compare.columns import higher_is_better
 
-OTHER_COLOURS = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+OTHER_COLOURS = ("tab:pink", "gold", "teal", "navy", "black")
 OTHER_MARKER = "P"
 SIZES = {"*": 16, "^": 12, "v": 12, "<": 12, ">": 12}  # larger markers, to leave room for a number inside
 LEGEND_WIDTH = 30  # characters

@@ -36,13 +36,12 @@ def scores(
       **folders: folders of models that metrics need, see `metrics.Settings`.
     """
     texts, references = answers.texts, [[target.text for target in record.references] for record in records]
-    likeliest = [int(np.argmax(scores)) for scores in answers.log_likelihoods]
     pick = lambda chosen: [[answers_of_item[k]] for answers_of_item, k in zip(texts, chosen, strict=True)]
     computed = {
         "oracle_bleu": metrics.oracle_bleu(texts, references),
         "oracle_bleu_per_reference": metrics.oracle_bleu_per_reference(texts, references),
         "mean_bleu": metrics.mean_bleu(texts, references),
-        "likeliest_bleu": metrics.mean_bleu(pick(likeliest), references),
+        "likeliest_bleu": metrics.NotAvailable("the answers have no likelihoods"),
         "mbr_bleu": metrics.mean_bleu(pick(metrics.minimum_bayes_risk(texts)), references),
         "chrf": metrics.oracle_chrf(texts, references),
         "mean_chrf": metrics.mean_chrf(texts, references),
@@ -51,6 +50,8 @@ def scores(
         "pairwise_bleu": metrics.pairwise_bleu(texts),
         "references_covered": metrics.reference_coverage(texts, references),
     }
+    if answers.likeliest is not None:
+        computed["likeliest_bleu"] = metrics.mean_bleu(pick(answers.likeliest), references)
     if answers.selected is not None:
         computed["selected_bleu"] = metrics.mean_bleu(pick(answers.selected), references)
     items = [metrics.Item(n, tuple(a), tuple(r)) for n, (a, r) in enumerate(zip(texts, references, strict=True))]

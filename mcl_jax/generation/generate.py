@@ -129,7 +129,7 @@ def decode(
     Decoding m hypotheses costs m / K of decoding all, and memory for the adapters of each prompt.
 
     Args:
-      model: `Hypotheses` or `MixtureOfExperts` of a language model.
+      model: `Hypotheses`, `SoftPrompts` or `MixtureOfExperts` of a language model.
       params: parameters of the base.
       adapters: adapters of the K hypotheses.
       inputs: prompts: tokens [B, P]; or {"tokens", "mask"} with mask False on padding, which must be on the left; or
@@ -156,7 +156,7 @@ def decode(
     decoder = _checked(GREEDY if decoder is None else decoder)
     check_language_model(model.module)
     prompts = prompts_of(inputs, model.module)
-    check_room(model.module, prompts.longest, limits.max_new_tokens)
+    check_room(model.module, model.added_positions + prompts.longest, limits.max_new_tokens)
     limits.check_vocabulary(getattr(model.module, "vocab_size", None))
     B, K = len(prompts.tokens), hypotheses.count(adapters)
     chosen = choosing.chosen_of(model, params, inputs, K, selector, top_hypotheses, chosen, mesh)

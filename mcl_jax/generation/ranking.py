@@ -46,7 +46,7 @@ def log_likelihoods(
     check_language_model(model.module)
     prompts = prompts_of(inputs, model.module)
     longest = _check_answers(answers, len(prompts.tokens), getattr(model.module, "vocab_size", None))
-    check_room(model.module, prompts.longest, longest)
+    check_room(model.module, model.added_positions + prompts.longest, longest)
     by_example = (jnp.asarray(leaf).swapaxes(0, 1) for leaf in (answers.tokens, answers.lengths))
     shared, batch = (params, adapters), (prompts.tokens, prompts.mask, *by_example, prompts.features)
     return _log_likelihoods(model, *laid_out(mesh, shared, batch))[:, :, : len(prompts.tokens)]

@@ -155,11 +155,13 @@ def test_methods(args, methods):
     [
         (["--experts-per-token", "3"], "--experts-per-token must be at most --num-hypotheses 2, got 3"),
         (["--experts-per-token", "0"], "--experts-per-token must be at least 1, got 0"),
-        (
-            ["--methods"],
-            "--methods needs at least one method, and methods other than mcl need at least one of --mle-decoders",
-        ),
-        (["--method", "moe", "--mle-decoders"], "of --mle-decoders; got none"),
+        (["--methods"], "--methods needs at least one method, got none"),
+        (["--method", "moe", "--mle-decoders"], "--methods moe needs at least one of --mle-decoders, got none"),
+        (["--method", "prompts", "--mcl-decoders"], "--methods prompts needs at least one of --mcl-decoders, got none"),
+        (["--prompt-length", "0"], "--prompt-length must be at least 1, got 0"),
+        (["--prompt-rate", "0"], "--prompt-rate must be positive, got 0"),
+        (["--sampling-temperatures"], "--sampling-temperatures needs at least one temperature above 0, each once"),
+        (["--sampling-temperatures", "0", "1"], "at least one temperature above 0, each once, got"),
         (["--base-steps", "0"], "--base-steps must be at least 1, got 0"),
         (["--mode-weights", "1"], r"--mode-weights needs one number for each of --modes \('en', 'fr'\), got \(1,\)"),
     ],

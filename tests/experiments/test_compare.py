@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from experiments.common import lists
 from experiments.compare import columns, figure, runs, tables
 from experiments.compare.__main__ import Config, main
 from experiments.compare.aggregate import Number, Row, fold
@@ -280,6 +281,7 @@ def row(method, group="", seeds=1, **values):
         ("div_2", True),
         ("purity", True),
         ("decode_seconds", False),
+        ("trained_parameters", None),
         ("loss_above_mcl", None),
         ("zest", None),
     ],
@@ -517,6 +519,36 @@ def test_unknown_methods_and_decoders_have_colours_and_shapes_of_their_own():
         "newer magic",
         "new magic",
     ]
+    plt.close(picture)
+
+
+def test_rivals_are_in_the_table_and_the_front_whether_they_have_a_loss_or_not(make):
+    points = {
+        "mcl": (30.0, 0.6),
+        "prompts": (26.0, 0.7),
+        "ensemble": (25.0, 0.3),
+        "list": (33.0, 0.5),
+        "mle_rk/sampling-0.7": (31.0, 0.4),
+    }
+    found = {name: {"oracle_bleu": q, "div_2": d, "test_loss": 2.0} for name, (q, d) in points.items()}
+    found["list"] |= lists.NO_LIKELIHOOD
+    rows = rows_of([make("rivals", {"methods": found})])
+    table = tables.lay_out(rows, ["test_loss", "oracle_bleu"])
+    assert [cells[:2] for cells in table.body][3] == ["list", "n/a"]
+    assert f"n/a: test_loss in list: {lists.WHY}" in table.notes
+    picture = figure.draw(rows, "oracle_bleu", "div_2")
+    assert [text.get_text() for text in picture.legends[0].get_texts()] == [
+        "LoRA-MCL",
+        "Soft prompts",
+        "Ensemble",
+        "List of answers",
+        "LoRA-MLE, rank r·K sampling-0.7",
+        "Pareto front",
+    ]
+    drawn = [line for line in picture.axes[0].lines if len(line.get_xdata()) == 1]
+    assert len({line.get_color() for line in drawn}) == 5 and drawn[-1].get_marker() == "^"
+    border = {tuple(corner) for corner in picture.axes[0].lines[-1].get_xydata().tolist()}
+    assert {(0.5, 33.0), (0.6, 30.0), (0.7, 26.0)} <= border and not {(0.3, 25.0), (0.4, 31.0)} & border
     plt.close(picture)
 
 

@@ -16,6 +16,7 @@ from experiments.bench_decode.__main__ import Config as BenchDecode
 from experiments.bench_head import __main__ as bench_head
 from experiments.common import decoders, groups, options, sweep
 from experiments.common.options import flat, leaves, option_of
+from experiments.common.prompts import Prompts
 from experiments.common.training import make_step
 from experiments.compare import __main__ as compare
 from experiments.image_captioning import config as image
@@ -223,19 +224,70 @@ def test_all_decoders_of_all_methods_make_k_answers_and_spend_the_same(beams, tm
         experts_alone=True,
     )
     spent = {}
-    for method in ("mcl", "mle_r", "mle_rk", "moe"):
+    for method in ("mcl", "prompts", "ensemble", "mle_r", "mle_rk", "moe", "list"):
         for name, decoder in config.decoders(method).items():
             K = config.hypotheses_of(method)
             spent.setdefault(name.partition("/")[2], set()).add(tuple(K * n for n in decoders.budget(decoder)))
     samples = {"sampling", "ancestral", "top_k", "typical"}
-    assert spent.pop("greedy") == {(3, 3), (1, 1)}  # one answer of each hypothesis
+    assert spent.pop("greedy") == {(3, 3), (1, 1)}  # one answer of each hypothesis, or a list
     assert spent == {name: {(3 if name in samples else beams, 3)} for name in {*ALL_DECODERS, "experts"} - {"greedy"}}
+
+
+def test_several_temperatures_give_a_sampler_each(tmp_path):
+    config = translation.Config.from_options(
+        workdir=tmp_path, num_hypotheses=3, sampling_temperatures=(0.7, 1.3), mle_decoders=("sampling", "beam")
+    )
+    found = config.decoders("mle_r")
+    assert list(found) == ["mle_r/sampling-0.7", "mle_r/sampling-1.3", "mle_r/beam"]
+    assert [found[f"mle_r/sampling-{t}"].temperature for t in (0.7, 1.3)] == [0.7, 1.3]
+    alone = config.replace(sampling_temperatures=(0.3,), mcl_decoders=("ancestral",))
+    assert alone.decoders("mle_r")["mle_r/sampling"].temperature == alone.decoders("mcl")["mcl"].temperature == 0.3
+
+
+def test_rivals_of_mcl_differ_from_it_in_what_they_are_named_for(tmp_path):
+    config = translation.Config.from_options(
+        workdir=tmp_path,
+        num_hypotheses=3,
+        rank=6,
+        alpha=7.0,
+        shared_rank=9,
+        objective="relaxed",
+        epsilon=0.1,
+        learning_rate=0.5,
+        prompt_rate=0.25,
+        steps=10,
+    )
+    assert config.objective_of("prompts") == config.objective_of("mcl") == objectives.relaxed_wta(0.1)
+    assert config.backward_of("prompts") == config.backward_of("mcl") == "sampled"
+    assert (config.backward_of("ensemble"), config.backward_of("mle_r")) == ("all", "winner")
+    log_p = jnp.array([[-3.0, -1.0], [-1.0, -2.0], [-2.0, -5.0]])
+    for loss in (config.objective_of("ensemble"), objectives.relaxed_wta(2 / 3)):
+        assert jnp.allclose(loss.weights(log_p), 1 / 3)
+    ranks = {method: config.lora_of(method) for method in ("mcl", "ensemble", "mle_r", "mle_rk", "moe", "list")}
+    assert {method: (of.rank, of.shared_rank) for method, of in ranks.items()} == {
+        "mcl": (3, 9),
+        "ensemble": (6, 0),
+        "mle_r": (6, 0),
+        "mle_rk": (18, 0),
+        "moe": (6, 0),
+        "list": (18, 0),
+    }
+    assert ranks["list"] == ranks["mle_rk"]
+    rates = [config.optimizer_of(method).learning_rate for method in ("mcl", "prompts", "ensemble", "list")]
+    assert rates == [0.5, 0.25, 0.5, 0.5]
+    assert dataclasses.replace(config.optimizer_of("prompts"), learning_rate=0.5) == config.optimizer
+
+
+@pytest.mark.parametrize(("given", "length"), [(None, 3), (7, 7), (200, 200)])
+def test_a_soft_prompt_has_as_many_parameters_as_the_adapters(given, length):
+    assert Prompts(prompt_length=given).length(3.4 * 11, 11) == length
+    assert Prompts().length(1e6, 11) == 100 and Prompts().length(2, 11) == 1
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (dict(mcl_decoders=()), "--methods mcl needs at least one of --mcl-decoders; got none"),
+        (dict(mcl_decoders=()), "--methods mcl needs at least one of --mcl-decoders, got none"),
         (
             dict(mcl_decoders=("diverse",), num_beams=2),
             "diverse needs at least 2 beams .* --num-beams of at least 4; got 2",

@@ -35,12 +35,12 @@ pytestmark = pytest.mark.usefixtures("no_packages")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The tiny Llama with a tokenizer of whole words."""
+    """The tiny Llama with a tokenizer of whole words and line breaks."""
     folder = tmp_path_factory.mktemp("base") / "llama"
     shutil.copytree(GOLDEN, folder)
-    vocabulary = {word: i for i, word in enumerate(["<eos>", "<unk>", "=", ">", *WORDS])}
+    vocabulary = {word: i for i, word in enumerate(["<eos>", "<unk>", "=", ">", "\n", *WORDS])}
     words = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = tk.pre_tokenizers.Whitespace()
+    words.pre_tokenizer = tk.pre_tokenizers.Split(tk.Regex(r"\n|\w+|[^\w\s]"), "removed", invert=True)
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
     return folder
 
@@ -141,6 +141,36 @@ def test_a_run_leaves_its_results_and_figures(config, decoders, monkeypatch, cap
     main(config)  # says that it is finished
     assert json.loads((config.workdir / "results.json").read_text()) == results
     check_samples(capsys, config.workdir, lambda samples: [sample["source"] for sample in samples])
+
+
+@pytest.mark.slow
+def test_rivals_run_beside_mcl(config, capsys):
+    rivals = ("mcl", "prompts", "ensemble", "list")
+    config = config.replace(methods=rivals, prompt_length=5, selector_items=0, shared_rank=3)
+    main(config)
+    found = json.loads((config.workdir / "results.json").read_text())["methods"]
+    assert tuple(found) == rivals
+    width = json.loads((config.base.path / "config.json").read_text())["hidden_size"]
+    rank_of = {"mcl": (1, 3), "ensemble": (2, 0), "list": (6, 0)}
+    of_rank = found["list"]["trained_parameters"] / 6
+    assert found["prompts"]["trained_parameters"] == 3 * 5 * width
+    for name, (own, shared) in rank_of.items():
+        assert found[name]["trained_parameters"] == of_rank * (6 if name == "list" else 3 * own + shared)
+    for name in rivals:
+        assert found[name]["decode_rows"] == 6
+        assert all(len(sample["answers"][name]) == 3 for sample in found["mcl"]["samples"])
+    for name in ("prompts", "ensemble"):
+        assert len(found[name]["win_rate"]) == 3
+        above = found[name]["test_loss"] - found["mcl"]["test_loss"]
+        assert found[name]["loss_above_mcl"]["mean"] == pytest.approx(above, abs=1e-6)
+    of_lists = found["list"]
+    assert of_lists["test_loss"] is None and of_lists["likeliest_bleu"] is None and "loss_above_mcl" not in of_lists
+    assert 0 <= of_lists["answers_written"] <= 3 and "oracle_bleu" in of_lists["below_mcl"]
+    assert {"list"} == {name for name in found if "answers_written" in found[name]}
+    assert "test loss of list: the likelihood of a list says nothing" in capsys.readouterr().out
+    steps = [json.loads(line) for line in (config.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["run"], line["step"]) for line in steps] == [(m, n) for m in rivals for n in (0, 3, 5)]
+    assert (config.workdir / "figures" / "loss.png").exists() and (config.workdir / "page.html").exists()
 
 
 @pytest.mark.slow  # tests/test_fitting.py and tests/test_kill.py have the same of smaller models
