@@ -41,7 +41,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " P"]:
     Raises:
       ValueError: if the prompt has no tokens.
     """
-    ids, written = _encode(tokenizer, text), _encode(tokenizer, text, **_without_special(tokenizer))
+    ids, written = _encode(tokenizer, text), plain_ids(tokenizer, text)
     if len(written) and written[0] == ids[0]:
         ids = written
     if len(ids) and ids[-1] == tokenizer.eos_token_id:
@@ -64,13 +64,12 @@ def answer_ids(tokenizer: Tokenizer, text: str, name: str, start: AnswerStart = 
     Raises:
       ValueError: if the text is empty or contains the end token, or the start is unknown.
     """
-    options = _without_special(tokenizer)
     match start:
         case "alone":
-            ids = _encode(tokenizer, text, **options)
+            ids = plain_ids(tokenizer, text)
         case "space" | "direct":
-            before = _encode(tokenizer, ANCHOR, **options)
-            ids = _encode(tokenizer, ANCHOR + " " * (start == "space") + text, **options)[len(before) :]
+            before = plain_ids(tokenizer, ANCHOR)
+            ids = plain_ids(tokenizer, ANCHOR + " " * (start == "space") + text)[len(before) :]
         case _:
             raise ValueError(f"the start of an answer must be one of {get_args(AnswerStart)}, got {start!r}")
     if not text or not len(ids):
@@ -78,6 +77,11 @@ def answer_ids(tokenizer: Tokenizer, text: str, name: str, start: AnswerStart = 
     if tokenizer.eos_token_id in ids:
         raise ValueError(f"{name}: the target contains the end-of-sequence token: {text[:60]!r}")
     return np.append(ids, np.int32(tokenizer.eos_token_id))
+
+
+def plain_ids(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " N"]:
+    """Returns the token ids of a text as it is written, without any first or last tokens."""
+    return _encode(tokenizer, text, **_without_special(tokenizer))
 
 
 def pad_id(tokenizer: Tokenizer) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 import mcl_jax as mcl
 from mcl_jax.generation import BeamSearch, DiverseBeamSearch, Greedy, Sampling, decode, filters
-from mcl_jax.generation.generate import Limits
+from mcl_jax.generation.limits import Limits
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = np.load(GOLDEN / "generation.npz")

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from mcl_jax import hosts, options
 from mcl_jax.data.encoding import Prompt
 from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
-from mcl_jax.generation.generate import GREEDY, MAX_NEW_TOKENS, Limits
+from mcl_jax.generation.generate import GREEDY
+from mcl_jax.generation.limits import MAX_NEW_TOKENS, Limits
 from mcl_jax.json_io import check_unicode, read_json_object, to_json, write_json
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models.quantized import Quantization

@@ -11,7 +11,8 @@ without a model.
 
 from mcl_jax.generation.choosing import prompt_features
 from mcl_jax.generation.decoders import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
-from mcl_jax.generation.generate import Generation, decode, generate, lower_decode
+from mcl_jax.generation.generate import decode, generate, lower_decode
+from mcl_jax.generation.limits import Generation
 from mcl_jax.generation.ranking import log_likelihoods, mixture_scores
 
 __all__ = [

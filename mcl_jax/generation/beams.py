@@ -60,11 +60,11 @@ class Search:
         """Chooses one more token and returns (tokens, parents, beams): of the 2W best continuations, W keep running."""
         num_items, width, vocab = scores.shape
         total = (beams.scores[..., None] + scores).reshape(num_items, -1)
-        keep = max(2, 1 + len(step.eos)) * width
+        keep = max(2, 1 + len(step.eos) + len(step.stops)) * width  # so that W of them run on
         total, index = jax.lax.top_k(total, keep)
         parents, tokens = index // vocab, (index % vocab).astype(jnp.int32)
         candidates = _rows(beams.tokens, parents).at[:, :, step.t].set(tokens)
-        ends = step.ends(tokens)
+        ends = step.ends(tokens, candidates)
 
         running, best = jax.lax.top_k(jnp.where(ends, total + FAR, total), width)
         finished = self._finish(beams, candidates, total, ends, step, width)

@@ -49,9 +49,10 @@ class Independent:
         """Chooses one more token; returns the tokens, None (rows are not reordered) and the rows."""
         tokens = jnp.where(rows.ended, step.pad, self.choose(scores, step.rng)).astype(jnp.int32)
         gain = jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0]
+        so_far = rows.tokens.at[:, :, step.t].set(tokens)
         rows = Rows(
-            rows.tokens.at[:, :, step.t].set(tokens),
-            rows.ended | step.ends(tokens),
+            so_far,
+            rows.ended | step.ends(tokens, so_far),
             rows.log_likelihood + jnp.where(rows.ended, 0.0, gain),
         )
         return tokens, None, rows
