@@ -4,10 +4,13 @@ Prompt and answer are encoded separately, so a prompt has the same tokens when t
 """
 
 import inspect
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Int
+
+from mcl_jax.extras import needed_for
 
 AnswerStart = Literal["alone", "space", "direct"]
 ANCHOR = "\n"  # a token of its own for every tokenizer here, whatever follows
@@ -17,7 +20,7 @@ class Tokenizer(Protocol):
     """The interface of a tokenizer; Hugging Face's `PreTrainedTokenizerFast` has it.
 
     `encode` may take `add_special_tokens`. Then prompts begin with the tokenizer's first tokens, and answers do not.
-    A `pad_token_id` is used if there is one.
+    A `pad_token_id` is used if there is one. `chat_ids` needs `chat_template` and `apply_chat_template`.
     """
 
     eos_token_id: int
@@ -49,6 +52,43 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " P"]:
     if not len(ids):
         raise ValueError(f"the prompt {text!r} must have at least one token, got none")
     return ids
+
+
+def chat_ids(tokenizer: Any, text: str) -> Int[np.ndarray, " P"]:
+    """Returns the token ids of a chat with one message of a user, up to where the answer begins.
+
+    They are those of Hugging Face's `apply_chat_template(..., add_generation_prompt=True)`.
+
+    Raises:
+      ValueError: if the tokenizer has no chat template, or the template does not take the message; names the file.
+      MissingExtra: if jinja2, which fills the template, is not installed.
+    """
+    check_chat(tokenizer)
+    with needed_for("a chat template", "text"):
+        import jinja2
+    try:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"{_template_of(tokenizer)} does not take a message of a user: {error}") from error
+    return plain_ids(tokenizer, chat)
+
+
+def check_chat(tokenizer: Any) -> None:
+    """Raises a ValueError if the tokenizer has no chat template; names the file that could have one."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"a prompt as a chat needs {_template_of(tokenizer)}, but there is none; write the prompt out")
+
+
+def _template_of(tokenizer: Any) -> str:
+    """Returns what could hold the chat template of a tokenizer, for messages."""
+    path = getattr(tokenizer, "name_or_path", "")
+    if not path:
+        return f"the chat template of the tokenizer {type(tokenizer).__name__}"
+    if Path(path).is_file():
+        return f"tokenizer.chat_template in {path}"
+    return f"chat_template in {Path(path) / 'tokenizer_config.json'} or the file {Path(path) / 'chat_template.jinja'}"
 
 
 def answer_ids(tokenizer: Tokenizer, text: str, name: str, start: AnswerStart = "alone") -> Int[np.ndarray, " N"]:
