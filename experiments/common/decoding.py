@@ -69,6 +69,7 @@ def answer(
     if isinstance(decoder, ExpertsAlone):
         model, adapters = mcl.moe.experts_alone(model, state.adapters)
         state, decoder = state.replace(adapters=adapters), decoder.decoder
+    stops = task.limits.get("stop_strings", ())
     mesh, size = task.config.training.device_mesh(), min(task.config.decoding.decode_batch, len(records))
     with run.progress(len(records), 0, f"{name} answers") as progress:
         for number, (batch, prompts, real) in enumerate(prompts_of(task, records, size)):
@@ -81,7 +82,7 @@ def answer(
             score = partial(generation.log_likelihoods, model, state.params, state.adapters, prompts, mesh=mesh)
             log_p = [score(one) for one in decoded]
             for tokens in np.concatenate([_items(one.tokens) for one in decoded], axis=1)[:real]:
-                texts.append([task.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens])
+                texts.append([generation.text_of(task.tokenizer, row, stops) for row in tokens])
             mixed = [_items(generation.mixture_scores(p, one.lengths)) for p, one in zip(log_p, decoded, strict=True)]
             scores += np.concatenate(mixed, axis=1)[:real].tolist()
             progress.update(len(texts))
@@ -95,7 +96,6 @@ def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[gene
         keys = jax.random.split(rng, (decoder.n, len(batch)))
         asked = [prompts | {"features": task.perception.augmented(batch, row)} for row in keys]
         decoder = decoder.decoder
-    eos = task.tokenizer.eos_token_id
     return [
         generation.decode(
             model,
@@ -103,10 +103,7 @@ def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[gene
             state.adapters,
             inputs,
             decoder,
-            task.config.decoding.max_new_tokens,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            repetition_penalty=task.config.decoding.repetition_penalty,
+            **task.limits,
             rng=rng,
             mesh=task.config.training.device_mesh(),
         )

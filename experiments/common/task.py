@@ -1,6 +1,7 @@
 """The model, the data and the likelihood that all methods of a run share."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -68,6 +69,14 @@ class Task:
             experts = self.config.experts.experts_per_token
             return mcl.MixtureOfExperts(self.module, config, self.config.num_hypotheses, experts)
         return mcl.Hypotheses(self.module, config)
+
+    @functools.cached_property
+    def limits(self) -> dict[str, Any]:
+        """The arguments of `generation.decode` besides the decoder; prints once what the folder of the base decides."""
+        found = self.config.decoding.limits(self.base)
+        end = self.tokenizer.eos_token_id
+        ends = tuple(dict.fromkeys((end, *found.get("eos_token_id", ()))))
+        return found | {"eos_token_id": ends, "pad_token_id": end, "tokenizer": self.tokenizer}
 
     def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
         """Returns at most `most` records of a split, evenly spread over it."""

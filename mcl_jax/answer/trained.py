@@ -142,7 +142,8 @@ def _checked(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
     if (kind := pretrained.media_of(recipe.base) or "text") != recipe.kind:
         raise ValueError(f"the base {recipe.base} takes {kind}, but the hypotheses answer {recipe.kind}")
     defaults = Defaults.read(recipe.base)
-    defaults.say([name for name in recipes.SETTLED if getattr(recipe, name) is not None])
+    given = [name for name in recipes.SETTLED if getattr(recipe, name) is not None]
+    defaults.say([*given, *sampling, *(["decoder"] if sampling.get("temperature") == 0 else [])])
     recipe = recipe.settled(defaults)
     if sampling:
         recipe = recipe.drawing(**sampling)

@@ -88,11 +88,11 @@ class Defaults:
         """Prints on the console what is taken from the file, and what is not used; nothing without a file.
 
         Args:
-          given: options of `decode`, or "decoder", that are given explicitly, and so are not taken.
+          given: options of `decode`, "decoder", or fields of the decoder, that are given explicitly and so not taken.
         """
         taken = [f"{name}={_shown(value)}" for name, value in self.options.items() if name not in given]
         if self.decoder is not None and "decoder" not in given:
-            taken.append(_described(self.decoder))
+            taken.append(_described(self.decoder, given))
         if taken:
             say(f"Taken from {self.path}: {', '.join(taken)}.")
         if self.unused:
@@ -115,8 +115,9 @@ def _shown(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _described(decoder: Decoder) -> str:
-    """Returns a decoder with the fields that are not at their defaults."""
+def _described(decoder: Decoder, given: Collection[str]) -> str:
+    """Returns a decoder with the fields that are not at their defaults and not given."""
     values = {field.name: getattr(decoder, field.name) for field in dataclasses.fields(decoder)}
-    changed = (f"{f.name}={values[f.name]}" for f in dataclasses.fields(decoder) if values[f.name] != f.default)
+    fields = [field for field in dataclasses.fields(decoder) if field.name not in given]
+    changed = (f"{field.name}={values[field.name]}" for field in fields if values[field.name] != field.default)
     return f"{type(decoder).__name__}({', '.join(changed)})"
