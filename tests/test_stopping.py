@@ -1,70 +1,20 @@
 """Options of decoding that end or steer a continuation: stop strings, n-grams, max_length, streaming."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import randomized
+from toy_language import K, Pieces, V, bigram_hypotheses
 
-import mcl_jax as mcl
 from mcl_jax.generation import BeamSearch, Greedy, Sampling, decode, filters, stopping
 from mcl_jax.generation.step import Step, completed
-from mcl_jax.models.decoder import Segment
 
-K, V, D = 3, 13, 7
 PROMPTS = {"tokens": np.array([[0, 0, 5], [7, 5, 9]]), "mask": np.array([[0, 0, 1], [1, 1, 1]], bool)}
-
-
-class Bigrams(nn.Module):
-    """A language model in which a token depends on the one before it: quick to compile."""
-
-    vocab_size = V
-
-    def setup(self):
-        self.embed = nn.Embed(V, D)
-        self.up, self.head = nn.Dense(D), nn.Dense(V)
-
-    def hidden(self, tokens, mask=None):
-        return nn.tanh(self.up(self.embed(tokens)))
-
-    def logits(self, hidden):
-        return self.head(hidden)
-
-    def extend(self, tokens, mask, positions, past=()):
-        nothing = jnp.zeros((1, *tokens.shape, 1, 1))
-        return self.hidden(tokens), Segment(nothing, nothing, positions, mask)
-
-    def __call__(self, tokens):
-        return self.logits(self.hidden(tokens))
-
-    @staticmethod
-    def unembedding(params):
-        return params["head"]["kernel"]
-
-
-class Pieces:
-    """Token i is a letter; 10 is "ab", though `encode` writes it as two letters, 11 a new line, 12 the end."""
-
-    pieces = [*"abcdefghij", "ab", "\n", "</s>"]
-    eos_token_id = 12
-
-    def encode(self, text):
-        return [self.pieces.index(letter) for letter in text]
-
-    def decode(self, ids, skip_special_tokens=False):
-        return "".join(self.pieces[i] for i in ids if not (skip_special_tokens and i == self.eos_token_id))
 
 
 @pytest.fixture(scope="module")
 def base():
-    module = Bigrams()
-    shapes = jax.eval_shape(module.init, jax.random.key(0), PROMPTS["tokens"])["params"]
-    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=5, targets=("up", "head")))
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    init = lambda: model.init(jax.random.key(0), shapes, tokens, num_hypotheses=K)
-    params = randomized(shapes, seed=1, scale=1.0)
-    return model, jax.tree.map(jnp.asarray, params), randomized(jax.eval_shape(init), seed=2, scale=0.7)
+    return bigram_hypotheses()
 
 
 # ------------------------------------------------------------------------------------------------------------ n-grams
@@ -136,7 +86,7 @@ def test_stop_sequences_end_where_they_are_complete():
 
 SAMPLES = Sampling(num_samples=7, temperature=2.0)
 OPTIONS = dict(eos_token_id=12, tokenizer=Pieces(), rng=jax.random.key(1))
-STOPS = ("ab", "c\n")
+STOPS = ("ab", "d\n")
 
 
 def cut_by_a_loop(row):
@@ -161,9 +111,9 @@ def test_answers_end_with_the_token_that_completes_a_stop_string(base):
         if row != whole:
             ends.add(tuple(row[-2:]) if row[-1] != 10 else (10,))
         text = stopping.text_of(Pieces(), found.tokens[index][:length].tolist(), STOPS)
-        assert text == Pieces().decode(whole, True).split("ab")[0].split("c\n")[0].strip()
-    assert {(2, 11), (10,)} <= ends
-    assert stopping.sequences_of(Pieces(), STOPS) == ((0, 1), (2, 11))
+        assert text == Pieces().decode(whole, True).split("ab")[0].split("d\n")[0].strip()
+    assert {(3, 11), (10,)} <= ends
+    assert stopping.sequences_of(Pieces(), STOPS) == ((0, 1), (3, 11))
 
 
 def test_a_stop_string_of_one_token_ends_beams_as_an_end_token_does(base):
