@@ -45,7 +45,7 @@ class Pieces:
     eos_token_id = 12
 
     def encode(self, text):
-        return [self.pieces.index(letter) for letter in text]
+        return [self.pieces.index(letter) for letter in text if letter in self.pieces]
 
     def decode(self, ids, skip_special_tokens=False):
         return "".join(self.pieces[i] for i in ids if not (skip_special_tokens and i == self.eos_token_id))

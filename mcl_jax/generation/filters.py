@@ -30,7 +30,9 @@ def no_repeat_ngrams(
     windows, vocab = history.shape[-1] - size + 1, scores.shape[-1]
     last = history[..., size - 1 :]  # the token with which each window ends
     begun = jax.lax.dynamic_slice_in_dim(history, length - (size - 1), size - 1, axis=-1)
-    repeats = (history[..., :windows] != NONE) & (last != NONE)  # so all of the window is there
+    repeats = (
+        last != NONE
+    )  # a window that begins before the first token can only end like `begun` where nothing follows
     for i in range(size - 1):
         repeats &= history[..., i : i + windows] == begun[..., i : i + 1]
 

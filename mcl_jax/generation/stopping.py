@@ -24,7 +24,7 @@ def checked(strings: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def sequences_of(tokenizer: Any, strings: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Returns the token sequences after which `decode` stops early: each stop string alone, and after another token.
+    """Returns the token sequences after which `decode` stops early: each stop string alone, or after a space or a line.
 
     A tokenizer may write the same text otherwise, for example as the end of a longer token. Then a continuation goes on
     to its end token or its limit, and `cut` removes what came after the stop string.
@@ -33,7 +33,7 @@ def sequences_of(tokenizer: Any, strings: Sequence[str]) -> tuple[tuple[int, ...
     for string in strings:
         before, after = plain_ids(tokenizer, ANCHOR), plain_ids(tokenizer, ANCHOR + string)
         follows = after[len(before) :] if np.array_equal(after[: len(before)], before) else after[:0]
-        for ids in (plain_ids(tokenizer, string), follows):
+        for ids in (plain_ids(tokenizer, string), plain_ids(tokenizer, " " + string), follows):
             if len(ids) and string in tokenizer.decode(ids.tolist()):
                 found[tuple(ids.tolist())] = None
     return tuple(found)
