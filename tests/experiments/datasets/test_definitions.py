@@ -51,7 +51,7 @@ def test_words_that_are_both_have_two_definitions(tmp_path):
 
 
 def test_words_that_are_one_or_both(tmp_path):
-    """Two nouns and one verb are no other part: the verb is taken, and one of the nouns."""
+    """Two words are both. Two nouns and one verb are no other part: the verb is taken, and one of the nouns."""
     write(tmp_path, "noun", NOUNS | {"vigour": "strength"}, {})
     write(tmp_path, "verb", VERBS | {"sing": "make music"}, {"zest": 0})
     corpus = read_words(tmp_path / "unused", tmp_path)
@@ -77,7 +77,7 @@ def test_the_real_ones(tmp_path):
     assert corpus.counts() == {"train": 1221, "validation": 84, "test": 63}
     words = read_words(tmp_path)
     modes = [target.mode for record in words.records for target in record.targets]
-    assert len(words.records) == 1368 + 2 * 2239 and modes.count("noun") == modes.count("verb") == 3607
+    assert len(words.records) == 1368 + 2 * 684 and modes.count("noun") == modes.count("verb") == 2052
     by_word = {record.source: record for record in corpus.records}
     assert by_word["surface"].targets[1] == Target("come to the surface", "verb")
     assert not any('"' in target.text for record in corpus.records for target in record.targets)
