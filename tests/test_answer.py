@@ -559,6 +559,7 @@ def test_decoders_of_your_own_cannot_be_stored():
     ("decoder", "number", "wanted"),
     [
         (Greedy(), 1, Greedy()),
+        (None, 3, BeamSearch(3, num_return=3)),
         (Greedy(), 3, BeamSearch(3, num_return=3)),
         (BeamSearch(5), 2, BeamSearch(5, num_return=2)),
         (BeamSearch(2), 3, BeamSearch(3, num_return=3)),

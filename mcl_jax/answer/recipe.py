@@ -159,22 +159,23 @@ class Recipe:
         return dataclasses.replace(self, **{name: values[name] for name in SETTLED if getattr(self, name) is None})
 
     def with_answers(self, number: int) -> "Recipe":
-        """Returns a recipe with `number` answers per hypothesis: samples, or the best beams; the decoder is settled.
+        """Returns a recipe with `number` answers per hypothesis: samples, or the best beams.
 
         Raises:
           ValueError: if the number is below 1.
         """
         options.check_integers(1, answers=number)
-        if isinstance(self.decoder, Sampling):
-            return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, num_samples=number))
-        if isinstance(self.decoder, Greedy):
+        decoder = self.decoder or SETTLED["decoder"]
+        if isinstance(decoder, Sampling):
+            return dataclasses.replace(self, decoder=dataclasses.replace(decoder, num_samples=number))
+        if isinstance(decoder, Greedy):
             return self if number == 1 else dataclasses.replace(self, decoder=BeamSearch(number, num_return=number))
-        groups = self.decoder.num_groups if isinstance(self.decoder, DiverseBeamSearch) else 1
-        beams = max(self.decoder.num_beams, -(-number // groups) * groups)
-        return dataclasses.replace(self, decoder=dataclasses.replace(self.decoder, num_beams=beams, num_return=number))
+        groups = decoder.num_groups if isinstance(decoder, DiverseBeamSearch) else 1
+        beams = max(decoder.num_beams, -(-number // groups) * groups)
+        return dataclasses.replace(self, decoder=dataclasses.replace(decoder, num_beams=beams, num_return=number))
 
     def drawing(self, temperature: float | None = None, top_p: float | None = None) -> "Recipe":
-        """Returns a settled recipe that draws its answers; temperature 0 takes the likeliest token at each step.
+        """Returns a recipe that draws its answers; temperature 0 takes the likeliest token at each step.
 
         A recipe that draws already keeps its other settings; one with beams draws as many answers as it had.
 
