@@ -4,10 +4,13 @@ Prompt and answer are encoded separately, so a prompt has the same tokens when t
 """
 
 import inspect
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Int
+
+from mcl_jax.extras import needed_for
 
 AnswerStart = Literal["alone", "space", "direct"]
 ANCHOR = "\n"  # a token of its own for every tokenizer here, whatever follows
@@ -17,7 +20,7 @@ class Tokenizer(Protocol):
     """The interface of a tokenizer; Hugging Face's `PreTrainedTokenizerFast` has it.
 
     `encode` may take `add_special_tokens`. Then prompts begin with the tokenizer's first tokens, and answers do not.
-    A `pad_token_id` is used if there is one.
+    A `pad_token_id` is used if there is one. `chat_ids` needs `chat_template` and `apply_chat_template`.
     """
 
     eos_token_id: int
@@ -41,7 +44,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " P"]:
     Raises:
       ValueError: if the prompt has no tokens.
     """
-    ids, written = _encode(tokenizer, text), _encode(tokenizer, text, **_without_special(tokenizer))
+    ids, written = _encode(tokenizer, text), plain_ids(tokenizer, text)
     if len(written) and written[0] == ids[0]:
         ids = written
     if len(ids) and ids[-1] == tokenizer.eos_token_id:
@@ -49,6 +52,43 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " P"]:
     if not len(ids):
         raise ValueError(f"the prompt {text!r} must have at least one token, got none")
     return ids
+
+
+def chat_ids(tokenizer: Any, text: str) -> Int[np.ndarray, " P"]:
+    """Returns the token ids of a chat with one message of a user, up to where the answer begins.
+
+    They are those of Hugging Face's `apply_chat_template(..., add_generation_prompt=True)`.
+
+    Raises:
+      ValueError: if the tokenizer has no chat template, or the template does not take the message; names the file.
+      MissingExtra: if jinja2, which fills the template, is not installed.
+    """
+    check_chat(tokenizer)
+    with needed_for("a chat template", "text"):
+        import jinja2
+    try:
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"{_template_of(tokenizer)} does not take a message of a user: {error}") from error
+    return plain_ids(tokenizer, chat)
+
+
+def check_chat(tokenizer: Any) -> None:
+    """Raises a ValueError if the tokenizer has no chat template; names the file that could have one."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"a prompt as a chat needs {_template_of(tokenizer)}, but there is none; write the prompt out")
+
+
+def _template_of(tokenizer: Any) -> str:
+    """Returns what could hold the chat template of a tokenizer, for messages."""
+    path = getattr(tokenizer, "name_or_path", "")
+    if not path:
+        return f"the chat template of the tokenizer {type(tokenizer).__name__}"
+    if Path(path).is_file():
+        return f"tokenizer.chat_template in {path}"
+    return f"chat_template in {Path(path) / 'tokenizer_config.json'} or the file {Path(path) / 'chat_template.jinja'}"
 
 
 def answer_ids(tokenizer: Tokenizer, text: str, name: str, start: AnswerStart = "alone") -> Int[np.ndarray, " N"]:
@@ -64,13 +104,12 @@ def answer_ids(tokenizer: Tokenizer, text: str, name: str, start: AnswerStart = 
     Raises:
       ValueError: if the text is empty or contains the end token, or the start is unknown.
     """
-    options = _without_special(tokenizer)
     match start:
         case "alone":
-            ids = _encode(tokenizer, text, **options)
+            ids = plain_ids(tokenizer, text)
         case "space" | "direct":
-            before = _encode(tokenizer, ANCHOR, **options)
-            ids = _encode(tokenizer, ANCHOR + " " * (start == "space") + text, **options)[len(before) :]
+            before = plain_ids(tokenizer, ANCHOR)
+            ids = plain_ids(tokenizer, ANCHOR + " " * (start == "space") + text)[len(before) :]
         case _:
             raise ValueError(f"the start of an answer must be one of {get_args(AnswerStart)}, got {start!r}")
     if not text or not len(ids):
@@ -78,6 +117,11 @@ def answer_ids(tokenizer: Tokenizer, text: str, name: str, start: AnswerStart = 
     if tokenizer.eos_token_id in ids:
         raise ValueError(f"{name}: the target contains the end-of-sequence token: {text[:60]!r}")
     return np.append(ids, np.int32(tokenizer.eos_token_id))
+
+
+def plain_ids(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " N"]:
+    """Returns the token ids of a text as it is written, without any first or last tokens."""
+    return _encode(tokenizer, text, **_without_special(tokenizer))
 
 
 def pad_id(tokenizer: Tokenizer) -> int:

@@ -436,10 +436,53 @@ def test_nothing_on_standard_input(finished, says, no_weights, monkeypatch):
         ("--answers=0", "answers must be at least 1, got 0"),
         ("--max-new-tokens=0", "max_new_tokens must be at least 1, got 0"),
         ("--prompt=no", 'the prompt template needs "{source}" once'),
+        ("--temperature=-1", "temperature must be positive, got -1"),
+        ("--no-repeat-ngram-size=-1", "no_repeat_ngram_size must be at least 0, got -1"),
+        ("--stop-strings=", "stop_strings must be texts that are not empty, got ''"),
+        ("--stream", "--stream needs tokens that stay, but "),
+        ("--stream --json", "--stream shows answers to people and --json is for programs; give one of them"),
     ],
 )
 def test_options_that_are_wrong(finished, says, no_weights, option, message):
-    assert says(finished, "w3", option)[1].startswith(f"error: {message}")
+    assert says(finished, "w3", *option.split(" "))[1].startswith(f"error: {message}")
+
+
+# ------------------------------------------------------------------------------------------------- Options of decoding
+
+
+def test_generation_config_of_the_base_decides_where_adapters_do_not(peft, base, tmp_path, capsys):
+    moved = shutil.copytree(base, tmp_path / "base")
+    entries = {"eos_token_id": [0, 5], "do_sample": True, "temperature": 0.7, "top_k": 9, "repetition_penalty": 1.2}
+    (moved / "generation_config.json").write_text(json.dumps(entries))
+    given = dict(base=moved, repetition_penalty=1.5, temperature=0.3)
+    recipe = Trained.find(peft, **given).recipe
+    assert recipe.decoder == Sampling(temperature=0.3, top_k=9)
+    assert (recipe.eos_token_id, recipe.repetition_penalty, recipe.max_new_tokens) == ((0, 5), 1.5, 64)
+    said = f"Taken from {moved / 'generation_config.json'}: eos_token_id=[0, 5], Sampling(top_k=9)."
+    assert capsys.readouterr().out.splitlines() == [said]
+    assert Trained.find(peft, **given | {"temperature": 0.0}).recipe.decoder == Greedy()
+    assert "Sampling" not in capsys.readouterr().out
+
+
+def test_a_base_without_a_chat_template(finished, base, says):
+    error = says(finished, "w3", "--chat")[1]
+    assert error.startswith(f"error: a prompt as a chat needs chat_template in {base / 'tokenizer_config.json'} or ")
+
+
+@pytest.mark.slow
+def test_the_command_streams(finished, says):
+    options = ("--temperature=0", "--max-new-tokens=13", "--no-repeat-ngram-size=2", "--stop-strings=w7")
+    out, error = says(finished, "w3", "w9 w8", "--stream", *options)
+    assert error is None
+    found = lines(says(finished, "w3", "w9 w8", "--json", *options))
+    texts = [answer["text"] for line in found for answer in line["answers"]]
+    assert len(texts) == 2 * K and all("w7" not in text for text in texts)
+    rows = out.splitlines()
+    tables = [rows.index("w3", 1), len(rows) - K - 2]
+    assert [row.split(maxsplit=3)[3] for at in tables for row in rows[at + 2 : at + 2 + K]] == texts
+    for k in range(K):  # the pieces before the table are the words of the answer, without the last
+        pieces = [row.split(maxsplit=1)[1] for row in rows[1 : tables[0]] if row.startswith(f"    {k}")]
+        assert texts[k].startswith(" ".join(pieces)) and pieces
 
 
 # ------------------------------------------------------------------------------------------------------------- Recipe
@@ -463,6 +506,7 @@ LORA = mcl.LoraConfig(
         Recipe("base", LORA, "clips", "<|AUDIO|>", Sampling(2, top_p=0.9), dtype=jnp.bfloat16, seconds=1.5, window=152),
         Recipe("base", kind="pictures", prompt="é", quantization="nf4", repetition_penalty=1.1, max_new_tokens=7),
         Recipe("base", decoder=BeamSearch(4, early_stopping="never", length_penalty=0.5)),
+        Recipe("base", chat=True, no_repeat_ngram_size=3, stop_strings=("\n",), eos_token_id=(3, 5)),
     ],
 )
 def test_a_recipe_is_read_back_as_it_was_written(recipe, tmp_path):
@@ -495,6 +539,7 @@ def test_a_recipe_is_read_back_as_it_was_written(recipe, tmp_path):
         ({"padded": True}, "padded needs the kind pictures, got 'text'"),
         ({"seconds": -1.0}, "seconds must be a number above 0, got -1.0"),
         ({"prompt": 3}, "prompt must be a text, got 3"),
+        ({"stop_strings": [3]}, "stop_strings must be texts that are not empty, got 3"),
     ],
 )
 def test_an_answer_json_that_is_wrong(tmp_path, change, message):
@@ -514,6 +559,7 @@ def test_decoders_of_your_own_cannot_be_stored():
     ("decoder", "number", "wanted"),
     [
         (Greedy(), 1, Greedy()),
+        (None, 3, BeamSearch(3, num_return=3)),
         (Greedy(), 3, BeamSearch(3, num_return=3)),
         (BeamSearch(5), 2, BeamSearch(5, num_return=2)),
         (BeamSearch(2), 3, BeamSearch(3, num_return=3)),

@@ -11,7 +11,7 @@ import pytest
 
 import mcl_jax as mcl
 from mcl_jax.generation import BeamSearch, DiverseBeamSearch, Greedy, Sampling, decode, filters
-from mcl_jax.generation.generate import Limits
+from mcl_jax.generation.limits import Limits
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = np.load(GOLDEN / "generation.npz")
@@ -19,6 +19,8 @@ CASES = sorted({name.split("/")[0] for name in EXPECTED.files if name.endswith("
 PROMPTS = {"tokens": EXPECTED["tokens"], "mask": EXPECTED["mask"]}
 EOS = tuple(int(token) for token in EXPECTED["eos"])
 PAD = int(EXPECTED["pad"])
+LIMITS = ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size")
+SLOW = {"beam_ngrams"}
 K = 3
 
 
@@ -36,7 +38,7 @@ def base():
 
 def decoder_of(options):
     options = dict(options)
-    for name in ("max_new_tokens", "min_new_tokens", "repetition_penalty"):
+    for name in ("max_new_tokens", *LIMITS):
         options.pop(name, None)
     renamed = {"num_return_sequences": "num_return", "num_beam_groups": "num_groups"}
     options = {renamed.get(name, name): value for name, value in options.items()}
@@ -45,10 +47,10 @@ def decoder_of(options):
     return (DiverseBeamSearch if "num_groups" in options else BeamSearch)(**options)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
 def test_tokens_are_hugging_faces(base, case):
     options = json.loads(str(EXPECTED[f"{case}/options"]))
-    limits = {name: options[name] for name in ("min_new_tokens", "repetition_penalty") if name in options}
+    limits = {name: options[name] for name in LIMITS if name in options}
     found = decode(
         *base, PROMPTS, decoder_of(options), options["max_new_tokens"], eos_token_id=EOS, pad_token_id=PAD, **limits
     )

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Literal
 
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
-from mcl_jax.generation import BeamSearch, Decoder, DiverseBeamSearch, Greedy, Sampling
+from mcl_jax import hosts, options
+from mcl_jax.generation import BeamSearch, Decoder, Defaults, DiverseBeamSearch, Greedy, Sampling, stopping
 
 DecoderName = Literal["greedy", "beam", "diverse", "sampling", "ancestral", "top_k", "typical", "tta"]
 SAMPLING = ("sampling", "ancestral", "top_k", "typical")
@@ -69,8 +71,15 @@ class Decoding(Options):
     num_beams: int | None = field(default=None, metadata=VOLATILE)
     """Number of beams of a method with one hypothesis, a multiple of K. The default is 2 K.
     Each of K hypotheses has 1/K of them."""
-    repetition_penalty: float = field(default=1.0, metadata=VOLATILE)
-    """A value above 1 makes tokens of the prompt and of the answer so far less likely, in every decoder."""
+    repetition_penalty: float | None = field(default=None, metadata=VOLATILE)
+    """A value above 1 makes tokens of the prompt and of the answer so far less likely, in every decoder.
+    The default is that of generation_config.json in the folder of the base, or 1."""
+    no_repeat_ngram_size: int | None = field(default=None, metadata=VOLATILE)
+    """Let no sequence of so many tokens occur twice in prompt and answer, in every decoder; 0 allows all.
+    The default is that of generation_config.json in the folder of the base, or 0."""
+    stop_strings: tuple[str, ...] | None = field(default=None, metadata=VOLATILE)
+    """Texts that end an answer and are left out of it, beside the end token.
+    The default are those of generation_config.json in the folder of the base, or none."""
     mle_decoders: tuple[DecoderName, ...] = field(
         default=("beam", "diverse", "sampling"), metadata=VOLATILE | NO_INFLUENCE
     )
@@ -94,13 +103,28 @@ class Decoding(Options):
 
     def check(self) -> None:
         super().check()
-        if not self.repetition_penalty > 0:
+        if self.repetition_penalty is not None and not self.repetition_penalty > 0:
             raise ValueError(f"--repetition-penalty must be above 0, got {self.repetition_penalty}")
+        if (self.no_repeat_ngram_size or 0) < 0:
+            raise ValueError(f"--no-repeat-ngram-size must be at least 0, got {self.no_repeat_ngram_size}")
+        stopping.checked(self.stop_strings)
         if not self.diversity_penalty or len(set(self.diversity_penalty)) < len(self.diversity_penalty):
             raise ValueError(f"--diversity-penalty needs at least one λ, each once, got {self.diversity_penalty}")
         of = self.sampling_temperatures
         if not of or min(of) <= 0 or len(set(of)) < len(of):
             raise ValueError(f"--sampling-temperatures needs at least one temperature above 0, each once, got {of}")
+
+    def limits(self, base: Path) -> dict[str, object]:
+        """Returns the arguments of `decode` besides the decoder; what is not given comes from the folder of the base.
+
+        The first process prints what is taken from there. `eos_token_id` is only there if the folder has some.
+        """
+        names = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "stop_strings")
+        explicit = options.given({name: getattr(self, name) for name in names})
+        defaults = Defaults.read(base)
+        if hosts.first():
+            defaults.say({*explicit, "decoder"})
+        return dict(defaults.options) | explicit
 
     def beams(self, num_hypotheses: int) -> int:
         """Returns the number of beams of every method in all."""

@@ -87,10 +87,11 @@ def answer(
     if isinstance(decoder, ExpertsAlone):
         model, adapters = mcl.moe.experts_alone(model, state.adapters)
         state, decoder = state.replace(adapters=adapters), decoder.decoder
-    num_listed = decoder.n if isinstance(decoder, Listed) else None
+    limits, num_listed = task.limits, decoder.n if isinstance(decoder, Listed) else None
     if num_listed is not None:
-        longer = task.config.replace(max_new_tokens=num_listed * task.config.decoding.max_new_tokens)
-        task, decoder = dataclasses.replace(task, config=longer), decoder.decoder
+        limits = limits | {"max_new_tokens": num_listed * limits["max_new_tokens"]}
+        decoder = decoder.decoder
+    stops = limits.get("stop_strings", ())
     mesh, size = task.config.training.device_mesh(), min(task.config.decoding.decode_batch, len(records))
     with run.progress(len(records), 0, f"{name} answers") as progress:
         for number, (batch, prompts, real) in enumerate(prompts_of(task, records, size)):
@@ -98,12 +99,12 @@ def answer(
                 run.stop()
             started = time.monotonic()
             rng = jax.random.fold_in(stream(task.config.seed, DECODING), number)
-            decoded = jax.block_until_ready(_decode(task, model, state, batch, prompts, decoder, rng))
+            decoded = jax.block_until_ready(_decode(task, model, state, batch, prompts, decoder, limits, rng))
             seconds += time.monotonic() - started
             score = partial(generation.log_likelihoods, model, state.params, state.adapters, prompts, mesh=mesh)
             log_p = [score(one) for one in decoded]
             for tokens in np.concatenate([_items(one.tokens) for one in decoded], axis=1)[:real]:
-                texts.append([task.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens])
+                texts.append([generation.text_of(task.tokenizer, row, stops) for row in tokens])
             mixed = [_items(generation.mixture_scores(p, one.lengths)) for p, one in zip(log_p, decoded, strict=True)]
             scores += np.concatenate(mixed, axis=1)[:real].tolist()
             progress.update(len(texts))
@@ -111,14 +112,13 @@ def answer(
     return found if num_listed is None else found.split(num_listed)
 
 
-def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[generation.Generation]:
+def _decode(task: Task, model, state, batch, prompts, decoder, limits, rng) -> list[generation.Generation]:
     """Decodes a batch once, or once for each augmentation of its images or clips."""
     asked = [prompts]
     if isinstance(decoder, TestTimeAugmentation):
         keys = jax.random.split(rng, (decoder.n, len(batch)))
         asked = [prompts | {"features": task.perception.augmented(batch, row)} for row in keys]
         decoder = decoder.decoder
-    eos = task.tokenizer.eos_token_id
     return [
         generation.decode(
             model,
@@ -126,10 +126,7 @@ def _decode(task: Task, model, state, batch, prompts, decoder, rng) -> list[gene
             state.adapters,
             inputs,
             decoder,
-            task.config.decoding.max_new_tokens,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            repetition_penalty=task.config.decoding.repetition_penalty,
+            **limits,
             rng=rng,
             mesh=task.config.training.device_mesh(),
         )

@@ -79,6 +79,14 @@ class Task:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(adapters)) / self.config.num_hypotheses
         return self.config.prompts.length(parameters, jax.eval_shape(self.module.unembedding, self.params).shape[0])
 
+    @cached_property
+    def limits(self) -> dict[str, Any]:
+        """The arguments of `generation.decode` besides the decoder; prints once what the folder of the base decides."""
+        found = self.config.decoding.limits(self.base)
+        end = self.tokenizer.eos_token_id
+        ends = tuple(dict.fromkeys((end, *found.get("eos_token_id", ()))))
+        return found | {"eos_token_id": ends, "pad_token_id": end, "tokenizer": self.tokenizer}
+
     def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
         """Returns at most `most` records of a split, evenly spread over it."""
         return spread(self.corpus.split(split), most)

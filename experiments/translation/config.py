@@ -6,7 +6,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from experiments.common import config, groups, options
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
@@ -49,6 +49,8 @@ class Data(Options):
     """Number of training pairs of WMT. The default is all of them, tens of millions."""
     prompt: str = Prompt().template
     """Prompt of the model: a text that contains "{source}" once; the answer follows it directly."""
+    chat: Annotated[bool, FlagCreatePairsOff] = False
+    """Put the prompt into the chat template of the tokenizer, as the message of a user; the answer is the reply."""
     cache: Path = field(default=Path("runs/cache"), metadata=VOLATILE | NO_INFLUENCE)
     """Folder for downloads (verses, WMT) and for prepared data sets."""
 

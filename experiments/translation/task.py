@@ -10,6 +10,7 @@ from experiments.common.task import Task
 from experiments.translation.config import Config
 from mcl_jax import data, hosts
 from mcl_jax.models import gguf_file, pretrained
+from mcl_jax.tokenization import check_chat
 
 
 def load(config: Config) -> Task:
@@ -57,4 +58,7 @@ def load_base(config: Config, corpus: data.Corpus) -> Task:
     options = config.base.options(config.training)
     path = config.base.path or smollm2()
     module, params, tokenizer = mcl.models.from_pretrained(path, **options)
-    return Task(config, module, params, tokenizer, corpus, data.Prompt(config.data.prompt), path)
+    if config.data.chat:
+        check_chat(tokenizer)
+    prompt = data.Prompt(config.data.prompt, chat=config.data.chat)
+    return Task(config, module, params, tokenizer, corpus, prompt, path)

@@ -1,7 +1,7 @@
 """Answers of K hypotheses to texts, pictures or clips, with their log-likelihoods."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +14,11 @@ from mcl_jax.answer.recipe import Recipe
 from mcl_jax.answer.trained import Trained
 from mcl_jax.data.clips import SAMPLE_RATE
 from mcl_jax.data.encoding import Prompt
+from mcl_jax.generation import Defaults
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.models import from_pretrained
 from mcl_jax.selector import Selector, choose
+from mcl_jax.tokenization import check_chat
 
 LENGTHS = 16  # prompts are padded to a multiple of it, so that few programs are compiled
 SHOWN = 3
@@ -65,7 +67,7 @@ class Answerer:
         processor: Any,
         selector: Selector | None = None,
     ):
-        self.recipe, self.model, self.params, self.processor = recipe, model, params, processor
+        self.recipe, self.model, self.params, self.processor = recipe.settled(Defaults()), model, params, processor
         self.selector = selector
         self.adapters = jax.tree.map(jnp.asarray, adapters)
         self._encode = jax.jit(lambda params, inputs: model.module.apply({"params": params}, **inputs, method="encode"))
@@ -76,7 +78,8 @@ class Answerer:
         """Reads the base, and PEFT adapters if those are what was trained.
 
         Raises:
-          ValueError: if the base has no tokenizer, cannot be read, or does not fit PEFT adapters.
+          ValueError: if the base has no tokenizer, or no chat template that the recipe needs, cannot be read, or does
+            not fit PEFT adapters.
         """
         recipe, dtype = trained.recipe, jnp.dtype(trained.recipe.dtype)
         module, params, processor = from_pretrained(
@@ -84,6 +87,8 @@ class Answerer:
         )
         if processor is None:
             raise ValueError(f"the base {recipe.base} has no tokenizer files, which answers in words need")
+        if recipe.chat:
+            check_chat(processor)
         if recipe.padded:
             processor = processor.padded_to_squares()
         model, adapters = trained.hypotheses(module)
@@ -106,6 +111,7 @@ class Answerer:
         rows: int | None = None,
         first: int = 0,
         top_hypotheses: int | None = None,
+        stream: Callable[[list[list[tuple[int, str]]]], None] | None = None,
     ) -> list[list[Answer]]:
         """Answers a batch of questions.
 
@@ -114,12 +120,14 @@ class Answerer:
           rows: number of rows to compute, at least that of the questions; batches with the same number share a program.
           first: number of the first question among all; it chooses the random keys if the decoder draws samples.
           top_hypotheses: number of hypotheses that answer each question, the likeliest ones; None means all K.
+          stream: called after every few tokens with the answers so far: for each question, (hypothesis, text) of each
+            answer. The answers are the same as without.
         Returns:
           For each question its answers: those of the likeliest hypothesis first if there is a selector, else in the
           order of the hypotheses.
         Raises:
           ValueError: if there are no questions, one does not suit the base, the adapters or the selector do not fit it,
-            or `top_hypotheses` is outside [1, K] or there is no selector for it.
+            `top_hypotheses` is outside [1, K] or there is no selector for it, or there is a stream of beams.
         """
         if not questions:
             raise ValueError("at least one question is needed, got none")
@@ -127,23 +135,21 @@ class Answerer:
         inputs = self._inputs(padded)
         self._check_adapters(inputs)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), first + jnp.arange(len(padded)))
-        end = self.tokenizer.eos_token_id
         given = (self.model, self.params, self.adapters, inputs)
         chosen, gamma = self._chosen(inputs, top_hypotheses)
-        decoded = generation.decode(
-            *given,
-            self.recipe.decoder,
-            self.recipe.max_new_tokens,
-            eos_token_id=end,
-            pad_token_id=end,
-            repetition_penalty=self.recipe.repetition_penalty,
-            rng=keys,
-            chosen=chosen,
-        )
+        watch = None if stream is None else lambda found: stream(self._texts(found)[: len(questions)])
+        decoded = generation.decode(*given, **self._options(), rng=keys, chosen=chosen, stream=watch)
         log_p = np.asarray(generation.log_likelihoods(*given, decoded))
         answers = [self._answers(decoded, log_p, gamma, b) for b in range(len(questions))]
         likeliest_first = lambda given: sorted(given, key=lambda answer: -(answer.probability or 0.0))
         return [likeliest_first(given) for given in answers]
+
+    def _options(self) -> dict[str, Any]:
+        """Returns the arguments of `decode` that the recipe and the tokenizer decide."""
+        recipe, end = self.recipe, self.tokenizer.eos_token_id
+        names = ("decoder", "max_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "stop_strings")
+        ends = {"eos_token_id": tuple(dict.fromkeys((end, *recipe.eos_token_id))), "pad_token_id": end}
+        return {name: getattr(recipe, name) for name in names} | ends | {"tokenizer": self.tokenizer}
 
     def _chosen(self, inputs: dict[str, Any], top: int | None) -> tuple[Any, np.ndarray | None]:
         """Returns the hypotheses [m, B] that answer, None for all, and γ [K, B], None without a selector."""
@@ -160,12 +166,11 @@ class Answerer:
     ) -> list[Answer]:
         """Returns the answers to question b; log_p is [H, m, B, n], and gamma [K, B] or None."""
         tokens, lengths = np.asarray(decoded.tokens), np.asarray(decoded.lengths)
-        m, _, n, _ = tokens.shape
-        of_rows = range(m) if decoded.hypothesis is None else np.asarray(decoded.hypothesis)[:, b].tolist()
+        n, of_rows = tokens.shape[2], _hypotheses_of(decoded, b)
         return [
             Answer(
                 hypothesis=k,
-                text=self.tokenizer.decode(tokens[row, b, i], skip_special_tokens=True).strip(),
+                text=generation.text_of(self.tokenizer, tokens[row, b, i], self.recipe.stop_strings),
                 tokens=int(lengths[row, b, i]),
                 log_likelihood=float(log_p[k, row, b, i]),
                 log_likelihood_per_token=float(log_p[k, row, b, i] / lengths[row, b, i]),
@@ -176,10 +181,19 @@ class Answerer:
             for i in range(n)
         ]
 
+    def _texts(self, found: generation.Generation) -> list[list[tuple[int, str]]]:
+        """Returns (hypothesis, text) of each answer so far, for each question."""
+        tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
+        text = lambda *at: generation.text_of(self.tokenizer, tokens[at][: lengths[at]], self.recipe.stop_strings)
+        _, B, n, _ = tokens.shape
+        return [
+            [(k, text(row, b, i)) for row, k in enumerate(_hypotheses_of(found, b)) for i in range(n)] for b in range(B)
+        ]
+
     def _inputs(self, questions: Sequence[str | np.ndarray]) -> dict[str, Any]:
         """Returns tokens and mask [B, P], padded on the left, and the features of pictures or clips."""
         if self.recipe.kind == "text":
-            prompt = Prompt(self.recipe.prompt)
+            prompt = Prompt(self.recipe.prompt, chat=self.recipe.chat)
             return _on_the_left([prompt.encode(self.tokenizer, text) for text in questions])
         media = [self._cropped(one) for one in questions]
         window = {} if self.recipe.window is None else {"window": self.recipe.window}
@@ -206,6 +220,11 @@ class Answerer:
             lines = [f"{path} is {found.get(path)}, not {needed.get(path)}" for path in differ[:SHOWN]]
             raise ValueError(f"the adapters do not fit the base {self.recipe.base}: {'; '.join(lines)}")
         self._fits = True
+
+
+def _hypotheses_of(found: generation.Generation, b: int) -> list[int]:
+    """Returns the hypothesis of each row of question b."""
+    return list(range(len(found.tokens))) if found.hypothesis is None else np.asarray(found.hypothesis)[:, b].tolist()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -8,10 +8,13 @@ from mcl_jax import hypotheses, interop, options, peft_files, selector
 from mcl_jax.answer import recipe as recipes
 from mcl_jax.answer.recipe import Recipe
 from mcl_jax.checkpoint import Checkpoints
+from mcl_jax.generation import Defaults
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.json_io import read_json_object
 from mcl_jax.models import pretrained
 from mcl_jax.selector import Selector
+
+DRAWING = ("temperature", "top_p")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Trained:
           folder: directory of a finished run that has an answer.json, or PEFT adapters: one folder, or a folder of
             lora0, lora1, …; an answer.json and a selector beside these are read, too.
           **changes: values in place of those of the recipe, by field; None keeps a value. `answers` is the number of
-            answers per hypothesis.
+            answers per hypothesis; `temperature` and `top_p` are those of `Recipe.drawing`.
         Raises:
           ValueError: if the folder is neither, the run is not finished or has no answer.json, the base is missing or
             takes other inputs than those that the run answers, or the selector is broken or has another K.
@@ -127,12 +130,23 @@ def _recipe_of_peft(folder: Path, changes: dict[str, Any]) -> Recipe:
 
 
 def _checked(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    """Returns the changed recipe. Raises a ValueError if its base is missing or takes something else."""
-    answers = changes.get("answers")
-    recipe = dataclasses.replace(recipe, **{name: changes[name] for name in changes if name != "answers"})
+    """Returns the changed recipe with the defaults of its base, and prints which of these it takes.
+
+    Raises:
+      ValueError: if the base is missing or takes something else, or its generation_config.json is wrong.
+    """
+    answers, sampling = changes.get("answers"), {name: changes[name] for name in DRAWING if name in changes}
+    others = {name: changes[name] for name in changes.keys() - {"answers", *DRAWING}}
+    recipe = dataclasses.replace(recipe, **others)
     _check_base(recipe.base)
     if (kind := pretrained.media_of(recipe.base) or "text") != recipe.kind:
         raise ValueError(f"the base {recipe.base} takes {kind}, but the hypotheses answer {recipe.kind}")
+    defaults = Defaults.read(recipe.base)
+    given = [name for name in recipes.SETTLED if getattr(recipe, name) is not None]
+    defaults.say([*given, *sampling, *(["decoder"] if sampling.get("temperature") == 0 else [])])
+    recipe = recipe.settled(defaults)
+    if sampling:
+        recipe = recipe.drawing(**sampling)
     return recipe if answers is None else recipe.with_answers(answers)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from mcl_jax.console import say
 from mcl_jax.data.records import Record
 from mcl_jax.json_io import check_unicode
-from mcl_jax.tokenization import AnswerStart, Tokenizer, answer_ids, check_tokenizer, pad_id, prompt_ids
+from mcl_jax.tokenization import AnswerStart, Tokenizer, answer_ids, chat_ids, check_tokenizer, pad_id, prompt_ids
 
 NO_MODE = -1
 
@@ -26,9 +26,11 @@ class Prompt:
 
     Attributes:
       template: text with "{source}" once; the target follows it directly.
+      chat: whether the text is the message of a user in the chat template of the tokenizer; the target is the answer.
     """
 
     template: str = "{source}\n=>\n"
+    chat: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self):
         if self.template.count("{source}") != 1:
@@ -43,9 +45,10 @@ class Prompt:
         """Returns the token ids [P] of the prompt, with the tokenizer's first tokens (such as bos) but without eos.
 
         Raises:
-          ValueError: if the prompt has no tokens.
+          ValueError: if the prompt has no tokens, or the tokenizer no chat template that it needs.
         """
-        return prompt_ids(tokenizer, self.format(source))
+        ids = chat_ids if self.chat else prompt_ids
+        return ids(tokenizer, self.format(source))
 
     def encode_record(self, tokenizer: Tokenizer, record: Record) -> np.ndarray:
         """Encodes the source of a record. Override this if a prompt depends on other fields of the record."""
@@ -65,6 +68,10 @@ class Instruction(Prompt):
     def __post_init__(self):
         if "{source}" in self.template:
             raise ValueError(f'an instruction must not contain "{{source}}"; use Prompt({self.template!r})')
+        if self.chat:
+            raise ValueError(
+                "an instruction is not put into a chat template; write the prompt of a picture or clip out"
+            )
         check_unicode(self.template, "the instruction")
 
 

@@ -8,11 +8,39 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 NEVER = -jnp.inf
+NONE = -1  # stands for no token
 
 
 def repetition_penalty(scores: Float[Array, "*B V"], seen: Bool[Array, "*B V"], penalty: float) -> Float[Array, "*B V"]:
     """Divides positive scores of tokens seen before by `penalty` and multiplies negative ones (arXiv 1909.05858)."""
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def no_repeat_ngrams(
+    scores: Float[Array, "*B V"], history: Int[Array, "*B H"], length: Int[Array, ""], size: int
+) -> Float[Array, "*B V"]:
+    """Sets the scores of tokens to −∞ that would complete an n-gram for the second time.
+
+    Args:
+      scores: next-token scores.
+      history: tokens so far; `NONE` in at least size − 1 places before them, and in all places after them.
+      length: number of places of `history` before the next token.
+      size: n.
+    """
+    windows, vocab = history.shape[-1] - size + 1, scores.shape[-1]
+    last = history[..., size - 1 :]  # the token with which each window ends
+    begun = jax.lax.dynamic_slice_in_dim(history, length - (size - 1), size - 1, axis=-1)
+    repeats = (
+        last != NONE
+    )  # a window that begins before the first token can only end like `begun` where nothing follows
+    for i in range(size - 1):
+        repeats &= history[..., i : i + windows] == begun[..., i : i + 1]
+
+    def banned(tokens):  # a token outside the vocabulary is dropped
+        return jnp.zeros(vocab, bool).at[tokens].set(True, mode="drop")
+
+    ending = jnp.where(repeats, last, vocab).reshape(-1, windows)
+    return jnp.where(jax.vmap(banned)(ending).reshape(scores.shape), NEVER, scores)
 
 
 def forbid(scores: Float[Array, "*B V"], tokens: tuple[int, ...], when: Bool[Array, ""]) -> Float[Array, "*B V"]:

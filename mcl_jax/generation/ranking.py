@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from mcl_jax import token_ids
-from mcl_jax.generation.generate import Generation
 from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
+from mcl_jax.generation.limits import Generation
 from mcl_jax.hypotheses import AdaptedModule, count, select
 from mcl_jax.language_model import check_language_model
 from mcl_jax.likelihood import sequence_log_likelihood

@@ -63,7 +63,7 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
     begins = given.get("add_bos_token", sentencepiece or given.get("pre") in WHOLE_WORDS)
     _frame(file, tokenizer, named, begins, given.get("add_eos_token", False))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
-    fast.chat_template = metadata.get("tokenizer.chat_template")
+    fast.chat_template, fast.name_or_path = metadata.get("tokenizer.chat_template"), str(file)
     return fast
 
 

@@ -331,3 +331,30 @@ def test_every_name_of_an_objective_or_a_decoder_makes_one():
         groups.Objective().make("mcl")
     with pytest.raises(ValueError, match=r"Decoding\.decoder needs a case for 'nucleus'"):
         decoders.Decoding().decoder("nucleus", 3)
+
+
+def test_the_folder_of_the_base_decides_how_to_decode_where_no_option_does(tmp_path, capsys):
+    file = tmp_path / "generation_config.json"
+    file.write_text(
+        json.dumps({"eos_token_id": [3, 5], "repetition_penalty": 1.3, "max_new_tokens": 9, "num_beams": 4})
+    )
+    given = translation.parse(["--workdir", "w", "--no-repeat-ngram-size", "3", "--stop-strings", "a", "b"]).decoding
+    wanted = {"eos_token_id": (3, 5), "repetition_penalty": 1.3, "max_new_tokens": 80, "no_repeat_ngram_size": 3}
+    assert given.limits(tmp_path) == wanted | {"stop_strings": ("a", "b")}
+    assert capsys.readouterr().out == f"Taken from {file}: eos_token_id=[3, 5], repetition_penalty=1.3.\n"
+    other = translation.parse(["--workdir", "w", "--repetition-penalty", "1"]).decoding
+    assert other.limits(tmp_path)["repetition_penalty"] == 1.0
+    assert other.limits(tmp_path / "none") == {"max_new_tokens": 80, "repetition_penalty": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--repetition-penalty=0", "--repetition-penalty must be above 0, got 0"),
+        ("--no-repeat-ngram-size=-1", "--no-repeat-ngram-size must be at least 0, got -1"),
+        ("--stop-strings=", "stop_strings must be texts that are not empty, got ''"),
+    ],
+)
+def test_limits_of_answers_that_are_wrong(option, message):
+    with pytest.raises(ValueError, match=message):
+        translation.parse(["--workdir", "w", option])

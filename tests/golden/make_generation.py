@@ -25,6 +25,8 @@ EOS, PAD = [3, 5, 11, 17, 23], 2  # a padding token of 0 is taken for none by be
 CASES = {
     "greedy": dict(max_new_tokens=13),
     "greedy_penalty": dict(max_new_tokens=13, repetition_penalty=1.7, min_new_tokens=4),
+    "greedy_ngrams": dict(max_new_tokens=13, no_repeat_ngram_size=2, repetition_penalty=1.2, min_new_tokens=5),
+    "beam_ngrams": dict(max_new_tokens=13, num_beams=3, num_return_sequences=3, no_repeat_ngram_size=1),
     "beam": dict(max_new_tokens=13, num_beams=3, num_return_sequences=3),
     "beam_long": dict(max_new_tokens=11, num_beams=4, num_return_sequences=2, length_penalty=2.0, early_stopping=True),
     "beam_short": dict(max_new_tokens=12, num_beams=5, num_return_sequences=5, length_penalty=-0.7),

@@ -1,0 +1,220 @@
+"""The compiled loop: prompts once, and then a token for every row at each step."""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from mcl_jax import hypotheses
+from mcl_jax.generation import choosing, filters
+from mcl_jax.generation.decoders import Decoder
+from mcl_jax.generation.limits import Generation, Limits
+from mcl_jax.generation.step import Step, completed
+from mcl_jax.models.decoder import Segment, positions_of
+
+
+@flax.struct.dataclass
+class Carry:
+    """The state of the loop.
+
+    Attributes:
+      t: number of tokens chosen.
+      scores: logits of the next token.
+      seen: whether each token of the vocabulary occurred, for `repetition_penalty`; else None.
+      history: the tokens of prompt and continuation, for `no_repeat_ngram_size` n: n − 1 times `filters.NONE`, then
+        P + T places, which hold `filters.NONE` for padding and for tokens to come; else None.
+      search: the state of the decoder.
+      kept: keys and values of the continuations, with a leading axis K.
+      broken: whether log p of the item was NaN at some step.
+    """
+
+    t: Int[Array, ""]
+    scores: Float[Array, "N W V"]
+    seen: Bool[Array, "N W V"] | None
+    history: Int[Array, "N W H"] | None
+    search: Any
+    kept: Segment
+    broken: Bool[Array, " N"]
+
+
+class Loop:
+    """Decoding of the prompts of one device along the data axis, for use under `jax.jit`.
+
+    Args:
+      model, decoder, limits: as in `decode`.
+      shared: params and adapters.
+      batch: tokens [B, P], mask [B, P], features, keys [B], and the chosen hypotheses [B, m] or None.
+    """
+
+    def __init__(self, model: hypotheses.AdaptedModule, decoder: Decoder, limits: Limits, shared: Any, batch: Any):
+        (params, adapters), (self.tokens, self.mask, self.features, keys, self.chosen) = shared, batch
+        self.decoder, self.limits, (B, self.P) = decoder, limits, self.tokens.shape
+        if self.chosen is None:
+            self.numbers = _every(hypotheses.count(adapters), B)
+            self.extend = functools.partial(_extend, model, params, adapters)
+        else:
+            self.numbers = self.chosen.T
+            chosen = hypotheses.select(adapters, self.numbers)
+            self.extend = functools.partial(choosing.extend_chosen, model, params, chosen, B)
+        self.sizes = len(self.numbers), B, decoder.width
+        self.keys = _row_keys(keys, self.numbers, decoder.width)
+        self.lengths = jnp.repeat(self.mask.sum(1), decoder.width)  # [R], R = B·W rows in the order (B, W)
+
+    def whole(self) -> tuple[Generation, Bool[Array, "K B"]]:
+        """Decodes to the end; returns what `finish` does."""
+        prompt, carry = self.start()
+        return self.finish(self.advance(prompt, carry, self.limits.max_new_tokens))
+
+    def start(self) -> tuple[Segment, Carry]:
+        """Runs the prompts; returns their keys and values, and the state before the first token."""
+        (K, B, W), T = self.sizes, self.limits.max_new_tokens
+        prompts = jnp.broadcast_to(self.tokens[None], (K, B, self.P))
+        positions = positions_of(self.tokens, self.mask)
+        logits, prompt = self.extend(prompts, self.mask, positions, (), **self.features)
+        vocab = logits.shape[-1]
+        first = jnp.broadcast_to(logits[:, :, -1].reshape(K * B, 1, vocab), (K * B, W, vocab))
+        seen = _seen(self.tokens, self.mask, vocab, K, W) if self.limits.repetition_penalty != 1.0 else None
+        history = self._history() if self.limits.no_repeat_ngram_size else None
+        search, kept = self.decoder.init(K * B, T, self.limits.pad_token_id), _empty(prompt, B * W, T)
+        return prompt, Carry(jnp.int32(0), first, seen, history, search, kept, jnp.zeros(K * B, bool))
+
+    def advance(self, prompt: Segment, carry: Carry, until: Int[Array, ""] | int) -> Carry:
+        """Chooses tokens until there are `until`, at most T, or the decoder is done."""
+
+        def unfinished(carry):
+            return (carry.t < until) & ~self.done(carry)
+
+        return jax.lax.while_loop(unfinished, functools.partial(self._step, prompt), carry)
+
+    def done(self, carry: Carry) -> Bool[Array, ""]:
+        """Whether there is nothing left to choose."""
+        return (carry.t >= self.limits.max_new_tokens) | self.decoder.done(carry.search)
+
+    def finish(self, carry: Carry) -> tuple[Generation, Bool[Array, "K B"]]:
+        """Returns the continuations, and whether the model's log p was NaN."""
+        K, B, _ = self.sizes
+        continuations, scores = self.decoder.result(carry.search)
+        scores = jnp.where(carry.broken[:, None], jnp.nan, scores)
+        of_items = Generation(continuations, scores, _lengths(continuations, self.limits))
+        of_items = jax.tree.map(lambda x: x.reshape(K, B, *x.shape[1:]), of_items)
+        numbers = None if self.chosen is None else self.numbers
+        return of_items.replace(hypothesis=numbers), carry.broken.reshape(K, B)
+
+    def _step(self, prompt: Segment, carry: Carry) -> Carry:
+        (K, B, W), T, limits = self.sizes, self.limits.max_new_tokens, self.limits
+        step = Step(
+            carry.t, _folded(self.keys, carry.t), limits.eos_token_id, limits.pad_token_id, T, limits.stop_sequences
+        )
+        scores, log_p = self._constrained(carry)
+        broken = carry.broken | jnp.isnan(log_p[..., 0]).any(-1)  # one NaN score makes all of log p NaN
+        chosen, parents, search = self.decoder.advance(scores, log_p, carry.search, step)
+        (seen, history), kept = (carry.seen, carry.history), carry.kept
+        if parents is not None:
+            of_parents = lambda x: jnp.take_along_axis(x, parents[..., None], axis=1)
+            seen, history = jax.tree.map(of_parents, (seen, history))
+            kept = _reorder(kept, parents.reshape(K, B, W))
+        if seen is not None:
+            seen = seen | jax.nn.one_hot(chosen, seen.shape[-1], dtype=bool)
+        if history is not None:
+            history = history.at[:, :, self._place(carry.t)].set(chosen)
+        here = (self.lengths + carry.t)[:, None]
+        past = (prompt, kept.replace(mask=kept.mask & (jnp.arange(T) < carry.t)[None, None]))
+        # The padding token may be outside the vocabulary.
+        fed = jnp.clip(chosen, 0, scores.shape[-1] - 1).reshape(K, B * W, 1)
+        logits, new = self.extend(fed, jnp.ones((B * W, 1), bool), here, past)
+        kept = jax.tree.map(lambda all_, one, axis: _write(all_, one, carry.t, axis), kept, new, SLOT_AXES)
+        logits = logits[:, :, 0].reshape(K * B, W, -1)
+        return Carry(carry.t + 1, logits, seen, history, search, kept, broken)
+
+    def _constrained(self, carry: Carry) -> tuple[Float[Array, "N W V"], Float[Array, "N W V"]]:
+        """Returns the scores for the decoder and log p of the model."""
+        limits = self.limits
+        log_p = jax.nn.log_softmax(carry.scores, axis=-1)
+        scores = log_p if self.decoder.on_log_probabilities else carry.scores
+        if carry.seen is not None:
+            scores = filters.repetition_penalty(scores, carry.seen, limits.repetition_penalty)
+        if carry.history is not None:
+            place, size = self._place(carry.t), limits.no_repeat_ngram_size
+            scores = filters.no_repeat_ngrams(scores, carry.history, place, size)
+        if limits.min_new_tokens and limits.eos_token_id:
+            scores = filters.forbid(scores, limits.eos_token_id, carry.t < limits.min_new_tokens)
+        return scores, log_p
+
+    def _history(self) -> Int[Array, "N W H"]:
+        K, _, W = self.sizes
+        real = jnp.where(self.mask, self.tokens, filters.NONE)
+        before, after = self.limits.no_repeat_ngram_size - 1, self.limits.max_new_tokens
+        placed = jnp.pad(real, ((0, 0), (before, after)), constant_values=filters.NONE)
+        return jnp.tile(jnp.repeat(placed[:, None], W, axis=1), (K, 1, 1))
+
+    def _place(self, t: Int[Array, ""]) -> Int[Array, ""]:
+        """Returns the place of token t in the history."""
+        return self.limits.no_repeat_ngram_size - 1 + self.P + t
+
+
+def _every(K: int, B: int) -> Int[Array, "K B"]:
+    return jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32)[:, None], (K, B))
+
+
+def _row_keys(keys: Key[Array, " B"], numbers: Int[Array, "K B"], W: int) -> Key[Array, "N W"]:
+    """Derives a key for each row from the key of its example and the numbers of its hypothesis and its sample."""
+    of_hypothesis = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(keys, numbers)
+    of_sample = jax.vmap(lambda w: _folded(of_hypothesis, w), out_axes=-1)(jnp.arange(W))
+    return of_sample.reshape(-1, W)
+
+
+def _folded(keys: Key[Array, "*N"], number: Int[Array, ""]) -> Key[Array, "*N"]:
+    flat = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), number)
+    return flat.reshape(keys.shape)
+
+
+def _extend(model, params, adapters, tokens, mask, positions, past, **features):
+    """Runs tokens after `past`; returns logits [K, R, 1, V] of the last position, and the segment [K, ...]."""
+
+    def one(adapters_k, tokens_k, past_k):
+        call = functools.partial(model.apply, params, adapters_k)
+        hidden, segment = call(tokens_k, mask, positions, past_k, **features, method="extend")
+        return call(hidden[:, -1:], method="logits"), segment
+
+    return jax.vmap(one, (hypotheses.axes(adapters), 0, 0))(adapters, tokens, past)
+
+
+SLOT_AXES = Segment(keys=3, values=3, positions=2, mask=2)  # axis of the time slots, after K (and L) and the rows
+
+
+def _empty(prompt: Segment, rows: int, slots: int) -> Segment:
+    """Allocates a segment for `slots` tokens of `rows` continuations."""
+    K, L, _, _, *heads = prompt.keys.shape
+    zeros = jnp.zeros((K, L, rows, slots, *heads), prompt.keys.dtype)
+    return Segment(zeros, zeros, jnp.zeros((K, rows, slots), jnp.int32), jnp.ones((K, rows, slots), bool))
+
+
+def _write(all_, one, slot, axis):
+    return jax.lax.dynamic_update_slice_in_dim(all_, one.astype(all_.dtype), slot, axis)
+
+
+def _reorder(kept: Segment, parents: Int[Array, "K B W"]) -> Segment:
+    """Reorders the rows like the surviving beams. All beams of an item share their positions and masks."""
+    K, B, W = parents.shape
+    rows = (jnp.arange(B)[None, :, None] * W + parents).reshape(K, 1, B * W, 1, 1, 1)
+    keys, values = (jnp.take_along_axis(x, rows, axis=2) for x in (kept.keys, kept.values))
+    return kept.replace(keys=keys, values=values)
+
+
+def _seen(tokens, mask, vocab, K, W) -> Bool[Array, "N W V"]:
+    """Marks the tokens that occur in each prompt, without padding."""
+
+    def one(row, real):
+        return jnp.zeros(vocab, bool).at[jnp.where(real, row, vocab)].set(True, mode="drop")
+
+    return jnp.tile(jnp.repeat(jax.vmap(one)(tokens, mask)[:, None], W, axis=1), (K, 1, 1))
+
+
+def _lengths(tokens: Int[Array, "N n T"], limits: Limits) -> Int[Array, "N n"]:
+    if not limits.eos_token_id and not limits.stop_sequences:
+        return jnp.full(tokens.shape[:2], tokens.shape[-1])
+    ends = jnp.isin(tokens, jnp.array(limits.eos_token_id, tokens.dtype)) | completed(tokens, limits.stop_sequences)
+    return jnp.where(ends.any(-1), jnp.argmax(ends, axis=-1) + 1, tokens.shape[-1])
