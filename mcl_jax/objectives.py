@@ -373,7 +373,7 @@ class Mixture(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class BalancedWTA(Objective):
-    """The winner has the largest log p(x | θ_k) + b_k, and after each step b_k += η (share_k − win rate_k).
+    """The winner has the largest log p(x | θ_k) + b_k, and after each step b_k ← (1−δ) b_k + η (share_k − win rate_k).
 
     Without the bias b, a hypothesis that gets ahead at the task itself would win the examples of every mode. The bias
     (in nats, on the scale of the normalised log-likelihood) only chooses winners. It is never part of the loss or of
@@ -384,10 +384,13 @@ class BalancedWTA(Objective):
     rate: float = 0.05
     share: tuple[float, ...] | None = None
     release_step: int | None = None
+    decay: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         _check_epsilon("balanced_wta", self.epsilon)
+        if not 0.0 <= self.decay <= 1.0:
+            raise ValueError(f"balanced_wta: decay must be from 0 to 1, got {self.decay}")
         if not 0.0 <= self.rate < math.inf:
             raise ValueError(f"balanced_wta: rate must be finite and at least 0, got {self.rate}")
         if self.share is not None and not (min(self.share) >= 0.0 and abs(sum(self.share) - 1.0) <= 1e-6):
@@ -420,7 +423,8 @@ class BalancedWTA(Objective):
     def next_state(self, state, win_rate, step):
         share = jnp.full(win_rate.size, 1.0 / win_rate.size) if self.share is None else jnp.asarray(self.share)
         missing = share.astype(state.dtype) - win_rate.astype(state.dtype)
-        biased = state + self.rate * jnp.where(win_rate.any(), missing, 0.0)  # a batch without wins changes nothing
+        moved = (1.0 - self.decay) * state + self.rate * missing
+        biased = jnp.where(win_rate.any(), moved, state)  # a batch without wins changes nothing
         return biased if self.release_step is None else jnp.where(step + 1 >= self.release_step, 0.0, biased)
 
 
@@ -487,6 +491,7 @@ def balanced_wta(
     *,
     share: tuple[float, ...] | None = None,
     release_step: int | None = None,
+    decay: float = 0.0,
     normalization: Normalization = "token",
 ) -> BalancedWTA:
     """Winner takes all with balanced assignment (paper, section 7).
@@ -496,10 +501,13 @@ def balanced_wta(
       rate: η, step size of the bias: nats per step for each unit of missing win rate.
       share: [K], share of wins that each hypothesis should have; uniform by default.
       release_step: step from which the bias is zero, so that only a warm-up is balanced.
+      decay: δ, share of the bias that is forgotten per step. The bias is then η/δ (share_k − r_k), where r is a running
+        average of the win rates with weight δ for the newest. So it is bounded, and wins need not be equal. The same
+        rule makes the share follow that average: η Σ (r − win rate) over the steps is this bias again.
       normalization: see `Objective`.
     Raises:
-      ValueError: for ε outside [0, 1), a rate that is negative or not finite, or a share that does not sum to 1.
+      ValueError: for ε outside [0, 1), a rate that is negative or not finite, a share that does not sum to 1, or a
+        decay outside [0, 1].
     """
-    return BalancedWTA(
-        epsilon, rate, None if share is None else tuple(share), release_step, normalization=normalization
-    )
+    share = None if share is None else tuple(share)
+    return BalancedWTA(epsilon, rate, share, release_step, decay, normalization=normalization)

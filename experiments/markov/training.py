@@ -27,12 +27,27 @@ def stream(seed: int, index: int) -> Key[Array, ""]:
 
 
 def sample_mixture(
-    key: Key[Array, ""], transitions: Float[Array, "N V V"], batch: int, length: int
+    key: Key[Array, ""],
+    transitions: Float[Array, "N V V"],
+    batch: int,
+    length: int,
+    prior: Float[Array, " N"] | None = None,
 ) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
-    """Samples sequences from a uniform mixture of chains, with x_1 uniform over symbols, and the chain z of each."""
+    """Samples sequences from a mixture of chains, with x_1 uniform over symbols, and the chain z of each.
+
+    Args:
+      key: random key.
+      transitions: the chains.
+      batch: number of sequences.
+      length: T, symbols per sequence.
+      prior: how frequent each chain is; None is uniform.
+    """
     num_chains, num_symbols, _ = transitions.shape
     z_key, first_key, step_key = jax.random.split(key, 3)
-    z = jax.random.randint(z_key, (batch,), 0, num_chains)
+    if prior is None:
+        z = jax.random.randint(z_key, (batch,), 0, num_chains)
+    else:
+        z = jax.random.choice(z_key, num_chains, (batch,), p=prior)
     first = jax.random.randint(first_key, (batch,), 0, num_symbols)
     cumulative = jnp.cumsum(transitions, axis=-1)[..., :-1]  # the last one is 1; x counts the thresholds below u
 
