@@ -27,27 +27,12 @@ def stream(seed: int, index: int) -> Key[Array, ""]:
 
 
 def sample_mixture(
-    key: Key[Array, ""],
-    transitions: Float[Array, "N V V"],
-    batch: int,
-    length: int,
-    prior: Float[Array, " N"] | None = None,
+    key: Key[Array, ""], transitions: Float[Array, "N V V"], batch: int, length: int
 ) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
-    """Samples sequences from a mixture of chains, with x_1 uniform over symbols, and the chain z of each.
-
-    Args:
-      key: random key.
-      transitions: the chains.
-      batch: number of sequences.
-      length: T, symbols per sequence.
-      prior: how frequent each chain is; None is uniform.
-    """
+    """Samples sequences from a uniform mixture of chains, with x_1 uniform over symbols, and the chain z of each."""
     num_chains, num_symbols, _ = transitions.shape
     z_key, first_key, step_key = jax.random.split(key, 3)
-    if prior is None:
-        z = jax.random.randint(z_key, (batch,), 0, num_chains)
-    else:
-        z = jax.random.choice(z_key, num_chains, (batch,), p=prior)
+    z = jax.random.randint(z_key, (batch,), 0, num_chains)
     first = jax.random.randint(first_key, (batch,), 0, num_symbols)
     cumulative = jnp.cumsum(transitions, axis=-1)[..., :-1]  # the last one is 1; x counts the thresholds below u
 
