@@ -1,12 +1,11 @@
-"""Objectives that were tried, as a training of a few hundred steps takes them."""
+"""The objectives that are compared, with what each does besides."""
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import optax
 
-import mcl_jax as mcl
+from mcl_jax import objectives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,17 +14,17 @@ class Candidate:
 
     Attributes:
       objective: the objective.
-      backward: as in `mcl.make_train_step`.
-      restarts: whether dead hypotheses start again from the winner's adapters with noise.
+      drawn: whether one hypothesis, drawn from q, learns from each example, as with `backward="sampled"`.
+      restarts: whether dead hypotheses start again from the winner with noise.
     """
 
-    objective: mcl.objectives.Objective
-    backward: str = "all"
+    objective: objectives.Objective
+    drawn: bool = False
     restarts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Fading(mcl.objectives.BalancedWTA):
+class Fading(objectives.BalancedWTA):
     """Balanced, where rate and bias fall linearly, and are zero from `release_step` on."""
 
     def next_state(self, state, win_rate, step):
@@ -36,53 +35,32 @@ class Fading(mcl.objectives.BalancedWTA):
 
 
 @dataclasses.dataclass(frozen=True)
-class FadingRelaxed(mcl.objectives.RelaxedWTA):
+class FadingRelaxed(objectives.RelaxedWTA):
     """Relaxed, where ε falls linearly, and is zero from `release_step` on."""
 
     release_step: int = 1
 
     def weights(self, log_likelihood, step=0, state=None, rng=None):
-        left = jnp.maximum(1.0 - step / self.release_step, 0.0).astype(jnp.float32)
-        hard = mcl.objectives.wta().weights(log_likelihood, step, None, rng)
+        left = jnp.maximum(1.0 - step / self.release_step, 0.0)
+        hard = objectives.wta().weights(log_likelihood, step, None, rng)
         return left * super().weights(log_likelihood, step, state, rng) + (1.0 - left) * hard
 
 
 def candidates(steps: int) -> dict[str, Candidate]:
     """Returns the objectives by name, for a training of `steps` steps."""
-    o, half = mcl.objectives, steps // 2
-    cooling = optax.exponential_decay(1.0, 1, 0.98)
+    half, cooling = steps // 2, optax.exponential_decay(1.0, 1, 0.98)
+    balanced = objectives.balanced_wta
     return {
-        "wta": Candidate(o.wta()),
-        "balanced": Candidate(o.balanced_wta(rate=0.05)),
-        "balanced-released": Candidate(o.balanced_wta(rate=0.05, release_step=half)),
-        "balanced-learned-weak": Candidate(o.balanced_wta(rate=0.01, decay=0.1)),
-        "balanced-learned-strong": Candidate(o.balanced_wta(rate=0.05, decay=0.1)),
-        "relaxed": Candidate(o.relaxed_wta(0.05)),
-        "annealed": Candidate(o.annealed(cooling)),
-        "restarts": Candidate(o.wta(), restarts=True),
+        "wta": Candidate(objectives.wta()),
+        "balanced": Candidate(balanced(rate=0.05)),
+        "balanced-released": Candidate(balanced(rate=0.05, release_step=half)),
+        "balanced-learned-weak": Candidate(balanced(rate=0.01, decay=0.1)),
+        "balanced-learned-strong": Candidate(balanced(rate=0.05, decay=0.1)),
+        "relaxed": Candidate(objectives.relaxed_wta(0.05)),
+        "annealed": Candidate(objectives.annealed(cooling)),
+        "restarts": Candidate(objectives.wta(), restarts=True),
         "balanced-fading": Candidate(Fading(rate=0.05, release_step=half)),
         "relaxed-fading": Candidate(FadingRelaxed(0.2, release_step=half)),
-        "annealed-drawn": Candidate(o.annealed(cooling), "sampled"),
-        "mixture": Candidate(o.mixture()),
+        "annealed-drawn": Candidate(objectives.annealed(cooling), drawn=True),
+        "mixture": Candidate(objectives.mixture()),
     }
-
-
-def restarted(state, rate, key, optimizer, noise: float = 0.1):
-    """Gives hypotheses that win less than a twentieth of 1/K the adapters and moments of the winner, with noise.
-
-    Returns the state, and the running win rates [K] with 1/K for those that start again.
-    """
-    k = rate.size
-    dead = rate < 0.05 / k
-    source = jnp.where(dead, jnp.argmax(rate), jnp.arange(k))
-    leaves, tree = jax.tree.flatten(state.adapters)
-    keys = jax.random.split(key, len(leaves))
-
-    def noisy(leaf, key):
-        each = dead.reshape(-1, *[1] * (leaf.ndim - 1))
-        copied = leaf[source]
-        return copied + jnp.where(each, noise * copied.std() * jax.random.normal(key, leaf.shape), 0.0)
-
-    adapters = tree.unflatten([noisy(leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
-    opt_state = optax.tree.map_params(optimizer, lambda x: x[source], state.opt_state)
-    return state.replace(adapters=adapters, opt_state=opt_state), jnp.where(dead, 1.0 / k, rate)

@@ -2,33 +2,32 @@
 
 Each objective trains on each mixture from several seeds: chains that are equally frequent, or one of them much more
 often than the others; chains that are nearly equal; more hypotheses than chains; and a hypothesis with a head start.
-The base is so small that hundreds of runs take minutes: a frozen network that sees one symbol, with LoRA adapters.
+The hypotheses are chains themselves, see `experiments.markov.tables`, so that hundreds of runs take a minute.
 """
 
 import dataclasses
+import functools
 from dataclasses import field
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import optax
+from scipy.special import log_softmax
 
-import mcl_jax as mcl
 from experiments.common.options import COUNT, VOLATILE, Options, parse
 from experiments.markov import theory
-from experiments.markov.candidates import Candidate, candidates
+from experiments.markov.candidates import candidates
 from experiments.markov.collapse import DEAD, THREE_CHAINS
 from experiments.markov.config import SETTINGS
-from experiments.markov.one_symbol import BATCH, LENGTH, Trainer, behind, start, with_one_ahead
-from experiments.markov.training import to_numpy
+from experiments.markov.tables import train, transition_counts
 from mcl_jax.command_line import errors_in_a_line
 from mcl_jax.console import say, table
 from mcl_jax.json_io import read_json
 from mcl_jax.run import Run
 
+LENGTH, BATCH = 32, 32
 TEST = 8000  # sequences on which the learned chains are scored
-AHEAD = 100  # steps of a head start
+BEHIND = 6.0  # logit of symbol 0 in hypotheses that start far behind another
 TITLES = {
     "excess": "Loss above that of the true chains, in thousandths of a nat per token",
     "purity": "Purity",
@@ -44,7 +43,8 @@ class Mixture:
       chains: [N, V, V].
       prior: [N], how frequent each chain is.
       k: number of hypotheses.
-      ahead: whether hypothesis 0 has learned alone before the training, while the base is bad at every sequence.
+      ahead: whether hypothesis 0 starts as the average of the chains, and the others so that they are worse on every
+        sequence. Otherwise all of them start with equal probabilities.
     """
 
     chains: np.ndarray
@@ -52,11 +52,21 @@ class Mixture:
     k: int
     ahead: bool = False
 
+    def start(self) -> np.ndarray:
+        """Returns the logits of the hypotheses at step 0 [K, V, V]."""
+        num_symbols = self.chains.shape[-1]
+        logits = np.zeros((self.k, num_symbols, num_symbols))
+        if self.ahead:
+            logits[..., 0] = BEHIND
+            logits[0] = np.log(np.einsum("n,nij->ij", self.prior, self.chains))
+        return logits
+
 
 def _two(*probabilities: tuple[float, float]) -> np.ndarray:
     return np.array([[[1 - p, p], [q, 1 - q]] for p, q in probabilities])
 
 
+@functools.cache
 def mixtures() -> dict[str, Mixture]:
     """Returns the mixtures by name."""
     first, three = _two(*SETTINGS[1]), np.array(read_json(THREE_CHAINS))
@@ -69,7 +79,7 @@ def mixtures() -> dict[str, Mixture]:
         "three": Mixture(three, third, 3),
         "eight": Mixture(three, (0.8, 0.1, 0.1), 3),
         "three-ahead": Mixture(three, third, 3, ahead=True),
-        "extra": Mixture(three, third, 5),
+        "extra": Mixture(first, (0.5, 0.5), 3),
     }
 
 
@@ -87,66 +97,61 @@ class SweepConfig(Options):
     """Number of random seeds; the first is 0."""
     steps: int = field(default=300, metadata=COUNT)
     """Number of training steps."""
-    learning_rate: float = 1e-2
+    learning_rate: float = 0.05
     """Highest learning rate."""
 
     def __post_init__(self):
         self.check()
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """Makes AdamW with a cosine schedule after a warm-up of a tenth of the steps."""
-        warmup = max(self.steps // 10, 1)
-        rates = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, warmup, max(self.steps, warmup + 1))
-        return optax.adamw(rates, b2=0.95, weight_decay=1e-3)
+
+def training_counts(mixture: Mixture, seeds: int, steps: int) -> np.ndarray:
+    """Returns the transition counts of the sequences of each seed and step [S, N, B, V, V]."""
+    draw = lambda seed: theory.sample(mixture.chains, LENGTH, steps * BATCH, seed, mixture.prior)[0]
+    sequences = np.stack([draw(seed).reshape(steps, BATCH, LENGTH) for seed in range(seeds)])
+    return transition_counts(sequences, mixture.chains.shape[-1])
 
 
-def scores(mixture: Mixture, learned: np.ndarray) -> dict[str, Any]:
-    """Returns what K learned chains [K, V, V] are worth on fresh sequences, as many from each chain.
+@functools.cache
+def test_counts(name: str) -> np.ndarray:
+    """Returns the transition counts of fresh sequences of each chain [N, TEST / N, V, V]."""
+    chains = mixtures()[name].chains
+    draw = lambda n: theory.sample(chains[n][None], LENGTH, TEST // len(chains), TEST + n)[0]
+    return transition_counts(np.stack([draw(n) for n in range(len(chains))]), chains.shape[-1])
+
+
+def scores(name: str, logits: np.ndarray) -> dict[str, Any]:
+    """Returns what K tables of logits [K, V, V] are worth on fresh sequences, as many from each chain.
 
     `excess` is the loss above that of the true chains on the same sequences, in nats per token, where each chain counts
-    as often as in training. `purity` counts all chains alike: the mean over chains of the share that goes to hypotheses
-    which win more of this chain than of any other.
+    as often as in training. `purity` counts all chains alike: the share of sequences whose chain is the most frequent
+    one among those that their hypothesis won.
     """
-    n, gaps, won = len(mixture.chains), [], []
-    for index, chain in enumerate(mixture.chains):
-        sequences, _ = theory.sample(chain[None], LENGTH, TEST // n, index)
-        log_p, truth = (theory.log_likelihood(c, sequences) for c in (learned, mixture.chains))
-        gaps.append((truth.max(0) - log_p.max(0)).mean() / (LENGTH - 1))
-        won.append(np.bincount(log_p.argmax(0), minlength=len(learned)) * n / TEST)
-    win_matrix, prior = np.array(won), np.array(mixture.prior)
-    win_rate = prior @ win_matrix
+    mixture, counts, k = mixtures()[name], test_counts(name), len(logits)
+    log_p, truth = (np.einsum("nbij,kij->nkb", counts, x) for x in (log_softmax(logits, -1), np.log(mixture.chains)))
+    gaps, winner = (truth.max(1) - log_p.max(1)).mean(-1), log_p.argmax(1)
+    win_matrix = (winner[..., None] == np.arange(k)).mean(1)
+    prior = np.array(mixture.prior)
     return {
         "excess": float(prior @ gaps),
-        "purity": float(win_matrix.max(0).sum() / n),
-        "dead": int((win_rate < DEAD).sum()),
+        "purity": float(win_matrix.max(0).sum() / len(prior)),
+        "dead": int((prior @ win_matrix < DEAD).sum()),
         "win_matrix": win_matrix,
     }
 
 
-def starts(config: SweepConfig, optimizer: optax.GradientTransformation, mixture: Mixture) -> tuple[Any, ...]:
-    """Returns seeds, bases, hypotheses and sequences, which all objectives share."""
-    seeds = jnp.arange(config.seeds)
-    params, adapters = start(seeds, mixture.chains.shape[-1], mixture.k)
-    draw = lambda seed: theory.sample(mixture.chains, LENGTH, config.steps * BATCH, seed, mixture.prior)[0]
-    tokens = jnp.asarray(np.stack([draw(seed) for seed in range(config.seeds)]), jnp.int32)
-    tokens = tokens.reshape(config.seeds, config.steps, BATCH, LENGTH)
-    if mixture.ahead:
-        params, alone = behind(params), Trainer(Candidate(mcl.objectives.mle()), optimizer)
-        adapters = with_one_ahead(alone, seeds, params, adapters, tokens[:, ::-1][:, :AHEAD])
-    return seeds, params, adapters, tokens
-
-
-def measured(config: SweepConfig, run: Run, name: str, mixture_name: str, train: Trainer, given: Any) -> list[Any]:
+def measured(config: SweepConfig, run: Run, name: str, mixture_name: str) -> list[dict[str, Any]]:
     """Returns the scores of each seed, from the run's records if it has them."""
     tag = f"{mixture_name}/{name}"
     if done := run.lines(tag):
         return done[-1]["result"]
     if run.stop_requested:
         run.stop()
-    learned = to_numpy(train(*given)[1]).astype(np.float64)
-    result = [scores(mixtures()[mixture_name], one / one.sum(-1, keepdims=True)) for one in learned]
+    mixture = mixtures()[mixture_name]
+    logits, counts = np.stack([mixture.start()] * config.seeds), training_counts(mixture, config.seeds, config.steps)
+    learned = train(candidates(config.steps)[name], logits, counts, config.learning_rate)
+    result = [scores(mixture_name, one) for one in learned]
     run.log(config.steps, {"result": result}, tag=tag)
-    say(f"{tag}: " + "  ".join(f"{key} {spread(result, key)}" for key in ("excess", "purity", "dead")))
+    say(f"{tag}: " + "  ".join(f"{key} {spread(result, key)}" for key in TITLES))
     return result
 
 
@@ -163,12 +168,8 @@ def main(config: SweepConfig) -> None:
         if run.finished:
             run.say_finished()
         else:
-            optimizer, results = config.optimizer(), {}
-            given = {name: starts(config, optimizer, mixtures()[name]) for name in config.mixtures}
-            for name in config.objectives:
-                train = Trainer(candidates(config.steps)[name], optimizer)
-                results[name] = {m: measured(config, run, name, m, train, given[m]) for m in config.mixtures}
-                run.finish({"objectives": results})
+            results = {n: {m: measured(config, run, n, m) for m in config.mixtures} for n in config.objectives}
+            run.finish({"objectives": results})
         results = run.results()["objectives"]
         for score, title in TITLES.items():
             rows = [[name, *(spread(by[m], score) for m in config.mixtures)] for name, by in results.items()]
