@@ -46,6 +46,25 @@ class FadingRelaxed(objectives.RelaxedWTA):
         return left * super().weights(log_likelihood, step, state, rng) + (1.0 - left) * hard
 
 
+@dataclasses.dataclass(frozen=True)
+class AnnealedPrior(objectives.Annealed):
+    """Annealed, where q ∝ r_k exp(log p / τ) and r is a running average of the win rates.
+
+    This is the mass-constrained variant of deterministic annealing (Rose, Proc. IEEE 86, 1998).
+    """
+
+    def init(self, num_hypotheses):
+        return jnp.full(num_hypotheses, 1.0 / num_hypotheses)
+
+    def weights(self, log_likelihood, step=0, state=None, rng=None):
+        temperature = jnp.maximum(self.temperature(step), self.floor)
+        prior = jnp.log(jnp.maximum(state, 1e-3)).astype(log_likelihood.dtype)
+        return super().weights(log_likelihood + temperature * prior[:, None], step, None, rng)
+
+    def next_state(self, state, win_rate, step):
+        return 0.95 * state + 0.05 * win_rate
+
+
 def candidates(steps: int) -> dict[str, Candidate]:
     """Returns the objectives by name, for a training of `steps` steps."""
     half, cooling = steps // 2, optax.exponential_decay(1.0, 1, 0.98)
@@ -63,4 +82,5 @@ def candidates(steps: int) -> dict[str, Candidate]:
         "relaxed-fading": Candidate(FadingRelaxed(0.2, release_step=half)),
         "annealed-drawn": Candidate(objectives.annealed(cooling), drawn=True),
         "mixture": Candidate(objectives.mixture()),
+        "annealed-prior": Candidate(AnnealedPrior(cooling)),
     }
