@@ -80,6 +80,7 @@ def candidates(steps: int) -> dict[str, Candidate]:
         "restarts": Candidate(objectives.wta(), restarts=True),
         "balanced-fading": Candidate(Fading(rate=0.05, release_step=half)),
         "relaxed-fading": Candidate(FadingRelaxed(0.2, release_step=half)),
+        "relaxed-fading-small": Candidate(FadingRelaxed(0.05, release_step=half)),
         "annealed-drawn": Candidate(objectives.annealed(cooling), drawn=True),
         "mixture": Candidate(objectives.mixture()),
         "annealed-prior": Candidate(AnnealedPrior(cooling)),

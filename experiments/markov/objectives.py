@@ -27,6 +27,7 @@ from mcl_jax.run import Run
 
 LENGTH, BATCH = 32, 32
 TEST = 8000  # sequences on which the learned chains are scored
+APART = 0.1  # standard deviation of logits at the start: under soft weights, equal hypotheses would never part
 BEHIND = 6.0  # logit of symbol 0 in hypotheses that start far behind another
 TITLES = {
     "excess": "Loss above that of the true chains, in thousandths of a nat per token",
@@ -44,7 +45,7 @@ class Mixture:
       prior: [N], how frequent each chain is.
       k: number of hypotheses.
       ahead: whether hypothesis 0 starts as the average of the chains, and the others so that they are worse on every
-        sequence. Otherwise all of them start with equal probabilities.
+        sequence. Otherwise all of them start nearly equal.
     """
 
     chains: np.ndarray
@@ -52,12 +53,12 @@ class Mixture:
     k: int
     ahead: bool = False
 
-    def start(self) -> np.ndarray:
+    def start(self, seed: int) -> np.ndarray:
         """Returns the logits of the hypotheses at step 0 [K, V, V]."""
         num_symbols = self.chains.shape[-1]
-        logits = np.zeros((self.k, num_symbols, num_symbols))
+        logits = APART * np.random.default_rng(seed).normal(size=(self.k, num_symbols, num_symbols))
         if self.ahead:
-            logits[..., 0] = BEHIND
+            logits[1:, :, 0] += BEHIND
             logits[0] = np.log(np.einsum("n,nij->ij", self.prior, self.chains))
         return logits
 
@@ -147,7 +148,8 @@ def measured(config: SweepConfig, run: Run, name: str, mixture_name: str) -> lis
     if run.stop_requested:
         run.stop()
     mixture = mixtures()[mixture_name]
-    logits, counts = np.stack([mixture.start()] * config.seeds), training_counts(mixture, config.seeds, config.steps)
+    logits = np.stack([mixture.start(seed) for seed in range(config.seeds)])
+    counts = training_counts(mixture, config.seeds, config.steps)
     learned = train(candidates(config.steps)[name], logits, counts, config.learning_rate)
     result = [scores(mixture_name, one) for one in learned]
     run.log(config.steps, {"result": result}, tag=tag)
