@@ -264,11 +264,11 @@ def _one_hot(winner: Int[Array, " B"], num_hypotheses: int) -> Weights:
     return jax.nn.one_hot(winner, num_hypotheses, axis=0, dtype=jnp.float32)
 
 
-def _relaxed(winner: Int[Array, " B"], num_hypotheses: int, epsilon: float) -> Weights:
+def _relaxed(winner: Int[Array, " B"], num_hypotheses: int, epsilon: Any) -> Weights:
     """1 − ε for the winner, ε/(K−1) for each other."""
-    if epsilon == 0.0:
-        return _one_hot(winner, num_hypotheses)
     hot = _one_hot(winner, num_hypotheses)
+    if isinstance(epsilon, float) and epsilon == 0.0:
+        return hot
     return (1.0 - epsilon) * hot + epsilon / (num_hypotheses - 1) * (1.0 - hot)
 
 
@@ -313,14 +313,15 @@ class RandomWTA(WTA):
 class RelaxedWTA(Objective):
     """q = 1−ε for the winner and ε/(K−1) for each other hypothesis, so that losers keep learning."""
 
-    epsilon: float = 0.05
+    epsilon: float | Callable[[Any], Any] = 0.05
 
     def __post_init__(self):
         super().__post_init__()
-        _check_epsilon("relaxed_wta", self.epsilon)
+        if not callable(self.epsilon):
+            _check_epsilon("relaxed_wta", self.epsilon)
 
     def is_hard(self, num_hypotheses):
-        return self.epsilon == 0.0
+        return not callable(self.epsilon) and self.epsilon == 0.0
 
     def check(self, num_hypotheses):
         super().check(num_hypotheses)
@@ -330,7 +331,8 @@ class RelaxedWTA(Objective):
     def weights(self, log_likelihood, step=0, state=None, rng=None):
         self.check(log_likelihood.shape[0])
         winner = self.assign(jax.lax.stop_gradient(log_likelihood), state, rng)
-        return _relaxed(winner, log_likelihood.shape[0], self.epsilon)
+        epsilon = jnp.asarray(self.epsilon(step), jnp.float32) if callable(self.epsilon) else self.epsilon
+        return _relaxed(winner, log_likelihood.shape[0], epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,7 +375,7 @@ class Mixture(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class BalancedWTA(Objective):
-    """The winner has the largest log p(x | θ_k) + b_k, and after each step b_k ← (1−δ) b_k + η (share_k − win rate_k).
+    """The winner has the largest log p(x | θ_k) + b_k, and after each step b_k += η (share_k − win rate_k).
 
     Without the bias b, a hypothesis that gets ahead at the task itself would win the examples of every mode. The bias
     (in nats, on the scale of the normalised log-likelihood) only chooses winners. It is never part of the loss or of
@@ -384,13 +386,10 @@ class BalancedWTA(Objective):
     rate: float = 0.05
     share: tuple[float, ...] | None = None
     release_step: int | None = None
-    decay: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         _check_epsilon("balanced_wta", self.epsilon)
-        if not 0.0 <= self.decay <= 1.0:
-            raise ValueError(f"balanced_wta: decay must be from 0 to 1, got {self.decay}")
         if not 0.0 <= self.rate < math.inf:
             raise ValueError(f"balanced_wta: rate must be finite and at least 0, got {self.rate}")
         if self.share is not None and not (min(self.share) >= 0.0 and abs(sum(self.share) - 1.0) <= 1e-6):
@@ -423,8 +422,7 @@ class BalancedWTA(Objective):
     def next_state(self, state, win_rate, step):
         share = jnp.full(win_rate.size, 1.0 / win_rate.size) if self.share is None else jnp.asarray(self.share)
         missing = share.astype(state.dtype) - win_rate.astype(state.dtype)
-        moved = (1.0 - self.decay) * state + self.rate * missing
-        biased = jnp.where(win_rate.any(), moved, state)  # a batch without wins changes nothing
+        biased = state + self.rate * jnp.where(win_rate.any(), missing, 0.0)  # a batch without wins changes nothing
         return biased if self.release_step is None else jnp.where(step + 1 >= self.release_step, 0.0, biased)
 
 
@@ -447,11 +445,12 @@ def random_wta(*, normalization: Normalization = "token") -> RandomWTA:
     return RandomWTA(normalization=normalization)
 
 
-def relaxed_wta(epsilon: float = 0.05, *, normalization: Normalization = "token") -> RelaxedWTA:
+def relaxed_wta(epsilon: float | Callable[[Any], Any] = 0.05, *, normalization: Normalization = "token") -> RelaxedWTA:
     """Relaxed winner takes all: q = 1−ε for the winner, ε/(K−1) for each other hypothesis (paper, section 2).
 
     Args:
-      epsilon: ε, weight that the losers share.
+      epsilon: ε, weight that the losers share, as a number or as an optax schedule. With one that ends at 0, such as
+        `optax.linear_schedule(0.2, 0.0, steps // 2)`, losers catch up at first and pay nothing for it in the end.
       normalization: see `Objective`.
     Raises:
       ValueError: for ε outside [0, 1), and for K = 1 when used.
@@ -491,7 +490,6 @@ def balanced_wta(
     *,
     share: tuple[float, ...] | None = None,
     release_step: int | None = None,
-    decay: float = 0.0,
     normalization: Normalization = "token",
 ) -> BalancedWTA:
     """Winner takes all with balanced assignment (paper, section 7).
@@ -501,13 +499,10 @@ def balanced_wta(
       rate: η, step size of the bias: nats per step for each unit of missing win rate.
       share: [K], share of wins that each hypothesis should have; uniform by default.
       release_step: step from which the bias is zero, so that only a warm-up is balanced.
-      decay: δ, share of the bias that is forgotten per step. The bias is then η/δ (share_k − r_k), where r is a running
-        average of the win rates with weight δ for the newest. So it is bounded, and wins need not be equal. The same
-        rule makes the share follow that average: η Σ (r − win rate) over the steps is this bias again.
       normalization: see `Objective`.
     Raises:
-      ValueError: for ε outside [0, 1), a rate that is negative or not finite, a share that does not sum to 1, or a
-        decay outside [0, 1].
+      ValueError: for ε outside [0, 1), a rate that is negative or not finite, or a share that does not sum to 1.
     """
-    share = None if share is None else tuple(share)
-    return BalancedWTA(epsilon, rate, share, release_step, decay, normalization=normalization)
+    return BalancedWTA(
+        epsilon, rate, None if share is None else tuple(share), release_step, normalization=normalization
+    )

@@ -26,10 +26,10 @@ ALL = {
     "mle": objectives.mle(),
     "wta": objectives.wta(),
     "relaxed": objectives.relaxed_wta(0.1),
+    "fading": objectives.relaxed_wta(lambda step: 0.1),
     "annealed": objectives.annealed(0.7),
     "mixture": objectives.mixture(),
     "balanced": objectives.balanced_wta(0.1),
-    "forgetting": objectives.balanced_wta(0.1, decay=0.3),
 }
 each = pytest.mark.parametrize("objective", ALL.values(), ids=ALL)
 
@@ -119,6 +119,14 @@ class TestIdentities:
         for objective in (objectives.relaxed_wta(0.0), objectives.balanced_wta(0.0)):
             assert objective.is_hard(K)
             close(objective(LOG_P)[1].weights, objectives.wta()(LOG_P)[1].weights)
+
+    def test_relaxation_that_fades_ends_as_wta(self):
+        objective = objectives.relaxed_wta(optax.linear_schedule(0.2, 0.0, 4))
+        assert not objective.is_hard(K)
+        for step, epsilon in [(0, 0.2), (1, 0.15), (3, 0.05)]:
+            close(objective(LOG_P, step)[1].weights, objectives.relaxed_wta(epsilon)(LOG_P)[1].weights)
+        for step in (4, jnp.int32(9)):
+            np.testing.assert_array_equal(objective(LOG_P, step)[1].weights, objectives.wta()(LOG_P)[1].weights)
 
     def test_relaxation_of_all_but_one_kth_is_mle(self):
         close(loss_of(objectives.relaxed_wta(1 - 1 / K)), loss_of(objectives.mle()))
@@ -298,29 +306,6 @@ class TestBalanced:
         assert not objective(LOG_P, 2, state)[1].state.any()  # used by step 3
         assert not objective(LOG_P, 7, jnp.zeros(K))[1].state.any()
 
-    def test_with_decay_the_bias_is_bounded_by_a_running_average_of_the_win_rates(self):
-        """b = η/δ (share − r), r ← (1 − δ) r + δ win rate; a share that follows r gives the same bias."""
-        rate, decay, share = 0.06, 0.2, np.array([0.5, 0.3, 0.2])
-        objective, following = objectives.balanced_wta(rate=rate, share=tuple(share), decay=decay), np.zeros(K)
-        state, average = objective.init(K), share
-        for step, wins in enumerate(np.random.default_rng(0).dirichlet(np.ones(K), size=7)):
-            state = objective.next_state(state, jnp.asarray(wins, jnp.float32), step)
-            following = following + rate * (average - wins)
-            average = (1 - decay) * average + decay * wins
-            close(state, rate / decay * (share - average))
-            close(state, following)
-        alone = jnp.array([1.0, 0.0, 0.0])
-        for step in range(100):
-            state = objective.next_state(state, alone, step)
-        close(state, rate / decay * (share - alone), 1e-5)
-
-    def test_without_rate_it_is_wta(self):
-        objective, state = objectives.balanced_wta(rate=0.0, decay=0.2), jnp.zeros(K)
-        for step in range(3):
-            _, aux = objective(LOG_P, step, state)
-            assert aux.winner.tolist() == WINNER
-            state = aux.state
-
     def test_chases_its_share(self):
         """One hypothesis is a little better at everything: without a bias it would win every example."""
         objective, state = objectives.balanced_wta(rate=0.05), jnp.zeros(K)
@@ -390,9 +375,6 @@ class TestRefused:
                 objectives.balanced_wta(rate=rate)
         with pytest.raises(ValueError, match="share must be K non-negative numbers"):
             objectives.balanced_wta(share=(0.5, np.nan, 0.5))
-        for decay in (-0.1, 1.1, np.nan):
-            with pytest.raises(ValueError, match=f"decay must be from 0 to 1, got {decay}"):
-                objectives.balanced_wta(decay=decay)
         for temperature in (-1.0, np.nan, np.inf):
             with pytest.raises(ValueError, match=f"finite number ≥ 0, got {temperature}"):
                 objectives.annealed(temperature)

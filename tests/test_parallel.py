@@ -24,7 +24,7 @@ OPTIMIZER = adam(0.05)
 
 CASES = {
     # B = 0 at first, hence ties; dropout; a state of biases; micro-batches
-    "balanced": (objectives.balanced_wta(rate=0.3, decay=0.2), "winner", {"accumulate": 2}),
+    "balanced": (objectives.balanced_wta(rate=0.3), "winner", {"accumulate": 2}),
     "sampled": (objectives.relaxed_wta(0.3), "sampled", {}),
     "all": (objectives.mixture(), "all", {}),
     "clean": (objectives.mixture(), "all", {"assign": "clean"}),
