@@ -264,11 +264,11 @@ def _one_hot(winner: Int[Array, " B"], num_hypotheses: int) -> Weights:
     return jax.nn.one_hot(winner, num_hypotheses, axis=0, dtype=jnp.float32)
 
 
-def _relaxed(winner: Int[Array, " B"], num_hypotheses: int, epsilon: float) -> Weights:
+def _relaxed(winner: Int[Array, " B"], num_hypotheses: int, epsilon: Any) -> Weights:
     """1 − ε for the winner, ε/(K−1) for each other."""
-    if epsilon == 0.0:
-        return _one_hot(winner, num_hypotheses)
     hot = _one_hot(winner, num_hypotheses)
+    if isinstance(epsilon, float) and epsilon == 0.0:
+        return hot
     return (1.0 - epsilon) * hot + epsilon / (num_hypotheses - 1) * (1.0 - hot)
 
 
@@ -313,14 +313,15 @@ class RandomWTA(WTA):
 class RelaxedWTA(Objective):
     """q = 1−ε for the winner and ε/(K−1) for each other hypothesis, so that losers keep learning."""
 
-    epsilon: float = 0.05
+    epsilon: float | Callable[[Any], Any] = 0.05
 
     def __post_init__(self):
         super().__post_init__()
-        _check_epsilon("relaxed_wta", self.epsilon)
+        if not callable(self.epsilon):
+            _check_epsilon("relaxed_wta", self.epsilon)
 
     def is_hard(self, num_hypotheses):
-        return self.epsilon == 0.0
+        return not callable(self.epsilon) and self.epsilon == 0.0
 
     def check(self, num_hypotheses):
         super().check(num_hypotheses)
@@ -330,7 +331,8 @@ class RelaxedWTA(Objective):
     def weights(self, log_likelihood, step=0, state=None, rng=None):
         self.check(log_likelihood.shape[0])
         winner = self.assign(jax.lax.stop_gradient(log_likelihood), state, rng)
-        return _relaxed(winner, log_likelihood.shape[0], self.epsilon)
+        epsilon = jnp.asarray(self.epsilon(step), jnp.float32) if callable(self.epsilon) else self.epsilon
+        return _relaxed(winner, log_likelihood.shape[0], epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -443,11 +445,12 @@ def random_wta(*, normalization: Normalization = "token") -> RandomWTA:
     return RandomWTA(normalization=normalization)
 
 
-def relaxed_wta(epsilon: float = 0.05, *, normalization: Normalization = "token") -> RelaxedWTA:
+def relaxed_wta(epsilon: float | Callable[[Any], Any] = 0.05, *, normalization: Normalization = "token") -> RelaxedWTA:
     """Relaxed winner takes all: q = 1−ε for the winner, ε/(K−1) for each other hypothesis (paper, section 2).
 
     Args:
-      epsilon: ε, weight that the losers share.
+      epsilon: ε, weight that the losers share, as a number or as an optax schedule. With one that ends at 0, such as
+        `optax.linear_schedule(0.2, 0.0, steps // 2)`, losers catch up at first and pay nothing for it in the end.
       normalization: see `Objective`.
     Raises:
       ValueError: for ε outside [0, 1), and for K = 1 when used.

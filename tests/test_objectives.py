@@ -26,6 +26,7 @@ ALL = {
     "mle": objectives.mle(),
     "wta": objectives.wta(),
     "relaxed": objectives.relaxed_wta(0.1),
+    "fading": objectives.relaxed_wta(lambda step: 0.1),
     "annealed": objectives.annealed(0.7),
     "mixture": objectives.mixture(),
     "balanced": objectives.balanced_wta(0.1),
@@ -118,6 +119,14 @@ class TestIdentities:
         for objective in (objectives.relaxed_wta(0.0), objectives.balanced_wta(0.0)):
             assert objective.is_hard(K)
             close(objective(LOG_P)[1].weights, objectives.wta()(LOG_P)[1].weights)
+
+    def test_relaxation_that_fades_ends_as_wta(self):
+        objective = objectives.relaxed_wta(optax.linear_schedule(0.2, 0.0, 4))
+        assert not objective.is_hard(K)
+        for step, epsilon in [(0, 0.2), (1, 0.15), (3, 0.05)]:
+            close(objective(LOG_P, step)[1].weights, objectives.relaxed_wta(epsilon)(LOG_P)[1].weights)
+        for step in (4, jnp.int32(9)):
+            np.testing.assert_array_equal(objective(LOG_P, step)[1].weights, objectives.wta()(LOG_P)[1].weights)
 
     def test_relaxation_of_all_but_one_kth_is_mle(self):
         close(loss_of(objectives.relaxed_wta(1 - 1 / K)), loss_of(objectives.mle()))

@@ -40,6 +40,8 @@ class Objective(Options):
     random: a hypothesis drawn for each example learns from it; a control without competition."""
     epsilon: float = 0.05
     """Share of the gradient that the losing hypotheses get together under the relaxed objective."""
+    epsilon_steps: int | None = field(default=None, metadata=COUNT)
+    """Number of steps in which --epsilon falls to 0, from where on the objective is wta. By default, it stays."""
     rate: float = 0.05
     """Step size of the bias of the balanced objective (nats per token per step)."""
     temperature: float = 0.5
@@ -61,7 +63,9 @@ class Objective(Options):
             case "balanced":
                 return objectives.balanced_wta(rate=self.rate)
             case "relaxed":
-                return objectives.relaxed_wta(self.epsilon)
+                steps = self.epsilon_steps
+                fading = steps and optax.linear_schedule(self.epsilon, 0.0, steps)
+                return objectives.relaxed_wta(fading or self.epsilon)
             case "annealed":
                 return objectives.annealed(optax.exponential_decay(self.temperature, 1, self.temperature_decay))
             case "wta":
