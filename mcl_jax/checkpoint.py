@@ -42,6 +42,10 @@ class BrokenCheckpoint(Exception):
     """A checkpoint that cannot be read back as it was written."""
 
 
+class NotFinite(ValueError):
+    """A state that is not saved because it holds NaN or an infinity."""
+
+
 def _untold(record: logging.LogRecord) -> bool:
     """Filters out log records with a traceback from Orbax's threads: our own errors report the same problem."""
     return not (record.exc_info and "orbax" in record.pathname)
@@ -104,8 +108,8 @@ class Checkpoints:
         Returns:
           The step.
         Raises:
-          ValueError: if an adapter is not finite (names step and leaf; nothing is written), or the directory already
-            holds this or a later step from another run.
+          NotFinite: if an adapter is not finite; names step and leaf. Nothing is written.
+          ValueError: if the directory already holds this or a later step from another run.
           OSError: if the checkpoint cannot be written; names the directory and the last good step. A failure in the
             background is raised by the next call.
         """
@@ -364,7 +368,7 @@ def _check_finite(step: int, arrays: dict[str, np.ndarray]) -> None:
         if not sound.all():
             bad = int(array.size - sound.sum())
             where = f" (hypotheses {np.unique(np.nonzero(~sound)[0]).tolist()})" if adapter else ""
-            raise ValueError(
+            raise NotFinite(
                 f"step {step} is not saved: {path} has {bad} of {array.size} values that are not finite{where}"
             )
 

@@ -1,5 +1,6 @@
 """A long run: memory and step time must stay flat."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def summary(reports: str) -> dict[str, Any]:
     """Returns memory and step times, from the reports of a run of at least 10 steps."""
     rows = [line.split()[1:] for line in reports.splitlines() if line.startswith("at ")]
     seconds, memory = [float(row[1]) for row in rows], [int(row[2]) for row in rows]
-    times = [after - before for before, after in zip(seconds, seconds[1:], strict=False)]
+    times = [after - before for before, after in itertools.pairwise(seconds)]
     fifth, warm = max(1, len(times) // 5), min(WARM, len(rows) // 2)
     first, last = statistics.median(times[:fifth]), statistics.median(times[-fifth:])
     growth, slower = memory[-1] / memory[warm - 1] - 1, last / first - 1

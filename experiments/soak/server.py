@@ -1,4 +1,4 @@
-"""A server that forks processes: they start as any Python program does, but the imports are done already.
+"""A server that forks processes, which start as any program does, but with imports and traces there already.
 
 The server itself never touches a device or starts a thread, so that a fork is safe. A fork ends as any program ends,
 with its own exit status, message and exit handlers.
@@ -15,7 +15,7 @@ from typing import Any
 import grain  # noqa: F401
 import tensorboardX.event_file_writer  # noqa: F401
 
-from experiments.soak import long, toy
+from experiments.soak import long, model, toy
 from mcl_jax.command_line import errors_in_a_line
 
 REPORTS = 3  # descriptor of the reports in a fork
@@ -60,6 +60,7 @@ def work(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    model.trace_ahead()
     with socket.socket(fileno=int(sys.argv[1])) as owner:
         asked = serve(owner)
     if asked is not None:
