@@ -39,6 +39,9 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
             channel.close()
             for place, descriptor in enumerate(descriptors, 1):
                 os.dup2(descriptor, place)
+                os.close(descriptor)
+            # Made anew: Python's own remember whether they were files, and whether a file can be searched.
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, errors="backslashreplace")  # noqa: SIM115
             return json.loads(message)
         for descriptor in descriptors:
             os.close(descriptor)
