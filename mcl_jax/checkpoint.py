@@ -14,7 +14,9 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +37,12 @@ FORMAT = 1
 ADAPTERS = "adapters/"  # first part of the paths of adapters
 REMOVALS = 50  # attempts at a directory that something is still being written into
 SPARE = 2**18  # bytes that a checkpoint takes besides its arrays
-NO_SPACE = "No space left on device"  # in messages of the system and of TensorStore
+# What the system says if a file cannot be written; TensorStore puts it at the end of a long message.
+REASONS = {
+    os.strerror(n): n
+    for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EIO)
+}
+CLOSED_LOOP = "Event loop is closed"
 
 
 class BrokenCheckpoint(Exception):
@@ -46,12 +53,30 @@ class NotFinite(ValueError):
     """A state that is not saved because it holds NaN or an infinity."""
 
 
-def _untold(record: logging.LogRecord) -> bool:
-    """Filters out log records with a traceback from Orbax's threads: our own errors report the same problem."""
-    return not (record.exc_info and "orbax" in record.pathname)
+def _told_otherwise(record: logging.LogRecord) -> bool:
+    """Whether Orbax's log record is left out: a traceback of one of its threads, which our own errors report, or a
+    warning, such as that a save waits for the one before it."""
+    return "orbax" in record.pathname and (bool(record.exc_info) or record.levelno <= logging.WARNING)
 
 
-logging.getLogger("absl").addFilter(_untold)
+logging.getLogger("absl").addFilter(lambda record: not _told_otherwise(record))
+
+
+def _without_closed_loops(report: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Leaves one error out of those that Python cannot raise: our own error reports the same problem.
+
+    When an array cannot be written, Orbax closes its event loop while TensorStore still writes others. The end of each
+    of those is then a RuntimeError in a thread of TensorStore, which would print a traceback.
+    """
+
+    def told(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == CLOSED_LOOP):
+            report(unraisable)
+
+    return told
+
+
+sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
 
 
 class Checkpoints:
@@ -223,7 +248,8 @@ class Checkpoints:
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.directory).free
         if free < needed:
-            raise self._not_written(f"{NO_SPACE}: it needs {needed} bytes, but only {free} are free")
+            detail = f"it needs {needed} bytes, but only {free} are free"
+            raise self._not_written(f"{os.strerror(errno.ENOSPC)}: {detail}", errno.ENOSPC)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -231,13 +257,12 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            text = str(error)
-            raise self._not_written(NO_SPACE if NO_SPACE in text else _first_line(error)) from error
+            known = next((reason for reason in REASONS if reason in str(error)), None)
+            raise self._not_written(known or _first_line(error), REASONS.get(known, errno.EIO)) from error
 
-    def _not_written(self, reason: str) -> OSError:
+    def _not_written(self, reason: str, number: int) -> OSError:
         good = [step for step in self._steps() if (self.directory / str(step)).is_dir()]
         kept = f"the last good checkpoint is step {max(good)}" if good else "there is no earlier checkpoint"
-        number = errno.ENOSPC if NO_SPACE in reason else errno.EIO
         return OSError(number, f"the checkpoint cannot be written ({reason}); {kept}", str(self.directory))
 
     def _steps(self) -> list[int]:

@@ -251,7 +251,10 @@ class Disturbed:
         self.failed = True
         event.wrong += wrong
         if start is not None:
-            event.output = f"{start.said['out'][-TAIL:]}\n{start.said['err'][-TAIL:]}"
+            out, err = start.said["out"], start.said["err"]
+            event.output = (
+                f"{out[-TAIL:]}\n{err[:TAIL]}\n...\n{err[-TAIL:]}" if len(err) > 2 * TAIL else f"{out[-TAIL:]}\n{err}"
+            )
         say(f"FAILED in run {self.number}, {event.kind} ({event.detail}): {'; '.join(wrong)}\n{event.output}")
 
 

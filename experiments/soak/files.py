@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.soak import toy
+from mcl_jax.models import tensors
 
 # Files without which a start cannot go on, from the folder of `toy.prepare` and from the run directory.
 NEEDED = (
-    f"{toy.BASE}/model-00001-of-00002.safetensors",
+    f"{toy.BASE}/{tensors.SHARD.format(1, 2)}",
     f"{toy.BASE}/model.safetensors.index.json",
     toy.DATA,
     "config.json",
@@ -54,13 +55,16 @@ def flip(folder: Path, rng: random.Random) -> str:
     return f"{path.relative_to(folder.parent)} with bit {bit} of byte {place} flipped"
 
 
-def block(path: Path, rng: random.Random) -> str:
-    """Puts something that cannot be read in the place of a file or folder that is gone; says what."""
+def block(path: Path, rng: random.Random, *, folder: bool = False) -> str:
+    """Puts something that cannot be read in the place of a file, or of a folder, that is gone; says what."""
     if rng.random() < 0.5:
-        path.mkdir(parents=True)
-        return f"{path.name} replaced by a directory"
-    path.symlink_to(path.parent / "unmounted" / path.name)
-    return f"{path.name} replaced by a dangling link"
+        path.symlink_to(path.parent / "unmounted" / path.name)
+        return f"{path.name} replaced by a dangling link"
+    if folder:
+        path.write_text("not a directory")
+        return f"{path.name} replaced by a file"
+    path.mkdir()
+    return f"{path.name} replaced by a directory"
 
 
 def block_part(folder: Path, rng: random.Random) -> str:
@@ -72,30 +76,17 @@ def block_part(folder: Path, rng: random.Random) -> str:
 
 @contextlib.contextmanager
 def blocked(path: Path, rng: random.Random) -> Iterator[str]:
-    """Makes a file or folder unreadable within the context; yields what happened to it.
-
-    A directory in the place of a directory would be readable, so that one becomes a file.
-    """
-    aside = path.with_name(path.name + ".aside")
-    exists, folder = path.exists(), path.is_dir()
-    if exists:
+    """Makes an existing file or folder unreadable within the context, or one that a process would make; says how."""
+    aside, there, folder = path.with_name(path.name + ".aside"), path.exists(), path.is_dir()
+    if there:
         path.rename(aside)
-    if folder and rng.random() < 0.5:
-        path.write_text("not a directory")
-        said = f"{path.name} replaced by a file"
-    else:
-        said = block(path, rng) if not folder else _dangling(path)
+    said = block(path, rng, folder=folder)
     try:
         yield said
     finally:
-        if path.is_symlink() or path.is_file():
-            path.unlink()
-        elif path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             path.rmdir()
-        if exists:
+        else:
+            path.unlink(missing_ok=True)
+        if there:
             aside.rename(path)
-
-
-def _dangling(path: Path) -> str:
-    path.symlink_to(path.parent / "unmounted" / path.name)
-    return f"{path.name} replaced by a dangling link"

@@ -44,7 +44,7 @@ def prepare(folder: Path) -> None:
     rng, shapes = np.random.default_rng(3), flatten_dict(model.shapes(), sep="/")
     params = {path: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
     (folder / BASE).mkdir()
-    tensors.write_weights(folder / BASE, params, "{}", sum(array.nbytes for array in params.values()) * 2 // 3)
+    tensors.write_weights(folder / BASE, params, "{}", sum(array.nbytes for array in params.values()) * 4 // 5)
     letters = lambda n: "".join(chr(97 + i) for i in rng.integers(0, 26, n))
     records = [
         mcl.data.Record(
