@@ -339,13 +339,13 @@ def test_a_checkpoint_without_room_is_refused_before_anything_is_written(tmp_pat
 def test_what_the_system_says_is_found_in_a_long_error(tmp_path, monkeypatch):
     """TensorStore names the array, the database and the file first."""
     error = ValueError("OUT_OF_RANGE: Error writing " + 300 * "x" + ": File too large [source locations='a.cc']")
-    with Checkpoints(tmp_path) as checkpoints:
-        with (
-            monkeypatch.context() as patch,
-            pytest.raises(OSError, match=r"written \(File too large\); there is no") as e,
-        ):
-            patch.setattr(checkpoints._manager, "wait_until_finished", Mock(side_effect=error))
-            checkpoints.wait()
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=r"written \(File too large\); there is no") as e,
+    ):
+        patch.setattr(checkpoints._manager, "wait_until_finished", Mock(side_effect=error))
+        checkpoints.wait()
     assert e.value.errno == errno.EFBIG
 
 
