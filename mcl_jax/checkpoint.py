@@ -59,7 +59,13 @@ def _told_otherwise(record: logging.LogRecord) -> bool:
     return "orbax" in record.pathname and (bool(record.exc_info) or record.levelno <= logging.WARNING)
 
 
+def _never_retrieved(record: logging.LogRecord) -> bool:
+    """Whether asyncio's log record is about an array that Orbax gave up because another one could not be written."""
+    return "never retrieved" in record.getMessage() and "orbax" in record.getMessage()
+
+
 logging.getLogger("absl").addFilter(lambda record: not _told_otherwise(record))
+logging.getLogger("asyncio").addFilter(lambda record: not _never_retrieved(record))
 
 
 def _without_closed_loops(report: Callable[[Any], None]) -> Callable[[Any], None]:

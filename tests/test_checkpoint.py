@@ -363,6 +363,10 @@ def test_orbax_prints_neither_the_arrays_that_a_failed_save_left_behind_nor_its_
         record("orbax/a.py", logging.ERROR),
     ]
     assert [checkpoint._told_otherwise(each) for each in silent] == [True, False, False]
+    given_up = "Task exception was never retrieved\nfuture: <Task coro=<write() at orbax/a.py:114>>"
+    texts = [given_up, given_up.replace("orbax", "other"), "orbax: Executing took 0.1 seconds"]
+    tasks = [logging.LogRecord("asyncio", logging.ERROR, "b.py", 1, text, (), None) for text in texts]
+    assert [checkpoint._never_retrieved(each) for each in tasks] == [True, False, False]
 
 
 @pytest.mark.parametrize("async_", [True, False])

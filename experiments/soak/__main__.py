@@ -9,6 +9,7 @@ stops by itself. Each run must end with adapters, optimizer and objective equal 
 import argparse
 import dataclasses
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from experiments.soak.disk import small_disk
 from experiments.soak.process import Start, server
 from mcl_jax.command_line import errors_in_a_line
 from mcl_jax.console import say, table
+from mcl_jax.hosts import STOPPED
 from mcl_jax.json_io import to_json, write_json
 
 
@@ -29,6 +31,7 @@ from mcl_jax.json_io import to_json, write_json
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status: 1 if something failed."""
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # so that the small disk is unmounted
     with tempfile.TemporaryDirectory(prefix="soak-") as name, server(Path(name) / "compiled") as launch:
         folder = Path(name)
         prepared = launch(action="prepare", folder=name)

@@ -71,7 +71,7 @@ def _nan(where: str) -> Kind:
 
 KINDS = {
     "SIGKILL": Kind(lambda start, where, rng: start.send(signal.SIGKILL), (-signal.SIGKILL,)),
-    "SIGTERM": Kind(lambda start, where, rng: start.send(signal.SIGTERM), (SAVED, SIGTERM_EARLY)),
+    "SIGTERM": Kind(lambda start, where, rng: start.send(signal.SIGTERM), (SAVED, SIGTERM_EARLY, DONE)),
     "full disk": Kind(_fill, (STOPPED, DONE), ("No space left on device",)),
     "file size limit": Kind(
         lambda start, where, rng: disk.limit_files(start.pid, rng.choice((0, rng.randrange(2**13)))),
