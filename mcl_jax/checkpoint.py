@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,7 @@ class Checkpoints:
       async_: write in the background; `wait` and `close` wait until everything is written.
     Raises:
       ValueError: if keep_last < 1, keep_best < 0, or best_mode is neither "min" nor "max".
+      OSError: if the path is no directory but a file, or a link to nothing.
     """
 
     def __init__(
@@ -113,6 +115,8 @@ class Checkpoints:
         if best_mode not in ("min", "max"):
             raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r}')
         self.directory = Path(directory).absolute()
+        if os.path.lexists(self.directory) and not self.directory.is_dir():  # a file, or a link to nothing
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))
         self.keep_last, self.keep_best = keep_last, keep_best
         self.best_metric, self.best_mode = best_metric, best_mode
         self._manager = ocp.CheckpointManager(
@@ -263,6 +267,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            # Coroutines of Orbax that never ran would be reported when they are deleted, with names that say nothing.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             known = next((reason for reason in REASONS if reason in str(error)), None)
             raise self._not_written(known or _first_line(error), REASONS.get(known, errno.EIO)) from error
 

@@ -336,6 +336,15 @@ def test_a_checkpoint_without_room_is_refused_before_anything_is_written(tmp_pat
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("how", ["link", "file"])
+def test_checkpoints_that_are_no_directory_are_not_taken_for_none(tmp_path, how):
+    folder = tmp_path / "checkpoints"
+    folder.symlink_to(tmp_path / "unmounted") if how == "link" else folder.write_text("")
+    with pytest.raises(NotADirectoryError) as e:
+        Checkpoints(folder)
+    assert e.value.filename == str(folder)
+
+
 def test_what_the_system_says_is_found_in_a_long_error(tmp_path, monkeypatch):
     """TensorStore names the array, the database and the file first."""
     error = ValueError("OUT_OF_RANGE: Error writing " + 300 * "x" + ": File too large [source locations='a.cc']")
