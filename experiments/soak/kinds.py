@@ -9,7 +9,7 @@ from typing import Any
 from experiments.soak import disk
 from experiments.soak.process import Start
 
-DONE, STOPPED, SIGTERM_EARLY = 0, 1, -signal.SIGTERM
+DONE, STOPPED, SIGTERM_EARLY = 0, 1, -signal.SIGTERM  # a signal may come when all is done
 SAVED = 143  # after SIGTERM, once everything is saved
 
 
@@ -70,7 +70,7 @@ def _nan(where: str) -> Kind:
 
 
 KINDS = {
-    "SIGKILL": Kind(lambda start, where, rng: start.send(signal.SIGKILL), (-signal.SIGKILL,)),
+    "SIGKILL": Kind(lambda start, where, rng: start.send(signal.SIGKILL), (-signal.SIGKILL, DONE)),
     "SIGTERM": Kind(lambda start, where, rng: start.send(signal.SIGTERM), (SAVED, SIGTERM_EARLY, DONE)),
     "full disk": Kind(_fill, (STOPPED, DONE), ("No space left on device",)),
     "file size limit": Kind(
