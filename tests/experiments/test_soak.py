@@ -74,7 +74,7 @@ def test_counts_by_kind():
 
 
 def test_a_long_run_whose_memory_and_times_grow_is_not_flat():
-    lines = lambda memory, seconds: "".join(f"at {i} {seconds(i)} {memory(i)}\n" for i in range(1, 31))
+    lines = lambda memory, seconds: "".join(f"at {i} {seconds(i)} {memory(i)} {2 * memory(i)}\n" for i in range(1, 31))
     flat = long.summary("resumed 0\n" + lines(lambda i: 10**8, lambda i: i / 8))
     assert flat["memory_is_flat"] and flat["time_is_flat"] and flat["median_ms_of_the_last_fifth"] == 125
     grown = long.summary(lines(lambda i: 10**8 + 10**6 * i, lambda i: i * i / 8))
