@@ -31,7 +31,6 @@ from mcl_jax.json_io import to_json, write_json
 def main(options: argparse.Namespace) -> int:
     """Returns the exit status: 1 if something failed."""
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # so that the small disk is unmounted
     with tempfile.TemporaryDirectory(prefix="soak-") as name, server(Path(name) / "compiled") as launch:
         folder = Path(name)
         prepared = launch(action="prepare", folder=name)
@@ -93,4 +92,5 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # so that the small disk is unmounted
     sys.exit(main(parse(sys.argv[1:])))
