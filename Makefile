@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo markov test test-slow test-page docs lint format bench gpu-check plan test-plan clean
+.PHONY: help demo markov test test-slow test-page docs lint format bench soak gpu-check plan test-plan clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,9 @@ GPU_PYTHON ?= $(VENV)/bin/python
 gpu-check: ## tests, equalities, costs and a killed run on one GPU, in ten minutes (GPU_PYTHON=python3 uses that one)
 	@test "$(GPU_PYTHON)" != "$(VENV)/bin/python" || $(MAKE) $(VENV)/installed
 	PYTHONPATH=. $(GPU_PYTHON) -m experiments.gpu_check --json $${GPU_JSON:-runs/gpu_check.json} $(ARGS)
+
+soak: $(VENV)/installed ## disturb a training 200 times; it must end as if undisturbed. ARGS="--long": 5,000 steps, flat memory
+	$(RUN) -m experiments.soak --json $${SOAK_JSON:-runs/soak.json} $(ARGS)
 
 bench: $(VENV)/installed ## time and memory of a step against K; keep the machine idle
 	$(RUN) -m experiments.bench_head --json runs/bench_head.json --figure runs/bench_head.png

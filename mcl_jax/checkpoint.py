@@ -14,8 +14,11 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import shutil
+import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,19 +38,52 @@ FORMAT = 1
 ADAPTERS = "adapters/"  # first part of the paths of adapters
 REMOVALS = 50  # attempts at a directory that something is still being written into
 SPARE = 2**18  # bytes that a checkpoint takes besides its arrays
-NO_SPACE = "No space left on device"  # in messages of the system and of TensorStore
+# What the system says if a file cannot be written; TensorStore puts it at the end of a long message.
+REASONS = {
+    os.strerror(n): n
+    for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ESTALE, errno.EIO)
+}
+CLOSED_LOOP = "Event loop is closed"
 
 
 class BrokenCheckpoint(Exception):
     """A checkpoint that cannot be read back as it was written."""
 
 
-def _untold(record: logging.LogRecord) -> bool:
-    """Filters out log records with a traceback from Orbax's threads: our own errors report the same problem."""
-    return not (record.exc_info and "orbax" in record.pathname)
+class NotFinite(ValueError):
+    """A state that is not saved because it holds NaN or an infinity."""
 
 
-logging.getLogger("absl").addFilter(_untold)
+def _told_otherwise(record: logging.LogRecord) -> bool:
+    """Whether Orbax's log record is left out: a traceback of one of its threads, which our own errors report, or a
+    warning, such as that a save waits for the one before it."""
+    return "orbax" in record.pathname and (bool(record.exc_info) or record.levelno <= logging.WARNING)
+
+
+def _never_retrieved(record: logging.LogRecord) -> bool:
+    """Whether asyncio's log record is about an array that Orbax gave up because another one could not be written."""
+    return "never retrieved" in record.getMessage() and "orbax" in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(lambda record: not _told_otherwise(record))
+logging.getLogger("asyncio").addFilter(lambda record: not _never_retrieved(record))
+
+
+def _without_closed_loops(report: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Leaves one error out of those that Python cannot raise: our own error reports the same problem.
+
+    When an array cannot be written, Orbax closes its event loop while TensorStore still writes others. The end of each
+    of those is then a RuntimeError in a thread of TensorStore, which would print a traceback.
+    """
+
+    def told(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == CLOSED_LOOP):
+            report(unraisable)
+
+    return told
+
+
+sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
 
 
 class Checkpoints:
@@ -62,6 +98,7 @@ class Checkpoints:
       async_: write in the background; `wait` and `close` wait until everything is written.
     Raises:
       ValueError: if keep_last < 1, keep_best < 0, or best_mode is neither "min" nor "max".
+      OSError: if the path is no directory but a file, or a link to nothing.
     """
 
     def __init__(
@@ -78,6 +115,8 @@ class Checkpoints:
         if best_mode not in ("min", "max"):
             raise ValueError(f'best_mode must be "min" or "max", got {best_mode!r}')
         self.directory = Path(directory).absolute()
+        if os.path.lexists(self.directory) and not self.directory.is_dir():  # a file, or a link to nothing
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))
         self.keep_last, self.keep_best = keep_last, keep_best
         self.best_metric, self.best_mode = best_metric, best_mode
         self._manager = ocp.CheckpointManager(
@@ -104,8 +143,8 @@ class Checkpoints:
         Returns:
           The step.
         Raises:
-          ValueError: if an adapter is not finite (names step and leaf; nothing is written), or the directory already
-            holds this or a later step from another run.
+          NotFinite: if an adapter is not finite; names step and leaf. Nothing is written.
+          ValueError: if the directory already holds this or a later step from another run.
           OSError: if the checkpoint cannot be written; names the directory and the last good step. A failure in the
             background is raised by the next call.
         """
@@ -219,7 +258,8 @@ class Checkpoints:
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.directory).free
         if free < needed:
-            raise self._not_written(f"{NO_SPACE}: it needs {needed} bytes, but only {free} are free")
+            detail = f"it needs {needed} bytes, but only {free} are free"
+            raise self._not_written(f"{os.strerror(errno.ENOSPC)}: {detail}", errno.ENOSPC)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -227,13 +267,14 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            text = str(error)
-            raise self._not_written(NO_SPACE if NO_SPACE in text else _first_line(error)) from error
+            # Coroutines of Orbax that never ran would be reported when they are deleted, with names that say nothing.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            known = next((reason for reason in REASONS if reason in str(error)), None)
+            raise self._not_written(known or _first_line(error), REASONS.get(known, errno.EIO)) from error
 
-    def _not_written(self, reason: str) -> OSError:
+    def _not_written(self, reason: str, number: int) -> OSError:
         good = [step for step in self._steps() if (self.directory / str(step)).is_dir()]
         kept = f"the last good checkpoint is step {max(good)}" if good else "there is no earlier checkpoint"
-        number = errno.ENOSPC if NO_SPACE in reason else errno.EIO
         return OSError(number, f"the checkpoint cannot be written ({reason}); {kept}", str(self.directory))
 
     def _steps(self) -> list[int]:
@@ -364,7 +405,7 @@ def _check_finite(step: int, arrays: dict[str, np.ndarray]) -> None:
         if not sound.all():
             bad = int(array.size - sound.sum())
             where = f" (hypotheses {np.unique(np.nonzero(~sound)[0]).tolist()})" if adapter else ""
-            raise ValueError(
+            raise NotFinite(
                 f"step {step} is not saved: {path} has {bad} of {array.size} values that are not finite{where}"
             )
 

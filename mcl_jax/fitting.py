@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mcl_jax import hosts
-from mcl_jax.checkpoint import Checkpoints
+from mcl_jax.checkpoint import Checkpoints, NotFinite
 from mcl_jax.console import say
 from mcl_jax.json_io import to_json
-from mcl_jax.run import LossGuard, Run
+from mcl_jax.run import LossGuard, Run, describe_kept
 from mcl_jax.training import TrainState
 
 Batch = Any
@@ -86,7 +86,8 @@ def fit(
     Raises:
       ValueError: unless exactly one of workdir and run is given; if batches end too early; if workdir holds a run with
         another config, or a checkpoint with other shapes.
-      FloatingPointError: for a loss that is not finite; names the step, the hypotheses and the last good checkpoint.
+      FloatingPointError: for a loss, or for adapters, that are not finite; names the step, the hypotheses, the step of
+        a gradient that was not finite, and the last good checkpoint.
       SystemExit: after SIGTERM or SIGINT, once everything is saved. If one of several processes gets a signal, all
         of them stop.
     """
@@ -139,7 +140,7 @@ class _Training:
         self.spent, self.started = 0.0, time.monotonic()
 
     def go(self) -> Fitted:
-        with Checkpoints(self.run.checkpoint_dir(self.tag), keep_last=1 if self.keep_best else 2) as self.checkpoints:
+        with Checkpoints(self.run.checkpoint_dir(self.tag)) as self.checkpoints:
             self._resume()
             with self.run.progress(self.steps, self.number, self.tag or "train") as self.progress:
                 self._train()
@@ -162,7 +163,7 @@ class _Training:
             overdue = time.monotonic() - saved > self.checkpoint_seconds
             stop, overdue = agreed(self.number, self.run.stop_requested, overdue)
             if stop:
-                self._save()
+                self._save(evaluated)
                 self.checkpoints.wait()
                 self.run.stop()
             if overdue or self.number == self.steps or (evaluated and self.keep_best):
@@ -229,7 +230,14 @@ class _Training:
         if hasattr(self.batches, "get_state"):
             place["batches"] = self.batches.get_state()
         metrics = self.evaluation if evaluated and self.keep_best else None
-        self.checkpoints.save(self.state, metrics=metrics, data=place, config=self.run.config)
+        last_good = self.checkpoints.latest_step()
+        try:
+            self.checkpoints.save(self.state, metrics=metrics, data=place, config=self.run.config)
+        except NotFinite as error:
+            first = self.guard.bad_gradient
+            why = "" if first is None else f", after a gradient that was not finite at step {first}"
+            raise FloatingPointError(f"{error}{why}; {describe_kept(last_good)}") from None
+        self.guard.bad_gradient = None
 
     def _resume(self) -> None:
         if self.checkpoints.latest_step() is not None:

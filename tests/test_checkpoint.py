@@ -2,9 +2,11 @@
 
 import errno
 import json
+import logging
 import re
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mcl_jax as mcl
-from mcl_jax import stored_state
+from mcl_jax import checkpoint, stored_state
 from mcl_jax.checkpoint import BrokenCheckpoint, Checkpoints
 from mcl_jax.run import LossGuard
 
@@ -332,6 +334,48 @@ def test_a_checkpoint_without_room_is_refused_before_anything_is_written(tmp_pat
             checkpoints.save(state.replace(step=jnp.int32(5)), config={})
         assert [path.name for path in tmp_path.iterdir()] == ["3"] and checkpoints.latest_step() == 3
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["link", "file"])
+def test_checkpoints_that_are_no_directory_are_not_taken_for_none(tmp_path, how):
+    folder = tmp_path / "checkpoints"
+    folder.symlink_to(tmp_path / "unmounted") if how == "link" else folder.write_text("")
+    with pytest.raises(NotADirectoryError) as e:
+        Checkpoints(folder)
+    assert e.value.filename == str(folder)
+
+
+def test_what_the_system_says_is_found_in_a_long_error(tmp_path, monkeypatch):
+    """TensorStore names the array, the database and the file first."""
+    error = ValueError("OUT_OF_RANGE: Error writing " + 300 * "x" + ": File too large [source locations='a.cc']")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=r"written \(File too large\); there is no") as e,
+    ):
+        patch.setattr(checkpoints._manager, "wait_until_finished", Mock(side_effect=error))
+        checkpoints.wait()
+    assert e.value.errno == errno.EFBIG
+
+
+def test_orbax_prints_neither_the_arrays_that_a_failed_save_left_behind_nor_its_warnings():
+    error = Mock(exc_value=RuntimeError("Event loop is closed"))
+    others = []
+    checkpoint._without_closed_loops(others.append)(error)
+    assert not others
+    checkpoint._without_closed_loops(others.append)(other := Mock(exc_value=RuntimeError("another")))
+    assert others == [other]
+    record = lambda path, level: logging.LogRecord("absl", level, path, 1, "waiting", (), None)
+    silent = [
+        record("orbax/a.py", logging.WARNING),
+        record("b.py", logging.WARNING),
+        record("orbax/a.py", logging.ERROR),
+    ]
+    assert [checkpoint._told_otherwise(each) for each in silent] == [True, False, False]
+    given_up = "Task exception was never retrieved\nfuture: <Task coro=<write() at orbax/a.py:114>>"
+    texts = [given_up, given_up.replace("orbax", "other"), "orbax: Executing took 0.1 seconds"]
+    tasks = [logging.LogRecord("asyncio", logging.ERROR, "b.py", 1, text, (), None) for text in texts]
+    assert [checkpoint._never_retrieved(each) for each in tasks] == [True, False, False]
 
 
 @pytest.mark.parametrize("async_", [True, False])

@@ -128,6 +128,46 @@ def test_nan_names_step_and_hypothesis_and_keeps_the_last_good_checkpoint(tmp_pa
     assert same(fit(tmp_path).state, straight())
 
 
+def test_a_gradient_that_is_not_finite_is_named_where_the_loss_does_not_show_it(tmp_path):
+    """The batch of step 7, the last before an evaluation: the loss is finite, and adapters are NaN after it."""
+
+    def spoiled(state, batch):
+        state, metrics = STEP(state, batch)
+        if int(state.step) == 8:
+            state = state.replace(adapters=jax.tree.map(lambda x: np.nan * x, state.adapters))
+            metrics = metrics | {"gradient_norm": np.nan}
+        return state, metrics
+
+    message = r"step 8 is not saved: adapters/.*, after a gradient that was not finite at step 7; .* good .* is step 4"
+    with pytest.raises(FloatingPointError, match=message):
+        fit(tmp_path, step=spoiled, keep_best=True)
+    assert same(fit(tmp_path, keep_best=True).state, fit(tmp_path.with_name("straight"), keep_best=True).state)
+
+
+def test_a_stop_at_an_evaluation_keeps_its_score(tmp_path):
+    """Step 4 is the best, and the run is stopped there."""
+    evaluate = lambda state: {"eval_loss": {0: 9.0, 4: 1.0, 8: 3.0, 11: 2.0}[int(state.step)]}
+    with pytest.raises(SystemExit):
+        fit(tmp_path, step=Stops(EVERY), evaluate=evaluate, keep_best=True)
+    fitted = fit(tmp_path, evaluate=evaluate, keep_best=True)
+    assert int(fitted.state.step) == 4 and fitted.evaluation == {"eval_loss": 1.0}
+
+
+def test_a_broken_checkpoint_costs_no_run_even_if_it_is_the_best(tmp_path, capsys):
+    with pytest.raises(RuntimeError, match="no luck"):
+        fit(tmp_path, step=Stops(9, RuntimeError("no luck")), evaluate=falling, keep_best=True)
+    for file in (tmp_path / "checkpoints" / "8").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    fitted = fit(tmp_path, evaluate=falling, keep_best=True)
+    assert "checkpoint 8 in" in capsys.readouterr().out and int(fitted.state.step) == STEPS
+    assert same(fitted.state, straight())
+
+
+def falling(state):
+    return {"eval_loss": -float(state.step)}
+
+
 def test_the_best_evaluation_is_kept(tmp_path):
     """The loss rises after step 4: the state of step 4 comes back, after a resume too."""
     scores = {0: 9.0, 4: 1.0, 8: 3.0, 11: 2.0}

@@ -216,6 +216,17 @@ def test_nan_loss_names_the_hypotheses_that_diverged(log_likelihood, named):
         guard.check()
 
 
+def test_nan_loss_names_the_earlier_step_whose_gradient_was_not_finite():
+    guard = LossGuard()
+    guard.add(6, {"loss": 1.0, "gradient_norm": 2.0})
+    guard.add(7, {"loss": 1.0, "gradient_norm": np.nan})
+    guard.check()
+    assert guard.bad_gradient == 7
+    guard.add(8, {"loss": np.nan, "gradient_norm": np.nan})
+    with pytest.raises(FloatingPointError, match="loss is nan at step 8, after a gradient .* not finite at step 7; "):
+        guard.check()
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress(tmp_path, terminal):
     out = io.StringIO()

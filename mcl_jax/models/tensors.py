@@ -105,6 +105,8 @@ class Safetensors:
         """Returns each file with the tensors that the index lists in it, None without an index."""
         index, single = folder / INDEX, folder / SINGLE
         if not index.is_file():
+            if os.path.lexists(index):
+                raise ValueError(f"{index} must be a file, but it is a directory or a link to nothing")
             if not single.is_file() and (pickles := sorted(file.name for file in folder.glob(PICKLES))):
                 raise ValueError(f"{folder} must hold {SINGLE}, got {pickles[:3]}; convert these to safetensors first")
             return {single: None}

@@ -232,6 +232,14 @@ def test_a_file_cut_short_is_named(folder):
         mcl.models.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("how", ["link", "directory"])
+def test_an_index_that_cannot_be_read_is_named_and_not_passed_over(folder, how):
+    index = folder / "model.safetensors.index.json"
+    index.symlink_to(folder / "unmounted") if how == "link" else index.mkdir()
+    with pytest.raises(ValueError, match="index.json must be a file, but it is a directory or a link to nothing"):
+        mcl.models.from_pretrained(folder)
+
+
 def test_missing_files_are_named(folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "elsewhere")
     with pytest.raises(ValueError, match="no weight file .*model.safetensors"):
