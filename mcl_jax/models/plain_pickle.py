@@ -1,7 +1,7 @@
 """Pickles of plain values and of calls that the caller makes itself, read without Python's unpickler.
 
-A pickle is a program for a stack machine. Python's own machine calls whatever the program names, reserves the sizes that
-it states (a dozen bytes can ask for 32 GB), and hashes keys that take for ever. This one knows the opcodes that files of
+A pickle is a program for a stack machine. That of Python calls whatever the program names, reserves the sizes that it
+states (a dozen bytes can ask for 32 GB), and hashes keys that take for ever. This one knows the opcodes that files of
 weights consist of; its lists, tuples and dicts hold what the file holds, and it never grows beyond the file.
 """
 
@@ -10,7 +10,18 @@ import pickletools
 from collections.abc import Callable, Collection
 from typing import Any, BinaryIO, NamedTuple
 
-VALUES = ["BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"]
+VALUES = [
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "LONG4",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+]
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}

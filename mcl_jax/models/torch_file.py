@@ -69,8 +69,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Te
         raise pickle.UnpicklingError("a tensor must have an offset, a shape and strides of at least 0, and below 2^48")
     if len(shape) != len(strides) or len(shape) > MOST_AXES or math.prod(n or 1 for n in shape) > max(1, storage.count):
         raise pickle.UnpicklingError(
-            f"a tensor must have a stride for each axis and at most the {storage.count} numbers of its storage, got the "
-            f"shape {shape[:MOST_AXES]} and the strides {strides[:MOST_AXES]}"
+            f"a tensor must have a stride for each axis and at most the {storage.count} numbers of its storage, got "
+            f"shape {shape[:MOST_AXES]} and strides {strides[:MOST_AXES]}"
         )
     return _Tensor(storage, offset, shape, strides)
 

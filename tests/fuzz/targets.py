@@ -33,8 +33,8 @@ class Target:
     Attributes:
       name: its name in the table.
       inputs: makes the strategy that draws them.
-      check: takes an empty folder and an input, and returns what came of it: "read", "refused", or "held" for a function
-        whose invariants held. It raises anything else for a fault.
+      check: takes an empty folder and an input, and returns what came of it: "read", "refused", or "held" if the
+        invariants of a function held. It raises an error for a fault.
       share: its part of all inputs, relative to the other targets.
     """
 

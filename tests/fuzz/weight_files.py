@@ -13,11 +13,11 @@ import numpy as np
 import safetensors.numpy
 from hypothesis import strategies as st
 from test_ctranslate2_file import arrays_of_tiny, packed
-from test_gguf import golden, write
+from test_gguf import TOKENS, golden, write
 from tower_files import file_bytes, tensor_opcodes
 
 from mcl_jax import interop, selector
-from mcl_jax.models import ctranslate2_file, families
+from mcl_jax.models import ctranslate2_file, families, pretrained
 from mcl_jax.models.gguf_file import GGUF
 from mcl_jax.models.tensors import INDEX, SINGLE, Safetensors
 from mcl_jax.models.torch_file import TorchFile
@@ -131,6 +131,8 @@ def ggufs() -> list[bytes]:
     folder = Path(__file__).parent / "__pycache__" / "gguf"
     folder.mkdir(parents=True, exist_ok=True)
     files = [write(folder / f"{name}.gguf", *golden(name)) for name in ("llama", "qwen2")]
+    pieces = dict(model="llama", token_scores=[-float(i) for i in range(len(TOKENS))], chat_template="{{ messages }}")
+    files.append(write(folder / "pieces.gguf", *golden("llama"), **pieces, add_bos_token=True))
     contents = [file.read_bytes() for file in files]
     shutil.rmtree(folder)
     return contents
@@ -143,7 +145,7 @@ def check_gguf(folder: Path, content: bytes) -> str:
     def read() -> dict[str, np.ndarray]:
         source = GGUF(file)
         source.tokenizer()
-        families.build(source.hf_config)
+        pretrained._build(file, source.hf_config, {})
         return {name: source.read(name) for name in source.shapes}
 
     outcome, tensors = reads(read, file.name)
@@ -252,7 +254,7 @@ def check_ctranslate2(folder: Path, content: bytes) -> str:
 
     def read() -> dict[str, np.ndarray]:
         source = ctranslate2_file.CTranslate2([file])
-        families.build(source.hf_config)
+        pretrained._build(file, source.hf_config, {})
         return {name: source.read(name) for name in source.shapes}
 
     outcome, tensors = reads(read, file.name)
