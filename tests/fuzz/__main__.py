@@ -47,13 +47,9 @@ def main() -> None:
         )
         for fault in result["faults"]:
             print(f"{fault['times']} times, see {fault['input']}:\n{fault['error']}", file=sys.stderr, flush=True)
-    total = {
-        name: sum(result.get(name, 0) for result in results.values()) for name in ("inputs", "read", "refused", "held")
-    }
+    total = {name: sum(result.get(name, 0) for result in results.values()) for name in COLUMNS[:4]}
     total["faults"] = sum(len(result["faults"]) for result in results.values())
-    print(
-        f"{total['inputs']} inputs: {total['read']} read, {total['refused']} refused, {total['held']} held, {total['faults']} faults"
-    )
+    print(", ".join(f"{number} {name}" for name, number in total.items()))
     options.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.json, {"seed": options.seed, "total": total, "targets": results})
     raise SystemExit(1 if total["faults"] else 0)

@@ -126,8 +126,8 @@ def test_parts_are_one_file(tmp_path, tiny, packages):
         ({"encoder/position_encodings/encodings": np.float32(3)}, "encodings must have 2 axes"),
         ({"encoder/num_heads": np.float32(np.nan)}, "encoder/num_heads must be an integer, got nan"),
         (
-            {"encoder/num_heads": np.zeros((0,), np.int16)},
-            r"encoder/num_heads must be one number, got the shape \(0,\)",
+            {"decoder/scale_embeddings": np.zeros((0,), np.int16)},
+            r"decoder/scale_embeddings must be one number, got the shape \(0,\)",
         ),
     ],
 )
