@@ -5,6 +5,7 @@ python -m tests.fuzz --inputs 500 --only gguf --seed 7
 """
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ TESTS = Path(__file__).parents[1]
 sys.path[1:1] = [str(TESTS / folder) for folder in ("", "models", "data")]
 
 from mcl_jax.json_io import write_json  # noqa: E402
-from tests.fuzz import weight_files  # noqa: E402
+from tests.fuzz import media_files, run_files, text_files, weight_files  # noqa: E402
 from tests.fuzz.targets import limit_memory, run  # noqa: E402
 
-TARGETS = [*weight_files.TARGETS]
+TARGETS = [*weight_files.TARGETS, *text_files.TARGETS, *media_files.TARGETS, *run_files.TARGETS]
 COLUMNS = ("inputs", "read", "refused", "held", "seconds", "slowest_seconds", "peak_memory_mb")
 
 
@@ -33,6 +34,7 @@ def main() -> None:
     if not chosen:
         parser.error(f"--only must name one of {', '.join(t.name for t in TARGETS)}")
     limit_memory()
+    logging.disable(logging.CRITICAL)  # libraries tell of every damaged file
     shares, results = sum(t.share for t in chosen), {}
     print(f"{'':20}" + "".join(f"{name:>16}" for name in COLUMNS) + f"{'faults':>8}")
     for target in chosen:
