@@ -123,7 +123,7 @@ def parse(text: str) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError("its brackets are nested too deep") from None
-    level, depth = [value], 0
+    level, depth = [value], 1
     while level := [inner for one in level for inner in _inside(one)]:
         if (depth := depth + 1) > MOST_LEVELS:
             raise ValueError(f"its brackets are nested more than {MOST_LEVELS} levels deep")
