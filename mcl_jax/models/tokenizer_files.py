@@ -51,7 +51,8 @@ def read_tokenizer(folder: Path) -> Any:
 
             _check_sentencepiece(folder / "tokenizer.model", sentencepiece.SentencePieceProcessor)
     alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
-    return read(folder, lambda: AutoTokenizer.from_pretrained(folder, **({"add_bos_token": True} if alone else {})))
+    options = {"trust_remote_code": False} | ({"add_bos_token": True} if alone else {})  # runs no code of the folder
+    return read(folder, lambda: AutoTokenizer.from_pretrained(folder, **options))
 
 
 def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:

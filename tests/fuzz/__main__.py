@@ -11,14 +11,16 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 TESTS = Path(__file__).parents[1]
 sys.path[1:1] = [str(TESTS / folder) for folder in ("", "models", "data")]
 
 from mcl_jax.json_io import write_json  # noqa: E402
-from tests.fuzz import media_files, run_files, text_files, weight_files  # noqa: E402
+from tests.fuzz import functions, media_files, model_folders, run_files, text_files, weight_files  # noqa: E402
 from tests.fuzz.targets import limit_memory, run  # noqa: E402
 
-TARGETS = [*weight_files.TARGETS, *text_files.TARGETS, *media_files.TARGETS, *run_files.TARGETS]
+GROUPS = (text_files, weight_files, media_files, run_files, model_folders, functions)
+TARGETS = [target for group in GROUPS for target in group.TARGETS]
 COLUMNS = ("inputs", "read", "refused", "held", "seconds", "slowest_seconds", "peak_memory_mb")
 
 

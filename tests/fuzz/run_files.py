@@ -161,7 +161,7 @@ def check_recipe(folder: Path, content: bytes) -> str:
 
 TARGETS = [
     Target("run directory", directories, check_run, 1.5),
-    Target("checkpoints", damages, check_checkpoint),
+    Target("checkpoints", damages, check_checkpoint, 0.3),
     Target(
         "answer.json", lambda: drawn.json_files(RECIPES, ["lora", "decoder", "seconds", "window", "best"]), check_recipe
     ),

@@ -368,6 +368,6 @@ TARGETS = [
     Target("gguf", lambda: drawn.mutated(ggufs(), 6000), check_gguf, 1.5),
     Target("torch file", torch_files, check_torch, 1.5),
     Target("ctranslate2", ctranslate2_like, check_ctranslate2),
-    Target("peft folders", adapters, check_peft, 1.5),
+    Target("peft folders", adapters, check_peft, 0.7),
     Target("selector", lambda: drawn.mutated(SELECTORS), check_selector, 0.5),
 ]
