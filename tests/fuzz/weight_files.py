@@ -94,9 +94,12 @@ SHARD_NAMES = ["s-1.safetensors", "s-2.safetensors", "../out.safetensors", "/out
 @st.composite
 def indexes(draw: Any) -> tuple[bytes, bytes]:
     """An index, and the content of the second shard."""
-    names = st.one_of(st.sampled_from(SHARD_NAMES), st.sampled_from(SHARD_NAMES[:2]), drawn.values())
-    weight_map = {name: draw(names) for name in draw(st.sets(st.sampled_from(["a", "b", "c", "d", "e"])))}
-    index = draw(drawn.json_files([{"metadata": {"total_size": 7}, "weight_map": weight_map}]))
+    place = {"a": "s-2.safetensors", "b": "s-2.safetensors", "d": "s-1.safetensors", "e": "s-1.safetensors"}
+    weight_map = {name: place[name] for name in draw(st.sets(st.sampled_from(sorted(place)), min_size=1))}
+    if draw(st.booleans()):
+        weight_map[draw(st.sampled_from(sorted(place)))] = draw(st.one_of(st.sampled_from(SHARD_NAMES), drawn.values()))
+    whole = {"metadata": {"total_size": 7}, "weight_map": weight_map}
+    index = draw(st.one_of(st.just(drawn.as_json(whole)), drawn.json_files([whole])))
     return index, draw(st.one_of(st.just(SAFETENSORS[0]), drawn.mutated(SAFETENSORS)))
 
 
