@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo markov test test-slow test-page docs lint format bench soak gpu-check plan test-plan clean
+.PHONY: help demo markov test test-slow test-page fuzz soak docs lint format bench gpu-check plan test-plan clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ test-page: $(VENV)/installed ## the pages of a run and of the theory in a headle
 	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome \
 	|| { apt-get update -qq && apt-get install --quiet --yes --no-install-recommends chromium-headless-shell; }
 	$(RUN) -m pytest tests/experiments/test_page_in_browser.py tests/experiments/test_theory_page_in_browser.py
+
+fuzz: $(VENV)/installed ## 10,000 drawn inputs for all readers of files and some functions (ARGS="--inputs 500 --only gguf")
+	PYTHONPATH=. $(RUN) -m tests.fuzz $(ARGS)
 
 $(VENV)/docs: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+MOST_LEVELS = 100  # of brackets in brackets
 HALVES = "backslashreplace"  # writes lone surrogates as escapes, which JSON reads back unchanged
 
 
@@ -112,17 +113,51 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parse(text: str) -> Any:
+    """Parses JSON from a file that anyone may have written.
+
+    Raises:
+      ValueError: if the text is not JSON, or nested so deep that whatever walks through it runs out of stack.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+    level, depth = [value], 1
+    while level := [inner for one in level for inner in _inside(one)]:
+        if (depth := depth + 1) > MOST_LEVELS:
+            raise ValueError(f"its brackets are nested more than {MOST_LEVELS} levels deep")
+    return value
+
+
+def _inside(value: Any) -> list[Any]:
+    """Returns the containers in a container."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [entry for entry in entries if isinstance(entry, (dict, list))]
+
+
+def read_text(path: Path) -> str:
+    """Reads a file of text.
+
+    Raises:
+      ValueError: if the file is not UTF-8; names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}): repair it or move it away") from error
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
       ValueError: if the file is not JSON in UTF-8; names it.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error}): repair it or move it away") from error
-    except (ValueError, RecursionError) as error:  # thousands of nested brackets raise a RecursionError
+        return parse(text)
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): repair it or move it away") from error
 
 

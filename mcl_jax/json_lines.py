@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mcl_jax.json_io import HALVES, naming
+from mcl_jax.json_io import HALVES, naming, parse
 
 
 def read(path: Path) -> list[str]:
@@ -19,7 +19,7 @@ def read(path: Path) -> list[str]:
     lines = content[:whole].decode("utf-8", "replace").split("\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
-            value = json.loads(line)
+            value = parse(line)
         except ValueError as error:
             raise ValueError(f"line {number} of {path} is not JSON ({error}): {line[:80]!r}") from error
         if not isinstance(value, dict):

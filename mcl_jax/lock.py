@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mcl_jax.console import say
-from mcl_jax.json_io import naming
+from mcl_jax.json_io import naming, parse
 
 try:
     import fcntl
@@ -129,8 +129,9 @@ class DirectoryLock:
     def _read(self) -> dict[str, Any] | None:
         """Reads the owner's record, None if there is none. Opens the file anew, as network file systems require."""
         try:
-            owner = json.loads(self.path.read_bytes())
-            return owner if {"pid", "host", "since"} <= owner.keys() else None
+            owner = parse(self.path.read_text(encoding="utf-8"))
+            whole = {"pid", "host", "since"} <= owner.keys() and isinstance(owner["pid"], int)
+            return owner if whole and 0 < owner["pid"] < 2**31 else None
         except (OSError, ValueError, AttributeError):
             return None
 

@@ -122,6 +122,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         pickled = (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file()
         reason = f"it holds {PICKLE}; convert that to {WEIGHTS} first" if pickled else error
         raise ValueError(f"{folder} is not a complete PEFT adapter folder: {reason}") from error
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+    ) as error:  # float8, for example; ml_dtypes does not tell NumPy its name
+        raise ValueError(
+            f"{folder / WEIGHTS} must hold floating-point numbers, got a kind without a dtype: {error}"
+        ) from error
 
 
 def check_settings(config: Mapping[str, Any], file: Path) -> None:

@@ -102,12 +102,14 @@ class Selector:
         path = Path(folder) / FILE
         try:
             tensors = load(path.read_bytes())
-        except SafetensorError as error:
+        except (SafetensorError, AttributeError, KeyError, TypeError) as error:  # the others for float8 and the like
             raise ValueError(f"{path} must be a safetensors file, but it cannot be read: {error}") from None
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         kernel, bias = shapes.get("kernel", ()), shapes.get("bias", ())
         if len(shapes) != 2 or len(kernel) != 2 or kernel[1:] != bias:
             raise ValueError(f"{path} must have kernel [D, K] and bias [K], got {shapes}")
+        if not all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError(f"{path} must hold finite numbers in float32, got other numbers")
         return cls(**tensors)
 
 

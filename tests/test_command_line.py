@@ -137,6 +137,19 @@ def test_a_torn_line_is_cut_off_without_room(tmp_path, disk_is_full):
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"a": 1}\n'
 
 
+@pytest.mark.parametrize("levels", [101, 400, 100_000])
+def test_brackets_that_are_nested_too_deep_are_refused(tmp_path, levels):
+    """json takes 400 levels, and what walks through them runs out of stack."""
+    deep = '{"a": ' * levels + "1" + "}" * levels
+    (tmp_path / "config.json").write_text(deep)
+    (tmp_path / "metrics.jsonl").write_text(deep + "\n")
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON \(its brackets are nested"):
+        json_io.read_json(tmp_path / "config.json")
+    with pytest.raises(ValueError, match=r"line 1 of .*metrics\.jsonl is not JSON \(its brackets are nested"):
+        json_lines.read(tmp_path / "metrics.jsonl")
+    assert json_io.parse('{"a": ' * 99 + "[]" + "}" * 99)
+
+
 @pytest.mark.parametrize("line", ["null", "[1]", "3"])
 def test_a_line_that_is_no_object_is_named(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text(f'{{"run": "", "step": 1}}\n{line}\n')

@@ -181,6 +181,12 @@ def test_adapters_in_bfloat16_are_read(folder, module):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1 / 256), rounded, plain)
 
 
+def test_numbers_without_a_dtype_are_refused(folder):
+    change(folder / "lora0", "A", lambda tensor: tensor.astype(ml_dtypes.float8_e4m3fn))
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors must hold floating-point numbers, got"):
+        peft_files.read(folder / "lora0")
+
+
 @pytest.mark.parametrize("cut", [(9, 71), (8, 72)], ids=["A", "B"])
 def test_grouped_adapters_that_do_not_divide_are_named(folder, module, cut):
     tensors = [load_file(folder / f"lora{k}" / "adapter_model.safetensors") for k in range(3)]

@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from mcl_jax import objectives, selector
 from mcl_jax.selector import Examples, Selector, choose, density_loss, fit, prior
@@ -123,6 +125,13 @@ def test_a_selector_comes_back_from_its_file(tmp_path):
         Selector.load(tmp_path)
     Selector(one.kernel, one.bias[:2]).save(tmp_path)
     with pytest.raises(ValueError, match=r"must have kernel \[D, K\] and bias \[K\], got"):
+        Selector.load(tmp_path)
+    (one.replace(bias=np.float32([0, np.nan, *one.bias[2:]]))).save(tmp_path)
+    with pytest.raises(ValueError, match="selector.safetensors must hold finite numbers in float32"):
+        Selector.load(tmp_path)
+    tensors = {"kernel": one.kernel.astype(ml_dtypes.float8_e4m3fn), "bias": one.bias}
+    (tmp_path / "selector.safetensors").write_bytes(safetensors.numpy.save(tensors))
+    with pytest.raises(ValueError, match="selector.safetensors must"):
         Selector.load(tmp_path)
 
 

@@ -10,7 +10,7 @@ from experiments.audio_captioning import config as audio_captioning
 from experiments.common.options import NO_INFLUENCE, flat, options_with
 from experiments.image_captioning import config as image_captioning
 from experiments.translation import config as translation
-from mcl_jax.json_io import read_json
+from mcl_jax.json_io import parse, read_json
 
 # These are not all VOLATILE options: a run may resume with other beams or more sources, which change its numbers.
 IGNORED = {"seed"} | options_with(NO_INFLUENCE, translation.Config, image_captioning.Config, audio_captioning.Config)
@@ -74,7 +74,7 @@ def _progress(metrics: Path) -> str:
     """Describes the last step of each training. The file may still grow, so its last line may be incomplete."""
     text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.exists() else ""
     try:
-        steps = {line["run"]: line["step"] for line in map(json.loads, text.split("\n")[:-1])}
+        steps = {line["run"]: line["step"] for line in map(parse, text.split("\n")[:-1])}
     except (ValueError, LookupError, TypeError) as error:
         return f" ({metrics} is damaged: {error})"
     return "".join(f", {name or 'it'} is at step {step}" for name, step in steps.items())

@@ -11,15 +11,15 @@ T, and texts stay as they are, with spaces between words and punctuation.
 """
 
 import collections
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from mcl_jax.data.parallel_text import Row, corpus_of
 from mcl_jax.data.records import Corpus
+from mcl_jax.json_io import parse, read_text
 
-LINE = re.compile(r"(S|T|R\d+)-(\d+)\t(.*)")
+LINE = re.compile(r"(S|T|R\d{1,9})-(\d{1,9})\t(.*)")
 ENDINGS = (".extra_refs.tok", ".extra_refs")
 
 
@@ -66,11 +66,11 @@ def _file(folder: Path, stem: str, source: str, target: str) -> Path:
 
 def _pairs(path: Path, source: str, target: str) -> Iterator[Row]:
     """Yields the pairs of a file of JSON lines."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            pair = json.loads(line)["translation"]
+            pair = parse(line)["translation"]
             texts = pair[source], pair[target]
         except (ValueError, KeyError, TypeError):
             texts = (None,)
@@ -85,7 +85,7 @@ def _pairs(path: Path, source: str, target: str) -> Iterator[Row]:
 def _with_references(path: Path) -> list[Row]:
     """Returns the sources of a file of further references, each with its lines R."""
     sources, answers = {}, collections.defaultdict(list)
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         if (match := LINE.fullmatch(line.rstrip("\r"))) is None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from experiments.datasets.debian import fetch_package
 from mcl_jax.data.records import Corpus, Record, Target, split_of
+from mcl_jax.json_io import read_text
 
 PACKAGE, CONTENTS = "wordnet-base", "usr/share/wordnet"
 PARTS = ("noun", "verb")
@@ -68,6 +69,7 @@ class _Wordnet(NamedTuple):
 
     senses: dict[str, dict[str, Sense]]
     data: dict[str, bytes]
+    folder: Path
 
     @classmethod
     def read(cls, cache_dir: Path | str, wordnet_dir: Path | str | None) -> "_Wordnet":
@@ -78,7 +80,7 @@ class _Wordnet(NamedTuple):
                 f"--wordnet-dir must hold {', '.join(needed)}, but {folder} lacks {', '.join(missing)}"
             )
         senses = {part: _senses(folder / f"index.{part}") for part in PARTS}
-        return cls(senses, {part: (folder / f"data.{part}").read_bytes() for part in PARTS})
+        return cls(senses, {part: (folder / f"data.{part}").read_bytes() for part in PARTS}, folder)
 
     def words(self, part: str) -> list[str]:
         """Returns the words that WordNet's corpus contains as this part of speech."""
@@ -92,18 +94,30 @@ class _Wordnet(NamedTuple):
 
     def record(self, word: str, parts: Sequence[str]) -> Record:
         """Returns a word with its definitions as these parts of speech."""
-        targets = (Target(_definition(self.data[part], self.senses[part][word].place), part) for part in parts)
-        return Record(word, word, tuple(targets), split=split_of(f"definitions {word}"))
+        targets = tuple(Target(self._definition(part, self.senses[part][word].place), part) for part in parts)
+        return Record(word, word, targets, split=split_of(f"definitions {word}"))
+
+    def _definition(self, part: str, place: int) -> str:
+        """Returns the text between "| " and the first example, which is in quotation marks."""
+        line = self.data[part][place:].partition(b"\n")[0].decode("utf-8", "replace")
+        if not line.startswith(f"{place:08d} ") or "\ufffd" in line:
+            raise ValueError(
+                f"{self.folder / f'data.{part}'} must have a line of a sense at byte {place}, but has none"
+            )
+        return line.partition("| ")[2].partition('"')[0].strip(" ;:")
 
 
 def _senses(index: Path) -> dict[str, Sense]:
     """Reads the words of letters only: lines "word part senses pointers [pointer ...] senses tagged place ..."."""
-    lines = (line.split() for line in index.read_text(encoding="utf-8").splitlines() if not line.startswith(" "))
-    fields = ((line[0], line[4 + int(line[3]) :]) for line in lines)
-    return {word: Sense(int(rest[2]), int(rest[1])) for word, rest in fields if word.isalpha()}
-
-
-def _definition(data: bytes, place: int) -> str:
-    """Returns the text between "| " and the first example, which is in quotation marks."""
-    line = data[place : data.index(b"\n", place)].decode()
-    return line.partition("| ")[2].partition('"')[0].strip(" ;:")
+    senses = {}
+    for number, line in enumerate(read_text(index).splitlines(), 1):
+        if line.startswith(" "):
+            continue
+        try:
+            word, _, _, pointers, *others = line.split()
+            tagged, place = map(int, others[int(pointers) + 1 : int(pointers) + 3])
+        except ValueError:
+            raise ValueError(f"{index}, line {number}, must be that of a word, got {line[:80]!r}") from None
+        if word.isalpha():
+            senses[word] = Sense(place, tagged)
+    return senses

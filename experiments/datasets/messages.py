@@ -60,15 +60,23 @@ def read_catalogue(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(f"--locale-dir must hold {Path(*path.parts[-3:])}, but {path} does not exist")
     content = path.read_bytes()
-    if len(content) < 20 or (header := np.frombuffer(content, "<u4", 5))[0] != MAGIC:
+    if len(content) < 20 or (header := np.frombuffer(content, "<u4", 5).tolist())[0] != MAGIC:
         raise ValueError(f"{path} is no catalogue of GNU gettext, or one for another byte order")
-
-    def texts(place: int) -> list[str]:
-        table = np.frombuffer(content, "<u4", 2 * header[2], place).reshape(-1, 2)
-        return [content[start : start + length].decode() for length, start in table.tolist()]
-
-    pairs = zip(*(texts(int(place)) for place in header[3:]), strict=True)
+    pairs = zip(*(_texts(path, content, header[2], place) for place in header[3:]), strict=True)
     return {message.strip(): text.strip() for message, text in pairs if message and "\0" not in message}
+
+
+def _texts(path: Path, content: bytes, count: int, place: int) -> list[str]:
+    """Returns the texts of a table of lengths and offsets; each ends in a NUL, which its length does not count."""
+    if place + 8 * count > len(content):
+        raise ValueError(f"{path} is damaged: its tables must end within its {len(content)} bytes")
+    table = np.frombuffer(content, "<u4", 2 * count, place).reshape(-1, 2).tolist()
+    if wrong := [(start, length) for length, start in table if content[start + length : start + length + 1] != b"\0"]:
+        raise ValueError(f"{path} is damaged: no text of {wrong[0][1]} bytes begins at byte {wrong[0][0]}")
+    try:
+        return [content[start : start + length].decode() for length, start in table]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must hold texts in UTF-8, got {error}") from None
 
 
 def _usable(message: str, translated: dict[str, str]) -> bool:

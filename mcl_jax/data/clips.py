@@ -53,7 +53,7 @@ def resample(samples: Float32[np.ndarray, "T"], rate: int) -> Float32[np.ndarray
     return samples if up == down else resample_poly(samples, up, down, window=_low_pass(max(up, down)))
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=16)
 def _low_pass(factor: int) -> Float32[np.ndarray, "N"]:
     """Returns the default filter of `resample_poly`, which takes longer to design than to apply to a short clip."""
     from scipy.signal import firwin

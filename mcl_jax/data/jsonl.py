@@ -20,7 +20,7 @@ from typing import Any
 
 from mcl_jax.data.paths import Located
 from mcl_jax.data.records import SPLITS, Corpus, Record, Target, describe_unknown, split_of
-from mcl_jax.json_io import check_unicode, write_text
+from mcl_jax.json_io import check_unicode, parse, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +147,8 @@ def _parse(line: str, layout: Layout) -> dict[str, Any]:
       ValueError: if the line is wrong; says what was needed and what came.
     """
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:  # thousands of nested brackets raise a RecursionError
+        fields = parse(line)
+    except ValueError as error:
         raise ValueError(f"needed a JSON object, got {line[:60]!r} ({error})") from None
     if not isinstance(fields, dict):
         raise ValueError(f"needed a JSON object with {', '.join(layout.needed)}, got {line[:60]!r}")

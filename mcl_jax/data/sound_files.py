@@ -32,6 +32,7 @@ with needed_for("reading a clip", "media"):
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3")
 BLOCK = 1 << 16  # samples
 MOST = 1 << 62  # samples; libsndfile reports more if a file does not state its length
+SLOWEST, FASTEST = 1_000, 768_000  # Hz; resampling by a damaged rate would take any memory and time
 SEEK_FAILED = 39  # libsndfile's SFE_BAD_SEEK, at the end of a FLAC file that does not state its length
 
 
@@ -47,7 +48,9 @@ def read_sound(encoded: bytes) -> tuple[Float32[np.ndarray, "T C"], int]:
     """
     encoded = with_true_size(_without_tag(encoded))
     try:
-        with soundfile.SoundFile(io.BytesIO(encoded)) as file:
+        with soundfile.SoundFile(_Stream(encoded)) as file:
+            if not SLOWEST <= file.samplerate <= FASTEST:
+                raise ValueError(f"the clip must have {SLOWEST} to {FASTEST} samples per second, got {file.samplerate}")
             if file.format not in FORMATS:
                 raise ValueError(
                     f"the clip must have one of the formats {', '.join(FORMATS)}, got {file.format}, in which a "
@@ -66,6 +69,14 @@ def read_sound(encoded: bytes) -> tuple[Float32[np.ndarray, "T C"], int]:
     if len(samples) + may_lack < stated < MOST:
         raise ValueError(f"the clip is cut off after {len(samples)} of {stated} samples")
     return samples, rate
+
+
+class _Stream(io.BytesIO):
+    """Stays within the file: a damaged header may send libsndfile before its start, where BytesIO prints an error."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = (0, self.tell(), len(self.getbuffer()))[whence]
+        return super().seek(max(0, start + offset))
 
 
 def _samples(file: soundfile.SoundFile) -> Float32[np.ndarray, "T C"]:
@@ -115,10 +126,11 @@ def _read_as_stream(encoded: bytes) -> tuple[Float32[np.ndarray, "T C"], int]:
 
 def _without_tag(encoded: bytes) -> bytes:
     """Removes ID3v2 tags before the sound."""
-    while encoded[:3] == b"ID3" and len(encoded) >= 10:
-        size = sum((byte & 127) << shift for byte, shift in zip(encoded[6:10], (21, 14, 7, 0), strict=True))
-        encoded = encoded[10 + size :]
-    return encoded
+    start = 0
+    while encoded[start : start + 3] == b"ID3" and len(encoded) >= start + 10:
+        sizes = encoded[start + 6 : start + 10]
+        start += 10 + sum((byte & 127) << shift for byte, shift in zip(sizes, (21, 14, 7, 0), strict=True))
+    return encoded[start:]
 
 
 def _sphere_samples(encoded: bytes, default: int) -> int:

@@ -7,12 +7,11 @@ Other keys are ignored.
 """
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcl_jax.json_io import check_unicode
+from mcl_jax.json_io import check_unicode, parse
 from mcl_jax.metrics.text import written
 
 NEEDED = ("id", "answers", "references")
@@ -69,13 +68,11 @@ def read_items(path: str | Path) -> list[Item]:
 
 def _parse(line: bytes, first: bool) -> dict[str, Any]:
     try:
-        entry = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+        entry = parse(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"must be UTF-8 ({error})") from None
     except ValueError as error:
         raise ValueError(f"must be one JSON object ({error})") from None
-    except RecursionError:
-        raise ValueError("must be one JSON object, got too many nested brackets") from None
     if not isinstance(entry, dict):
         raise ValueError(f"must be a JSON object {{...}}, got {type(entry).__name__}")
     return entry

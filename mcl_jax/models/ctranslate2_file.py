@@ -19,6 +19,7 @@ values of `self_attention`, keys and values of the decoder's `attention`. Sizes 
 Source: CTranslate2 4.8, `src/models/model.cc` and `python/ctranslate2/specs`.
 """
 
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -161,12 +162,21 @@ class Header:
         for _ in range(*self.numbers("I")):
             name, (rank,) = self.string(), self.numbers("B")
             shape, (kind, size) = self.numbers(f"{rank}I"), self.numbers("BI")
-            if kind not in DTYPES or size != np.prod(shape, dtype=int) * np.dtype(DTYPES[kind]).itemsize:
+            if kind not in DTYPES or size != math.prod(shape) * np.dtype(DTYPES[kind]).itemsize:
                 raise ValueError(
                     f"{self.parts.files[0]} is damaged: {name} has {size} bytes for shape {shape} and dtype {kind}"
                 )
             yield name, Stored(shape, DTYPES[kind], self.position)
             self.position += size
+
+    def unique_arrays(self) -> dict[str, Stored]:
+        """Reads all arrays by name."""
+        arrays: dict[str, Stored] = {}
+        for name, stored in self.arrays():
+            if name in arrays:
+                raise ValueError(f"{self.parts.files[0]} is damaged: it has two arrays {name}")
+            arrays[name] = stored
+        return arrays
 
 
 class CTranslate2:
@@ -188,7 +198,7 @@ class CTranslate2:
                 f"{self.file} must be a Whisper of CTranslate2 (format {VERSION}, {SPECIFICATION}), got {given}"
             )
         header.numbers("I")  # revision
-        self.stored = dict(header.arrays())
+        self.stored = header.unique_arrays()
         self.parts.read(header.position, 4)  # the number of aliases, which only shows that the file is whole
         self._check_settings()
         self.places = {name: place for array in self.stored for name, place in self._places(array)}
@@ -199,7 +209,7 @@ class CTranslate2:
         """Reads a tensor, in the dtype in which it is stored."""
         array, index, _ = self.places[name]
         stored, shape = self.stored[array], self.shapes[name]
-        size = int(np.prod(shape)) * np.dtype(stored.dtype).itemsize
+        size = math.prod(shape) * np.dtype(stored.dtype).itemsize
         return np.frombuffer(self.parts.read(stored.start + index * size, size), stored.dtype).reshape(shape)
 
     @cached_property
@@ -209,26 +219,36 @@ class CTranslate2:
         Raises:
           ValueError: if an array is missing.
         """
-        (width, bins, _), (vocab_size, _) = (self._of(f"{name}/weight").shape for name in ("encoder/conv1", EMBEDDINGS))
+        width, bins, _ = self._of("encoder/conv1/weight", axes=3).shape
+        vocab_size, _ = self._of(f"{EMBEDDINGS}/weight", axes=2).shape
         end = END + (vocab_size >= MULTILINGUAL)
         config = {"model_type": "whisper", "vocab_size": vocab_size, "d_model": width, "num_mel_bins": bins}
         for part, positions in (("encoder", "max_source_positions"), ("decoder", "max_target_positions")):
             layers = {match[1] for name in self.stored if (match := re.match(rf"{part}/layer_(\d+)/", name))}
             config[f"{part}_layers"] = len(layers)
             config[f"{part}_attention_heads"] = self._number(f"{part}/num_heads")
-            config[f"{part}_ffn_dim"] = self._of(f"{part}/layer_0/ffn/linear_0/weight").shape[0]
-            config[positions] = self._of(f"{part}/position_encodings/encodings").shape[0]
+            config[f"{part}_ffn_dim"] = self._of(f"{part}/layer_0/ffn/linear_0/weight", axes=2).shape[0]
+            config[positions] = self._of(f"{part}/position_encodings/encodings", axes=2).shape[0]
         ends = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end)
         return config | ends | {"decoder_start_token_id": end + 1}
 
-    def _of(self, array: str) -> Stored:
+    def _of(self, array: str, axes: int | None = None) -> Stored:
+        """Returns an array, which must have so many axes if that is given."""
         if array not in self.stored:
             raise ValueError(f"{self.file} must hold an array {array}, but has none")
+        shape = self.stored[array].shape
+        if axes is not None and len(shape) != axes:
+            raise ValueError(f"{self.file}: {array} must have {axes} axes, got the shape {shape}")
         return self.stored[array]
 
     def _number(self, array: str) -> int:
         stored = self._of(array)
-        return int(np.frombuffer(self.parts.read(stored.start, np.dtype(stored.dtype).itemsize), stored.dtype)[0])
+        if math.prod(stored.shape) != 1:
+            raise ValueError(f"{self.file}: {array} must be one number, got the shape {stored.shape}")
+        number = np.frombuffer(self.parts.read(stored.start, np.dtype(stored.dtype).itemsize), stored.dtype)[0]
+        if not np.isfinite(number) or number != int(number):
+            raise ValueError(f"{self.file}: {array} must be an integer, got {number}")
+        return int(number)
 
     def _check_settings(self) -> None:
         for name, needed in SETTINGS.items():

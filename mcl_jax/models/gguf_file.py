@@ -5,6 +5,7 @@ Llama and SmolLM3, which is undone here. A model may be split into several files
 not in its file: all but every fourth, the default of its config.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mcl_jax.extras import needed_for
-from mcl_jax.models import gguf_tokenizer
+from mcl_jax.models import gguf_header, gguf_tokenizer
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -35,6 +36,7 @@ NAMES = {
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
 INTERLEAVED = ("llama", "smollm3")
 ROPE_FACTORS = "rope_freqs.weight"  # divisors of the frequencies, in Llama 3
+MOST_PARTS = 99_999
 PART = r"(.+)-(\d{5})-of-(\d{5})\.gguf"
 # Metadata that we read or that have no effect. Any other entry must have a value without effect.
 READ = {
@@ -81,6 +83,7 @@ def _open(file: Path) -> tuple[Any, dict[str, Any]]:
     if not file.is_file():
         raise ValueError(f"{file}, a part of a split GGUF file, does not exist")
     try:
+        gguf_header.check(file)
         reader = gguf.GGUFReader(file)
         return reader, {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:
@@ -91,12 +94,16 @@ def _open_all(file: Path) -> tuple[list[Any], dict[str, Any]]:
     """Opens the model of which `file` is the whole or any part; returns all readers and the first part's metadata."""
     reader, fields = _open(file)
     count = fields.get("split.count", 0)
+    if type(count) is not int or not 0 <= count <= MOST_PARTS:
+        raise ValueError(f"{file}: split.count must be an integer from 0 to {MOST_PARTS}, got {count!r}")
     if count <= 1:
         return [reader], fields
-    match = re.fullmatch(PART, file.name)
+    match, number = re.fullmatch(PART, file.name), fields.get("split.no", 0)
+    if type(number) is not int:
+        raise ValueError(f"{file}: split.no must be an integer, got {number!r}")
     if match is None or int(match[3]) != count:
         raise ValueError(
-            f"{file} is part {fields.get('split.no', 0) + 1} of {count} of a split GGUF file; put all parts into one "
+            f"{file} is part {number + 1} of {count} of a split GGUF file; put all parts into one "
             f"folder under their original names, NAME-00001-of-{count:05}.gguf and so on"
         )
     parts = [file.with_name(f"{match[1]}-{i:05}-of-{count:05}.gguf") for i in range(1, count + 1)]
@@ -189,7 +196,7 @@ class GGUF:
         value = self.fields.get(f"{self.architecture}.{name}", default)
         if value is None:
             raise ValueError(f"{self.file} must have an entry {self.architecture}.{name}, but has none")
-        if isinstance(value, (list, str)) or not value > 0:
+        if isinstance(value, (list, str, bool)) or not 0 < value < math.inf:
             raise ValueError(f"{self.file}: {self.architecture}.{name} must be one number above 0, got {value}")
         return value
 

@@ -29,7 +29,14 @@ NAMED = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-KINDS = {"tokens": "texts", "merges": "texts", "token_type": "integers", "scores": "numbers"}
+LISTS = {
+    "tokens": (str, "texts"),
+    "merges": (str, "texts"),
+    "token_type": (int, "integers"),
+    "scores": ((int, float), "numbers"),
+}
+FLAGS = ("add_bos_token", "add_eos_token", "add_space_prefix")
+LONGEST = 1024  # characters of a SentencePiece token; all its cuts are tried
 SENTENCEPIECE_IDS = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # where the file does not say
 
 
@@ -52,6 +59,7 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
             f"{file}: the tokenizer {given.get('model')!r} with pre-tokenizer {given.get('pre')!r} is not supported; "
             "put the file in a folder with the model's Hugging Face tokenizer files and load that folder"
         )
+    _check_types(file, given)
     _check(file, given, "scores" if sentencepiece else "merges")
     tokens = given["tokens"]
     named = {name: tokens[i] for name, key in NAMED.items() if (i := given.get(key, ids.get(key))) is not None}
@@ -63,8 +71,25 @@ def build(file: Path, metadata: Mapping[str, Any]) -> Any:
     begins = given.get("add_bos_token", sentencepiece or given.get("pre") in WHOLE_WORDS)
     _frame(file, tokenizer, named, begins, given.get("add_eos_token", False))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
-    fast.chat_template, fast.name_or_path = metadata.get("tokenizer.chat_template"), str(file)
+    fast.name_or_path = str(file)
+    fast.chat_template = metadata.get("tokenizer.chat_template")
+    if not isinstance(fast.chat_template, (str, type(None))):
+        raise ValueError(f"{file}: tokenizer.chat_template must be a text, got {fast.chat_template!r}")
     return fast
+
+
+def _check_types(file: Path, given: Mapping[str, Any]) -> None:
+    """Raises a ValueError if an entry is of another type than tokenizers have."""
+    for name, (kind, called) in LISTS.items():
+        entries = given.get(name, [])
+        odd = [entry for entry in entries if not isinstance(entry, kind)] if isinstance(entries, list) else [entries]
+        if odd:
+            raise ValueError(f"{file}: {PREFIX}{name} must hold {called}, got {odd[:3]}")
+    for name in FLAGS:
+        if not isinstance(given.get(name, False), bool):
+            raise ValueError(f"{file}: {PREFIX}{name} must be true or false, got {given[name]!r}")
+    if given["model"] == "llama" and any(len(token) > LONGEST for token in given["tokens"]):
+        raise ValueError(f"{file}: {PREFIX}tokens must have at most {LONGEST} characters each")
 
 
 def _check(file: Path, given: dict[str, Any], needed: str) -> None:
@@ -76,9 +101,6 @@ def _check(file: Path, given: dict[str, Any], needed: str) -> None:
     for name in ("token_type", "scores"):
         if name in given and len(given[name]) != size:
             raise ValueError(f"{file}: {PREFIX}{name} must have {size} entries, one per token, got {len(given[name])}")
-    for name, kind in (("tokens", str), ("merges", str), ("token_type", int), ("scores", (int, float))):
-        if odd := [entry for entry in given.get(name, ()) if not isinstance(entry, kind)][:3]:
-            raise ValueError(f"{file}: {PREFIX}{name} must hold {KINDS[name]}, got {odd}")
     for key in NAMED.values():
         if not isinstance(given.get(key, 0), int) or not 0 <= given.get(key, 0) < size:
             raise ValueError(f"{file}: {PREFIX}{key} must be one of {size} tokens, got {given[key]}")

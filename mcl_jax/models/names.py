@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from types import EllipsisType
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -92,6 +93,21 @@ def places(abstract: PyTree[jax.ShapeDtypeStruct], family: Family) -> dict[Path,
         axes = KERNEL_AXES[len(shape)] if family.transposed and path[-1] == "kernel" else tuple(range(len(shape)))
         by_path[path] = Place(names, tuple(shape[axes.index(axis)] for axis in range(len(shape))), axes)
     return by_path
+
+
+def check_depth(config: Any, tensors: int) -> None:
+    """Raises a ValueError if a config claims more layers than there are tensors: tracing them would not end.
+
+    Args:
+      config: config of a model, or of its part.
+      tensors: number of tensors of the checkpoint.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_depth(value, tensors)
+        elif field.name.endswith("layers") and isinstance(value, int) and value > tensors:
+            raise ValueError(f"{field.name} is {value}, but the weights are only {tensors} tensors")
 
 
 def check(needed_places: Mapping[Path, Place], shapes: Mapping[str, tuple[int, ...]], family: Family) -> None:

@@ -55,6 +55,7 @@ def _match(
     Raises:
       ValueError: as `load_params`, for everything that names, shapes and dtypes tell.
     """
+    names.check_depth(module.config, len(source.shapes))
     abstract, source = names.abstract_params(module), Renamed(source, family.renames)
     places = names.places(abstract, family)
     names.check(places, source.shapes, family)

@@ -189,14 +189,14 @@ def _index(files: Sequence[str], shards: Sequence[Mapping[str, np.ndarray]]) -> 
 
 
 def _listed(folder: Path) -> set[Path]:
-    """Returns the existing shards that an index in the folder lists, whatever their names."""
+    """Returns the existing shards that an index in the folder lists. Files that are no weights are never removed."""
     if not (folder / INDEX).is_file():
         return set()
     try:
         listed = listed_shards(folder / INDEX)
     except ValueError:  # a broken index is removed, and its shards are unknown
         return set()
-    return {folder / name for name in listed if (folder / name).is_file()}
+    return {folder / name for name in listed if name.endswith(".safetensors") and (folder / name).is_file()}
 
 
 def _shards(tensors: Mapping[str, np.ndarray], most_bytes: int) -> list[dict[str, np.ndarray]]:

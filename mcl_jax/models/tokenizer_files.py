@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mcl_jax.extras import MissingExtra, needed_for
-from mcl_jax.json_io import read_json
+from mcl_jax.json_io import read_json, read_text
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
@@ -51,7 +51,8 @@ def read_tokenizer(folder: Path) -> Any:
 
             _check_sentencepiece(folder / "tokenizer.model", sentencepiece.SentencePieceProcessor)
     alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
-    return read(folder, lambda: AutoTokenizer.from_pretrained(folder, **({"add_bos_token": True} if alone else {})))
+    options = {"trust_remote_code": False} | ({"add_bos_token": True} if alone else {})  # runs no code of the folder
+    return read(folder, lambda: AutoTokenizer.from_pretrained(folder, **options))
 
 
 def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
@@ -72,7 +73,7 @@ def read(folder: Path, with_transformers: Callable[[], Any]) -> Any:
             read_json(folder / name)
     for name in TEXT:
         if (folder / name).is_file():
-            _check_text(folder / name)
+            read_text(folder / name)
     whole = ("tokenizer.json", "tokenizer.model", "merges.txt")
     if (folder / "vocab.json").is_file() and not any((folder / name).is_file() for name in whole):
         raise ValueError(f"{folder} holds vocab.json without merges.txt; a tokenizer needs both, or a tokenizer.json")
@@ -103,10 +104,3 @@ def _check_sentencepiece(file: Path, processor: Callable[..., Any]) -> None:
         raise ValueError(
             f"{file} is not a SentencePiece model: it was cut short, or is of another kind, which is not read here"
         ) from error
-
-
-def _check_text(file: Path) -> None:
-    try:
-        file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not text in UTF-8 ({error}): repair it or move it away") from error

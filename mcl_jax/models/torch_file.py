@@ -8,15 +8,19 @@ Such a file is a sequence of pickles, followed by raw numbers, little-endian:
     for each key: int64 count, then count numbers      the storages
 
 A pickle can name any function to call. The reader here knows only the four names that a file of weights needs, and
-replaces them by its own classes, so no code of the file or of torch runs.
+replaces them by its own classes, so no code of the file or of torch runs; see `plain_pickle`.
 """
 
 import dataclasses
+import math
+import mmap
 import pickle
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from mcl_jax.models.plain_pickle import Machine, Name
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 STORAGES = {  # class of a storage: (dtype as safetensors calls it, as NumPy does)
@@ -25,6 +29,9 @@ STORAGES = {  # class of a storage: (dtype as safetensors calls it, as NumPy doe
     "DoubleStorage": ("F64", "<f8"),
     "LongStorage": ("I64", "<i8"),
 }
+DICT, TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
+CLASSES = {f"torch {kind}": kind for kind in STORAGES}
+MOST_AXES, MOST = 32, 2**48  # axes of a tensor, and its numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,47 +60,35 @@ class _Tensor:
         return self.offset + 1 + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
 
 
-class _Tensors(dict):
-    """Stands for the OrderedDict of a file; its extra state, the versions of torch's modules, is dropped."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _Kind:
-    """Stands for a class of storages; a file cannot make an object of it."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     """Stands for torch's function that makes a tensor of a storage; gradients and hooks are ignored."""
-    numbers = (offset, *shape, *strides)
-    if not isinstance(storage, _Storage) or len(shape) != len(strides):
+    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise pickle.UnpicklingError("a tensor must be a view of a storage")
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise pickle.UnpicklingError(f"a tensor must have an offset, a shape and strides of at least 0, got {numbers}")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+    numbers = (offset, *shape, *strides)
+    if any(type(number) is not int or not 0 <= number < MOST for number in numbers):
+        raise pickle.UnpicklingError("a tensor must have an offset, a shape and strides of at least 0, and below 2^48")
+    if len(shape) != len(strides) or len(shape) > MOST_AXES or math.prod(n or 1 for n in shape) > max(1, storage.count):
+        raise pickle.UnpicklingError(
+            f"a tensor must have a stride for each axis and at most the {storage.count} numbers of its storage, got "
+            f"shape {shape[:MOST_AXES]} and strides {strides[:MOST_AXES]}"
+        )
+    return _Tensor(storage, offset, shape, strides)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads a pickle that holds tensors, and refuses every other object that has a class."""
+def _call(name: Name, arguments: tuple) -> Any:
+    """Makes what a file asks for: a tensor or a dict."""
+    if name.text == DICT and not arguments:
+        return {}
+    if name.text == TENSOR:
+        return _tensor(*arguments)
+    raise pickle.UnpicklingError(f"it calls {name.text.replace(' ', '.')} as no file of weights does")
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return _Tensors
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _tensor
-        if module == "torch" and name in STORAGES:
-            return _Kind(name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a file of weights does not need")
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        match pid:
-            case ("storage", _Kind() as kind, str() as key, _, int() as count, None) if count >= 0:
-                return _Storage(key, kind.name, count)
-        raise pickle.UnpicklingError(f"a storage must have a class, a key and a size, got {pid!r}")
+def _storage(pid: Any) -> _Storage:
+    match pid:
+        case ("storage", Name(text), str() as key, _, int() as count, None) if text in CLASSES and 0 <= count < MOST:
+            return _Storage(key, CLASSES[text], count)
+    raise pickle.UnpicklingError("a storage must have a class, a key and a size")
 
 
 class TorchFile:
@@ -110,7 +105,9 @@ class TorchFile:
         self.file = Path(file)
         if not self.file.is_file():
             raise ValueError(f"there is no weight file {self.file}")
-        with open(self.file, "rb") as stream:
+        if not self.file.stat().st_size:
+            raise ValueError(f"{self.file} is damaged or not a torch file of weights: it is empty")
+        with open(self.file, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as stream:
             self._tensors, order = self._read_header(stream)
             self._starts = self._find_storages(stream, order)
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
@@ -125,10 +122,11 @@ class TorchFile:
             )
         stream.seek(0)
         if (start := [self._pickle(stream), self._pickle(stream)]) != [MAGIC, PROTOCOL]:
-            raise ValueError(f"{self.file} must begin with the numbers of a torch file, got {start}")
+            shown = [value if type(value) is int and value < MAGIC else type(value).__name__ for value in start]
+            raise ValueError(f"{self.file} must begin with the numbers of a torch file, got {shown}")
         sizes = self._pickle(stream)
         if not isinstance(sizes, dict) or sizes.get("little_endian") is not True:
-            raise ValueError(f"{self.file} must be little-endian, as torch says in it, got {sizes}")
+            raise ValueError(f"{self.file} must be little-endian and say so, as torch's files do, but does not")
         tensors, order = self._pickle(stream), self._pickle(stream)
         if not isinstance(tensors, dict):
             raise ValueError(f"{self.file} must hold tensors by name, got {type(tensors).__name__}")
@@ -139,7 +137,7 @@ class TorchFile:
 
     def _pickle(self, stream: BinaryIO) -> Any:
         try:
-            return _Unpickler(stream).load()
+            return Machine({DICT, TENSOR, *CLASSES}, _call, _storage).run(stream)
         except Exception as error:  # damaged pickles raise nearly every kind
             raise ValueError(f"{self.file} is damaged or not a torch file of weights: {error}") from error
 
@@ -147,8 +145,8 @@ class TorchFile:
         """Returns where the numbers of each storage begin, in bytes, after checking that they are all there."""
         storages = {tensor.storage.key: tensor.storage for tensor in self._tensors.values()}
         agree = all(storages[tensor.storage.key] == tensor.storage for tensor in self._tensors.values())
-        keys = list(map(str, order)) if isinstance(order, list) else []
-        if not agree or sorted(keys) != sorted(storages):
+        keys = order if isinstance(order, list) and all(isinstance(key, str) for key in order) else None
+        if not agree or keys is None or sorted(keys) != sorted(storages):
             raise ValueError(f"{self.file} is damaged: its list of storages is not that of its tensors")
         size, starts = self.file.stat().st_size, {}
         for storage in map(storages.get, keys):
@@ -171,5 +169,7 @@ class TorchFile:
         dtype = np.dtype(STORAGES[tensor.storage.kind][1])
         start = self._starts[tensor.storage.key] + tensor.offset * dtype.itemsize
         numbers = np.fromfile(self.file, dtype, tensor.end - tensor.offset, offset=start)
+        if len(numbers) != tensor.end - tensor.offset:  # as_strided would read beyond them
+            raise ValueError(f"{self.file} was cut short while it was being read")
         strides = [step * dtype.itemsize for step in tensor.strides]
         return np.lib.stride_tricks.as_strided(numbers, tensor.shape, strides).copy()

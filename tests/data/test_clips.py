@@ -1,5 +1,7 @@
 """Clips of every rate and loudness come out at 16 kHz, one channel, one loudness; lengths of recipes."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from scipy.signal import resample_poly
@@ -88,10 +90,12 @@ def test_fit_length_pads_crops_and_says_what_is_sound():
         (sound(tone(1.0), kind="OGG", subtype="VORBIS")[:-100], "the clip is cut off after .* bytes, inside a page"),
         (sound(np.zeros(0, np.float32)), "the clip has no samples"),
         (sound(np.array([0.1, np.nan], np.float32)), "samples that are not finite"),
+        (sound(tone(9.0), 128), "the clip must have 1000 to 768000 samples per second, got 128"),
+        (sound(tone(2.0), 10**6), "the clip must have 1000 to 768000 samples per second, got 1000000"),
         (sound(tone(0.0249)), "the clip must have at least 25 ms, got 24.9 ms"),
     ],
     # Not the bytes: a WAV file holds the time it was written, and xdist wants equal names.
-    ids=["empty", "text", "wav-cut", "flac-cut", "ogg-cut", "no-samples", "not-finite", "short"],
+    ids=["empty", "text", "wav-cut", "flac-cut", "ogg-cut", "no-samples", "not-finite", "slow", "fast", "short"],
 )
 def test_broken_files_are_errors(content, message):
     with pytest.raises(ValueError, match=message):
@@ -226,3 +230,11 @@ def test_formats_in_which_a_cut_is_not_found_are_refused():
     free = bytes([0xFF, 0xFB, 0x04, 0xC4]) + bytes(400)
     with pytest.raises(ValueError, match="the MP3 clip must have a bit rate in every frame"):
         check_last(2 * free)
+
+
+def test_a_header_that_points_before_its_file_is_refused_in_silence(capfd):
+    content = sound(kind="CAF", subtype="PCM_16")
+    for at in range(8, 60, 4):
+        with contextlib.suppress(ValueError):
+            decode_clip(content[:at] + b"\xff" * 4 + content[at + 4 :])
+    assert "Traceback" not in capfd.readouterr().err

@@ -211,3 +211,14 @@ def test_adapters_of_peft_with_nulls(tmp_path):
     model, _ = mcl.interop.load_peft(tmp_path / "adapters", module)
     assert (model.config.rank, model.config.alpha, model.config.dropout) == (3, 8.0, 0.0)
     assert not model.config.rank_stabilized and not model.config.alpha_pattern
+
+
+@pytest.mark.parametrize(("name", "entry"), [("llama", "num_hidden_layers"), ("gpt2", "n_layer")])
+def test_more_layers_than_tensors_are_refused(tmp_path, name, entry):
+    """Their shapes would take days to trace."""
+    folder = Path(__file__).parents[1] / "golden" / "models" / name
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {entry: 2**40}))
+    with pytest.raises(ValueError, match=r"layers is 1099511627776, but the weights are only \d+ tensors"):
+        mcl.models.from_pretrained(tmp_path)

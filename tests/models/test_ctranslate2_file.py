@@ -115,6 +115,42 @@ def test_parts_are_one_file(tmp_path, tiny, packages):
         mcl.models.from_pretrained(folders[0])
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"encoder/conv1/weight": np.zeros((20, 7), np.float32)},
+            r"conv1/weight must have 3 axes, got the shape \(20, 7\)",
+        ),
+        ({"decoder/embeddings/weight": np.zeros((), np.float32)}, r"embeddings/weight must have 2 axes, got .* \(\)"),
+        ({"encoder/position_encodings/encodings": np.float32(3)}, "encodings must have 2 axes"),
+        ({"encoder/num_heads": np.float32(np.nan)}, "encoder/num_heads must be an integer, got nan"),
+        (
+            {"decoder/scale_embeddings": np.zeros((0,), np.int16)},
+            r"decoder/scale_embeddings must be one number, got the shape \(0,\)",
+        ),
+    ],
+)
+def test_arrays_of_another_shape_are_named(tmp_path, tiny, changed, message):
+    (tmp_path / "model.bin").write_bytes(packed(tiny | changed))
+    with pytest.raises(ValueError, match=rf"model\.bin: .*{message}"):
+        _ = ctranslate2_file.CTranslate2([tmp_path / "model.bin"]).hf_config
+
+
+def test_sizes_whose_product_overflows_are_refused(tmp_path):
+    head = struct.pack("<I", 6) + b"\x0c\0WhisperSpec\0" + struct.pack("<II", 3, 1) + b"\x02\0a\0"
+    (tmp_path / "model.bin").write_bytes(head + struct.pack("<B4IBI", 4, *[2**16] * 4, 0, 0) + bytes(4))
+    with pytest.raises(ValueError, match=r"model\.bin is damaged: a has 0 bytes for shape \(65536"):
+        ctranslate2_file.CTranslate2([tmp_path / "model.bin"])
+
+
+def test_an_array_comes_once(tmp_path, tiny):
+    twice = packed({"decoder/num_headz": np.int16(3)} | tiny).replace(b"num_headz", b"num_heads", 1)
+    (tmp_path / "model.bin").write_bytes(twice)
+    with pytest.raises(ValueError, match=r"model\.bin is damaged: it has two arrays decoder/num_heads"):
+        ctranslate2_file.CTranslate2([tmp_path / "model.bin"])
+
+
 def without(arrays, name):
     return {key: array for key, array in arrays.items() if key != name}
 

@@ -6,6 +6,8 @@ factors of Llama 3's frequencies, are written here once more.
 
 import json
 import math
+import re
+import struct
 from pathlib import Path
 
 import gguf
@@ -18,7 +20,8 @@ from toys import randomized
 from transformers import Qwen2Tokenizer
 
 import mcl_jax as mcl
-from mcl_jax.models import Llama, LlamaConfig, families, names, pretrained
+from mcl_jax.models import Llama, LlamaConfig, families, gguf_tokenizer, names, pretrained
+from mcl_jax.models.gguf_file import GGUF
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -278,6 +281,60 @@ def test_a_file_cut_short_is_named(llama, tmp_path, kept):
 def test_files_that_do_not_fit_are_refused(llama, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         mcl.models.from_pretrained(write(tmp_path / "m.gguf", *llama[:2], **options))
+
+
+def entry(kind, value):
+    """An entry "x" of the metadata, as the only one of a file."""
+    return b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"x" + struct.pack("<I", kind) + value
+
+
+def tensor(shape, kind=0, offset=0):
+    """A tensor "x" as the only one of a file, and 32 bytes of data."""
+    head = b"GGUF" + struct.pack("<IQQQ", 3, 1, 0, 1) + b"x" + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return head + struct.pack("<IQ", kind, offset) + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (entry(9, struct.pack("<IQ", 0, 2**62)), r"it claims at least \d+ bytes, got"),  # gguf reads on for ever
+        (entry(9, struct.pack("<IQ", 8, 2**62) + bytes(80)), r"it claims at least \d+ bytes, got"),
+        (entry(8, struct.pack("<Q", 2**63) + b"a"), r"it claims at least \d+ bytes, got"),
+        (entry(9, struct.pack("<IQ", 9, 1)), "x must be made of numbers or texts, got the kind 9"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "it claims at least"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "its version must be 2 or 3, little-endian"),
+        (tensor((2**32, 2**32)), r"the tensor x ends at byte \d{20}, but the file has"),
+        (tensor((8,), offset=32), "the tensor x must begin at byte 0 of the data, got 32"),
+        (tensor((7,), kind=8), r"the tensor x must be of a known kind in whole blocks, got 8 and \[7\]"),
+        (tensor((1,) * 5), "the tensor x must have at most 4 axes, got 5"),
+    ],
+)
+def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path, content, message):
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"m\.gguf is damaged or not a GGUF file: {message}"):
+        GGUF(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tokens": "cat"}, "tokens must hold texts, got ['cat']"),
+        ({"token_type": 3}, "token_type must hold integers, got [3]"),
+        ({"merges": [7]}, "merges must hold texts, got [7]"),
+        ({"add_bos_token": "false"}, "add_bos_token must be true or false, got 'false'"),
+    ],
+)
+def test_metadata_of_another_type_are_refused(given, message):
+    metadata = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b"], "merges": []} | given
+    with pytest.raises(ValueError, match=re.escape(f"m.gguf: tokenizer.ggml.{message}")):
+        gguf_tokenizer.build(Path("m.gguf"), {f"tokenizer.ggml.{name}": value for name, value in metadata.items()})
+
+
+def test_long_pieces_are_refused():
+    """All cuts of a piece are tried, which takes 10^10 steps for one of 100,000 letters."""
+    metadata = {"model": "llama", "tokens": ["a" * 100_000], "scores": [0.0]}
+    with pytest.raises(ValueError, match=r"m\.gguf: tokenizer\.ggml\.tokens must have at most 1024 characters each"):
+        gguf_tokenizer.build(Path("m.gguf"), {f"tokenizer.ggml.{name}": value for name, value in metadata.items()})
 
 
 def test_an_unknown_architecture_is_refused(tmp_path):

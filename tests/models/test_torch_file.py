@@ -56,7 +56,7 @@ def test_no_code_of_a_file_runs(read, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is damaged or not a torch file of weights: Ran out of input"),
+        (b"", "is damaged or not a torch file of weights: it is empty"),
         (b"PK\x03\x04 and so on", "is a zip archive.* convert it to safetensors"),
         (b"\x89PNG\r\n", "is damaged or not a torch file"),
         (file_bytes(TENSORS, STORAGES, magic=5), r"must begin with the numbers of a torch file, got \[5, 1001\]"),
@@ -83,3 +83,32 @@ def test_foreign_and_damaged_files_are_named(content, message, read):
 def test_a_missing_file(tmp_path):
     with pytest.raises(ValueError, match=r"there is no weight file .*weights\.pth"):
         TorchFile(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "message"),
+    [
+        (tensor_opcodes("1", (2**40,), (0,), count=35), "at most the 35 numbers of its storage"),
+        (tensor_opcodes("1", (2**40, 0), (1, 1), count=35), "at most the 35 numbers of its storage"),
+        (tensor_opcodes("1", (7, 7), (1, 1), count=35), "at most the 35 numbers of its storage"),
+        (tensor_opcodes("1", (1,) * 40, (1,) * 40, count=35), "at most the 35 numbers of its storage"),
+        (tensor_opcodes("1", (7,), (10**5000,), count=35), "below 2\\^48"),
+        (b"r\xff\xff\xff\x7f0", "the opcode POP"),  # Python's unpickler reserves 32 GB for it
+        (b"X\xff\xff\xff\xff", "expected 4294967295 bytes"),
+        (b"2", "the opcode DUP"),
+    ],
+)
+def test_a_file_reserves_no_more_than_it_holds(opcodes, message, read):
+    with pytest.raises(ValueError, match=rf"weights\.pth .*({message})"):
+        read(file_bytes({"w": opcodes}, {"1": A}))
+
+
+def test_values_that_share_their_parts_take_no_time(read):
+    """2^60 brackets, if one wrote or hashed them."""
+    nested = b"]" + b"".join(b"q%c](h%ch%ce" % (i, i, i) for i in range(60))
+    key = b")" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60))
+    for magic in (nested, b"}" + key + b"K\x01s"):
+        with pytest.raises(ValueError, match=r"weights\.pth (must begin with the numbers of a|is damaged or not)"):
+            read(b"\x80\x02" + magic + b"." + file_bytes({}, {}))
+    with pytest.raises(ValueError, match="its list of storages is not that of its tensors"):
+        read(file_bytes({}, {}, order=[]).replace(pickle.dumps([], 2), b"\x80\x02" + nested + b"."))

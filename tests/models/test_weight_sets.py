@@ -54,9 +54,11 @@ def test_shards_of_any_name_that_an_index_lists_are_replaced(tmp_path, monkeypat
     content["weight_map"] = {name: f"part.{file}" for name, file in content["weight_map"].items()}
     for file in tmp_path.glob("model-*.safetensors"):
         file.rename(tmp_path / f"part.{file.name}")
+    (tmp_path / "notes.txt").write_text("mine")
+    content["weight_map"]["x"] = "notes.txt"  # no weights, so a save must not remove it
     index.write_text(json.dumps(content))
     save(tmp_path, 1, ONE, monkeypatch)
-    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
 
 
 @pytest.mark.parametrize(("before", "now"), [(MANY, FEW), (ONE, MANY), (MANY, ONE)])

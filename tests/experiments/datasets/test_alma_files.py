@@ -75,3 +75,12 @@ def test_wrong_lines(tmp_path):
         (tmp_path / name).write_text(REFERENCES)
     with pytest.raises(ValueError, match="must hold one file of further references, got "):
         read_alma(tmp_path)
+
+
+def test_files_that_are_no_text_and_deep_brackets_are_named(tmp_path):
+    write(tmp_path, "train.de-en.json", PAIRS)
+    file = next(tmp_path.rglob("train.de-en.json"))
+    for content, message in ((b"[" * 10**5, "line 1, must be like"), (b"\xff", "is not text in UTF-8")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"train.de-en.json.*{message}"):
+            read_alma(tmp_path)

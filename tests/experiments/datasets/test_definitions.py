@@ -63,6 +63,25 @@ def test_words_that_are_one_or_both(tmp_path):
     assert sing.targets == (Target("make music", "verb"),) and sing.split == split_of("definitions sing")
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("index.noun", b"fish n 2 2", b"fish n 2 x", r"index\.noun, line 2, must be that of a word, got 'fish n 2 x"),
+        ("index.noun", b"fish n 2 2", b"fish n 2 9", r"index\.noun, line 2, must be that of a word"),
+        ("index.noun", b"fish", b"f\xffsh", r"index\.noun is not text in UTF-8"),
+        ("data.verb", b"fish", b"whale", r"data\.verb must have a line of a sense at byte \d+, but has none"),
+        ("data.verb", b"seek", b"s\xff\xffk", r"data\.verb must have a line of a sense at byte \d+, but has none"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, file, old, new, message):
+    write(tmp_path, "noun", NOUNS, {})
+    write(tmp_path, "verb", VERBS, {})
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        read_definitions(tmp_path, tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     write(tmp_path, "noun", NOUNS, {})
     with pytest.raises(FileNotFoundError, match=r"--wordnet-dir must hold .* lacks index.verb, data.verb"):

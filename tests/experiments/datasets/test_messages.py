@@ -76,6 +76,16 @@ def test_missing_and_wrong_catalogues_are_named(tmp_path):
     file.write_bytes(struct.pack(">7I", MAGIC, *[0] * 6))
     with pytest.raises(ValueError, match=r"git.mo is no catalogue of GNU gettext"):
         read_messages(tmp_path, tmp_path)
+    file.write_bytes(struct.pack("<7I", MAGIC, 0, 2**31, 28, 28, 0, 0))
+    with pytest.raises(ValueError, match=r"git.mo is damaged: its tables must end within its 28 bytes"):
+        read_messages(tmp_path, tmp_path)
+    one = lambda text, length: struct.pack("<7I4I", MAGIC, 0, 1, 28, 28, 0, 0, length, 36, 0, 0)[:36] + text
+    file.write_bytes(one(b"ab\0", 99))
+    with pytest.raises(ValueError, match=r"git.mo is damaged: no text of 99 bytes begins at byte 36"):
+        read_messages(tmp_path, tmp_path)
+    file.write_bytes(one(b"\xff\xff\0", 2))
+    with pytest.raises(ValueError, match=r"git.mo must hold texts in UTF-8"):
+        read_messages(tmp_path, tmp_path)
     file.unlink()
     with pytest.raises(FileNotFoundError, match=r"--locale-dir must hold es/LC_MESSAGES/git.mo"):
         read_messages(tmp_path, tmp_path)

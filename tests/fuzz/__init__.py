@@ -1,0 +1,1 @@
+"""`python -m tests.fuzz`, or `make fuzz`: inputs that nobody would write, drawn by hypothesis."""
