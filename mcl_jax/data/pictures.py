@@ -21,6 +21,7 @@ from mcl_jax.extras import needed_for
 with needed_for("reading a picture", "media"):
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+PNG = b"\x89PNG\r\n\x1a\n"
 WHITE = (255, 255, 255, 255)
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 SCALED = (*SIXTEEN_BITS, "I", "F")  # modes in which white is not 255
@@ -56,6 +57,9 @@ def decode_picture(encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
         (see the top of this file).
     """
     try:
+        if encoded.startswith(PNG):
+            with Image.open(io.BytesIO(encoded)) as image:
+                image.verify()  # Pillow does not compare the checksums of pixels when it decodes them
         with Image.open(io.BytesIO(encoded)) as image:
             stored = _stored(image)
             return np.asarray(_on_white(_eight_bits(ImageOps.exif_transpose(image), stored)))

@@ -236,3 +236,11 @@ def test_pages_show_a_smaller_jpeg():
     assert shown.shape == (30, 100, 3)
     np.testing.assert_allclose(shown, pixels[:30, :100], atol=6)
     assert decode_picture(encode_jpeg(PIXELS, longest=100)).shape == PIXELS.shape
+
+
+def test_every_byte_of_a_png_is_checked():
+    """Pillow alone shows other pixels for some of them."""
+    content = png()
+    for at in range(8, len(content) - 12):  # its end has no content
+        with pytest.raises(ValueError, match="the image cannot be read"):
+            decode_picture(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
