@@ -37,7 +37,7 @@ class Model(nn.Module):
 
 
 class Parts(NamedTuple):
-    """What holds no arrays.
+    """The parts of the toy that hold no arrays.
 
     Attributes:
       model: the hypotheses.

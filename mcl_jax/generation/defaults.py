@@ -42,7 +42,7 @@ SILENT = ("pad_token_id", "bos_token_id", "decoder_start_token_id", "transformer
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What a generation_config.json says of decoding.
+    """The decoding options that a generation_config.json gives.
 
     Taken are eos_token_id, repetition_penalty, no_repeat_ngram_size, max_new_tokens and stop_strings; temperature,
     top_k, top_p, typical_p and min_p if do_sample is true; and else num_beams, length_penalty and early_stopping.
