@@ -51,7 +51,7 @@ def expected(name):
 
 @pytest.mark.parametrize("name", slowly(NAMES, ALIKE))
 def test_logits_are_hugging_faces(name):
-    """With padding and without; they are hidden states times the unembedding, capped. For lists of layers, see "Saving"."""
+    """With padding and without; hidden states times the unembedding, capped. For lists of layers, see "Saving"."""
     module, params, tokenizer = mcl.models.from_pretrained(GOLDEN / "models" / name)
     golden = expected(name)
     tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
