@@ -50,18 +50,19 @@ class GemmaConfig(LlamaConfig):
       attn_logit_softcapping: soft-cap of attention scores; None leaves them as they are.
       final_logit_softcapping: soft-cap of logits; None leaves them as they are.
     Raises:
-      ValueError: as in `LlamaConfig`, or if a number is not above 0, or only one of rope_layers and local_rope is
-        given.
+      ValueError: as in `LlamaConfig`, or if query_pre_attn_scalar or a cap is not above 0, or only one of rope_layers
+        and local_rope is given.
     """
 
     local_rope: Rope | None = None
-    query_pre_attn_scalar: float = 256.0
+    query_pre_attn_scalar: int = 256
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("query_pre_attn_scalar", *CAPS):
+        options.check_integers(1, query_pre_attn_scalar=self.query_pre_attn_scalar)
+        for name in CAPS:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
         if (self.rope_layers is None) != (self.local_rope is None):
@@ -103,6 +104,8 @@ class GemmaConfig(LlamaConfig):
         _check_supported(hf_config)
         fields = {name: hf_config[name] for name in PLAIN if hf_config.get(name) is not None}
         kinds = _layer_types(hf_config, fields["num_hidden_layers"])
+        if hf_config["sliding_window"] is not None:
+            options.check_integers(1, sliding_window=hf_config["sliding_window"])
         fields["sliding_windows"] = windows_of(kinds, hf_config["sliding_window"])
         fields["qkv_bias"] = fields["o_bias"] = bool(hf_config.get("attention_bias"))
         if family == "gemma2":

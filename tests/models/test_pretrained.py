@@ -107,7 +107,7 @@ def test_greedy_tokens_are_hugging_faces(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", pytest.param("qwen2_windows", marks=pytest.mark.slow), pytest.param("gpt2", marks=pytest.mark.slow)],
+    slowly(("llama", "gemma3", "qwen2_windows", "gpt2"), ("gemma3", "qwen2_windows", "gpt2")),
 )
 def test_remat_and_scan_change_no_gradient(name):
     tokens = jnp.asarray(expected(name)["tokens"])
@@ -294,7 +294,10 @@ def test_tied_embeddings_must_be_equal_where_both_are_stored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", slowly(("gpt2", "llama", "qwen2", "qwen3_windows", "smollm3"), ("gpt2", "qwen3_windows", "smollm3"))
+    "name",
+    slowly(
+        ("gpt2", "llama", "qwen2", "gemma3", "qwen3_windows", "smollm3"), ("gpt2", "gemma3", "qwen3_windows", "smollm3")
+    ),
 )
 def test_hypotheses_of_a_scanned_model_are_those_of_a_list_of_layers(name):
     targets = dict(gpt2=("c_attn", "c_fc")).get(name, ("q_proj", "v_proj", "down_proj"))
@@ -326,7 +329,9 @@ def _at(part, i):
     return f"{part}_{i}" if part in ("layers", "h") else part
 
 
-@pytest.mark.parametrize("folder", ["models/gpt2", "models/llama", "models/qwen2", "llava/llama", "qwen2_audio/tied"])
+@pytest.mark.parametrize(
+    "folder", ["models/gpt2", "models/gemma3", "models/llama", "models/qwen2", "llava/llama", "qwen2_audio/tied"]
+)
 def test_targets_of_a_family_are_its_queries_keys_values_and_mlp(folder):
     layers = adapted(mcl.models.from_pretrained(GOLDEN / folder)[0])
     mlp, of_llama = {"mlp/c_fc", "mlp/c_proj"}, {"mlp/up_proj", "mlp/down_proj"}
