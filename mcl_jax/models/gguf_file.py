@@ -1,8 +1,8 @@
 """GGUF files (llama.cpp's format) of Llama, Qwen2 and 3, SmolLM3, Gemma 2 and 3: config, tokenizer, float32 tensors.
 
 Tensors have their Hugging Face names and Hugging Face's order of rows: llama.cpp interleaves the halves of each head of
-Llama and SmolLM3, which is undone here, and adds 1 to the norms of Gemma (`gguf_gemma`). A model may be split into several files. Which layers of a SmolLM3 rotate is
-not in its file: all but every fourth, the default of its config.
+Llama and SmolLM3, which is undone here, and adds 1 to the norms of Gemma (`gguf_gemma`). A model may be split into
+several files. Which layers of a SmolLM3 rotate is not in its file: all but every fourth, the default of its config.
 """
 
 import math
