@@ -65,7 +65,17 @@ LLAMA = Family(
     renames=((r"(transformer\.)?(?=(embed_tokens|layers|norm)\.)", "model."),),  # "transformer" in question answering
     tied=("lm_head.weight", "model.embed_tokens.weight"),
 )
-GEMMA = dataclasses.replace(LLAMA, module=Gemma, config=GemmaConfig)
+GEMMA = dataclasses.replace(
+    LLAMA,
+    module=Gemma,
+    config=GemmaConfig,
+    ignored=rf"{LLAMA.ignored}|(^|\.)(vision_tower|multi_modal_projector)\.",  # of those that see
+    renames=(
+        (r"(model\.)?language_model\.(model\.)?(?=(embed_tokens|layers|norm)\.)", "model."),
+        (r"language_model\.(?=lm_head\b)", ""),
+        *LLAMA.renames,
+    ),
+)
 # Published files use the names of the module tree; transformers from 4.52 on uses others in memory.
 OF_TEXT_MODEL = (
     (r"(model\.)?language_model\.(?=(embed_tokens|layers|norm)\.)", "language_model.model."),
@@ -118,6 +128,7 @@ EFFICIENT_LLAVA = Family(
 FAMILIES = {
     "efficient_llava": EFFICIENT_LLAVA,
     "gemma2": GEMMA,
+    "gemma3": GEMMA,
     "gemma3_text": GEMMA,
     "gpt2": Family(
         GPT2,

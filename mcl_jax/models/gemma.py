@@ -11,6 +11,8 @@
 Embeddings are multiplied by √D, norms by 1 + w, and each layer has four norms. Local layers see a window of tokens, and
 in Gemma 3 rotate with a base of their own. Gemma 2 caps its attention scores and its logits. The rest is in `llama`.
 
+Gemma 3 from 4B on sees (`gemma3`); the language model in it is read, and its tower is passed over.
+
 Source: Hugging Face transformers 5.23, `models/gemma2` and `models/gemma3`.
 """
 

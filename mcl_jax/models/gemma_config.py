@@ -35,6 +35,7 @@ DEFAULTS = {
 PERIOD = {"gemma2": 2, "gemma3_text": 6}  # every second or sixth layer is global, where layer_types says nothing
 THETAS = {"full_attention": 1e6, "sliding_attention": 1e4}  # of Gemma 3
 PLAIN = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings", "query_pre_attn_scalar", *CAPS)
+MOST_LAYERS = 10_000  # a damaged file may claim any number
 NUMERICS = ("dtype", "param_dtype", "scan", "remat")  # not in a config.json
 
 
@@ -92,14 +93,16 @@ class GemmaConfig(LlamaConfig):
         """Reads the dict of a Hugging Face `config.json`. Dropout rates are ignored, since the base is frozen.
 
         Args:
-          hf_config: the dict.
+          hf_config: the dict; of a model that sees (`gemma3`), its `text_config` is read.
           **overrides: fields of this class that replace those of the dict.
         Raises:
           ValueError: if the model cannot compute what the dict describes.
         """
+        if hf_config.get("model_type") == "gemma3":
+            hf_config = {"model_type": "gemma3_text"} | dict(hf_config.get("text_config") or {})
         family = hf_config.get("model_type")
         if family not in ARCHITECTURES:
-            raise ValueError(f"model_type must be one of {tuple(ARCHITECTURES)}, got {family!r}.")
+            raise ValueError(f"model_type must be one of {('gemma3', *ARCHITECTURES)}, got {family!r}.")
         hf_config = DEFAULTS[family] | options.given(hf_config, meaning=("sliding_window", *CAPS))
         _check_supported(hf_config)
         fields = {name: hf_config[name] for name in PLAIN if hf_config.get(name) is not None}
@@ -155,9 +158,12 @@ def _layer_types(hf_config: Mapping[str, Any], num_layers: int) -> list[str]:
     period = PERIOD[hf_config["model_type"]]
     if hf_config["model_type"] == "gemma3_text":
         period = hf_config.get("sliding_window_pattern", period)
-    options.check_integers(1, sliding_window_pattern=period)
-    kinds = hf_config.get("layer_types")
-    return kinds or ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(num_layers)]
+    options.check_integers(1, sliding_window_pattern=period, num_hidden_layers=num_layers)
+    if kinds := hf_config.get("layer_types"):
+        return kinds
+    if num_layers > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers must be at most {MOST_LAYERS}, got {num_layers}.")
+    return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(num_layers)]
 
 
 def _rope(hf_config: Mapping[str, Any], kind: str) -> Rope:

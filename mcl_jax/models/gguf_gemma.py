@@ -1,7 +1,7 @@
 """What GGUF files of Gemma 2 and 3 say otherwise than those of Llama: names of norms, windows, caps and rotations.
 
 Their norms are stored as 1 + w. What llama.cpp derives from the size of a model is derived here too: which layers are
-local, and the factor of the attention scores. Source: llama.cpp, `llama-model.cpp` and `convert_hf_to_gguf.py`.
+global, and the factor of the attention scores. Source: llama.cpp, `llama-model.cpp` and `convert_hf_to_gguf.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,20 +41,15 @@ def hf_entries(
       entries: entries of the `config.json` that all models have.
     """
     own = _of_gemma2(number) if architecture == "gemma2" else _of_gemma3(number, given, entries["rope_parameters"])
-    window, period, layers = own["sliding_window"], own.pop("period"), entries["num_hidden_layers"]
-    is_local = [window is not None and (i + 1) % period != 0 for i in range(layers)]
+    wide = entries["num_hidden_layers"] == WIDE_HEADS[architecture]
     over_all = entries["hidden_size"] // entries["num_attention_heads"]
-    return own | {
-        "model_type": MODEL_TYPES[architecture],
-        "layer_types": ["sliding_attention" if local else "full_attention" for local in is_local],
-        "query_pre_attn_scalar": over_all if layers == WIDE_HEADS[architecture] else entries["head_dim"],
-    }
+    scalar = over_all if wide else entries["head_dim"]
+    return own | {"model_type": MODEL_TYPES[architecture], "query_pre_attn_scalar": scalar}
 
 
 def _of_gemma2(number: Number) -> dict[str, Any]:
     return {
         "sliding_window": number("attention.sliding_window", 4096),
-        "period": PERIOD["gemma2"],
         "attn_logit_softcapping": number("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": number("final_logit_softcapping", 30.0),
     }
@@ -66,9 +61,11 @@ def _of_gemma3(number: Number, given: Mapping[str, Any], rope: Mapping[str, Any]
     if given.get("rope.scaling.type") == "linear":
         scaling = {"rope_type": "linear", "factor": number("rope.scaling.factor")}
     local = {"rope_type": "default", "rope_theta": number("rope.freq_base_swa", 10000.0)}
+    window = optional("attention.sliding_window")
+    period = number("attention.sliding_window_pattern", PERIOD["gemma3_text"])
     return {
-        "sliding_window": optional("attention.sliding_window"),
-        "period": number("attention.sliding_window_pattern", PERIOD["gemma3_text"]),
+        "sliding_window": window,
+        "sliding_window_pattern": 1 if window is None else period,  # without a window, all layers are global
         "final_logit_softcapping": optional("final_logit_softcapping"),
         "rope_parameters": {"full_attention": {**rope, **scaling}, "sliding_attention": local},
     }

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from published_sizes import config_of
+from safetensors.numpy import load_file, save_file
 from test_gguf import write
 from toys import randomized
 from transformers import AutoConfig
@@ -95,6 +96,7 @@ def test_a_null_takes_away_a_window_or_a_cap():
         (dict(layer_types=["chunked_attention"]), "layer_types must be 'full_attention' or .* got .'chunked"),
         (dict(layer_types=[LOCAL, GLOBAL]), "sliding_windows must have one entry for each of 26 layers, got 2"),
         (dict(sliding_window=0), "sliding_window must be at least 1, got 0"),
+        (dict(num_hidden_layers=10**15), "num_hidden_layers must be at most 10000, got 1000000000000000"),
         (dict(sliding_window_pattern=0), "sliding_window_pattern must be at least 1, got 0"),
         (dict(rope_parameters=dict(rope_theta=1.0)), r"must have only .'full_attention', 'sliding_attention'.*, got"),
         (dict(rope_scaling=dict(rope_type="linear")), r"rope_type 'linear' needs \['factor'\]"),
@@ -107,9 +109,21 @@ def test_what_the_model_cannot_compute_is_refused(changed, message):
         GemmaConfig.from_hf({"model_type": "gemma3_text"} | changed)
 
 
-def test_a_gemma_that_sees_is_refused_with_what_to_do():
-    with pytest.raises(ValueError, match=r"unknown model_type 'gemma3'.*nearest: .*gemma3_text"):
-        families.build({"model_type": "gemma3", "text_config": {}})
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."], ids=["published", "in memory"])
+def test_the_text_part_of_a_gemma_that_sees_is_read(prefix, tmp_path):
+    """Under the names of published files, or those that transformers has in memory; the tower is passed over."""
+    tensors = load_file(GOLDEN / "gemma3" / "model.safetensors")
+    renamed = {name.replace("model.", prefix, 1): tensor for name, tensor in tensors.items()}
+    renamed["vision_tower.vision_model.post_layernorm.weight"] = np.zeros(3, np.float32)
+    renamed["multi_modal_projector.mm_input_projection_weight"] = np.zeros((3, 24), np.float32)
+    save_file(renamed, tmp_path / "model.safetensors")
+    text_config = json.loads((GOLDEN / "gemma3" / "config.json").read_text())
+    config = {"model_type": "gemma3", "text_config": text_config, "vision_config": {}, "mm_tokens_per_image": 256}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    module, params, _ = mcl.models.from_pretrained(tmp_path)
+    expected = mcl.models.from_pretrained(GOLDEN / "gemma3")
+    assert module.config == expected[0].config and module.config.family == "gemma3_text"
+    jax.tree.map(np.testing.assert_array_equal, params, expected[1])
 
 
 @pytest.mark.parametrize(
@@ -250,6 +264,13 @@ def test_a_gguf_file_holds_what_was_written(config, tmp_path):
     module, read, _ = mcl.models.from_pretrained(gguf_of(tmp_path / "m.gguf", hf_config, tensors))
     assert module.config == config
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-7), read, params)
+
+
+def test_a_gguf_file_without_a_window_has_global_layers_alone(tmp_path):
+    config = gemma3(3, sliding_windows=[None] * 3, rope_layers=[True] * 3)
+    tensors = {"model.embed_tokens.weight": np.zeros((41, 24), np.float32)}
+    file = gguf_of(tmp_path / "m.gguf", config.to_hf() | {"sliding_window": 0}, tensors)
+    assert GemmaConfig.from_hf(GGUF(file).hf_config) == config
 
 
 @pytest.mark.parametrize(("make", "layers"), [(gemma2, 46), (gemma3, 62)])

@@ -36,7 +36,7 @@ def nats_per_token(gemma, text):
 
 
 def test_english_is_likely_and_its_words_backwards_are_not(gemma):
-    """1.83 nats per token; transformers computes the same logits from this file; guessing would be 12.5, the log of 262,144."""
+    """1.83 nats per token, where guessing would be 12.5, the log of 262,144; transformers computes the same logits."""
     text = "To be, or not to be, that is the question."
     assert nats_per_token(gemma, text) < 2.0
     assert nats_per_token(gemma, " ".join(reversed(text.split()))) > 5.0
