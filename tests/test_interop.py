@@ -100,7 +100,6 @@ def test_what_is_saved_is_what_peft_saved(name, tmp_path):
     ("name", "place", "layers"),
     [
         ("llava", "language_model/model/layers", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
-        ("gemma3", "model/layers", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
         pytest.param("phi3", "model/layers", {"qkv_proj", "o_proj", "gate_up_proj"}, marks=pytest.mark.slow),
         ("qwen3", "model/layers", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
         ("whisper", "model/decoder/layers", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1"}),

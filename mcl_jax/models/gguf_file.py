@@ -152,7 +152,7 @@ class GGUF:
         self.dtypes = dict.fromkeys(self.shapes, "F32")  # as `read` gives them
 
     def _check_settings(self) -> None:
-        read = READ | gguf_gemma.READ if self.is_gemma else READ
+        read = READ | gguf_gemma.READ.get(self.architecture, set())
 
         def has_effect(name: str) -> bool:
             return self.settings[name] not in ([NEUTRAL[name]] if name in NEUTRAL else (0, "", "none", []))

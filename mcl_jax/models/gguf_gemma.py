@@ -7,7 +7,7 @@ global, and the factor of the attention scores. Source: llama.cpp, `llama-model.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mcl_jax.models.gemma_config import PERIOD
+from mcl_jax.models.gemma_config import CAPS, PERIOD
 
 MODEL_TYPES = {"gemma2": "gemma2", "gemma3": "gemma3_text"}  # by general.architecture
 NAMES = {
@@ -15,13 +15,10 @@ NAMES = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-READ = {
-    "attention.sliding_window",
-    "attention.sliding_window_pattern",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "rope.freq_base_swa",
-    "rope.scaling.factor",
+SHARED = {"attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping"}
+READ = {  # metadata, beside those of all models
+    "gemma2": SHARED,
+    "gemma3": SHARED | {"attention.sliding_window_pattern", "rope.freq_base_swa", "rope.scaling.factor"},
 }
 WIDE_HEADS = {"gemma2": 46, "gemma3": 62}  # layers of the 27B, whose scores are divided by √(D / H) instead of √d
 
@@ -57,15 +54,15 @@ def _of_gemma2(number: Number) -> dict[str, Any]:
 
 def _of_gemma3(number: Number, given: Mapping[str, Any], rope: Mapping[str, Any]) -> dict[str, Any]:
     optional = lambda name: number(name) if given.get(name) else None
-    scaling = {}
-    if given.get("rope.scaling.type") == "linear":
-        scaling = {"rope_type": "linear", "factor": number("rope.scaling.factor")}
+    factor, scaling = optional("rope.scaling.factor"), {}
+    if factor is not None and given.get("rope.scaling.type", "linear") == "linear":  # as llama.cpp does
+        scaling = {"rope_type": "linear", "factor": factor}
     local = {"rope_type": "default", "rope_theta": number("rope.freq_base_swa", 10000.0)}
     window = optional("attention.sliding_window")
     period = number("attention.sliding_window_pattern", PERIOD["gemma3_text"])
     return {
         "sliding_window": window,
         "sliding_window_pattern": 1 if window is None else period,  # without a window, all layers are global
-        "final_logit_softcapping": optional("final_logit_softcapping"),
+        **{name: optional(name) for name in CAPS},
         "rope_parameters": {"full_attention": {**rope, **scaling}, "sliding_attention": local},
     }

@@ -63,9 +63,8 @@ class PhiConfig(LlamaConfig):
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the dict of a Hugging Face `config.json` of this model."""
-        return super().to_hf() | {
-            "original_max_position_embeddings": self.rope.original
-        }  # goes before that of the rope
+        original = self.rope.original  # here too, as its default goes before that in rope_parameters
+        return super().to_hf() | {"original_max_position_embeddings": original}
 
 
 class SelfAttention(llama.SelfAttention):

@@ -3,7 +3,6 @@
 Logits, greedy tokens and kept keys are compared with Hugging Face in test_pretrained, adapters in test_interop.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -282,12 +281,17 @@ def test_scores_of_the_largest_are_divided_by_another_width(make, layers, tmp_pa
     assert GemmaConfig.from_hf(GGUF(file).hf_config) == config
 
 
-def test_scaled_rotations_stay_refused_in_gguf_files_of_gemma2(tmp_path):
-    config = dataclasses.replace(gemma2(), rope=Rope(1e4)).to_hf()
+def test_what_a_gguf_file_cannot_say_is_refused(tmp_path):
+    """A scaled rotation in Gemma 2, and capped scores in Gemma 3."""
     tensors = {"model.embed_tokens.weight": np.zeros((41, 24), np.float32)}
     scaled = dict(rope_scaling_type=gguf.RopeScalingType.LINEAR, rope_scaling_factor=4.0)
-    file = write(tmp_path / "m.gguf", config, tensors, **scaled)
-    with pytest.raises(ValueError, match="uses rotary scaling, which is not supported"):
+    file = write(tmp_path / "2.gguf", gemma2().to_hf() | {"model_type": "gemma2"}, tensors, **scaled)
+    with pytest.raises(ValueError, match=r"settings that are not supported: gemma2.rope.scaling.factor = 4.0"):
+        GGUF(file)
+    config = gemma3().to_hf()
+    config |= {"model_type": "gemma3", "rope_parameters": config["rope_parameters"][GLOBAL]}
+    file = write(tmp_path / "3.gguf", config, tensors, said={"attn_logit_softcapping": 50.0})
+    with pytest.raises(ValueError, match="attn_logit_softcapping of a gemma3_text must be null"):
         mcl.models.from_pretrained(file)
 
 
