@@ -71,6 +71,7 @@ TEXT_DEFAULTS = {
 # Entries for which null has a meaning of its own in Hugging Face: as many as there are heads, and no window.
 MEANT_NULL = ("num_key_value_heads", "sliding_window")
 ALL_SLIDE = ("mistral", "phi3")  # a window is that of all layers
+MOST_LAYERS = 10_000  # a damaged file may claim any number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +257,9 @@ def _sliding_windows(
     if window is None or hf_config["model_type"] == "llama":
         return None
     if (family := hf_config["model_type"]) in ALL_SLIDE:
+        options.check_integers(1, sliding_window=window, num_hidden_layers=num_layers)
+        if num_layers > MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers must be at most {MOST_LAYERS}, got {num_layers}.")
         if hf_config.get("layer_types"):
             raise ValueError(f"a {family} config.json must not have layer_types, since all layers share one window.")
         return (window,) * num_layers

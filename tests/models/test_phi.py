@@ -80,6 +80,11 @@ def test_su_is_the_first_name_of_longrope():
         (dict(attention_bias=True), "a phi3 must have no qkv_bias, o_bias, got True for qkv_bias"),
         (dict(sliding_window=4, layer_types=["full_attention"]), "a phi3 config.json must not have layer_types"),
         (dict(rope_scaling=dict(type="linear", factor=2.0)), r"must be one of \('default', 'longrope'\), got 'linear'"),
+        (dict(sliding_window=0), "sliding_window must be at least 1, got 0"),
+        (
+            dict(sliding_window=4, num_hidden_layers=10**15),
+            "num_hidden_layers must be at most 10000, got 1000000000000",
+        ),
         (dict(partial_rotary_factor=0), "partial_rotary_factor must be above 0 and at most 1, got 0"),
         (dict(partial_rotary_factor=1.5), "partial_rotary_factor must be above 0 and at most 1, got 1.5"),
         (dict(partial_rotary_factor=0.1), "must have an even number of entries, got 9 of 96"),
