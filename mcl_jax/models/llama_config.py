@@ -193,7 +193,7 @@ class LlamaConfig:
         family = hf_config.get("model_type")
         if family not in cls.model_types:
             raise ValueError(f"model_type must be one of {cls.model_types}, got {family!r}.")
-        hf_config = DEFAULTS[family] | options.given(hf_config, meaning=MEANT_NULL)
+        hf_config = DEFAULTS[family] | options.given(options.plain(hf_config), meaning=MEANT_NULL)
         if hf_config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act must be 'silu', got {hf_config['hidden_act']!r}.")
         plain = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings", "mlp_bias")
