@@ -328,7 +328,7 @@ def moved(rngs):
 
 
 REFUSED = {
-    "unknown": (linear, "wp", r"'wp' matches no linear layer. The nearest of 1 linear layers: up"),
+    "unknown": (linear, "wp", r"'wp' matches no linear layer. The nearest of 2 linear layers: up"),
     "convolution": (
         lambda rngs: nnx.Conv(7, 3, 1, rngs=rngs),
         "up",
