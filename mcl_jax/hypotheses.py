@@ -3,13 +3,12 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Int, Key
 
@@ -27,6 +26,9 @@ from mcl_jax.stacking import (
     scale_parts,
     select,
 )
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 __all__ = [
     "AdaptedModule",
@@ -56,7 +58,7 @@ class AdaptedModule(abc.ABC):
       ValueError: if `module` is not an instance of flax.linen.Module or flax.nnx.Module.
     """
 
-    module: nn.Module | nnx.Module = dataclasses.field(compare=False)
+    module: "nn.Module | nnx.Module" = dataclasses.field(compare=False)
     base: bases.Base = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):

@@ -292,6 +292,7 @@ def test_the_model_holds_no_arrays_and_equals_one_of_another_copy():
     model, again = (mcl.Hypotheses(toys_nnx.Tokens(rngs=nnx.Rngs(seed)), CONFIG) for seed in (0, 1))
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model.module)))
     assert model == again and hash(model) == hash(again)
+    assert model == mcl.Hypotheses(model.module, CONFIG)
     assert model != mcl.Hypotheses(toys_nnx.Tokens(width=11, rngs=nnx.Rngs(0)), CONFIG)
     assert model.reached(nnx.state(TOKENS), BATCH["tokens"]) == {"up", "down"}
 

@@ -5,16 +5,15 @@ nnx_base     each call builds the module from its graph definition and the param
 nnx_layers   the target layers of a module that was built add the deltas
 """
 
+import sys
 from typing import Any
 
 import flax.linen as nn
-from flax import nnx
 
 from mcl_jax.bases.base import Adapters, Base, Call, Params
 from mcl_jax.bases.linen_base import LinenBase
-from mcl_jax.bases.nnx_base import NnxBase
 
-__all__ = ["Adapters", "Base", "Call", "LinenBase", "NnxBase", "Params", "base_of"]
+__all__ = ["Adapters", "Base", "Call", "LinenBase", "Params", "base_of"]
 
 
 def base_of(module: Any, adapter: str) -> Base:
@@ -28,7 +27,10 @@ def base_of(module: Any, adapter: str) -> Base:
     """
     if isinstance(module, nn.Module):
         return LinenBase(module)
-    if isinstance(module, nnx.Module):
+    nnx = sys.modules.get("flax.nnx")  # who has such a module has imported it; for others it only takes time
+    if nnx is not None and isinstance(module, nnx.Module):
+        from mcl_jax.bases.nnx_base import NnxBase
+
         return NnxBase.of(module)
     kind = module if isinstance(module, type) else type(module)
     article = "the class" if kind is module else "an instance of"

@@ -33,7 +33,8 @@ class NnxBase:
     def of(cls, module: nnx.Module) -> "NnxBase":
         """Returns the base of a module, which does not keep its arrays."""
         graphdef, state = nnx.split(module)
-        return cls(graphdef, nnx.merge(graphdef, jax.eval_shape(lambda: state)))
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), state)
+        return cls(graphdef, nnx.merge(graphdef, shapes))
 
     def plain(self, params, call):
         return _called(self._built(params, None), call)
