@@ -259,15 +259,15 @@ class LowRankModule(AdaptedModule):
         if num_hypotheses < 1:
             raise ValueError(f"num_hypotheses must be at least 1, got {num_hypotheses}")
         call, delta = Call(inputs, kwargs, method), self._delta(train=False)
-        adapted = self.base.traced(params, call, self.config)
-        adapted.check(self.config)
-        self._check_stacked(params, adapted)
+        adapted = lora.Adapted(self.base.adaptable)
 
         def init_one(key):
-            declared = self.base.declared(key, params, call, self.config, delta)
+            declared = self.base.declared(key, params, call, self.config, delta, adapted)
             return lora.with_layer_ranks(self.config, declared)
 
-        jax.eval_shape(init_one, key)  # raises what is wrong with the adapters before kernels are looked at
+        jax.eval_shape(init_one, key)
+        adapted.check(self.config)
+        self._check_stacked(params, adapted)
         self.base.check(params, call, self.config, adapted)
         # vmap over K keys, instead of a leading axis in the initialiser, keeps the fan-in of A that of the layer.
         # jit drops the forward pass, whose result is not used.

@@ -85,9 +85,18 @@ class Base(Protocol):
         """Returns the layers that a call passes through. Nothing is computed."""
 
     def declared(
-        self, key: Key[Array, ""], params: Params, call: Call, config: lora.LoraConfig, delta: lora.DeltaFn
+        self,
+        key: Key[Array, ""],
+        params: Params,
+        call: Call,
+        config: lora.LoraConfig,
+        delta: lora.DeltaFn,
+        seen: lora.Adapted,
     ) -> Adapters:
-        """Returns the new adapters of one hypothesis, as `delta` declares them. The values of `params` do not count."""
+        """Returns the new adapters of one hypothesis, as `delta` declares them, and adds to `seen` what was called.
+
+        The values of `params` do not count.
+        """
 
     def check(self, params: Params, call: Call, config: lora.LoraConfig, adapted: lora.Adapted) -> None:
         """Raises a ValueError if B A cannot be merged into the kernel of an adapted layer."""

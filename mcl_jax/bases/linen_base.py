@@ -32,10 +32,10 @@ class LinenBase:
         jax.eval_shape(run, params, arrays)
         return adapted
 
-    def declared(self, key, params, call, config, delta):
+    def declared(self, key, params, call, config, delta, seen):
         zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), leaf.dtype), params)
         rngs, mutable = {"params": key}, [lora.COLLECTION]
-        _, variables = self._run(zeros, {}, call.filled(), config, delta, rngs=rngs, mutable=mutable)
+        _, variables = self._run(zeros, {}, call.filled(), config, delta, rngs=rngs, mutable=mutable, adapted=seen)
         return variables.get(lora.COLLECTION, {})
 
     def check(self, params, call, config, adapted):

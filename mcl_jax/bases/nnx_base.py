@@ -49,11 +49,13 @@ class NnxBase:
         return _called(module, call)
 
     def traced(self, params, call, config):
-        return self._traced(params, call, config)[0]
+        seen = lora.Adapted(self.adaptable)
+        self._inputs(params, call, config, seen)
+        return seen
 
-    def declared(self, key, params, call, config, delta):
+    def declared(self, key, params, call, config, delta, seen):
         declared = {}
-        for path, (spec, x) in self._traced(params, call, config)[1].items():
+        for path, (spec, x) in self._inputs(params, call, config, seen).items():
             kernel = self.kernel(params, path)
             keys = jax.random.split(folded(key, path), kernel.shape[: kernel.ndim - len(spec.shape)])
 
@@ -81,9 +83,9 @@ class NnxBase:
 
         return jax.tree_util.tree_map_with_path(changed, params)
 
-    def _traced(self, params: Params, call: Call, config: lora.LoraConfig) -> tuple[lora.Adapted, dict[str, Any]]:
-        """Returns the modules that there are, and contraction and input of each target that the call reaches."""
-        seen, inputs = lora.Adapted(self.adaptable), {}
+    def _inputs(self, params: Params, call: Call, config: lora.LoraConfig, seen: lora.Adapted) -> dict[str, Any]:
+        """Returns contraction and input of each target that the call reaches, and adds the modules to `seen`."""
+        inputs: dict[str, Any] = {}
         arrays, rebuild = call.split()
 
         def record(layer, path, spec, x):
@@ -96,7 +98,7 @@ class NnxBase:
             return _called(module, rebuild(arrays))
 
         jax.eval_shape(run, params, arrays)
-        return seen, inputs
+        return inputs
 
     def _built(self, params: Params, dropout_rng: Key[Array, ""] | None) -> nnx.Module:
         """Returns the module with these parameters; its random streams start from the key.
