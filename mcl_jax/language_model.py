@@ -34,7 +34,7 @@ Batch = Mapping[str, Array]
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """The methods that a Linen module needs: `hidden` and `unembedding` for `log_likelihood_fn`, all for `generate`.
+    """The methods that a Flax module needs: `hidden` and `unembedding` for `log_likelihood_fn`, all for `generate`.
 
     `mask` is True on tokens and False on padding. Models of pictures or clips take `features` [B, N, D] as a keyword in
     `hidden` and `extend`, and have `feature_size`, the width D. A module may also have `vocab_size` and `max_positions`
