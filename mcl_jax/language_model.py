@@ -38,8 +38,8 @@ class LanguageModel(Protocol):
 
     `mask` is True on tokens and False on padding. Models of pictures or clips take `features` [B, N, D] as a keyword in
     `hidden` and `extend`, and have `feature_size`, the width D. A module may also have `vocab_size` and `max_positions`
-    (integers), which limit prompts, and `placeholder`, the id of the token that features replace. If features replace
-    no token, every row needs some.
+    (integers), which limit prompts, `logit_cap`, the soft-cap of its logits (`likelihood.soft_cap`), and `placeholder`,
+    the id of the token that features replace. If features replace no token, every row needs some.
     """
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
@@ -58,7 +58,7 @@ class LanguageModel(Protocol):
         """Returns hidden states of tokens that also see the segments `past`, and the segment of these tokens."""
 
     def unembedding(self, params: Any) -> Float[Array, "D V"]:
-        """Returns the output matrix from the parameters (a static method): logits = hidden @ unembedding."""
+        """Returns the output matrix from the parameters (a static method): logits = hidden @ unembedding, capped."""
 
 
 def encode(
@@ -130,7 +130,12 @@ def log_likelihood_fn(
             counted = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last target: all but padding
             hidden, balance = model.apply_with_balance(params, adapters_k, tokens[:, :-1], counted=counted, **options)
         log_p, counts = likelihood.chunked_sequence_log_likelihood(
-            hidden, model.module.unembedding(params), tokens[:, 1:], mask, chunk_size=chunk_size
+            hidden,
+            model.module.unembedding(params),
+            tokens[:, 1:],
+            mask,
+            cap=getattr(model.module, "logit_cap", None),
+            chunk_size=chunk_size,
         )
         return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
 

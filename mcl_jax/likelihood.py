@@ -7,6 +7,7 @@ of `logits` or `hidden` predicts `targets[t]`; the caller shifts the tokens by o
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -48,15 +49,18 @@ def chunked_sequence_log_likelihood(
     mask: Bool[Array, "B T"],
     *,
     bias: Float[Array, " V"] | None = None,
+    cap: float | None = None,
     chunk_size: int = 256,
 ) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """Computes `sequence_log_likelihood(hidden @ unembedding + bias, targets, mask)` without [B, T, V] logits.
+
+    With a cap c, the logits are c · tanh(z / c), as in Gemma 2, which keeps them between −c and c.
 
     Logits exist for `chunk_size` of the B·T tokens at a time, forward and backward, and only for target tokens (rounded
     up to a chunk). The forward pass also computes the gradient with respect to `hidden`, chunk by chunk, since it is
     linear in the cotangent g of each sequence:
 
-        d log p / d h_t = g · m_t (W[:, x_t] − W softmax(z_t))
+        d log p / d h_t = g · m_t (W[:, x_t] − W softmax(z_t))      (times 1 − tanh²(z / c) per logit with a cap)
 
     A training step therefore multiplies by the unembedding twice instead of three times. The function is differentiable
     in `hidden`, and in `unembedding` and `bias` (by recomputation, chunk by chunk): reverse mode, first order.
@@ -67,15 +71,18 @@ def chunked_sequence_log_likelihood(
       targets: token ids, as in `sequence_log_likelihood`.
       mask: True where a token is a target.
       bias: bias of the output layer, if it has one.
+      cap: soft-cap c of the logits, above 0; None leaves them as they are.
       chunk_size: tokens per chunk; the memory needed is chunk_size · V floats.
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
-      ValueError: if the shapes do not fit, chunk_size < 1, or a target is outside [0, V).
+      ValueError: if the shapes do not fit, chunk_size < 1, cap ≤ 0, or a target is outside [0, V).
     """
     _check_shapes("hidden", hidden.shape[:-1], targets, mask)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}")
+    if cap is not None and not 0 < cap < math.inf:
+        raise ValueError(f"cap must be a finite number above 0, or None, got {cap}")
     if hidden.shape[-1] != unembedding.shape[0]:
         raise ValueError(
             f"unembedding must have shape [D, V] with D = {hidden.shape[-1]} as in hidden, got {unembedding.shape}"
@@ -87,6 +94,7 @@ def chunked_sequence_log_likelihood(
     bias = jnp.zeros(unembedding.shape[1], jnp.float32) if bias is None else bias
     token = _token_log_likelihood(
         chunk_size,
+        cap,
         hidden.reshape(-1, hidden.shape[-1]),
         unembedding,
         bias,
@@ -110,9 +118,14 @@ def _checked_targets(targets: Array, mask: Array, vocab_size: int) -> Array:
     return jnp.where(mask, jnp.where(targets < 0, vocab_size, targets), 0)
 
 
-def _logits(hidden, unembedding, bias):
+def soft_cap(x: Float[Array, "*N"], cap: float | None) -> Float[Array, "*N"]:
+    """Returns c · tanh(x / c), which is close to x where |x| is far below the cap c; x itself if the cap is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def _logits(cap, hidden, unembedding, bias):
     product = jnp.matmul(hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return product + bias.astype(jnp.float32)[None]
+    return soft_cap(product + bias.astype(jnp.float32)[None], cap)
 
 
 def _chunks(size, *arrays):
@@ -128,7 +141,7 @@ def _chunks(size, *arrays):
 
 
 @functools.cache
-def _by_rows(row_fn, size):
+def _by_rows(row_fn, size, cap):
     """Returns `f(unembedding, bias, *rows)`, which runs row_fn on `size` rows at a time; the last array is the mask.
 
     A plain vmap over K and B would make each chunk K·B times as large; here, batched rows become more rows. Target
@@ -138,7 +151,7 @@ def _by_rows(row_fn, size):
 
     @jax.custom_batching.custom_vmap
     def chunked(unembedding, bias, *rows):
-        run = functools.partial(row_fn, unembedding, bias)
+        run = functools.partial(row_fn, cap, unembedding, bias)
 
         def zeros(*chunk):
             return jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(run, *chunk))
@@ -172,45 +185,50 @@ def _by_rows(row_fn, size):
     return chunked
 
 
-def _token(unembedding, bias, h, x, m):
+def _token(cap, unembedding, bias, h, x, m):
     """Computes m_t log p(x_t) for rows h [N, D], targets x [N] and mask m [N] -> [N]."""
-    z = _logits(h, unembedding, bias)
+    z = _logits(cap, h, unembedding, bias)
     return jnp.where(m > 0.0, jnp.take_along_axis(z, x[:, None], 1)[:, 0] - jax.nn.logsumexp(z, axis=-1), 0.0)
 
 
-def _token_and_dz(unembedding, bias, h, x, m):
-    """Computes `_token` and its gradient with respect to the logits, m_t (onehot(x_t) − softmax(z_t)) [N, V]."""
-    z = _logits(h, unembedding, bias)
+def _token_and_dz(cap, unembedding, bias, h, x, m):
+    """Computes `_token` and its gradient with respect to the logits before the cap [N, V].
+
+    It is m_t (onehot(x_t) − softmax(z_t)), times the slope of the cap, 1 − (z / c)² at a capped z.
+    """
+    z = _logits(cap, h, unembedding, bias)
     log_normaliser = jax.nn.logsumexp(z, axis=-1, keepdims=True)
     rows = jnp.arange(x.size)
     dz = (-m[:, None] * jnp.exp(z - log_normaliser)).at[rows, x].add(m)
+    if cap is not None:
+        dz = dz * (1.0 - jnp.square(z / cap))
     token = (jnp.take_along_axis(z, x[:, None], 1) - log_normaliser)[:, 0]
     return jnp.where(m > 0.0, token, 0.0), dz
 
 
-def _token_and_dh(unembedding, bias, h, x, m):
+def _token_and_dh(cap, unembedding, bias, h, x, m):
     """Computes `_token` and its gradient with respect to the hidden states [N, D]."""
-    token, dz = _token_and_dz(unembedding, bias, h, x, m)
+    token, dz = _token_and_dz(cap, unembedding, bias, h, x, m)
     return token, jnp.matmul(dz.astype(h.dtype), unembedding.T.astype(h.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_log_likelihood(size, hidden, unembedding, bias, targets, mask):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _token_log_likelihood(size, cap, hidden, unembedding, bias, targets, mask):
     """Computes m_t log p(x_t) for N tokens: hidden [N, D], targets and mask [N] -> [N]."""
-    return _by_rows(_token, size)(unembedding, bias, hidden, targets, mask)
+    return _by_rows(_token, size, cap)(unembedding, bias, hidden, targets, mask)
 
 
-def _forward(size, hidden, unembedding, bias, targets, mask):
-    token, dh = _by_rows(_token_and_dh, size)(unembedding, bias, hidden, targets, mask)
+def _forward(size, cap, hidden, unembedding, bias, targets, mask):
+    token, dh = _by_rows(_token_and_dh, size, cap)(unembedding, bias, hidden, targets, mask)
     return token, (dh, hidden, unembedding, bias, targets, mask)
 
 
-def _backward(size, saved, g):
+def _backward(size, cap, saved, g):
     dh, hidden, unembedding, bias, targets, mask = saved
 
     def chunk(total, rows):
         h, x, m, g = rows
-        dz = _token_and_dz(unembedding, bias, h, x, m)[1] * g[:, None]
+        dz = _token_and_dz(cap, unembedding, bias, h, x, m)[1] * g[:, None]
         d_unembedding = jnp.matmul(h.T, dz.astype(h.dtype), preferred_element_type=jnp.float32)
         return (total[0] + d_unembedding, total[1] + dz.sum(0)), None
 

@@ -9,6 +9,7 @@ import pytest
 FILES = sorted((Path(__file__).parent / "golden" / "full_size").iterdir())
 # Others have the same layers in other sizes, and are tested with `make test-slow`.
 QUICK = (
+    "gemma-3-27b-text",
     "llama-2-7b",
     "llama-3.1-405b",
     "llava-v1.6-mistral-7b",

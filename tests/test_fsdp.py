@@ -14,7 +14,9 @@ from toys import randomized
 
 import mcl_jax as mcl
 from mcl_jax import fsdp, generation, objectives, parallel
-from mcl_jax.models import GPT2, GPT2Config, Llama, LlamaConfig, families, names
+from mcl_jax.models import GPT2, Gemma, GemmaConfig, GPT2Config, Llama, LlamaConfig, families, names
+from mcl_jax.models.llama_config import SIZES
+from mcl_jax.models.rotary import Rope
 
 K, B, T, V = 3, 8, 11, 29
 SMALL = LlamaConfig(
@@ -32,6 +34,19 @@ MODULES = {
     "a list of layers, nothing computed again": Llama(dataclasses.replace(SMALL, scan=False, remat="none")),
     "norms of heads, a layer without rotation": Llama(
         dataclasses.replace(SMALL, qkv_bias=False, qk_norm=True, rope_layers=(True, False, True))
+    ),
+    "Gemma, two rotations, caps": Gemma(
+        GemmaConfig(
+            **{name: getattr(SMALL, name) for name in (*SIZES, "remat")},
+            qk_norm=True,
+            rope_layers=(False, True, False),
+            local_rope=Rope(30.0),
+            sliding_windows=(4, None, 4),
+            query_pre_attn_scalar=7,
+            attn_logit_softcapping=1.5,
+            final_logit_softcapping=2.5,
+            tie_word_embeddings=True,
+        )
     ),
     "GPT, dots": GPT2(
         GPT2Config(
@@ -99,6 +114,7 @@ def trained(name, case, params, **options):
         pytest.param("a list of layers, nothing computed again", "balanced", (4, 2), marks=pytest.mark.slow),
         pytest.param("GPT, dots", "all", (2, 2), marks=pytest.mark.slow),
         pytest.param("norms of heads, a layer without rotation", "balanced", (2, 4), marks=pytest.mark.slow),
+        pytest.param("Gemma, two rotations, caps", "balanced", (2, 4), marks=pytest.mark.slow),
         pytest.param("scanned", "clean", (4, 2), marks=pytest.mark.slow),
     ],
 )
@@ -166,7 +182,10 @@ def test_what_is_sharded_over_data():
         "llama-2-7b",
         "llava-v1.6-vicuna-7b",
         "qwen2-audio-7b-instruct",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3-8b", "smollm3-3b")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("gemma-2-9b", "gemma-3-27b-text", "qwen3-8b", "smollm3-3b")
+        ),
     ],
 )
 def test_published_bases_take_little_more_than_an_eighth(name):

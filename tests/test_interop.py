@@ -18,6 +18,8 @@ from mcl_jax.models.names import abstract_params
 GOLDEN = Path(__file__).parent / "golden"
 PEFT = GOLDEN / "peft" / "llama"
 BASES = {
+    "gemma2": "models/gemma2",
+    "gemma3": "models/gemma3",
     "llama": "models/llama",
     "llava": "llava/llama",
     "qwen2_audio": "qwen2_audio/grouped",
@@ -45,7 +47,9 @@ def test_adapters_of_peft_give_its_logits(scan):
     assert_close(jax.jit(model.apply_all)(params, adapters, TOKENS), EXPECTED["logits"])
 
 
-@pytest.mark.parametrize("name", ["qwen3", pytest.param("smollm3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3", "smollm3"))]
+)
 def test_adapters_of_peft_for_relatives_of_llama_give_its_logits(name):
     module, params, _ = mcl.models.from_pretrained(GOLDEN / BASES[name])
     model, adapters = interop.load_peft(GOLDEN / "peft" / name, module)

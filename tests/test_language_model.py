@@ -121,6 +121,21 @@ class TestLikelihood:
                 np.testing.assert_allclose(log_p, expected, rtol=1e-5)
                 assert tokens.tolist() == counts.tolist() == [5, 2, 3]
 
+    def test_logits_of_a_module_with_a_cap_are_capped(self, setup):
+        _, params, adapters = setup
+
+        class Capped(MeanOfPast):
+            logit_cap = 0.4
+
+        model = mcl.Hypotheses(Capped(), mcl.LoraConfig(rank=2, alpha=6, targets=("mix", "gate")))
+        one, batch = jax.tree.map(lambda leaf: leaf[1], adapters), language_model.encode(Words(), PROMPTS, ANSWERS, 9)
+        logits = np.asarray(model.apply(params, one, batch["tokens"][:, :-1]))
+        assert np.abs(logits).max() > 0.4
+        capped = 0.4 * np.tanh(logits / 0.4)
+        expected, _ = mcl.sequence_log_likelihood(capped, batch["tokens"][:, 1:], batch["target_mask"])
+        log_p, _ = language_model.log_likelihood_fn(model)(params, one, batch, None)
+        np.testing.assert_allclose(log_p, expected, rtol=1e-5)
+
     def test_evaluate_is_the_likelihood_of_every_hypothesis(self, setup):
         model, params, adapters = setup
         batches = [

@@ -43,9 +43,9 @@ whole = jax.jit(sequence_log_likelihood)
 
 
 @functools.cache
-def chunked(size):
+def chunked(size, cap=None):
     def log_p(hidden, unembedding, bias, targets, mask):
-        return chunked_sequence_log_likelihood(hidden, unembedding, targets, mask, bias=bias, chunk_size=size)
+        return chunked_sequence_log_likelihood(hidden, unembedding, targets, mask, bias=bias, cap=cap, chunk_size=size)
 
     return jax.jit(log_p)
 
@@ -247,6 +247,42 @@ def largest_array(function, *args) -> int:
     return max(int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes)
 
 
+class TestCap:
+    """Logits c · tanh(z / c), as in Gemma 2: c is near the spread of the logits, so that it bends most of them."""
+
+    CAP = 2.5
+
+    def both(self):
+        """log p [K] of all examples by chunks and at once, and their gradients, of K hypotheses under vmap."""
+        _, unembedding, bias, targets, mask = problem()
+        arrays = 2 * normal((3, B, T, D), 7), unembedding, bias
+
+        by_chunks = lambda h, w, b: chunked(4, self.CAP)(h, w, b, targets, mask)[0]
+
+        def at_once(h, w, b):
+            return whole(self.CAP * jnp.tanh(logits_of(h, w, b[None, None]) / self.CAP), targets, mask)[0]
+
+        def run(log_p):
+            mapped = lambda h, w, b: jax.vmap(lambda h: log_p(h, w, b))(h)
+            weighted = lambda *x: (mapped(*x) * normal((3, B), 5)).sum()
+            return jax.jit(lambda *x: (mapped(*x), jax.grad(weighted, (0, 1, 2))(*x)))(*arrays)
+
+        return arrays, run(by_chunks), run(at_once)
+
+    def test_values_and_gradients_are_those_of_capped_logits(self):
+        (hidden, unembedding, bias), found, expected = self.both()
+        close(found, expected, 1e-4)
+        _, _, _, targets, mask = problem()
+        capped = self.CAP * np.tanh(logits_of(hidden, unembedding, bias) / self.CAP)
+        close(found[0], reference(capped, targets, mask))
+
+    @pytest.mark.parametrize("cap", [0.0, -1.0, np.inf, np.nan])
+    def test_refused(self, cap):
+        hidden, unembedding, _, targets, mask = problem()
+        with pytest.raises(ValueError, match="cap must be a finite number above 0, or None, got"):
+            chunked_sequence_log_likelihood(hidden, unembedding, targets, mask, cap=cap)
+
+
 class TestMemory:
     """No array of T·V elements in the program, forward or backward, however it is mapped."""
 
@@ -263,8 +299,9 @@ class TestMemory:
         loss = lambda log_p: lambda h, w, b: log_p(h, w, b)[0].sum()
         by_chunks = loss(lambda h, w, b: chunked(self.CHUNK)(h, w, b, targets, mask))
         at_once = loss(lambda h, w, b: whole(h @ w + b[None, None], targets, mask))
-        for wrt in ((0,), (0, 1, 2)):
-            gradient = jax.value_and_grad(by_chunks, wrt)
+        capped = loss(lambda h, w, b: chunked(self.CHUNK, cap=2.0)(h, w, b, targets, mask))
+        for log_p, wrt in ((by_chunks, (0,)), (by_chunks, (0, 1, 2)), (capped, (0, 1, 2))):
+            gradient = jax.value_and_grad(log_p, wrt)
             assert largest_array(gradient, hidden, unembedding, bias) <= self.CHUNK * self.VOCABULARY
         assert largest_array(jax.value_and_grad(at_once), hidden, unembedding, bias) >= self.limit()
 

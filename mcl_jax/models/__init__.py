@@ -2,8 +2,8 @@
 
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
-All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo` and `llama` (with Mistral, Qwen2, Qwen3
-and SmolLM3, which `llama_config` tells apart).
+All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo`, `llama` (with Mistral, Qwen2, Qwen3
+and SmolLM3, which `llama_config` tells apart) and `gemma` (2 and 3, which replaces parts of `llama`).
 `llava_next` (with `clip` and `tiling`) and `efficient_llava` (with `efficientnet_lite`) take images, and `qwen2_audio`
 audio; these share `multimodal`. `assembly` makes an `efficient_llava` of pretrained parts. `whisper`, an
 encoder-decoder, hears speech, also in the format of CTranslate2 (`ctranslate2_file`). Models that see or hear come with
@@ -14,6 +14,7 @@ registers the models, `names` maps their parameters to tensors of a checkpoint, 
 from mcl_jax.models.assembly import assemble
 from mcl_jax.models.efficient_llava import EfficientLlava, EfficientLlavaConfig
 from mcl_jax.models.families import lora_targets
+from mcl_jax.models.gemma import Gemma, GemmaConfig
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
@@ -29,6 +30,8 @@ __all__ = [
     "GPT2Config",
     "GPTNeo",
     "GPTNeoConfig",
+    "Gemma",
+    "GemmaConfig",
     "Llama",
     "LlamaConfig",
     "LlavaNext",

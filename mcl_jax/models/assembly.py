@@ -22,7 +22,7 @@ from mcl_jax.models import efficientnet_lite_weights as weights
 from mcl_jax.models.efficient_llava import EfficientLlava, EfficientLlavaConfig, Projector
 from mcl_jax.models.efficient_llava_processor import EfficientLlavaProcessor
 from mcl_jax.models.efficientnet_lite import VARIANTS
-from mcl_jax.models.llama import Llama
+from mcl_jax.models.families import LLAMA, of_module
 from mcl_jax.models.pretrained import from_pretrained
 from mcl_jax.models.torch_file import TorchFile
 
@@ -60,7 +60,7 @@ def assemble(
     weight_file = weights.find(tower) if weight_file is None else weight_file
     source = TorchFile(weight_file)
     llama, of_text, tokenizer = from_pretrained(language_model, **overrides)
-    if not isinstance(llama, Llama) or tokenizer is None:
+    if of_module(llama) is not LLAMA or tokenizer is None:
         raise ValueError(f"{language_model} must hold a Llama and its tokenizer, got a {type(llama).__name__}")
     tokenizer = with_placeholder(tokenizer, replaced, image_token)
     text = llama.config

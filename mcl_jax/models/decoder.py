@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mcl_jax import fsdp, token_ids
+from mcl_jax.likelihood import soft_cap
 
 NO_WINDOW = jnp.iinfo(jnp.int32).max
 MOST_SCORES = 2**20  # per row and head; `attend` takes the queries in blocks when there are more
@@ -141,6 +142,7 @@ def attend(
     *,
     window: Int[Array, ""] | None = None,
     scale: float,
+    cap: float | None = None,
     causal: bool = False,
 ) -> Float[Array, "B T H d"]:
     """Computes softmax(scale · Q Kᵀ) V over the keys of all segments where 0 ≤ distance < window; scores in float32.
@@ -154,6 +156,7 @@ def attend(
       segments: (keys, values, distances) of each segment.
       window: number of tokens that a query sees, including itself; None means no limit.
       scale: factor of the scores.
+      cap: soft-cap of the scores after that, see `likelihood.soft_cap`; None leaves them as they are.
       causal: whether the distances are those of one causal segment: query t sees the keys 0 to t.
     Returns:
       The weighted sums of the values; NaN for a query that sees a key or value that is not finite.
@@ -161,15 +164,15 @@ def attend(
     T, S = q.shape[1], sum(distance.shape[2] for _, _, distance in segments)
     sound = [_finite(keys, values) for keys, values, _ in segments]
     far = [distance for _, _, distance in segments]
-    if causal and window is None and _has_kernel(q):
+    if causal and window is None and cap is None and _has_kernel(q):
         return _causal_kernel(q, *sound[0], scale)
     if T <= QUERY_BLOCK or T * S <= MOST_SCORES:
-        return _attend_block(q, sound, far, window, scale)
+        return _attend_block(q, sound, far, window, scale, cap)
 
     def block(start_and_q):
         start, q = start_and_q
         rows = [jax.lax.dynamic_slice_in_dim(distance, start, QUERY_BLOCK, axis=1) for distance in far]
-        return _attend_block(q, sound, rows, window, scale)
+        return _attend_block(q, sound, rows, window, scale, cap)
 
     starts = np.minimum(np.arange(0, T, QUERY_BLOCK), T - QUERY_BLOCK)  # the last block may overlap the one before it
     blocks = jnp.stack([q[:, start : start + QUERY_BLOCK] for start in starts])
@@ -206,6 +209,7 @@ def _attend_block(
     far: Sequence[Int[Array, "B T S"]],
     window: Int[Array, ""] | None,
     scale: float,
+    cap: float | None,
 ) -> Float[Array, "B T H d"]:
     """Attends with all scores at once; `sound` is the result of `_finite` for each segment, `far` its distances."""
     B, T, H, d = q.shape
@@ -216,7 +220,7 @@ def _attend_block(
         score = jnp.einsum("bntghd,bsgd->bnghts", grouped, keys, preferred_element_type=jnp.float32)
         visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
         tainted |= (visible & jnp.repeat(broken, B // rows, axis=0)[:, None]).any(-1)
-        score = scale * score.reshape(B, groups, H // groups, T, S)
+        score = soft_cap(scale * score.reshape(B, groups, H // groups, T, S), cap)
         scores.append(jnp.where(visible[:, None, None], score, jnp.finfo(jnp.float32).min))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     y, start = 0.0, 0

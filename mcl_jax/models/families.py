@@ -11,6 +11,7 @@ from mcl_jax.lora import LoraConfig
 from mcl_jax.models.audio_processor import AudioProcessor
 from mcl_jax.models.efficient_llava import EfficientLlava, EfficientLlavaConfig
 from mcl_jax.models.efficient_llava_processor import EfficientLlavaProcessor
+from mcl_jax.models.gemma import Gemma, GemmaConfig
 from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
@@ -64,6 +65,17 @@ LLAMA = Family(
     renames=((r"(transformer\.)?(?=(embed_tokens|layers|norm)\.)", "model."),),  # "transformer" in question answering
     tied=("lm_head.weight", "model.embed_tokens.weight"),
 )
+GEMMA = dataclasses.replace(
+    LLAMA,
+    module=Gemma,
+    config=GemmaConfig,
+    ignored=rf"{LLAMA.ignored}|(^|\.)(vision_tower|multi_modal_projector)\.",  # of those that see
+    renames=(
+        (r"(model\.)?language_model\.(model\.)?(?=(embed_tokens|layers|norm)\.)", "model."),
+        (r"language_model\.(?=lm_head\b)", ""),
+        *LLAMA.renames,
+    ),
+)
 # Published files use the names of the module tree; transformers from 4.52 on uses others in memory.
 OF_TEXT_MODEL = (
     (r"(model\.)?language_model\.(?=(embed_tokens|layers|norm)\.)", "language_model.model."),
@@ -115,6 +127,9 @@ EFFICIENT_LLAVA = Family(
 )
 FAMILIES = {
     "efficient_llava": EFFICIENT_LLAVA,
+    "gemma2": GEMMA,
+    "gemma3": GEMMA,
+    "gemma3_text": GEMMA,
     "gpt2": Family(
         GPT2,
         GPT2Config,
@@ -160,9 +175,10 @@ def of_module(module: nn.Module) -> Family:
     Raises:
       TypeError: if the module is not a language model from `mcl_jax.models`.
     """
-    for family in FAMILIES.values():
-        if isinstance(module, family.module):
-            return family
+    of_class = {family.module: family for family in FAMILIES.values()}
+    for kind in type(module).__mro__:  # a Gemma is a Llama too
+        if kind in of_class:
+            return of_class[kind]
     known = sorted({family.module.__name__ for family in FAMILIES.values()})
     raise TypeError(f"the module must be one of {', '.join(known)} from mcl_jax.models, got {type(module).__name__}")
 

@@ -1,8 +1,8 @@
-"""GGUF files (llama.cpp's format) of Llama, Qwen2, Qwen3 and SmolLM3: config, tokenizer and dequantised tensors.
+"""GGUF files (llama.cpp's format) of Llama, Qwen2 and 3, SmolLM3, Gemma 2 and 3: config, tokenizer, float32 tensors.
 
 Tensors have their Hugging Face names and Hugging Face's order of rows: llama.cpp interleaves the halves of each head of
-Llama and SmolLM3, which is undone here. A model may be split into several files. Which layers of a SmolLM3 rotate is
-not in its file: all but every fourth, the default of its config.
+Llama and SmolLM3, which is undone here, and adds 1 to the norms of Gemma (`gguf_gemma`). A model may be split into
+several files. Which layers of a SmolLM3 rotate is not in its file: all but every fourth, the default of its config.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mcl_jax.extras import needed_for
-from mcl_jax.models import gguf_header, gguf_tokenizer
+from mcl_jax.models import gguf_gemma, gguf_header, gguf_tokenizer
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -33,7 +33,7 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3")
+ARCHITECTURES = (*gguf_gemma.MODEL_TYPES, "llama", "qwen2", "qwen3", "smollm3")
 INTERLEAVED = ("llama", "smollm3")
 ROPE_FACTORS = "rope_freqs.weight"  # divisors of the frequencies, in Llama 3
 MOST_PARTS = 99_999
@@ -137,6 +137,12 @@ class GGUF:
         self.architecture = self.fields.get("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"{file}: architecture {self.architecture!r} is not one of {ARCHITECTURES}")
+        self.is_gemma = self.architecture in gguf_gemma.MODEL_TYPES
+        self.settings = {
+            name.removeprefix(f"{self.architecture}."): value
+            for name, value in self.fields.items()
+            if name.startswith(f"{self.architecture}.")
+        }
         self._check_settings()
         tensors = [tensor for reader in readers for tensor in reader.tensors]
         self.rope_factors = [t.data.astype(float).tolist() for t in tensors if t.name == ROPE_FACTORS]
@@ -146,17 +152,13 @@ class GGUF:
         self.dtypes = dict.fromkeys(self.shapes, "F32")  # as `read` gives them
 
     def _check_settings(self) -> None:
-        settings = {
-            name.removeprefix(f"{self.architecture}."): value
-            for name, value in self.fields.items()
-            if name.startswith(f"{self.architecture}.")
-        }
+        read = READ | gguf_gemma.READ.get(self.architecture, set())
 
         def has_effect(name: str) -> bool:
-            return settings[name] not in ([NEUTRAL[name]] if name in NEUTRAL else (0, "", "none", []))
+            return self.settings[name] not in ([NEUTRAL[name]] if name in NEUTRAL else (0, "", "none", []))
 
-        if unread := sorted(name for name in settings if name not in READ and has_effect(name)):
-            entries = ", ".join(f"{self.architecture}.{name} = {settings[name]}" for name in unread)
+        if unread := sorted(name for name in self.settings if name not in read and has_effect(name)):
+            entries = ", ".join(f"{self.architecture}.{name} = {self.settings[name]}" for name in unread)
             raise ValueError(f"{self.file} has settings that are not supported: {entries}")
 
     def _check_quantisation(self) -> None:
@@ -174,17 +176,20 @@ class GGUF:
 
     def _hf_name(self, name: str) -> str:
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-        if match is None or match[2] not in NAMES:
+        names = NAMES | gguf_gemma.NAMES if self.is_gemma else NAMES
+        if match is None or match[2] not in names:
             raise ValueError(f"{self.file}: unknown tensor {name!r}")
         layer = "" if match[1] is None else f"model.layers.{match[1]}."
-        return f"{layer}{NAMES[match[2]]}.{match[3]}"
+        return f"{layer}{names[match[2]]}.{match[3]}"
 
     def read(self, name: str) -> np.ndarray:
-        """Reads a tensor and dequantises it to float32."""
+        """Reads a tensor and dequantises it to float32, with Hugging Face's order of rows and meaning of norms."""
         import gguf
 
         tensor = self.tensors[name]
         values = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(self.shapes[name])
+        if self.is_gemma and name.endswith("norm.weight"):
+            return values - 1.0
         heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(name.split(".")[-2])
         if heads is None or self.architecture not in INTERLEAVED:
             return values
@@ -193,7 +198,7 @@ class GGUF:
 
     def _number(self, name: str, default: Any = None) -> Any:
         """Returns an entry that must be a number above 0."""
-        value = self.fields.get(f"{self.architecture}.{name}", default)
+        value = self.settings.get(name, default)
         if value is None:
             raise ValueError(f"{self.file} must have an entry {self.architecture}.{name}, but has none")
         if isinstance(value, (list, str, bool)) or not 0 < value < math.inf:
@@ -207,7 +212,8 @@ class GGUF:
         Raises:
           ValueError: if a field is missing or not a number, or the file uses rotary scaling or rotates part of a head.
         """
-        if self.fields.get(f"{self.architecture}.rope.scaling.type", "none") != "none":
+        scalings = ("none", "linear") if self.architecture == "gemma3" else ("none",)
+        if self.settings.get("rope.scaling.type", "none") not in scalings:
             raise ValueError(f"{self.file} uses rotary scaling, which is not supported in GGUF files")
         if "model.embed_tokens.weight" not in self.shapes:
             raise ValueError(f"{self.file} must have a tensor token_embd.weight, but has none")
@@ -221,7 +227,7 @@ class GGUF:
         rope = {"rope_type": "default", "rope_theta": number("rope.freq_base", 10000.0)}
         for factors in self.rope_factors:
             rope |= dict(rope_type="longrope", short_factor=factors, long_factor=factors, attention_factor=1.0)
-        return {
+        entries = {
             "model_type": self.architecture,
             "vocab_size": self.shapes["model.embed_tokens.weight"][0],
             "hidden_size": number("embedding_length"),
@@ -235,6 +241,8 @@ class GGUF:
             "rope_parameters": rope,
             "tie_word_embeddings": "lm_head.weight" not in self.shapes,
         }
+        own = gguf_gemma.hf_entries(self.architecture, number, self.settings, entries) if self.is_gemma else {}
+        return entries | own
 
     def tokenizer(self) -> Any:
         """Builds the tokenizer of the file, see `gguf_tokenizer.build`."""

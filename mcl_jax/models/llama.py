@@ -16,7 +16,7 @@ Face's `LlamaForCausalLM`; if scanned, the L layers are one `layers` with a lead
     lm_head/kernel                        [D, V]       lm_head.weight, transposed; absent if tied
 
 Source: Hugging Face transformers 5.23, `models/llama`, `models/mistral`, `models/qwen2`, `models/qwen3` and
-`models/smollm3`.
+`models/smollm3`. `gemma` replaces parts of this model by its own.
 """
 
 import functools
@@ -51,6 +51,7 @@ class SelfAttention(nn.Module):
     """Causal attention with rotary positions, softmax(Q Kᵀ / √d) V, in Hkv groups of heads."""
 
     config: LlamaConfig
+    norm = RMSNorm
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, rotates: Any, past: Any):
@@ -61,32 +62,35 @@ class SelfAttention(nn.Module):
             y = dense(config, number * config.head_dim, name, use_bias=config.qkv_bias)(x)
             return y.reshape(*x.shape[:2], number, config.head_dim)
 
-        def turned(y: Array) -> Array:
-            rotated = rotate(y, context.positions, config.rope)
-            return rotated if rotates is None else jnp.where(rotates, rotated, y)
-
         q = heads("q_proj", config.num_attention_heads)
         k, v = (heads(name, config.num_key_value_heads) for name in ("k_proj", "v_proj"))
         if config.qk_norm:
-            q, k = RMSNorm(config, name="q_norm")(q), RMSNorm(config, name="k_norm")(k)
-        q, k = turned(q), turned(k)
+            q, k = self.norm(config, name="q_norm")(q), self.norm(config, name="k_norm")(k)
+        q, k = (self.turned(y, context.positions, rotates) for y in (q, k))
         segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
-        y = decoder.attend(q, segments, window=window, scale=config.head_dim**-0.5, causal=context.causal)
+        options = dict(scale=config.attention_scale, cap=config.attention_cap, causal=context.causal)
+        y = decoder.attend(q, segments, window=window, **options)
         y = y.reshape(*x.shape[:2], -1)
         y = dense(config, config.hidden_size, "o_proj", use_bias=config.o_bias)(y)
         return y, ((k, v) if context.keep else None)
+
+    def turned(self, y: Float[Array, "B T H d"], positions: Int[Array, "B T"], rotates: Any) -> Float[Array, "B T H d"]:
+        """Rotates queries or keys by their positions, in a layer that does."""
+        rotated = rotate(y, positions, self.config.rope)
+        return rotated if rotates is None else jnp.where(rotates, rotated, y)
 
 
 class MLP(nn.Module):
     """Computes down(silu(gate(x)) · up(x))."""
 
     config: LlamaConfig
+    activation = staticmethod(jax.nn.silu)
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         config = self.config
         wide = functools.partial(dense, config, config.intermediate_size, use_bias=config.mlp_bias)
-        gated = jax.nn.silu(wide("gate_proj")(x)) * wide("up_proj")(x)
+        gated = self.activation(wide("gate_proj")(x)) * wide("up_proj")(x)
         return dense(config, config.hidden_size, "down_proj", use_bias=config.mlp_bias)(gated)
 
 
@@ -108,12 +112,14 @@ class Decoder(nn.Module):
     """Token embeddings, L layers and a last norm."""
 
     config: LlamaConfig
+    layer, last_norm = Layer, RMSNorm
 
     def setup(self):
         config = self.config
         self.embed_tokens = embedding(config, config.vocab_size, config.hidden_size)
-        self.layers = decoder.layer_stack(Layer, config, config.num_hidden_layers, scan=config.scan, remat=config.remat)
-        self.norm = RMSNorm(config)
+        stacked = dict(scan=config.scan, remat=config.remat)
+        self.layers = decoder.layer_stack(self.layer, config, config.num_hidden_layers, **stacked)
+        self.norm = self.last_norm(config)
 
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, past: Any):
         rotates = None if self.config.rope_layers is None else jnp.array(self.config.rope_layers)
@@ -130,6 +136,7 @@ class Llama(nn.Module):
     """
 
     config: LlamaConfig
+    stack = Decoder
 
     @property
     def vocab_size(self) -> int:
@@ -137,7 +144,7 @@ class Llama(nn.Module):
         return self.config.vocab_size
 
     def setup(self):
-        self.model = Decoder(self.config)
+        self.model = self.stack(self.config)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, use_bias=False)
 

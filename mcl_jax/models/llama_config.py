@@ -5,7 +5,7 @@ Source: Hugging Face transformers 5.23, `configuration_*.py` of `models/llama`, 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -140,6 +140,16 @@ class LlamaConfig:
         return self.sliding_windows or (None,) * self.num_hidden_layers
 
     @property
+    def attention_scale(self) -> float:
+        """Factor of the attention scores."""
+        return self.head_dim**-0.5
+
+    @property
+    def attention_cap(self) -> float | None:
+        """Soft-cap of the attention scores; None leaves them as they are."""
+        return None
+
+    @property
     def family(self) -> str:
         """The `model_type` of a model with these settings.
 
@@ -240,6 +250,15 @@ def _sliding_windows(
         return None
     full = rope_layers or [i < hf_config["max_window_layers"] for i in range(num_layers)]
     kinds = hf_config.get("layer_types") or ["full_attention" if whole else "sliding_attention" for whole in full]
-    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
+    return windows_of(kinds, window)
+
+
+def windows_of(layer_types: Sequence[str], window: int | None) -> tuple[int | None, ...]:
+    """Returns the window of each layer: `window` tokens for "sliding_attention", None for "full_attention".
+
+    Raises:
+      ValueError: if a layer has another type; names it.
+    """
+    if unknown := sorted(set(layer_types) - {"full_attention", "sliding_attention"}):
         raise ValueError(f"layer_types must be 'full_attention' or 'sliding_attention', got {unknown}.")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)

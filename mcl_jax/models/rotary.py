@@ -134,7 +134,16 @@ class Rope:
 
 def rotate(x: Float[Array, "B T H d"], positions: Int[Array, "B T"], rope: Rope) -> Float[Array, "B T H d"]:
     """Rotates each pair (x_i, x_{i + d/2}) by positions · ω_i, in float32."""
-    frequencies, length = frequencies_of(rope, x.shape[-1], positions)
+    return turn(x, positions, *frequencies_of(rope, x.shape[-1], positions))
+
+
+def turn(
+    x: Float[Array, "B T H d"],
+    positions: Int[Array, "B T"],
+    frequencies: Float[Array, " d/2"],
+    length: float | Float[Array, ""],
+) -> Float[Array, "B T H d"]:
+    """Rotates as `rotate` does, given ω and the factor of rotated vectors."""
     angles = positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
     cos, sin = length * jnp.cos(angles), length * jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 from hypothesis import strategies as st
 from test_ctranslate2_file import arrays_of_tiny, packed
+from test_gemma import gguf_of
 from test_gguf import TOKENS, golden, write
 from tower_files import file_bytes, tensor_opcodes
 
@@ -134,6 +135,7 @@ def ggufs() -> list[bytes]:
     folder = Path(__file__).parent / "__pycache__" / "gguf"
     folder.mkdir(parents=True, exist_ok=True)
     files = [write(folder / f"{name}.gguf", *golden(name)) for name in ("llama", "qwen2")]
+    files += [gguf_of(folder / f"{name}.gguf", *golden(name)) for name in ("gemma2", "gemma3")]
     pieces = dict(model="llama", token_scores=[-float(i) for i in range(len(TOKENS))], chat_template="{{ messages }}")
     files.append(write(folder / "pieces.gguf", *golden("llama"), **pieces, add_bos_token=True))
     contents = [file.read_bytes() for file in files]

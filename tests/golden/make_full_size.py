@@ -4,6 +4,7 @@ In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6"
 
     python tests/golden/make_full_size.py
 
+Names of models as arguments make those alone.
 The first line of a file is the config.json, the others are `name shape`, where {0..31} in a name stands for each of 32
 layers. Nothing is downloaded: the configs are those of the models' cards. Names are those of the published files, also
 where transformers has others in memory; an output layer that is tied to the embeddings is not listed.
@@ -11,6 +12,7 @@ where transformers has others in memory; an output layer that is tied to the emb
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -220,6 +222,72 @@ CONFIGS |= {
 }
 
 
+def gemma(kind: str, hidden: int, wide: int, layers: int, heads: tuple[int, int], **more) -> dict:
+    """Gemma 2 and 3 as published; `heads` are those of queries, and those of keys and values."""
+    return dict(
+        model_type=kind,
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        attention_bias=False,
+        hidden_activation="gelu_pytorch_tanh",
+        rms_norm_eps=1e-6,
+    ) | dict({"head_dim": 256, "query_pre_attn_scalar": 256} | more)
+
+
+GEMMA2 = dict(
+    vocab_size=256000,
+    max_position_embeddings=8192,
+    hidden_act="gelu_pytorch_tanh",
+    rope_theta=10000.0,
+    sliding_window=4096,
+    attn_logit_softcapping=50.0,
+    final_logit_softcapping=30.0,
+)
+GEMMA3 = dict(
+    vocab_size=262144,
+    max_position_embeddings=32768,
+    rope_theta=1000000,
+    rope_local_base_freq=10000,
+    rope_scaling=None,
+    sliding_window=512,
+    attn_logit_softcapping=None,
+    final_logit_softcapping=None,
+)
+SIX = (["sliding_attention"] * 5 + ["full_attention"]) * 3
+# The text_config inside those that see, which leaves out what equals the defaults.
+TEXT = dict(model_type="gemma3_text", rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024)
+CONFIGS |= {
+    "gemma-2-2b": gemma("gemma2", 2304, 9216, 26, (8, 4), **GEMMA2),
+    "gemma-2-9b": gemma("gemma2", 3584, 14336, 42, (16, 8), **GEMMA2),
+    "gemma-2-27b": gemma("gemma2", 4608, 36864, 46, (32, 16), head_dim=128, query_pre_attn_scalar=144, **GEMMA2),
+    "gemma-3-270m": gemma("gemma3_text", 640, 2048, 18, (4, 1), layer_types=SIX, **GEMMA3),
+    "gemma-3-1b": gemma("gemma3_text", 1152, 6912, 26, (4, 1), sliding_window_pattern=6, **GEMMA3),
+    "gemma-3-4b-text": dict(hidden_size=2560, intermediate_size=10240, num_hidden_layers=34) | TEXT,
+    "gemma-3-12b-text": dict(
+        hidden_size=3840,
+        intermediate_size=15360,
+        num_attention_heads=16,
+        num_hidden_layers=48,
+        num_key_value_heads=8,
+    )
+    | TEXT,
+    "gemma-3-27b-text": dict(
+        head_dim=128,
+        hidden_size=5376,
+        intermediate_size=21504,
+        num_attention_heads=32,
+        num_hidden_layers=62,
+        num_key_value_heads=16,
+        query_pre_attn_scalar=168,
+    )
+    | TEXT,
+}
+TIED = ("gemma2", "gemma3_text", "smollm3")  # where a config.json does not say otherwise
+
+
 def compact(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Lines `name shape`, one for tensors that differ in the number of their layer alone."""
     layers = {}
@@ -247,6 +315,8 @@ def published(name: str, kind: str) -> str:
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for name, config in CONFIGS.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         kind = config["model_type"]
         auto = AUTO.get(kind, AutoModelForCausalLM)
         with torch.device("meta"):
@@ -254,7 +324,7 @@ def main() -> None:
         tensors = model.state_dict()
         if kind == "qwen2_audio":  # its published names are those that `save_pretrained` writes
             tensors = revert_weight_conversion(model, tensors)
-        if config.get("tie_word_embeddings", kind == "smollm3"):
+        if config.get("tie_word_embeddings", kind in TIED):
             tensors.pop("lm_head.weight")
         tensors = {published(tensor, kind): value for tensor, value in tensors.items()}
         lines = compact({tensor: tuple(value.shape) for tensor, value in tensors.items()})

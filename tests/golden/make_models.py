@@ -16,6 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -64,8 +68,25 @@ LONG = dict(
     short_factor=[1.0, 1.1, 1.2, 1.3, 1.4],
     long_factor=[2.0, 2.5, 3.0, 3.5, 4.0],
 )
+# A query_pre_attn_scalar that is no width, and caps that bend most scores and logits.
+CAPPED = dict(query_pre_attn_scalar=7, attn_logit_softcapping=1.5, final_logit_softcapping=2.5)
+LOCAL_AND_GLOBAL = dict(
+    sliding_attention=dict(rope_type="default", rope_theta=30.0),
+    full_attention=dict(rope_type="linear", rope_theta=1000.0, factor=4.0),
+)
 
 MODELS = {
+    "gemma2": Gemma2ForCausalLM(Gemma2Config(**SIZES, **NO_IDS, **CAPPED, sliding_window=4)),
+    "gemma3": Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **SIZES,
+            **NO_IDS,
+            query_pre_attn_scalar=7,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters=LOCAL_AND_GLOBAL,
+        )
+    ),
     "gpt2": GPT2LMHeadModel(
         GPT2Config(
             vocab_size=41,
@@ -124,7 +145,7 @@ MODELS = {
         )
     ),
 }
-GREEDY = ("qwen3", "qwen3_windows", "smollm3", "smollm3_windows")
+GREEDY = ("gemma2", "gemma3", "qwen3", "qwen3_windows", "smollm3", "smollm3_windows")
 
 
 def main() -> None:

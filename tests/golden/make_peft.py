@@ -19,6 +19,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import (
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
     LlamaForCausalLM,
     LlavaNextForConditionalGeneration,
     Qwen2AudioForConditionalGeneration,
@@ -30,6 +32,8 @@ from transformers import (
 HERE = Path(__file__).parent
 FOLDER = HERE / "peft"
 BASES = {
+    "gemma2": (Gemma2ForCausalLM, HERE / "models" / "gemma2"),
+    "gemma3": (Gemma3ForCausalLM, HERE / "models" / "gemma3"),
     "llama": (LlamaForCausalLM, HERE / "models" / "llama"),
     "llava": (LlavaNextForConditionalGeneration, HERE / "llava" / "llama"),
     "qwen2_audio": (Qwen2AudioForConditionalGeneration, HERE / "qwen2_audio" / "grouped"),
@@ -37,7 +41,7 @@ BASES = {
     "smollm3": (SmolLM3ForCausalLM, HERE / "models" / "smollm3"),
     "whisper": (WhisperForConditionalGeneration, HERE / "whisper" / "tiny"),
 }
-TEXT = ("llama", "qwen3", "smollm3")
+TEXT = ("gemma2", "gemma3", "llama", "qwen3", "smollm3")
 # Towers and encoders have layers of these names too.
 TARGETS = r"(?!.*tower)(?!.*encoder\.).*\.(q_proj|v_proj|down_proj|fc2)"
 TASKS = {"whisper": None}  # PEFT's wrapper for encoder-decoders hands the base `input_ids`

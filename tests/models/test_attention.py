@@ -45,8 +45,8 @@ def attention_inputs(copies=1):
     return q, past, own, jnp.broadcast_to(before, (B, T, PAST)), jnp.broadcast_to(causal, (B, T, T))
 
 
-def attend(q, past, own, before, causal, window=None):
-    return decoder.attend(q, [(*past, before), (*own, causal)], window=window, scale=0.5)
+def attend(q, past, own, before, causal, window=None, cap=None):
+    return decoder.attend(q, [(*past, before), (*own, causal)], window=window, scale=0.5, cap=cap)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -109,14 +109,14 @@ def test_of_a_model(path):
     [(2, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(1, None), (1, 3), (2, None)])],
 )
 def test_blocks_equal_the_plain_path(copies, window, monkeypatch):
-    """Values and gradients, vmapped over hypotheses, with padding and a query that sees no key."""
+    """Values and gradients, vmapped over hypotheses, with padding, a query that sees no key, and capped scores."""
     q, past, own, before, causal = attention_inputs(copies)
     before = before.at[0, :, :2].set(-1).at[1, 6].set(-1)
     causal = causal.at[1, 6].set(-1)
     queries = jnp.stack([q, 2 * q, q - 1])
 
     def loss(queries, past, own):
-        y = jax.vmap(lambda q: attend(q, past, own, before, causal, window))(queries)
+        y = jax.vmap(lambda q: attend(q, past, own, before, causal, window, cap=1.5))(queries)
         return jnp.sin(y).sum(), y
 
     gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
@@ -172,6 +172,7 @@ def test_the_fused_kernel_is_called_with_what_the_plain_path_computes(monkeypatc
     monkeypatch.setattr(decoder, "_has_kernel", lambda q: True)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         y = jax.vmap(one)(q, k, v)
+        decoder.attend(q, [(k, v, far)], scale=0.3, cap=2.0, causal=True)  # which the kernel cannot compute
     assert calls == ["cudnn"]
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     assert np.isnan(y[1, 4:]).all() and not np.isnan(y[1, :4]).any()

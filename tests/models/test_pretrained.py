@@ -14,6 +14,7 @@ from published_sizes import ALL, config_of, shapes_of
 from safetensors.numpy import load_file, save_file
 
 import mcl_jax as mcl
+from mcl_jax.likelihood import soft_cap
 from mcl_jax.models import families, names, pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -21,7 +22,14 @@ NAMES = sorted(path.name for path in (GOLDEN / "models").iterdir())
 # Their frequencies depend on the length so far, so keys kept from before were turned otherwise, as in Hugging Face.
 TURNED_BY_LENGTH = ("llama_dynamic", "llama_longrope")
 ALIKE = ("qwen3", "smollm3_windows")  # what is special about them is in their siblings too
-GREEDY = ("qwen3", "qwen3_windows", "smollm3", "smollm3_windows")  # and these generate, with keys that they keep
+GREEDY = (
+    "gemma2",
+    "gemma3",
+    "qwen3",
+    "qwen3_windows",
+    "smollm3",
+    "smollm3_windows",
+)  # and these generate, with keys that they keep
 SLOW_TO_KEEP = ("llama_tied_biased", "llama_yarn", "qwen2", *GREEDY)
 
 
@@ -43,7 +51,7 @@ def expected(name):
 
 @pytest.mark.parametrize("name", slowly(NAMES, ALIKE))
 def test_logits_are_hugging_faces(name):
-    """With padding and without; they are hidden states times the unembedding. For lists of layers, see "Saving"."""
+    """With padding and without; hidden states times the unembedding, capped. For lists of layers, see "Saving"."""
     module, params, tokenizer = mcl.models.from_pretrained(GOLDEN / "models" / name)
     golden = expected(name)
     tokens, mask = jnp.asarray(golden["tokens"]), jnp.asarray(golden["mask"])
@@ -52,7 +60,7 @@ def test_logits_are_hugging_faces(name):
     def run(params):
         hidden = module.apply({"params": params}, tokens, method="hidden")
         plain, padded = (module.apply({"params": params}, tokens, given) for given in (None, mask))
-        return plain, padded, hidden @ module.unembedding(params)
+        return plain, padded, soft_cap(hidden @ module.unembedding(params), getattr(module, "logit_cap", None))
 
     plain, padded, product = map(np.asarray, run(params))
     assert_close(plain, golden["logits"])
@@ -84,7 +92,7 @@ def test_tokens_behind_kept_keys_are_those_of_one_pass(name):
     assert_close(np.asarray(parts())[mask], np.asarray(whole)[mask])
 
 
-@pytest.mark.parametrize("name", slowly(GREEDY, (*ALIKE, "smollm3")))
+@pytest.mark.parametrize("name", slowly(GREEDY, (*ALIKE, "gemma2", "gemma3", "smollm3")))
 def test_greedy_tokens_are_hugging_faces(name):
     """After prompts with padding on the left, past the windows, by hypotheses that are the base."""
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
@@ -99,7 +107,7 @@ def test_greedy_tokens_are_hugging_faces(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", pytest.param("qwen2_windows", marks=pytest.mark.slow), pytest.param("gpt2", marks=pytest.mark.slow)],
+    slowly(("llama", "gemma3", "qwen2_windows", "gpt2"), ("gemma3", "qwen2_windows", "gpt2")),
 )
 def test_remat_and_scan_change_no_gradient(name):
     tokens = jnp.asarray(expected(name)["tokens"])
@@ -141,7 +149,7 @@ def test_an_unknown_remat_is_refused(family):
 # ------------------------------------------------------------------------------------------------------------ Saving
 
 
-@pytest.mark.parametrize("name", slowly(NAMES, ALIKE))
+@pytest.mark.parametrize("name", slowly(NAMES, (*ALIKE, "gemma2")))
 def test_what_is_saved_loads_again_and_is_hugging_faces(name, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "MAX_SHARD_BYTES", 9000)
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
@@ -286,7 +294,10 @@ def test_tied_embeddings_must_be_equal_where_both_are_stored(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", slowly(("gpt2", "llama", "qwen2", "qwen3_windows", "smollm3"), ("gpt2", "qwen3_windows", "smollm3"))
+    "name",
+    slowly(
+        ("gpt2", "llama", "qwen2", "gemma3", "qwen3_windows", "smollm3"), ("gpt2", "gemma3", "qwen3_windows", "smollm3")
+    ),
 )
 def test_hypotheses_of_a_scanned_model_are_those_of_a_list_of_layers(name):
     targets = dict(gpt2=("c_attn", "c_fc")).get(name, ("q_proj", "v_proj", "down_proj"))
@@ -318,7 +329,9 @@ def _at(part, i):
     return f"{part}_{i}" if part in ("layers", "h") else part
 
 
-@pytest.mark.parametrize("folder", ["models/gpt2", "models/llama", "models/qwen2", "llava/llama", "qwen2_audio/tied"])
+@pytest.mark.parametrize(
+    "folder", ["models/gpt2", "models/gemma3", "models/llama", "models/qwen2", "llava/llama", "qwen2_audio/tied"]
+)
 def test_targets_of_a_family_are_its_queries_keys_values_and_mlp(folder):
     layers = adapted(mcl.models.from_pretrained(GOLDEN / folder)[0])
     mlp, of_llama = {"mlp/c_fc", "mlp/c_proj"}, {"mlp/up_proj", "mlp/down_proj"}
