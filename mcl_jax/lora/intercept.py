@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.core.scope import in_filter
 from jaxtyping import Array
 
-from mcl_jax.lora.config import SHARED_A, SHARED_B, LoraConfig, matches
+from mcl_jax.lora.config import SHARED_A, SHARED_B, LoraConfig, layer_of, matches
 from mcl_jax.lora.linear import LinearSpec, delta, init_a, linear_spec, rank_axes
 
 COLLECTION = "lora"
@@ -69,8 +69,10 @@ class Adapted:
         """Checks that every pattern of `config` matches a linear layer.
 
         Raises:
-          ValueError: if a pattern matches none; lists the nearest module paths.
+          ValueError: if a pattern matches none, which lists the nearest module paths, or one of `config.layers` has no
+            target.
         """
+        self._check_layers(config)
         for field, patterns in [
             ("targets", config.patterns),
             ("rank_pattern", config.rank_pattern),
@@ -81,6 +83,14 @@ class Adapted:
                 if not any(matches(pattern, path) for path in known):
                     hint = self._hint(pattern) + ("" if field == "targets" else STACKED_HINT)
                     raise ValueError(f"LoraConfig.{field}: {pattern!r} matches no linear layer. {hint}")
+
+    def _check_layers(self, config: LoraConfig) -> None:
+        found = {layer_of(path) for path in self.linear if any(matches(p, path) for p in config.patterns)}
+        if missing := sorted({*(config.layers or ())} - found):
+            numbers = sorted(found - {None})
+            known = f"the targets lie in the layers {numbers}" if numbers else "no target lies in a layer with a number"
+            hint = "; load the base with scan=False, since stacked layers share one path" if None in found else ""
+            raise ValueError(f"LoraConfig.layers: {missing} have no targets; {known}{hint}")
 
     def _hint(self, pattern: str) -> str:
         not_linear = [f"{path} is a {kind}" for path, kind in self.other.items() if matches(pattern, path)]
@@ -122,7 +132,7 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
             adapted.other[path] = type(layer).__name__
             return y
         adapted.linear[path] = type(layer).__name__
-        if not any(matches(pattern, path) for pattern in config.patterns):
+        if not config.adapts(path):
             return y
         if inspect.unwrap(context.orig_method.func) not in LINEAR_CALLS:
             return subclass_output(adapted, layer, path, y)
