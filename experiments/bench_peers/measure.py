@@ -29,10 +29,11 @@ def training(config: Config, sides: Sides, vocab_size: int, tell: Tell) -> list[
         check_losses(losses, cell)
         first, second = losses[cell]
         tell(f"T={cell[2]} K={cell[1]} {cell[0]}: loss {first:.5f}, after a step {second:.5f}")
-    ask = {
-        cell: (lambda cell=cell: sides[WAYS[cell[0]][0]].ask(do="step", cell=str(cell))["seconds"]) for cell in cells
-    }
-    seconds = in_turns(ask, config.repeats, tell)
+
+    def step(cell: tuple[str, int, int]) -> float:
+        return sides[WAYS[cell[0]][0]].ask(do="step", cell=str(cell))["seconds"]
+
+    seconds = in_turns(step, cells, config.repeats, tell)
     return [row_of("train", way, k, seconds[way, k, t], t=t, losses=losses[way, k, t]) for way, k, t in cells]
 
 
