@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.common.figure_files import save
 from experiments.common.options import parse_line, print_and_exit
-from experiments.compare import columns, figure, tables
+from experiments.compare import columns, curves, figure, tables
 from experiments.compare.aggregate import fold
 from experiments.compare.runs import group, read
 from mcl_jax.command_line import attempt, errors_in_a_line
@@ -17,7 +17,9 @@ from mcl_jax.json_io import write_text
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Writes tables (console, CSV, Markdown, LaTeX) of finished runs, and the figure of quality against diversity.
+    """Writes tables (console, CSV, Markdown, LaTeX) of finished runs, and two figures.
+
+    One figure shows quality against diversity, the other the held-out loss and the purity against the steps.
 
     Runs that differ only in the seed share one row per method, with mean ± sample standard deviation (number of seeds).
     A single seed gives the value with its 95 % bootstrap interval. Other runs are named by the options in which they
@@ -27,7 +29,7 @@ class Config:
     workdirs: tuple[Path, ...]
     """Run directories of experiments that compare methods, such as translation."""
     out: Path
-    """Folder for table.csv, table.md, table.tex, quality_diversity.png and quality_diversity.pdf."""
+    """Folder for table.csv, table.md, table.tex, and quality_diversity and curves as PNG and PDF."""
     columns: tuple[str, ...] = ()
     """Metrics to show, by their names in results.json, such as loss_of_mode.MODE.
     The default is all of them in the files and a few on the console."""
@@ -67,6 +69,8 @@ def main(config: Config) -> None:
             f"no method has both {quality} and {diversity}; choose other metrics with --quality and --diversity"
         )
 
+    evaluations = curves.collect(groups)
+
     config.out.mkdir(parents=True, exist_ok=True)
     table = tables.lay_out(rows, metrics)
     write_text(config.out / "table.csv", tables.to_csv(rows, metrics))
@@ -75,13 +79,16 @@ def main(config: Config) -> None:
     for kind in ("png", "pdf"):
         with attempt(f"quality_diversity.{kind}"):
             save(figure.draw(drawn, quality, diversity), config.out / f"quality_diversity.{kind}")
+        if evaluations:
+            with attempt(f"curves.{kind}"):
+                save(curves.draw(evaluations), config.out / f"curves.{kind}")
 
     short = metrics if config.columns else columns.shortened(metrics, quality, diversity)
     tables.show(tables.lay_out(rows, short), "Finished runs (* marks the best value of each column)")
     for row in rows:
         if row not in drawn:
             say(f"Not in the figure because it lacks {quality} or {diversity}: {tables.where(row)}")
-    say(f"The tables and the figure are in {config.out}.")
+    say(f"The tables and the figures are in {config.out}.")
 
 
 if __name__ == "__main__":
