@@ -62,15 +62,35 @@ def test_what_lies_below_the_adapters_is_computed_once():
     np.testing.assert_allclose(more - upper, 3, rtol=0.3)  # three further hypotheses in the last layer
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_trunk_of_a_language_model_is_computed_once(remat):
+    """Each further hypothesis costs one forward pass of the adapted layers alone, with and without recomputation."""
+    module, params = tiny(num_hidden_layers=4, hidden_size=60, intermediate_size=84, vocab_size=3, remat=remat)
+
+    def further(layers):
+        counts = []
+        for num_hypotheses in (3, 5):
+            model, adapters = adapters_of(module, params, layers, num_hypotheses)
+            optimizer = optax.sgd(0.1)
+            step = mcl.make_train_step(mcl.language_model.log_likelihood_fn(model), mcl.objectives.wta(), optimizer)
+            state = mcl.TrainState.abstract(params=params, adapters=adapters, optimizer=optimizer)
+            batch = {"tokens": jnp.ones((2, 12), jnp.int32), "target_mask": jnp.ones((2, 11), bool)}
+            counts.append(step.lower(state, batch).compile().cost_analysis()["flops"])
+        return counts[1] - counts[0]
+
+    assert further((3,)) < 0.35 * further(None)
+
+
 def tiny(**changes):
     module = Llama(dataclasses.replace(LLAMA, **changes))
     return module, jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
 
 
-def adapters_of(module, params, layers):
+def adapters_of(module, params, layers, num_hypotheses=3):
     model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=("q_proj", "up_proj"), layers=layers))
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=3, method="hidden")
+    init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=num_hypotheses, method="hidden")
     return model, jax.eval_shape(init, params)
 
 
