@@ -47,6 +47,8 @@ class Config(Options):
     """Rank of the adapters."""
     repeats: int = field(default=5, metadata=COUNT)
     """Times that each row is measured, after a warm-up."""
+    scan: bool = False
+    """Scan the layers. On a CPU this copies the weights of each layer at every token."""
     json: Path | None = None
     """File for the rows."""
 
@@ -88,7 +90,7 @@ def row(config: Config, k: int, new_tokens: int, seconds: list[float]) -> dict[s
 
 def measure(config: Config) -> dict[str, Any]:
     """Measures all rows."""
-    module, params, _ = mcl.models.from_pretrained(config.base or smollm2())
+    module, params, _ = mcl.models.from_pretrained(config.base or smollm2(), scan=config.scan)
     targets = mcl.models.lora_targets(module)
     model = mcl.Hypotheses(module, mcl.LoraConfig(rank=config.rank, alpha=2 * config.rank, targets=targets))
     most = max([config.num_hypotheses, *config.ks])

@@ -17,6 +17,8 @@ from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import plain, say
 from mcl_jax.json_io import to_json, write_json
 
+BUSY = 0.3  # load per core from which on the machine is not idle
+
 
 def main(config: Config) -> dict[str, Any]:
     """Measures everything; returns what is written to --json."""
@@ -50,8 +52,13 @@ def limit_cores(threads: int | None) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Describes the machine and its load before the measurement."""
-    return {"cores": os.cpu_count(), "machine": platform.machine(), "load_before": os.getloadavg()[0]}
+    """Describes the machine and its load before the measurement; warns of a load."""
+    load = os.getloadavg()[0]
+    if load > BUSY * os.cpu_count():
+        say(
+            plain(f"The load is {load:.1f} already. Torch waits for its slowest thread, so no ratio holds here.", "red")
+        )
+    return {"cores": os.cpu_count(), "machine": platform.machine(), "load_before": load}
 
 
 def title_of(result: dict[str, Any]) -> str:
@@ -61,7 +68,7 @@ def title_of(result: dict[str, Any]) -> str:
     threads = "/".join(str(side["threads"]) for side in about.values())
     load = "{load_before:.1f} before and {load_after:.1f} after".format(**result["machine"])
     return (
-        f"{base['family']} of {base['parameters'] / 1e6:.0f}M, B={config['batch']} r={config['rank']} float32; "
+        f"{base['family']} of {base['parameters'] / 1e6:.3g}M, B={config['batch']} r={config['rank']} float32; "
         f"{result['machine']['cores']} cores, {threads} threads, load {load}; {versions}"
     )
 

@@ -52,6 +52,9 @@ class Config(Options):
     """Longest prompt in tokens; the shortest is half as long."""
     new_tokens: int = field(default=32, metadata=COUNT)
     """New tokens of each answer."""
+    scan: bool = False
+    """Scan the layers of our side, which compiles faster. On a CPU it decodes slower, since it copies the weights of
+    each layer at every token."""
     parts: tuple[Part, ...] = PARTS
     """What to measure: training steps, decoding, peak memory of a training step (in a process of its own)."""
     repeats: int = field(default=5, metadata=COUNT)

@@ -1,4 +1,6 @@
-"""The side of this library: `python -m experiments.bench_peers.ours BASE ADAPTERS`. Requests are those of `torch_side`.
+"""The side of this library: `python -m experiments.bench_peers.ours {scan,list} BASE ADAPTERS`.
+
+The requests are those of `torch_side`. The first argument says whether the layers of the base are scanned.
 
 `make` writes the base and the adapters that both sides load.
 """
@@ -79,8 +81,8 @@ def first_step_only(learning_rate: float) -> optax.GradientTransformation:
 class Server:
     """Answers requests about one model."""
 
-    def __init__(self, base: str, adapters: str):
-        module, self.params, _ = mcl.models.from_pretrained(base)
+    def __init__(self, layers: str, base: str, adapters: str):
+        module, self.params, _ = mcl.models.from_pretrained(base, scan=layers == "scan")
         self.model, self.adapters = interop.load_peft(adapters, module)
         self.trainings = {}
 

@@ -88,7 +88,7 @@ def figure(rows: list[Row], title: str, path: Path) -> None:
         ax.set(xlabel="hypotheses K", xticks=sorted({row["k"] for row in shown}))
         ax.grid(alpha=0.3)
         ax.legend(frameon=False)
-    fig.suptitle(literal(title))
+    fig.suptitle(literal(title.replace("; ", "\n")), fontsize=10)
     save(fig, path)
 
 

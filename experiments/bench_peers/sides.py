@@ -13,9 +13,9 @@ TORCH_SCRIPT = HERE / "torch_side.py"
 
 
 def command_of(side: str, config: Config) -> list[str]:
-    """Returns the command of a side, which needs the folder as a further argument."""
+    """Returns the command of a side, which needs the folders of base and adapters as further arguments."""
     if side == OURS:
-        return [sys.executable, "-m", "experiments.bench_peers.ours"]
+        return [sys.executable, "-m", "experiments.bench_peers.ours", "scan" if config.scan else "list"]
     return [str(config.torch or sys.executable), str(TORCH_SCRIPT)]
 
 
