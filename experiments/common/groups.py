@@ -98,6 +98,14 @@ class Lora(Options):
     targets: tuple[str, ...] = ()
     """Linear layers that get adapters, by name or regular expression; all-linear is all but the output layer.
     The default is the projections of queries, keys and values and those of the MLP (`mcl.models.lora_targets`)."""
+    layers: tuple[int, ...] = ()
+    """Numbers of the layers that get adapters, from 0; all by default. With the upper layers only, what lies below
+    them is computed once for all hypotheses."""
+
+    @property
+    def base_options(self) -> dict[str, bool]:
+        """The arguments that `mcl.models.from_pretrained` needs so that the layers have numbers, if these are asked."""
+        return {"scan": False} if self.layers else {}
 
     def adapters(self, factor: int = 1, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
         """Returns adapters with `factor` times the rank and the same α/r, on `targets` or the default ones."""
@@ -121,6 +129,7 @@ class Lora(Options):
             alpha=alpha * (rank + shared_rank) / self.rank,
             dropout=self.dropout,
             targets=self.targets or default_targets,
+            layers=self.layers or None,
         )
 
 

@@ -55,7 +55,7 @@ def _check_base(config: Config) -> None:
 
 def load_base(config: Config, corpus: data.Corpus) -> Task:
     """Reads the base with its tokenizer and its prompt."""
-    options = config.base.options(config.training)
+    options = config.base.options(config.training) | config.lora.base_options
     path = config.base.path or smollm2()
     module, params, tokenizer = mcl.models.from_pretrained(path, **options)
     if config.data.chat:

@@ -64,7 +64,7 @@ def adapt(
         else:
             if seen is not None:
                 seen.linear[path] = type(node).__name__
-            if not any(lora.matches(pattern, path) for pattern in config.patterns):
+            if not config.adapts(path):
                 continue
             stack = refuse(path, node)
             for name, leaf in layers.get(path, {}).items():

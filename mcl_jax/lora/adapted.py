@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 
-from mcl_jax.lora.config import LoraConfig, matches
+from mcl_jax.lora.config import LoraConfig, layer_of, matches
 from mcl_jax.lora.linear import LinearSpec
 
 STACKED_HINT = " Layers that nn.scan stacks share one path; give that path a sequence with one value per layer."
@@ -31,8 +31,10 @@ class Adapted:
         """Checks that every pattern of `config` matches a linear layer that was called.
 
         Raises:
-          ValueError: if a pattern matches none; lists the nearest module paths.
+          ValueError: if a pattern matches none, which lists the nearest module paths, or one of `config.layers` has no
+            target.
         """
+        self._check_layers(config)
         for field, patterns in [
             ("targets", config.patterns),
             ("rank_pattern", config.rank_pattern),
@@ -44,11 +46,20 @@ class Adapted:
                 if not matching:
                     hint = self._hint(pattern) + ("" if field == "targets" else STACKED_HINT)
                     raise ValueError(f"LoraConfig.{field}: {pattern!r} matches no linear layer. {hint}")
-                if not any(path in self.targets for path in matching):
+                chosen = [path for path in matching if config.adapts(path)]
+                if chosen and not any(path in self.targets for path in chosen):
                     raise ValueError(
-                        f"LoraConfig.{field}: {pattern!r} matches {', '.join(matching[:3])}, which the example call of "
+                        f"LoraConfig.{field}: {pattern!r} matches {', '.join(chosen[:3])}, which the example call of "
                         "the module does not call"
                     )
+
+    def _check_layers(self, config: LoraConfig) -> None:
+        found = {layer_of(path) for path in self.linear if any(matches(p, path) for p in config.patterns)}
+        if missing := sorted({*(config.layers or ())} - found):
+            numbers = sorted(found - {None})
+            known = f"the targets lie in the layers {numbers}" if numbers else "no target lies in a layer with a number"
+            hint = "; load the base with scan=False, since stacked layers share one path" if None in found else ""
+            raise ValueError(f"LoraConfig.layers: {missing} have no targets; {known}{hint}")
 
     def _hint(self, pattern: str) -> str:
         not_linear = [f"{path} is a {kind}" for path, kind in self.other.items() if matches(pattern, path)]

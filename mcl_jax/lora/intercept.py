@@ -12,7 +12,7 @@ from flax.core.scope import in_filter
 from jaxtyping import Array
 
 from mcl_jax.lora.adapted import Adapted
-from mcl_jax.lora.config import LoraConfig, matches
+from mcl_jax.lora.config import LoraConfig
 from mcl_jax.lora.layer import COLLECTION, AbsentAdapterError, DeltaFn
 from mcl_jax.lora.linear import LinearSpec, dense_general_spec, einsum_spec
 
@@ -80,7 +80,7 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
             adapted.other[path] = type(layer).__name__
             return y
         adapted.linear[path] = type(layer).__name__
-        if not any(matches(pattern, path) for pattern in config.patterns):
+        if not config.adapts(path):
             return y
         if inspect.unwrap(context.orig_method.func) not in LINEAR_CALLS:
             return subclass_output(adapted, layer, path, y)

@@ -90,7 +90,7 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
             folder = _small(config, modality, held_out)
         asked = prompt_for(modality.placeholder, mode)
     asked = config.data.prompt or asked
-    options = config.base.options(config.training) | options
+    options = config.base.options(config.training) | config.lora.base_options | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
     processor = modality.prepared(processor)
     processor.prompt(asked, num_features=1)  # refuses a wrong prompt before pictures or clips are measured
