@@ -27,6 +27,7 @@ OPTIONS = [
     {"source": "a", "targets": "q", "mode": "n"},
     {"source": "q", "targets": "a", "split": "part", "splits": {"train": "train", "validation": "test"}},
 ]
+FLAT = [options for options in OPTIONS if "n" not in str(options["targets"]) and options.get("mode") != "n"]
 CSV = [
     b'q,a,kind,part\nWho?,Ann,name,train\n"Wh""e\nre?",here,,test\n',
     b"\xef\xbb\xbfpart,a,q,kind\r\ntrain,x,y,z\r\n\r\ntest,u,y,w\r\n",
@@ -70,13 +71,14 @@ def parquets() -> list[bytes]:
     return made
 
 
-def _with_options(contents: st.SearchStrategy[bytes], nested: bool = True) -> st.SearchStrategy:
-    """Contents with options; a CSV file has no fields inside columns."""
-    return st.tuples(contents, st.sampled_from([o for o in OPTIONS if nested or "n.es" not in o["targets"] and o.get("mode") != "n"]))
+def _with_options(
+    contents: st.SearchStrategy[bytes], options: list[dict[str, Any]] = OPTIONS
+) -> st.SearchStrategy[tuple[bytes, dict[str, Any]]]:
+    return st.tuples(contents, st.sampled_from(options))
 
 
 TARGETS = [
-    Target("csv tables", lambda: _with_options(drawn.mutated(CSV), nested=False), check_csv, 0.5),
+    Target("csv tables", lambda: _with_options(drawn.mutated(CSV), FLAT), check_csv, 0.5),
     Target("json tables", lambda: _with_options(json_lines(ROWS)), check_jsonl, 0.5),
     Target("parquet", lambda: _with_options(drawn.mutated(parquets(), head=10**6)), check_parquet),
 ]
