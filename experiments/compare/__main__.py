@@ -7,9 +7,9 @@ from pathlib import Path
 
 from experiments.common.figure_files import save
 from experiments.common.options import parse_line, print_and_exit
-from experiments.compare import columns, figure, tables
+from experiments.compare import answers, columns, figure, tables
 from experiments.compare.aggregate import fold
-from experiments.compare.runs import group, read
+from experiments.compare.runs import FinishedRun, Group, group, read
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import say
 from mcl_jax.json_io import write_text
@@ -19,6 +19,8 @@ from mcl_jax.json_io import write_text
 class Config:
     """Writes tables (console, CSV, Markdown, LaTeX) of finished runs, and the figure of quality against diversity.
 
+    Of several runs with the same test sources, answers.html also shows their answers side by side.
+
     Runs that differ only in the seed share one row per method, with mean ± sample standard deviation (number of seeds).
     A single seed gives the value with its 95 % bootstrap interval. Other runs are named by the options in which they
     differ.
@@ -27,7 +29,7 @@ class Config:
     workdirs: tuple[Path, ...]
     """Run directories of experiments that compare methods, such as translation."""
     out: Path
-    """Folder for table.csv, table.md, table.tex, quality_diversity.png and quality_diversity.pdf."""
+    """Folder for table.csv, table.md, table.tex, quality_diversity.png and .pdf, and, of several runs, answers.html."""
     columns: tuple[str, ...] = ()
     """Metrics to show, by their names in results.json, such as loss_of_mode.MODE.
     The default is all of them in the files and a few on the console."""
@@ -76,12 +78,27 @@ def main(config: Config) -> None:
         with attempt(f"quality_diversity.{kind}"):
             save(figure.draw(drawn, quality, diversity), config.out / f"quality_diversity.{kind}")
 
+    if len(config.workdirs) > 1:
+        with attempt("answers.html"):
+            answers.write(config.out / "answers.html", *_with_names(groups), (quality, diversity))
+
     short = metrics if config.columns else columns.shortened(metrics, quality, diversity)
     tables.show(tables.lay_out(rows, short), "Finished runs (* marks the best value of each column)")
     for row in rows:
         if row not in drawn:
             say(f"Not in the figure because it lacks {quality} or {diversity}: {tables.where(row)}")
     say(f"The tables and the figure are in {config.out}.")
+
+
+def _with_names(groups: Sequence[Group]) -> tuple[list[FinishedRun], list[str]]:
+    """Returns the runs, and the names of their groups, with the seed if a group has several."""
+    runs, names = [], []
+    for formed in groups:
+        for run in formed.runs:
+            seed = f"seed {run.config.get('seed')}" if len(formed.runs) > 1 else ""
+            runs.append(run)
+            names.append(", ".join(filter(None, (formed.name, seed))))
+    return runs, names
 
 
 if __name__ == "__main__":
