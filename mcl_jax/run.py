@@ -94,7 +94,7 @@ class Run:
             hosts.on_first(self._open, f"open {self.workdir}")
             self._check_seen()
             if self._project and hosts.first() and not self.finished:
-                self._wandb = WandbRun(self.workdir, self._project, self.config)
+                self._start_wandb()
         except BaseException:
             self._lock.release()
             raise
@@ -116,8 +116,20 @@ class Run:
             if self._wandb is not None:
                 self._wandb.close(failed=exception[0] is not None)
             self._lock.release()
-        if exception[0] is not None and hosts.first() and list(self.workdir.iterdir()) == [self._config_path]:
-            self._config_path.unlink()
+        if exception[0] is not None:
+            self._forget_settings()
+
+    def _start_wandb(self) -> None:
+        try:
+            self._wandb = WandbRun(self.workdir, self._project, self.config)
+        except BaseException:
+            self._forget_settings("lock")
+            raise
+
+    def _forget_settings(self, *others: str) -> None:
+        """Removes config.json if DIR holds nothing but that, `others` and the files of wandb."""
+        if hosts.first() and {path.name for path in self.workdir.iterdir()} <= {"config.json", "wandb", *others}:
+            self._config_path.unlink(missing_ok=True)
 
     def checkpoint_dir(self, tag: str = "") -> Path:
         """Returns the folder of the checkpoints of the training with this tag."""

@@ -48,10 +48,10 @@ class WandbRun:
             self._run = wandb.init(**names, resume="allow", dir=str(workdir), config=dict(config), settings=settings)
         except Exception as error:
             raise RuntimeError(
-                f"Weights & Biases cannot start: {error}. Run `wandb login`, or set WANDB_MODE=offline to keep "
-                f"everything in {path.parent} until `wandb sync`"
+                f"Weights & Biases cannot start: {str(error).rstrip('.')}. Run `wandb login`, or set "
+                f"WANDB_MODE=offline to keep everything in {path.parent} until `wandb sync`"
             ) from error
-        say(f"Weights & Biases: {self._run.url or f'offline, in {path.parent}'}")
+        say(f"Weights & Biases: {f'offline, in {path.parent}' if self._run.offline else self._run.url}")
         self._tags: set[str] = set()
 
     def add(self, tag: str, step: int, values: Mapping[str, float]) -> None:

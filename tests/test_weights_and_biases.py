@@ -14,7 +14,7 @@ class Fake(types.ModuleType):
 
     def __init__(self):
         super().__init__("wandb")
-        self.calls, self.summary, self.url, self.error = [], {}, None, None
+        self.calls, self.summary, self.offline, self.error = [], {}, True, None
 
     def Settings(self, **options):
         return options
@@ -77,6 +77,9 @@ def test_without_an_account_it_says_what_to_do_and_leaves_the_directory_free(wan
     with pytest.raises(RuntimeError, match=r"cannot start: 'no API key'. Run `wandb login`, or set WANDB_MODE=offline"):
         Run(tmp_path, {}, wandb="mcl").__enter__()
     assert not (tmp_path / "lock").exists()
+    wandb.error = None
+    with Run(tmp_path, {"other": "settings"}, wandb="mcl"):
+        pass
 
 
 def test_a_missing_module_is_named_before_anything_is_written(monkeypatch, tmp_path):
