@@ -254,7 +254,6 @@ def test_refusals(config, change, message):
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (("train", "validation"), r"--data .*text\.jsonl has no records with the split 'test'"),
         (("validation", "test"), "has only 0 training records, fewer than --batch-size 4"),
         ((), "got an empty file"),
     ],
@@ -267,13 +266,14 @@ def test_data_that_will_not_do_is_refused_before_weights_are_read(config, tmp_pa
         load(config.replace(data=tmp_path / "text.jsonl"))
 
 
-def test_a_missing_validation_split_is_taken_from_training(config, tmp_path, capsys):
-    lines = [line for line in config.data.path.read_text().splitlines() if json.loads(line)["split"] != "validation"]
+@pytest.mark.parametrize("missing", ["validation", "test"])
+def test_a_missing_split_is_taken_from_training(config, missing, tmp_path, capsys):
+    lines = [line for line in config.data.path.read_text().splitlines() if json.loads(line)["split"] != missing]
     (tmp_path / "text.jsonl").write_text("".join(line + "\n" for line in lines))
     corpus = load(config.replace(data=tmp_path / "text.jsonl")).corpus
     counts = corpus.counts()
-    assert counts["test"] == 8 and counts["validation"] >= 1 and counts["train"] == 24 - counts["validation"]
-    said = f"has no validation split. {counts['validation']} of its 24 training records"
+    assert sum(counts.values()) == 32 and counts[missing] >= 1 and counts["train"] == 24 - counts[missing]
+    said = f"has no {missing} split. {counts[missing]} of its 24 training records"
     assert said in capsys.readouterr().out
 
 
