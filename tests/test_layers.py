@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import mcl_jax as mcl
@@ -105,6 +106,33 @@ def test_adapters_of_the_upper_layers_alone(tmp_path):
     assert json.loads((folder / "adapter_config.json").read_text())["layers_to_transform"] == [1, 2]
     _, loaded = interop.load_peft(tmp_path, module)
     jax.tree.map(np.testing.assert_array_equal, loaded, adapters)
+
+
+class Part(nnx.Module):
+    def __init__(self):
+        self.up = nnx.Linear(5, 5, rngs=nnx.Rngs(0))
+
+
+class Parts(nnx.Module):
+    def __init__(self):
+        self.layers, self.head = nnx.List([Part() for _ in range(4)]), nnx.Linear(5, 7, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        for part in self.layers:
+            x = part.up(x)
+        return self.head(x)
+
+
+def test_layers_of_an_nnx_module():
+    def init(layers):
+        model = mcl.Hypotheses(Parts(), mcl.LoraConfig(rank=1, alpha=3, targets=("up", "head"), layers=layers))
+        return model.init(jax.random.key(0), nnx.state(Parts()), jnp.ones((1, 5)), num_hypotheses=3)
+
+    assert {"/".join(path[:-1]) for path in flatten_dict(init((0, 3)))} == {"layers/0/up", "layers/3/up"}
+    with pytest.raises(
+        ValueError, match=r"layers: \[5\] have no targets; the targets lie in the layers \[0, 1, 2, 3\]"
+    ):
+        init((0, 5))
 
 
 def test_refusals():

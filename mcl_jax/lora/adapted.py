@@ -57,9 +57,11 @@ class Adapted:
         found = {layer_of(path) for path in self.linear if any(matches(p, path) for p in config.patterns)}
         if missing := sorted({*(config.layers or ())} - found):
             numbers = sorted(found - {None})
-            known = f"the targets lie in the layers {numbers}" if numbers else "no target lies in a layer with a number"
-            hint = "; load the base with scan=False, since stacked layers share one path" if None in found else ""
-            raise ValueError(f"LoraConfig.layers: {missing} have no targets; {known}{hint}")
+            unnumbered = (
+                "no target lies in a layer with a number; load the base with scan=False if it stacks its layers"
+            )
+            known = f"the targets lie in the layers {numbers}" if numbers else unnumbered
+            raise ValueError(f"LoraConfig.layers: {missing} have no targets; {known}")
 
     def _hint(self, pattern: str) -> str:
         not_linear = [f"{path} is a {kind}" for path, kind in self.other.items() if matches(pattern, path)]
