@@ -38,7 +38,8 @@ def test_own_module_trains_the_same_through_fit(example, tmp_path):
 @pytest.mark.slow
 def test_nnx_module_finds_the_three_step_sizes(example):
     pytest.importorskip("mamba2_jax")
-    result = example("nnx_module").main([])
+    with jax.numpy_rank_promotion("allow"):  # Mamba-2 is not ours
+        result = example("nnx_module").main([])
     assert sorted(result["step_sizes"]) == [1, 2, 3]
     assert result["merged"] == result["step_sizes"][0]
 
