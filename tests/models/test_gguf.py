@@ -343,7 +343,7 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ValueError, match=r"m\.gguf: architecture 'falcon' is not one of \('llama', 'qwen2', "):
+    with pytest.raises(ValueError, match=r"m\.gguf: architecture 'falcon' is not one of .'gemma2', "):
         mcl.models.from_pretrained(tmp_path / "m.gguf")
 
 
