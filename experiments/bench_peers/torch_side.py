@@ -16,6 +16,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import peft
@@ -122,6 +123,8 @@ class Server:
     """Answers requests about one model."""
 
     def __init__(self, base: str, adapters: str):
+        warnings.simplefilter("ignore", FutureWarning)  # of what peft calls
+        transformers.utils.logging.disable_progress_bar()
         if hasattr(os, "sched_getaffinity"):
             torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.model = load(base, adapters)
