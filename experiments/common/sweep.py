@@ -38,7 +38,16 @@ from mcl_jax.console import say, table
 from mcl_jax.run import Run
 
 Kind = Literal["k", "epsilon", "rank", "objectives", "shared-rank", "own-rate", "own-after", "shared-after"]
-LABELS = {"k": "K", "epsilon": "ε", "objectives": ""}  # of the horizontal axis, where it is not the kind
+LABELS = {  # of the horizontal axis
+    "k": "K",
+    "epsilon": "ε",
+    "rank": "rank r",
+    "objectives": "",
+    "shared-rank": "rank that all hypotheses share",
+    "own-rate": "learning rate of own parts, relative to the shared part",
+    "own-after": "step from which own parts learn",
+    "shared-after": "step from which the shared part learns",
+}
 DEAD = 0.01  # share of the wins below which a hypothesis counts as dead
 
 
@@ -218,7 +227,7 @@ def draw(path: Path, kind: Kind, results: Mapping[str, list[dict[str, Any]]]) ->
         left.plot(range(len(names)), mixture, "--", color="tab:orange", label="uniform mixture of K")
         left.plot(range(len(names)), mixture - logs, ":", color="tab:orange", label="mixture − log K")
     left.legend(frameon=False)
-    left.set(xlabel=LABELS.get(kind, kind))
+    left.set(xlabel=LABELS[kind])
     if kind == "objectives":
         for colour, name in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"], names, strict=False):
             for n, seed in enumerate(results[name]):
@@ -233,7 +242,7 @@ def draw(path: Path, kind: Kind, results: Mapping[str, list[dict[str, Any]]]) ->
         for x, values in with_purity:
             right.plot([x] * len(values), values, ".", color="tab:green", alpha=0.5)
         right.plot([x for x, _ in with_purity], [np.mean(values) for _, values in with_purity], "o-", color="tab:green")
-        right.set(xticks=range(len(names)), xticklabels=names, ylabel="purity", ylim=(0.45, 1.02))
+        right.set(xticks=range(len(names)), xticklabels=names, ylabel="purity", ylim=(0.45, 1.02), xlabel=LABELS[kind])
     if kind == "objectives":
         right.legend(frameon=False)
     for axes in (left, right):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.common.figure_files import save
 from experiments.common.options import parse_line, print_and_exit
-from experiments.compare import answers, columns, figure, tables
+from experiments.compare import answers, columns, curves, figure, tables
 from experiments.compare.aggregate import fold
 from experiments.compare.runs import FinishedRun, Group, group, read
 from mcl_jax.command_line import attempt, errors_in_a_line
@@ -17,7 +17,9 @@ from mcl_jax.json_io import write_text
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Writes tables (console, CSV, Markdown, LaTeX) of finished runs, and the figure of quality against diversity.
+    """Writes tables (console, CSV, Markdown, LaTeX) of finished runs, and two figures.
+
+    One figure shows quality against diversity, the other the held-out loss and the purity against the steps.
 
     Of several runs with the same test sources, answers.html also shows their answers side by side.
 
@@ -29,7 +31,7 @@ class Config:
     workdirs: tuple[Path, ...]
     """Run directories of experiments that compare methods, such as translation."""
     out: Path
-    """Folder for table.csv, table.md, table.tex, quality_diversity.png and .pdf, and, of several runs, answers.html."""
+    """Folder for table.csv, table.md, table.tex, quality_diversity and curves as PNG and PDF, and answers.html."""
     columns: tuple[str, ...] = ()
     """Metrics to show, by their names in results.json, such as loss_of_mode.MODE.
     The default is all of them in the files and a few on the console."""
@@ -69,6 +71,8 @@ def main(config: Config) -> None:
             f"no method has both {quality} and {diversity}; choose other metrics with --quality and --diversity"
         )
 
+    evaluations = curves.collect(groups)
+
     config.out.mkdir(parents=True, exist_ok=True)
     table = tables.lay_out(rows, metrics)
     write_text(config.out / "table.csv", tables.to_csv(rows, metrics))
@@ -77,6 +81,9 @@ def main(config: Config) -> None:
     for kind in ("png", "pdf"):
         with attempt(f"quality_diversity.{kind}"):
             save(figure.draw(drawn, quality, diversity), config.out / f"quality_diversity.{kind}")
+        if evaluations:
+            with attempt(f"curves.{kind}"):
+                save(curves.draw(evaluations), config.out / f"curves.{kind}")
 
     if len(config.workdirs) > 1:
         with attempt("answers.html"):
@@ -87,7 +94,7 @@ def main(config: Config) -> None:
     for row in rows:
         if row not in drawn:
             say(f"Not in the figure because it lacks {quality} or {diversity}: {tables.where(row)}")
-    say(f"The tables and the figure are in {config.out}.")
+    say(f"The tables and the figures are in {config.out}.")
 
 
 def _with_names(groups: Sequence[Group]) -> tuple[list[FinishedRun], list[str]]:

@@ -49,7 +49,7 @@ def read(workdir: Path) -> FinishedRun:
         raise ValueError(f"--workdirs needs directories of finished runs, but {workdir} is not a directory")
     path = workdir / "results.json"
     if not path.exists():
-        progress = _progress(workdir / "metrics.jsonl")
+        progress = _progress(workdir)
         raise ValueError(f"{workdir} has no results.json: the run is not finished{progress}")
     if not (workdir / "config.json").exists():
         raise ValueError(f"{workdir} has no config.json, so the settings of the run are unknown")
@@ -70,13 +70,27 @@ def _object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _progress(metrics: Path) -> str:
-    """Describes the last step of each training. The file may still grow, so its last line may be incomplete."""
-    text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.exists() else ""
+def logged(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the lines of metrics.jsonl, each with `run` and `step`; the file may still grow or not be there.
+
+    Raises:
+      ValueError: if a complete line is damaged.
+    """
+    path = workdir / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     try:
-        steps = {line["run"]: line["step"] for line in map(parse, text.split("\n")[:-1])}
+        lines = [parse(line) for line in text.split("\n")[:-1]]
+        return [{**line, "run": str(line["run"]), "step": int(line["step"])} for line in lines]
     except (ValueError, LookupError, TypeError) as error:
-        return f" ({metrics} is damaged: {error})"
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _progress(workdir: Path) -> str:
+    """Describes the last step of each training."""
+    try:
+        steps = {line["run"]: line["step"] for line in logged(workdir)}
+    except ValueError as error:
+        return f" ({error})"
     return "".join(f", {name or 'it'} is at step {step}" for name, step in steps.items())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.common import lists
-from experiments.compare import columns, figure, runs, tables
+from experiments.compare import columns, curves, figure, runs, tables
 from experiments.compare.__main__ import Config, main
 from experiments.compare.aggregate import Number, Row, fold
 from experiments.translation import config as translation
@@ -599,9 +599,11 @@ def test_axes():
 
 
 def test_the_whole_comparison(six, tmp_path, capsys):
+    log(six[0], [("mcl", 3, 2.0, 0.7)])
     main(Config(workdirs=tuple(six), out=tmp_path / "a" / "out", quality="purity"))
     files = {path.name for path in (tmp_path / "a" / "out").iterdir()}
-    assert files == {"table.csv", "table.md", "table.tex", "quality_diversity.png", "quality_diversity.pdf"}
+    figures = {f"{name}.{kind}" for name in ("quality_diversity", "curves") for kind in ("png", "pdf")}
+    assert files == {"table.csv", "table.md", "table.tex"} | figures
     said = capsys.readouterr().out
     assert "* 2.143 ± 0.133 (3)" in said
     assert "Not in the figure because it lacks purity or div_2: mle_rk/beam (epsilon=0.1)" in said
@@ -610,6 +612,40 @@ def test_the_whole_comparison(six, tmp_path, capsys):
     assert lines[0].count("|") == 1 + 2 + 16
     assert lines[2].startswith("| epsilon=0.05 | mcl | **2.143 ± 0.133 (3)** |")
     assert "n/a: oracle_spice, oracle_spice.es in mcl (epsilon=0.05), mcl (epsilon=0.1): SPICE needs CoreNLP" in lines
+
+
+def log(path, values, tail=""):
+    lines = [
+        dict(run=run, step=step, eval_loss=loss, **({} if purity is None else {"purity": purity}))
+        for run, step, loss, purity in values
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+
+
+def test_curves_are_means_over_seeds_and_leave_out_what_was_before_the_first_step(make):
+    found = [make(f"s{seed}", results(2.0), seed=seed) for seed in range(3)]
+    for seed, path in enumerate(found):
+        mcl = [("mcl", step, 5.0 - step + seed, 0.1 * step) for step in (0, 1, 2, 3 + seed)]
+        log(path, [*mcl, ("mle_rk", 2, 7.0, None)], tail='{"run": "mcl", "st')
+        with open(path / "metrics.jsonl", "a") as file:
+            file.write('ep": 9}\n')  # a line without an evaluation
+    drawn = curves.collect(runs.group([runs.read(path) for path in found]))
+    assert list(drawn) == ["LoRA-MCL", "LoRA-MLE, rank r·K"]
+    assert curves.mean(drawn["LoRA-MCL"], "eval_loss") == ([1, 2], [5.0, 4.0])
+    assert curves.mean(drawn["LoRA-MLE, rank r·K"], "purity") == ([], [])
+    loss, purity = curves.draw(drawn).axes
+    assert [len(axes.lines) for axes in (loss, purity)] == [2 + 6, 1 + 6]
+    plt.close("all")
+
+
+def test_curves_of_a_method_that_several_groups_trained_are_told_apart(make):
+    found = [make(f"e{rank}", results(2.0), rank=rank) for rank in (5, 7)]
+    log(found[0], [("mcl", 3, 2.0, None), ("mle_r", 3, 2.5, None)])
+    log(found[1], [("mcl", 3, 1.9, None)])
+    drawn = curves.collect(runs.group([runs.read(path) for path in found]))
+    assert list(drawn) == ["LoRA-MCL (rank=5)", "LoRA-MLE, rank r", "LoRA-MCL (rank=7)"]
+    assert len(curves.draw(drawn).axes) == 1  # no purity
+    plt.close("all")
 
 
 def unfinished(make):
