@@ -133,6 +133,7 @@ def test_options_without_influence_are_those_that_say_where_and_how_fast():
         "folder",
         "test_folder",
         "cache_features",
+        "lengths",
         "wandb",
         "profile",
         "mesh",

@@ -75,6 +75,7 @@ def config(tmp_path, base, data):
         selector_items=11,
         max_new_tokens=6,
         max_length=32,
+        lengths=(),  # compiles once
         num_hypotheses=3,
         num_beams=6,
         rank=2,
@@ -243,6 +244,7 @@ def test_prompts_are_padded_on_the_left(config):
             "llama must be a model for text only, but it takes pictures",
         ),
         (dict(steps=0), "--steps must be at least 1"),
+        (dict(lengths=(32, 16)), r"--lengths must be positive and ascending, got \[32, 16\]"),
         (dict(base=GOLDEN), "has no tokenizer files"),
     ],
 )
