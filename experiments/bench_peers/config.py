@@ -56,7 +56,7 @@ class Config(Options):
     """Scan the layers of our side, which compiles faster. On a CPU it decodes slower, since it copies the weights of
     each layer at every token."""
     parts: tuple[Part, ...] = PARTS
-    """What to measure: training steps, decoding, peak memory of a training step (in a process of its own)."""
+    """What to measure: training steps, decoding, peak memory of a process that compiles and takes two steps."""
     repeats: int = field(default=5, metadata=COUNT)
     """Timed rounds. Each round runs every way and K once, so that a drift of the machine affects all of them."""
     threads: int | None = field(default=None, metadata=COUNT)
