@@ -103,7 +103,7 @@ class GemmaConfig(LlamaConfig):
         family = hf_config.get("model_type")
         if family not in ARCHITECTURES:
             raise ValueError(f"model_type must be one of {('gemma3', *ARCHITECTURES)}, got {family!r}.")
-        hf_config = DEFAULTS[family] | options.given(hf_config, meaning=("sliding_window", *CAPS))
+        hf_config = DEFAULTS[family] | options.given(options.plain(hf_config), meaning=("sliding_window", *CAPS))
         _check_supported(hf_config)
         fields = {name: hf_config[name] for name in PLAIN if hf_config.get(name) is not None}
         kinds = _layer_types(hf_config, fields["num_hidden_layers"])

@@ -19,7 +19,7 @@ from mcl_jax.models.rotary import Rope
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = sorted(path.parent for path in GOLDEN.rglob("config.json"))
 # Where null is an answer of its own: as many as there are heads, and no window.
-MEANT = ("num_key_value_heads", "sliding_window")
+MEANT = ("num_key_value_heads", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 GPT_NEO = dict(
     model_type="gpt_neo",
     vocab_size=41,
