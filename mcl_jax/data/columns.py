@@ -154,13 +154,15 @@ class Splits:
       given: the name in the table of each of `SPLITS` that is wanted, such as {"validation": "dev"}; the rest of the
         table is left out. None takes the splits that are named as in `SPLITS`, and refuses others.
     Raises:
-      ValueError: if a key is none of `SPLITS`.
+      ValueError: if a key is none of `SPLITS`, or two have the same name.
     """
 
     def __init__(self, given: Mapping[str, str] | None):
         for split in given or ():
             if split not in SPLITS:
                 raise ValueError(f"splits: a split {describe_unknown(split, SPLITS)}")
+        if given and len(set(given.values())) < len(given):
+            raise ValueError(f"splits: the names of splits must differ, got {dict(given)}")
         self.given = bool(given)
         self.names = dict(given or zip(SPLITS, SPLITS, strict=True))
         self._found: set[str] = set()

@@ -72,8 +72,9 @@ def _files_of_splits(folder: Path, splits: Splits) -> tuple[list[tuple[Path, str
     tables = sorted(path for path in folder.iterdir() if path.suffix in READERS)
     if not tables:
         raise ValueError(f"{folder} must hold tables ({', '.join(READERS)}) named after their splits, got none")
-    files = [(path, split) for path in tables for split, name in splits.names.items() if _begins(path, name)]
-    others = [path for path in tables if path not in dict(files)]
+    placed = [(path, _split_of(path, splits)) for path in tables]
+    files = [(path, split) for path, split in placed if split is not None]
+    others = [path for path, split in placed if split is None]
     missing = [n for n in splits.names.values() if not any(_begins(path, n) for path in tables)] if splits.given else []
     if missing or not files:
         wanted = " or ".join(missing or splits.names.values())
@@ -84,8 +85,14 @@ def _files_of_splits(folder: Path, splits: Splits) -> tuple[list[tuple[Path, str
     return files, [] if splits.given else [(path.name, "its name begins with no split") for path in others]
 
 
+def _split_of(path: Path, splits: Splits) -> str | None:
+    """Returns the split of a file; of several names that its own begins with, the longest counts."""
+    fitting = [(len(name), split) for split, name in splits.names.items() if _begins(path, name)]
+    return max(fitting)[1] if fitting else None
+
+
 def _begins(path: Path, split: str) -> bool:
-    return path.name.startswith(split) and path.name[len(split)] in "-_."
+    return path.name.startswith(split) and path.name[len(split) :][:1] in "-_."  # "" is the whole name
 
 
 def _rows(path: Path, split: str, columns: Columns) -> Iterator[tuple[str, str, Row]]:

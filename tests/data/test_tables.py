@@ -86,6 +86,10 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
     assert corpus.left_out == (("training.csv", "its name begins with no split"),)
     with pytest.raises(ValueError, match=r"must hold a table whose name begins with dev, got \['test.jsonl', .*splits"):
         read_table(tmp_path, **QA, splits={"train": "train", "validation": "dev"})
+    table(tmp_path / "train-dev.jsonl", ROWS[1:2])
+    chosen = read_table(tmp_path, **QA, splits={"train": "train", "validation": "train-dev", "test": "test.jsonl"})
+    assert [record.source for record in chosen.split("validation")] == ["Where?"]
+    assert chosen.counts() == {"train": 1, "validation": 1, "test": 1}
     with pytest.raises(ValueError, match="so give no column split"):
         read_table(tmp_path, **QA, split="part")
 
@@ -119,6 +123,7 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
             r"a\.jsonl: the name of a split must be one of \['dev', 'train'\], got 'tst'",
         ),
         (ROWS, {"splits": {"tst": "dev"}}, r"splits: a split must be one of .* got 'tst'; did you mean 'test'"),
+        (ROWS, {"splits": {"test": "dev", "train": "dev"}}, "splits: the names of splits must differ"),
         (ROWS, {"splits": {"test": "dev"}}, "the names of splits need a column split, or a folder"),
         (ROWS, {"mode": "q"}, "source, targets, mode and split must be different columns, got source='q'"),
         (ROWS, {"targets": ()}, "must be different columns"),
