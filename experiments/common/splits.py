@@ -20,10 +20,10 @@ def usable(corpus: data.Corpus, *, option: str, batch_size: int, needed: str = "
     """
     if needed and (kind := f"{corpus.records[0].media.kind}s") != needed:
         raise ValueError(f"{option} must have {needed}, but has {kind}")
-    counts = corpus.with_test(seed=seed).with_validation(seed=seed).counts()
+    given, counts = corpus.counts(), corpus.with_test(seed=seed).with_validation(seed=seed).counts()
     if counts["train"] < batch_size:
-        taken = corpus.counts()["train"] - counts["train"]
-        besides = f" (and {taken} for validation and test)" if taken else ""
+        taken = [f"{counts[of] - given[of]} for {of}" for of in ("validation", "test") if counts[of] > given[of]]
+        besides = f" (and {' and '.join(taken)})" if taken else ""
         raise ValueError(
             f"{option} has only {counts['train']} training records{besides}, fewer than --batch-size {batch_size}"
         )
@@ -31,7 +31,7 @@ def usable(corpus: data.Corpus, *, option: str, batch_size: int, needed: str = "
         if not counts[split]:
             raise ValueError(
                 f"{option} has no records with the split {split!r}, but needs some in each of "
-                f"{', '.join(data.SPLITS)}; it has {corpus.counts()}"
+                f"{', '.join(data.SPLITS)}; it has {given}"
             )
     return corpus
 
