@@ -1,8 +1,8 @@
 """Fine-tune a language model K ways: `python examples/fine_tune.py FOLDER`, or `--tiny` for a random model of seconds.
 
-FOLDER is a Hugging Face folder (GPT-2, GPT-Neo, Llama, Mistral, Qwen, Gemma or SmolLM3). The data are English words
-with two right answers, one in French and one in Spanish. Each of the two hypotheses takes a language, though nothing
-names them.
+FOLDER is a Hugging Face folder (GPT-2, GPT-Neo, Llama, Mistral, Qwen, Gemma, Phi or SmolLM3). The data are English
+words with two right answers, one in French and one in Spanish. Each of the two hypotheses takes a language, though
+nothing names them.
 With `--workdir DIR` the same training runs through `mcl.fit`: it logs, saves checkpoints, and resumes when it is
 started again. With `--out DIR` the adapters are saved for PEFT.
 """

@@ -25,6 +25,7 @@ Rules = Sequence[tuple[str, Cut]]
 # Embeddings and the output layer are sharded by vocabulary.
 RULES: Rules = (
     (r"\b(q|k|v|gate|up)_proj/(kernel|bias)$", "outputs"),
+    (r"\b(qkv|gate_up)_proj/kernel$", "outputs"),  # across their parts, which then move between devices
     (r"\b(c_attn|c_fc|fc1|linear_1|lm_head)/(kernel|bias)$", "outputs"),
     (r"\b(o|out|down|c)_proj/kernel$", "inputs"),
     (r"\b(fc2|linear_2|linear)/kernel$", "inputs"),

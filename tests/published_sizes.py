@@ -15,6 +15,7 @@ QUICK = (
     "llava-v1.6-mistral-7b",
     "llava-v1.6-vicuna-7b",
     "mistral-7b-v0.1",
+    "phi-4-mini",
     "qwen2-7b",
     "qwen2-audio-7b-instruct",
     "qwen3-8b",

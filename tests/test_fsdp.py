@@ -14,7 +14,7 @@ from toys import randomized
 
 import mcl_jax as mcl
 from mcl_jax import fsdp, generation, objectives, parallel
-from mcl_jax.models import GPT2, Gemma, GemmaConfig, GPT2Config, Llama, LlamaConfig, families, names
+from mcl_jax.models import GPT2, Gemma, GemmaConfig, GPT2Config, Llama, LlamaConfig, Phi, PhiConfig, families, names
 from mcl_jax.models.llama_config import SIZES
 from mcl_jax.models.rotary import Rope
 
@@ -48,6 +48,13 @@ MODULES = {
             tie_word_embeddings=True,
         )
     ),
+    "Phi, layers of several parts": Phi(
+        PhiConfig(
+            **{name: getattr(SMALL, name) for name in (*SIZES, "remat")},
+            rope=Rope(partial_rotary_factor=0.5),
+            sliding_windows=(4, 4, 4),
+        )
+    ),
     "GPT, dots": GPT2(
         GPT2Config(
             vocab_size=V, hidden_size=24, num_layers=2, num_heads=3, max_position_embeddings=32, scan=True, remat="dots"
@@ -74,7 +81,8 @@ def setup(name):
     """(model, params, adapters with random values)."""
     module, tokens = MODULES[name], batch()["tokens"]
     params = randomized(jax.eval_shape(module.init, jax.random.key(0), tokens)["params"], seed=1)
-    targets = ("c_attn", "c_proj") if isinstance(module, GPT2) else ("q_proj", "down_proj")
+    of_kind = {GPT2: ("c_attn", "c_proj"), Phi: ("qkv_proj", "gate_up_proj", "down_proj")}
+    targets = of_kind.get(type(module), ("q_proj", "down_proj"))
     model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=6.0, dropout=0.2, targets=targets))
     init = lambda: model.init(jax.random.key(0), params, tokens, num_hypotheses=K, method="hidden")
     return model, params, randomized(jax.eval_shape(init), seed=2, scale=0.2)
@@ -115,6 +123,7 @@ def trained(name, case, params, **options):
         pytest.param("GPT, dots", "all", (2, 2), marks=pytest.mark.slow),
         pytest.param("norms of heads, a layer without rotation", "balanced", (2, 4), marks=pytest.mark.slow),
         pytest.param("Gemma, two rotations, caps", "balanced", (2, 4), marks=pytest.mark.slow),
+        pytest.param("Phi, layers of several parts", "balanced", (2, 4), marks=pytest.mark.slow),
         pytest.param("scanned", "clean", (4, 2), marks=pytest.mark.slow),
     ],
 )
@@ -184,7 +193,7 @@ def test_what_is_sharded_over_data():
         "qwen2-audio-7b-instruct",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("gemma-2-9b", "gemma-3-27b-text", "qwen3-8b", "smollm3-3b")
+            for name in ("gemma-2-9b", "gemma-3-27b-text", "phi-4-mini", "qwen3-8b", "smollm3-3b")
         ),
     ],
 )

@@ -22,6 +22,7 @@ BASES = {
     "gemma3": "models/gemma3",
     "llama": "models/llama",
     "llava": "llava/llama",
+    "phi3": "models/phi3_longrope",
     "qwen2_audio": "qwen2_audio/grouped",
     "qwen3": "models/qwen3_windows",
     "smollm3": "models/smollm3",
@@ -48,7 +49,7 @@ def test_adapters_of_peft_give_its_logits(scan):
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3", "smollm3"))]
+    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma2", "gemma3", "phi3", "smollm3"))]
 )
 def test_adapters_of_peft_for_relatives_of_llama_give_its_logits(name):
     module, params, _ = mcl.models.from_pretrained(GOLDEN / BASES[name])
@@ -99,6 +100,7 @@ def test_what_is_saved_is_what_peft_saved(name, tmp_path):
     ("name", "place", "layers"),
     [
         ("llava", "language_model/model/layers", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
+        pytest.param("phi3", "model/layers", {"qkv_proj", "o_proj", "gate_up_proj"}, marks=pytest.mark.slow),
         ("qwen3", "model/layers", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj"}),
         ("whisper", "model/decoder/layers", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1"}),
     ],
@@ -112,7 +114,7 @@ def test_all_linear_is_every_layer_of_the_language_model_but_its_output(name, pl
     init = lambda params: model.init(jax.random.key(0), params, tokens, num_hypotheses=3, method="hidden", **features)
     adapters = jax.eval_shape(init, params)
     paths = {"/".join(path[:-1]) for path in flatten_dict(adapters)}
-    last = {"fc2"} if name == "whisper" else {"up_proj", "down_proj"}
+    last = {"whisper": {"fc2"}, "phi3": {"down_proj"}}.get(name, {"up_proj", "down_proj"})
     assert {path.rsplit("/", 1)[-1] for path in paths} == layers | last
     assert all(path.startswith(place) for path in paths)
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), adapters)

@@ -17,6 +17,7 @@ from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
+from mcl_jax.models.phi import Phi, PhiConfig
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from mcl_jax.models.whisper import Whisper, WhisperConfig
 from mcl_jax.models.whisper_processor import WhisperProcessor
@@ -148,11 +149,21 @@ FAMILIES = {
     "llama": LLAMA,
     "llava_next": LLAVA_NEXT,
     "mistral": LLAMA,
+    "phi3": dataclasses.replace(LLAMA, module=Phi, config=PhiConfig, targets=("qkv_proj", "gate_up_proj", "down_proj")),
     "qwen2": LLAMA,
     "qwen2_audio": QWEN2_AUDIO,
     "qwen3": LLAMA,
     "smollm3": LLAMA,
     "whisper": WHISPER,
+}
+# Models that look like one of these and are none.
+REFUSED = {
+    "phi": "Phi-1, 1.5 and 2, whose layers compute attention and MLP side by side",
+    "phi3_v": "Phi-3-vision, which sees",
+    "phi3small": "Phi-3-small, whose attention is sparse in blocks",
+    "phi4_multimodal": "Phi-4-multimodal, which sees and hears",
+    "phi4mm": "Phi-4-multimodal, which sees and hears",
+    "phimoe": "Phi-3.5-MoE, a mixture of experts",
 }
 
 
@@ -160,9 +171,12 @@ def of_config(hf_config: Mapping[str, Any]) -> Family:
     """Returns the family of a `config.json`.
 
     Raises:
-      ValueError: if the model_type is unknown; names the nearest known ones.
+      ValueError: if the model_type is unknown; names the nearest known ones, or says what the model has that is not
+        supported.
     """
     name = hf_config.get("model_type")
+    if isinstance(name, str) and name in REFUSED:
+        raise ValueError(f"model_type {name!r} ({REFUSED[name]}) is not supported; known are {sorted(FAMILIES)}")
     if not isinstance(name, str) or name not in FAMILIES:
         near = difflib.get_close_matches(str(name), FAMILIES, n=3, cutoff=0.3) or list(FAMILIES)
         raise ValueError(f"unknown model_type {name!r}; known are {sorted(FAMILIES)} (nearest: {', '.join(near)})")
@@ -186,7 +200,8 @@ def of_module(module: nn.Module) -> Family:
 def lora_targets(module: nn.Module) -> tuple[str, ...]:
     """Returns the layers that the paper adapts, under their names in this model: the `targets` of a `LoraConfig`.
 
-    These are the projections of queries, keys and values, and those of the MLP except its gate.
+    These are the projections of queries, keys and values, and those of the MLP except its gate. In Phi, the gate is a
+    part of a layer that is adapted.
 
     Args:
       module: a language model from `mcl_jax.models`.

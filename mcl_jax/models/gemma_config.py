@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcl_jax import options
-from mcl_jax.models.llama_config import SIZES, LlamaConfig, windows_of
+from mcl_jax.models.llama_config import MOST_LAYERS, SIZES, LlamaConfig, windows_of
 from mcl_jax.models.rotary import Rope
 
 ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
@@ -35,7 +35,6 @@ DEFAULTS = {
 PERIOD = {"gemma2": 2, "gemma3_text": 6}  # every second or sixth layer is global, where layer_types says nothing
 THETAS = {"full_attention": 1e6, "sliding_attention": 1e4}  # of Gemma 3
 PLAIN = (*SIZES, "rms_norm_eps", "initializer_range", "tie_word_embeddings", "query_pre_attn_scalar", *CAPS)
-MOST_LAYERS = 10_000  # a damaged file may claim any number
 NUMERICS = ("dtype", "param_dtype", "scan", "remat")  # not in a config.json
 
 

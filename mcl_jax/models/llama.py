@@ -16,11 +16,11 @@ Face's `LlamaForCausalLM`; if scanned, the L layers are one `layers` with a lead
     lm_head/kernel                        [D, V]       lm_head.weight, transposed; absent if tied
 
 Source: Hugging Face transformers 5.23, `models/llama`, `models/mistral`, `models/qwen2`, `models/qwen3` and
-`models/smollm3`. `gemma` replaces parts of this model by its own.
+`models/smollm3`. `gemma` and `phi` replace parts of this model by their own.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -57,13 +57,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, rotates: Any, past: Any):
         """Returns the output [B, T, D], and (keys, values) [B, T, Hkv, d] if the context keeps them."""
         config = self.config
-
-        def heads(name: str, number: int) -> Array:
-            y = dense(config, number * config.head_dim, name, use_bias=config.qkv_bias)(x)
-            return y.reshape(*x.shape[:2], number, config.head_dim)
-
-        q = heads("q_proj", config.num_attention_heads)
-        k, v = (heads(name, config.num_key_value_heads) for name in ("k_proj", "v_proj"))
+        q, k, v = self.projected(x)
         if config.qk_norm:
             q, k = self.norm(config, name="q_norm")(q), self.norm(config, name="k_norm")(k)
         q, k = (self.turned(y, context.positions, rotates) for y in (q, k))
@@ -73,6 +67,17 @@ class SelfAttention(nn.Module):
         y = y.reshape(*x.shape[:2], -1)
         y = dense(config, config.hidden_size, "o_proj", use_bias=config.o_bias)(y)
         return y, ((k, v) if context.keep else None)
+
+    def projected(self, x: Float[Array, "B T D"]) -> Sequence[Float[Array, "B T _ d"]]:
+        """Returns the queries of H heads, and the keys and values of Hkv."""
+        config = self.config
+
+        def heads(name: str, number: int) -> Array:
+            y = dense(config, number * config.head_dim, name, use_bias=config.qkv_bias)(x)
+            return y.reshape(*x.shape[:2], number, config.head_dim)
+
+        q = heads("q_proj", config.num_attention_heads)
+        return q, *(heads(name, config.num_key_value_heads) for name in ("k_proj", "v_proj"))
 
     def turned(self, y: Float[Array, "B T H d"], positions: Int[Array, "B T"], rotates: Any) -> Float[Array, "B T H d"]:
         """Rotates queries or keys by their positions, in a layer that does."""
@@ -88,24 +93,29 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate, up = self.gate_and_up(x)
         config = self.config
-        wide = functools.partial(dense, config, config.intermediate_size, use_bias=config.mlp_bias)
-        gated = self.activation(wide("gate_proj")(x)) * wide("up_proj")(x)
-        return dense(config, config.hidden_size, "down_proj", use_bias=config.mlp_bias)(gated)
+        return dense(config, config.hidden_size, "down_proj", use_bias=config.mlp_bias)(self.activation(gate) * up)
+
+    def gate_and_up(self, x: Float[Array, "B T D"]) -> Sequence[Float[Array, "B T F"]]:
+        """Returns the two factors, the first of them before the activation."""
+        wide = functools.partial(dense, self.config, self.config.intermediate_size, use_bias=self.config.mlp_bias)
+        return [wide(name)(x) for name in ("gate_proj", "up_proj")]
 
 
 class Layer(nn.Module):
     """x ← x + attention(norm(x)), then x ← x + mlp(norm(x))."""
 
     config: LlamaConfig
+    attention, mlp = SelfAttention, MLP
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, of_layer: Any):
         window, (rotates, past) = of_layer
-        attention = SelfAttention(self.config, name="self_attn")
+        attention = self.attention(self.config, name="self_attn")
         y, kept = attention(RMSNorm(self.config, name="input_layernorm")(x), context, window, rotates, past)
         x = x + y
-        return x + MLP(self.config, name="mlp")(RMSNorm(self.config, name="post_attention_layernorm")(x)), kept
+        return x + self.mlp(self.config, name="mlp")(RMSNorm(self.config, name="post_attention_layernorm")(x)), kept
 
 
 class Decoder(nn.Module):

@@ -1,12 +1,12 @@
 """Sizes and numerics of Llama-like models, read from a Hugging Face `config.json` and written as one.
 
 Source: Hugging Face transformers 5.23, `configuration_*.py` of `models/llama`, `models/mistral`, `models/qwen2`,
-`models/qwen3` and `models/smollm3`.
+`models/qwen3` and `models/smollm3`. `phi` and `gemma_config` extend it.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -22,8 +22,8 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }
-FAMILIES = tuple(ARCHITECTURES)
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -47,6 +47,16 @@ DEFAULTS = {
         tie_word_embeddings=True,
         no_rope_layer_interval=4,
     ),
+    "phi3": dict(
+        vocab_size=32064,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=4096,
+        original_max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    ),
 }
 # Defaults for entries that only a text_config inside another config.json may leave out.
 TEXT_DEFAULTS = {
@@ -60,6 +70,8 @@ TEXT_DEFAULTS = {
 }
 # Entries for which null has a meaning of its own in Hugging Face: as many as there are heads, and no window.
 MEANT_NULL = ("num_key_value_heads", "sliding_window")
+ALL_SLIDE = ("mistral", "phi3")  # a window is that of all layers
+MOST_LAYERS = 10_000  # a damaged file may claim any number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +124,8 @@ class LlamaConfig:
     param_dtype: DTypeLike = jnp.float32
     scan: bool = True
     remat: bool | decoder.Remat = False
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+    rotates_partly: ClassVar[bool] = False
 
     def __post_init__(self):
         check_sizes(self, SIZES)
@@ -124,7 +138,7 @@ class LlamaConfig:
         check_divides(self, "num_key_value_heads", "num_attention_heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
-        self.rope.check_head(self.head_dim)
+        self.rope.check_head(self.head_dim, partly=self.rotates_partly)
         for name in ("sliding_windows", "rope_layers"):
             if (of_layers := getattr(self, name)) is None:
                 continue
@@ -177,8 +191,8 @@ class LlamaConfig:
           ValueError: if a required entry is missing, or the model cannot compute what the dict describes.
         """
         family = hf_config.get("model_type")
-        if family not in FAMILIES:
-            raise ValueError(f"model_type must be one of {FAMILIES}, got {family!r}.")
+        if family not in cls.model_types:
+            raise ValueError(f"model_type must be one of {cls.model_types}, got {family!r}.")
         hf_config = DEFAULTS[family] | options.given(hf_config, meaning=MEANT_NULL)
         if hf_config.get("hidden_act", "silu") != "silu":
             raise ValueError(f"hidden_act must be 'silu', got {hf_config['hidden_act']!r}.")
@@ -219,7 +233,7 @@ class LlamaConfig:
         if any(self.windows):
             kinds = ["full_attention" if w is None else "sliding_attention" for w in self.windows]
             known |= {"sliding_window": next(filter(None, self.windows)), "use_sliding_window": True}
-            known |= {} if family == "mistral" else {"layer_types": kinds}
+            known |= {} if family in ALL_SLIDE else {"layer_types": kinds}
         return known
 
 
@@ -235,16 +249,19 @@ def _rope_layers(hf_config: Mapping[str, Any], num_layers: int) -> tuple[bool, .
 def _sliding_windows(
     hf_config: Mapping[str, Any], num_layers: int, rope_layers: tuple[bool, ...] | None
 ) -> tuple[int | None, ...] | None:
-    """Returns the windows: in Mistral for every layer, elsewhere by `layer_types` if `use_sliding_window` says so.
+    """Returns the windows: in Mistral and Phi of all layers, elsewhere by `layer_types` if `use_sliding_window` is on.
 
     Without `layer_types`, Qwen's layers have a window from `max_window_layers` on, and SmolLM3's where nothing rotates.
     """
     window = hf_config.get("sliding_window")
     if window is None or hf_config["model_type"] == "llama":
         return None
-    if hf_config["model_type"] == "mistral":
+    if (family := hf_config["model_type"]) in ALL_SLIDE:
+        options.check_integers(1, sliding_window=window, num_hidden_layers=num_layers)
+        if num_layers > MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers must be at most {MOST_LAYERS}, got {num_layers}.")
         if hf_config.get("layer_types"):
-            raise ValueError("a mistral config.json must not have layer_types, since all layers share one window.")
+            raise ValueError(f"a {family} config.json must not have layer_types, since all layers share one window.")
         return (window,) * num_layers
     if not hf_config.get("use_sliding_window", False):
         return None

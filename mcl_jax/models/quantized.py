@@ -15,7 +15,7 @@ from jaxtyping import Array
 from mcl_jax.extras import needed_for
 
 Quantization = Literal["int8", "nf4"]
-LAYERS = r".*\b((q|k|v|o|out|gate|up|down|c)_proj|c_attn|c_fc|fc1|fc2)"
+LAYERS = r".*\b((q|k|v|qkv|o|out|gate|up|gate_up|down|c)_proj|c_attn|c_fc|fc1|fc2)"
 METHODS = ("__call__", "hidden", "extend", "encode")
 TILE = 64  # inputs that share a scale in NF4; int8 has one scale per output
 

@@ -1,8 +1,8 @@
 """Rotary position embeddings (Su et al., arXiv 2104.09864) and their scalings for longer contexts.
 
 A pair (x_i, x_{i + d/2}) of a query or key at position p is rotated by the angle p · ω_i, ω_i = θ^(−2i/d). A scaling
-changes ω, and in some cases also the length of the vectors. Source: Hugging Face transformers 5.23,
-`modeling_rope_utils.py`.
+changes ω, and in some cases the length of the vectors. Where only the first entries of a head are rotated, d is
+their number. Source: Hugging Face transformers 5.23, `modeling_rope_utils.py`.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ KINDS = {
 }
 OPTIONAL = ("low_freq_factor", "high_freq_factor")
 PRETRAINED = "original_max_position_embeddings"
-BESIDE = {"type", "finetuned", "partial_rotary_factor", PRETRAINED}  # allowed entries besides the fields of `Rope`
+BESIDE = {"type", "finetuned", PRETRAINED}  # allowed entries besides the fields of `Rope`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Rope:
       max_positions: context length of the config, in tokens.
       original_max_positions: context length of pretraining, in tokens; None means `max_positions`.
       attention_factor: factor of rotated queries and keys; None means that of the scaling.
+      partial_rotary_factor: fraction of each head that is rotated.
     Raises:
       ValueError: if the rope_type is unknown, or a number is missing or out of range.
     """
@@ -63,6 +64,7 @@ class Rope:
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
     attention_factor: float | None = None
+    partial_rotary_factor: float = 1.0
 
     def __post_init__(self):
         options.settle(self)
@@ -72,6 +74,8 @@ class Rope:
         for name in ("rope_theta", "factor", "max_positions", "original"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} of rotary embeddings must be above 0, got {getattr(self, name)}.")
+        if not 0 < self.partial_rotary_factor <= 1:
+            raise ValueError(f"partial_rotary_factor must be above 0 and at most 1, got {self.partial_rotary_factor}.")
         if self.low_freq_factor == self.high_freq_factor:
             raise ValueError(f"low_freq_factor and high_freq_factor must differ, got {self.low_freq_factor} for both.")
 
@@ -80,26 +84,28 @@ class Rope:
         """Context length of pretraining, in tokens."""
         return self.original_max_positions or self.max_positions
 
+    def width(self, head_dim: int) -> int:
+        """Number of entries of each head that are rotated, the first ones."""
+        return int(head_dim * self.partial_rotary_factor)
+
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any], default_theta: float = 10000.0) -> "Rope":
         """Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (earlier versions).
 
         Raises:
-          ValueError: if only a part of a head is rotated, the rope_type is unknown, or a setting is missing or unknown.
+          ValueError: if the rope_type is unknown, or a setting is missing or unknown.
         """
         hf_config, given = options.given(hf_config), {}
         for name in ("rope_scaling", "rope_parameters"):
             if not isinstance(entries := hf_config.get(name, {}), Mapping):
                 raise ValueError(f"{name} must be an object, got {entries!r}.")
             given |= options.given(entries)
-        partial = given.get("partial_rotary_factor", hf_config.get("partial_rotary_factor", 1.0))
-        if partial not in (None, 1.0):
-            raise ValueError(f"partial_rotary_factor must be 1, since whole heads are rotated, got {partial}.")
         max_positions = hf_config.get("max_position_embeddings", 2048)
         known = {f.name for f in dataclasses.fields(cls)} - {"max_positions", "original_max_positions"}
         if unknown := sorted(set(given) - known - BESIDE):
             raise ValueError(f"rotary embeddings have settings that are not supported: {unknown}.")
-        fields = {name: given[name] for name in known if given.get(name) is not None}
+        fields = {"partial_rotary_factor": hf_config.get("partial_rotary_factor", 1.0)}
+        fields |= {name: given[name] for name in known if given.get(name) is not None}
         fields |= {name: tuple(fields[name]) for name in ("short_factor", "long_factor") if name in fields}
         original = given.get(PRETRAINED) if hf_config.get(PRETRAINED) is None else hf_config[PRETRAINED]
         kind = given.get("rope_type", given.get("type", "default"))
@@ -113,12 +119,27 @@ class Rope:
         fields |= {"rope_type": kind, "rope_theta": float(theta), "max_positions": max_positions}
         return cls(**fields, original_max_positions=original)
 
-    def check_head(self, head_dim: int) -> None:
-        """Raises a ValueError unless a longrope scaling has one factor per pair."""
+    def check_head(self, head_dim: int, *, partly: bool = False) -> None:
+        """Raises a ValueError unless pairs can be rotated, and a longrope scaling has one factor for each.
+
+        Args:
+          head_dim: width of a head.
+          partly: whether the model can rotate a part of each head.
+        """
+        if not partly and self.partial_rotary_factor != 1:
+            raise ValueError(
+                f"partial_rotary_factor must be 1, since whole heads are rotated, got {self.partial_rotary_factor}."
+            )
+        if self.width(head_dim) < 2 or self.width(head_dim) % 2:
+            raise ValueError(
+                f"the rotated part of a head must have an even number of entries, got {self.width(head_dim)} of "
+                f"{head_dim} (partial_rotary_factor {self.partial_rotary_factor})."
+            )
+        pairs = self.width(head_dim) // 2
         for name in KINDS[self.rope_type] if self.rope_type == "longrope" else ():
             factors = getattr(self, name)
-            if len(factors) != head_dim // 2 or not all(isinstance(f, numbers.Real) and f > 0 for f in factors):
-                raise ValueError(f"{name} must be {head_dim // 2} numbers above 0, one per pair, got {factors}.")
+            if len(factors) != pairs or not all(isinstance(f, numbers.Real) and f > 0 for f in factors):
+                raise ValueError(f"{name} must be {pairs} numbers above 0, one per pair, got {factors}.")
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the `rope_parameters` of a Hugging Face `config.json`."""
@@ -133,26 +154,29 @@ class Rope:
 
 
 def rotate(x: Float[Array, "B T H d"], positions: Int[Array, "B T"], rope: Rope) -> Float[Array, "B T H d"]:
-    """Rotates each pair (x_i, x_{i + d/2}) by positions · ω_i, in float32."""
+    """Rotates each pair (x_i, x_{i + r/2}) of the first r = `rope.width(d)` entries by positions · ω_i, in float32."""
     return turn(x, positions, *frequencies_of(rope, x.shape[-1], positions))
 
 
 def turn(
     x: Float[Array, "B T H d"],
     positions: Int[Array, "B T"],
-    frequencies: Float[Array, " d/2"],
+    frequencies: Float[Array, " r/2"],
     length: float | Float[Array, ""],
 ) -> Float[Array, "B T H d"]:
-    """Rotates as `rotate` does, given ω and the factor of rotated vectors."""
+    """Rotates as `rotate` does, given ω and the factor of rotated vectors; entries from r on stay as they are."""
+    pairs = frequencies.shape[0]
     angles = positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
     cos, sin = length * jnp.cos(angles), length * jnp.sin(angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    first, second, rest = jnp.split(x.astype(jnp.float32), [pairs, 2 * pairs], axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([*turned, rest], axis=-1).astype(x.dtype)
 
 
-def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> tuple[Float[Array, " d/2"], float]:
+def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> tuple[Float[Array, " r/2"], float]:
     """Returns ω in radians per token, and the factor of rotated vectors."""
-    exponents = np.arange(0, head_dim, 2) / head_dim
+    width = rope.width(head_dim)
+    exponents = np.arange(0, width, 2) / width
     plain = 1.0 / rope.rope_theta**exponents
     match rope.rope_type:
         case "default":
@@ -162,12 +186,12 @@ def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> t
         case "dynamic":
             length = jnp.maximum(positions.max() + 1, rope.original).astype(jnp.float32)
             stretch = rope.factor * length / rope.original - (rope.factor - 1.0)
-            theta = rope.rope_theta * stretch ** (head_dim / (head_dim - 2))
+            theta = rope.rope_theta * stretch ** (width / (width - 2))
             return 1.0 / theta[None] ** jnp.asarray(exponents, jnp.float32), 1.0
         case "llama3":
             return jnp.asarray(_llama3(rope, plain), jnp.float32), 1.0
         case "yarn":
-            return jnp.asarray(_yarn(rope, plain, head_dim), jnp.float32), _yarn_length(rope)
+            return jnp.asarray(_yarn(rope, plain, width), jnp.float32), _yarn_length(rope)
         case "longrope":
             short, long = (jnp.asarray(plain / np.array(f), jnp.float32) for f in (rope.short_factor, rope.long_factor))
             return jnp.where(positions.max() + 1 > rope.original, long, short), _longrope_length(rope)

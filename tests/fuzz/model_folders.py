@@ -15,7 +15,10 @@ from tests.fuzz import drawn
 from tests.fuzz.targets import READ, Fault, Target, reads
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FOLDERS = [GOLDEN / "models" / name for name in ("gemma2", "gemma3", "gpt2", "llama", "llama_yarn", "mistral", "qwen2")]
+FOLDERS = [
+    GOLDEN / "models" / name
+    for name in ("gemma2", "gemma3", "gpt2", "llama", "llama_yarn", "mistral", "phi3_longrope", "qwen2")
+]
 FOLDERS += [GOLDEN / "llava" / "llama", GOLDEN / "qwen2_audio" / "tied", GOLDEN / "whisper" / "tiny"]
 TOKENIZERS = [GOLDEN / "llava" / "llama", GOLDEN / "whisper" / "tiny"]
 

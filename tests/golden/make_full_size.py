@@ -10,6 +10,7 @@ layers. Nothing is downloaded: the configs are those of the models' cards. Names
 where transformers has others in memory; an output layer that is tied to the embeddings is not listed.
 """
 
+import copy
 import json
 import re
 import sys
@@ -285,6 +286,65 @@ CONFIGS |= {
     )
     | TEXT,
 }
+
+
+def phi(hidden: int, wide: int, layers: int, heads: tuple[int, int], window: int | None, **more) -> dict:
+    """Phi-3 and 4 as published; `heads` are those of queries, and those of keys and values."""
+    return dict(
+        model_type="phi3",
+        vocab_size=32064,
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        sliding_window=window,
+        attention_bias=False,
+        hidden_act="silu",
+        rms_norm_eps=1e-5,
+        rope_scaling=None,
+        rope_theta=10000.0,
+        max_position_embeddings=4096,
+        original_max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    ) | dict(more)
+
+
+# As many factors as published, but not their values, which no shape depends on.
+LONGROPE = dict(
+    max_position_embeddings=131072,
+    rope_scaling=dict(type="longrope", short_factor=[1.0] * 48, long_factor=[2.0] * 48),
+)
+CONFIGS |= {
+    "phi-3-mini-4k": phi(3072, 8192, 32, (32, 32), 2047),
+    "phi-3-mini-128k": phi(3072, 8192, 32, (32, 32), 262144, **LONGROPE),
+    "phi-3-medium-4k": phi(5120, 17920, 40, (40, 10), 2047),
+    "phi-3.5-mini": phi(3072, 8192, 32, (32, 32), 262144, **LONGROPE),
+    "phi-4": phi(
+        5120,
+        17920,
+        40,
+        (40, 10),
+        None,
+        vocab_size=100352,
+        max_position_embeddings=16384,
+        original_max_position_embeddings=16384,
+        rope_theta=250000,
+        pad_token_id=None,
+    ),
+    "phi-4-mini": phi(
+        3072,
+        8192,
+        32,
+        (24, 8),
+        262144,
+        vocab_size=200064,
+        tie_word_embeddings=True,
+        partial_rotary_factor=0.75,
+        pad_token_id=None,
+        **LONGROPE,
+    ),
+}
 TIED = ("gemma2", "gemma3_text", "smollm3")  # where a config.json does not say otherwise
 
 
@@ -320,7 +380,7 @@ def main() -> None:
         kind = config["model_type"]
         auto = AUTO.get(kind, AutoModelForCausalLM)
         with torch.device("meta"):
-            model = auto.from_config(AutoConfig.for_model(**config))
+            model = auto.from_config(AutoConfig.for_model(**copy.deepcopy(config)))  # it changes the dicts in it
         tensors = model.state_dict()
         if kind == "qwen2_audio":  # its published names are those that `save_pretrained` writes
             tensors = revert_weight_conversion(model, tensors)

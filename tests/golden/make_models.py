@@ -26,6 +26,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -74,6 +76,15 @@ LOCAL_AND_GLOBAL = dict(
     sliding_attention=dict(rope_type="default", rope_theta=30.0),
     full_attention=dict(rope_type="linear", rope_theta=1000.0, factor=4.0),
 )
+# Six of eight entries of a head are rotated. transformers' check takes the width of a head from the hidden size.
+PHI = SIZES | dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8)
+PARTLY = dict(
+    rope_type="longrope",
+    rope_theta=1000.0,
+    partial_rotary_factor=0.75,
+    short_factor=[1.0, 1.2, 1.4],
+    long_factor=[2.0, 3.0, 4.0],
+)
 
 MODELS = {
     "gemma2": Gemma2ForCausalLM(Gemma2Config(**SIZES, **NO_IDS, **CAPPED, sliding_window=4)),
@@ -114,6 +125,12 @@ MODELS = {
     "llama_dynamic": LlamaForCausalLM(LlamaConfig(**SIZES | dict(max_position_embeddings=8), rope_parameters=DYNAMIC)),
     "llama_longrope": LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LONG)),
     "mistral": MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5)),
+    "phi3": Phi3ForCausalLM(Phi3Config(**PHI, **NO_IDS, tie_word_embeddings=False, sliding_window=4)),
+    "phi3_longrope": Phi3ForCausalLM(
+        Phi3Config(
+            **PHI, **NO_IDS, tie_word_embeddings=True, original_max_position_embeddings=8, rope_parameters=PARTLY
+        )
+    ),
     "qwen2": Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
     "qwen2_windows": Qwen2ForCausalLM(
         Qwen2Config(**SIZES, tie_word_embeddings=False, use_sliding_window=True, sliding_window=4, max_window_layers=1)
@@ -145,7 +162,7 @@ MODELS = {
         )
     ),
 }
-GREEDY = ("gemma2", "gemma3", "qwen3", "qwen3_windows", "smollm3", "smollm3_windows")
+GREEDY = ("gemma2", "gemma3", "phi3", "phi3_longrope", "qwen3", "qwen3_windows", "smollm3", "smollm3_windows")
 
 
 def main() -> None:

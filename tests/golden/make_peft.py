@@ -23,6 +23,7 @@ from transformers import (
     Gemma3ForCausalLM,
     LlamaForCausalLM,
     LlavaNextForConditionalGeneration,
+    Phi3ForCausalLM,
     Qwen2AudioForConditionalGeneration,
     Qwen3ForCausalLM,
     SmolLM3ForCausalLM,
@@ -36,14 +37,16 @@ BASES = {
     "gemma3": (Gemma3ForCausalLM, HERE / "models" / "gemma3"),
     "llama": (LlamaForCausalLM, HERE / "models" / "llama"),
     "llava": (LlavaNextForConditionalGeneration, HERE / "llava" / "llama"),
+    "phi3": (Phi3ForCausalLM, HERE / "models" / "phi3_longrope"),
     "qwen2_audio": (Qwen2AudioForConditionalGeneration, HERE / "qwen2_audio" / "grouped"),
     "qwen3": (Qwen3ForCausalLM, HERE / "models" / "qwen3_windows"),
     "smollm3": (SmolLM3ForCausalLM, HERE / "models" / "smollm3"),
     "whisper": (WhisperForConditionalGeneration, HERE / "whisper" / "tiny"),
 }
-TEXT = ("gemma2", "gemma3", "llama", "qwen3", "smollm3")
+TEXT = ("gemma2", "gemma3", "llama", "phi3", "qwen3", "smollm3")
 # Towers and encoders have layers of these names too.
 TARGETS = r"(?!.*tower)(?!.*encoder\.).*\.(q_proj|v_proj|down_proj|fc2)"
+OTHER_TARGETS = {"phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]}
 TASKS = {"whisper": None}  # PEFT's wrapper for encoder-decoders hands the base `input_ids`
 
 
@@ -75,7 +78,8 @@ def logits_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> np.nda
 
 def main(name: str) -> None:
     inputs, logits = inputs_of(name), []
-    config = LoraConfig(r=3, lora_alpha=7, target_modules=TARGETS, task_type=TASKS.get(name, "CAUSAL_LM"))
+    settings = dict(target_modules=OTHER_TARGETS.get(name, TARGETS), task_type=TASKS.get(name, "CAUSAL_LM"))
+    config = LoraConfig(r=3, lora_alpha=7, **settings)
     for k in range(3):
         torch.manual_seed(k)
         model = get_peft_model(base(name), config).eval()

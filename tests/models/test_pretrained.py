@@ -20,11 +20,13 @@ from mcl_jax.models import families, names, pretrained
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.name for path in (GOLDEN / "models").iterdir())
 # Their frequencies depend on the length so far, so keys kept from before were turned otherwise, as in Hugging Face.
-TURNED_BY_LENGTH = ("llama_dynamic", "llama_longrope")
+TURNED_BY_LENGTH = ("llama_dynamic", "llama_longrope", "phi3_longrope")
 ALIKE = ("qwen3", "smollm3_windows")  # what is special about them is in their siblings too
 GREEDY = (
     "gemma2",
     "gemma3",
+    "phi3",
+    "phi3_longrope",
     "qwen3",
     "qwen3_windows",
     "smollm3",
@@ -92,13 +94,13 @@ def test_tokens_behind_kept_keys_are_those_of_one_pass(name):
     assert_close(np.asarray(parts())[mask], np.asarray(whole)[mask])
 
 
-@pytest.mark.parametrize("name", slowly(GREEDY, (*ALIKE, "gemma2", "gemma3", "smollm3")))
+@pytest.mark.parametrize("name", slowly(GREEDY, (*ALIKE, "gemma2", "gemma3", "phi3", "phi3_longrope", "smollm3")))
 def test_greedy_tokens_are_hugging_faces(name):
     """After prompts with padding on the left, past the windows, by hypotheses that are the base."""
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
     golden = expected(name)
     inputs = {"tokens": golden["tokens"], "mask": golden["mask"] | (np.arange(3) == 1)[:, None]}
-    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=("q_proj",)))
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, alpha=3, targets=("down_proj",)))
     adapters = model.init(jax.random.key(0), params, inputs["tokens"], num_hypotheses=3)
     found = mcl.generate(model, params, adapters, inputs, max_new_tokens=13)
     for tokens in found[:, :, 0]:
@@ -107,7 +109,7 @@ def test_greedy_tokens_are_hugging_faces(name):
 
 @pytest.mark.parametrize(
     "name",
-    slowly(("llama", "gemma3", "qwen2_windows", "gpt2"), ("gemma3", "qwen2_windows", "gpt2")),
+    slowly(("llama", "gemma3", "phi3", "qwen2_windows", "gpt2"), ("gemma3", "phi3", "qwen2_windows", "gpt2")),
 )
 def test_remat_and_scan_change_no_gradient(name):
     tokens = jnp.asarray(expected(name)["tokens"])
@@ -149,7 +151,7 @@ def test_an_unknown_remat_is_refused(family):
 # ------------------------------------------------------------------------------------------------------------ Saving
 
 
-@pytest.mark.parametrize("name", slowly(NAMES, (*ALIKE, "gemma2")))
+@pytest.mark.parametrize("name", slowly(NAMES, (*ALIKE, "gemma2", "phi3", "phi3_longrope")))
 def test_what_is_saved_loads_again_and_is_hugging_faces(name, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "MAX_SHARD_BYTES", 9000)
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
