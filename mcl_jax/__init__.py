@@ -1,11 +1,11 @@
 """LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each learns a mode of the data.
 
-Reading order: `lora` and `hypotheses` (stacked adapters on any Linen module, over `independence`), `likelihood`,
-`objectives`, `sharding`, `mesh`, `training`, `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and
-`json_io`) and `fitting`, which has `fit`. Language models: `tokenization`, `models`, `language_model`, then
-`generation` (over `selector`) and `interop`; `data` makes their batches, `metrics` scores their answers, and `answer`
-is the command that uses what was trained. `averaging` merges hypotheses. `moe` and `augmentation` are baselines.
-`options` and `token_ids` check input from users and files.
+Reading order: `lora`, `bases` and `hypotheses` (stacked adapters on any module of Linen or NNX, over `stacking` and
+`independence`), `likelihood`, `objectives`, `sharding`, `mesh`, `training`, `parallel`; `checkpoint` (over
+`stored_state`), `run` (over `console` and `json_io`) and `fitting`, which has `fit`. Language models: `tokenization`,
+`models`, `language_model`, then `generation` (over `selector`) and `interop`; `data` makes their batches, `metrics`
+scores their answers, and `answer` is the command that uses what was trained. `averaging` merges hypotheses. `moe` and
+`augmentation` are baselines. `options` and `token_ids` check input from users and files.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.

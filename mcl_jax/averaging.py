@@ -1,12 +1,9 @@
 """The mean of hypotheses, as one hypothesis: it tells what merging them would cost."""
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -42,9 +39,9 @@ def average(model: Hypotheses, params: Params, adapters: Adapters, ks: Sequence[
         if name != "a":
             continue
         a, b = joined[*layer, "a"], joined[*layer, "b"]
-        kernel = functools.reduce(operator.getitem, layer, params.get("params", params))["kernel"]
+        kernel = model.base.kernel(params, "/".join(layer))
         joined[*layer, "a"] = _side_by_side(a, a.ndim - 2)
-        joined[*layer, "b"] = _side_by_side(b, _rank_axis(nn.meta.unbox(kernel), a[0], b[0])) / n
+        joined[*layer, "b"] = _side_by_side(b, _rank_axis(kernel, a[0], b[0])) / n
     return dataclasses.replace(model, config=config), unflatten_dict(joined)
 
 

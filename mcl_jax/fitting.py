@@ -20,6 +20,7 @@ from mcl_jax import hosts
 from mcl_jax.checkpoint import Checkpoints, NotFinite
 from mcl_jax.console import say
 from mcl_jax.json_io import to_json
+from mcl_jax.profiling import Profiler
 from mcl_jax.run import LossGuard, Run, describe_kept
 from mcl_jax.training import TrainState
 
@@ -58,6 +59,8 @@ def fit(
     checkpoint_seconds: float = 60.0,
     keep_best: bool = False,
     patience: int | None = None,
+    wandb: str | None = None,
+    profile: int = 0,
 ) -> Fitted:
     """Trains for `steps` steps, from the last checkpoint if there is one.
 
@@ -81,6 +84,9 @@ def fit(
       keep_best: also save at each evaluation, and return the state with the lowest eval_loss.
       patience: end the training after this number of evaluations in a row without a lower eval_loss; needs keep_best.
         None takes all steps.
+      wandb: project in Weights & Biases that gets the log and the results too; with workdir.
+      profile: number of calls of `step` to trace with jax.profiler, after their compilation, into DIR/profile/TAG; a
+        line on the console says how to open the trace. See `mcl_jax.profiling`.
     Returns:
       The state, the seconds and the last (or best) evaluation.
     Raises:
@@ -93,6 +99,10 @@ def fit(
     """
     if (workdir is None) == (run is None):
         raise ValueError(f"fit needs either a workdir or a run, got workdir={workdir!r} and run={run!r}")
+    if wandb and run is not None:
+        raise ValueError(f"fit takes wandb only with a workdir, got {wandb!r} and a run; give it to Run(..., wandb=)")
+    if profile < 0:
+        raise ValueError(f"profile must be a number of calls of at least 0, got {profile}")
     if steps < 1 or eval_every < 1 or stride < 1:
         raise ValueError(f"steps, eval_every and stride must be at least 1, got {steps}, {eval_every} and {stride}")
     if keep_best and evaluate is None:
@@ -100,10 +110,10 @@ def fit(
     if patience is not None and (patience < 1 or not keep_best):
         raise ValueError(f"patience must be at least 1 and needs keep_best=True, got {patience} and {keep_best}")
     options = (step, state, batches, steps, tag, inputs, evaluate, eval_every, stride, checkpoint_seconds)
-    options = (*options, keep_best, patience)
+    options = (*options, keep_best, patience, profile)
     if run is not None:
         return _Training(run, *options).go()
-    with Run(workdir, {"steps": steps, **(config or {})}) as own:
+    with Run(workdir, {"steps": steps, **(config or {})}, wandb=wandb) as own:
         fitted = _Training(own, *options).go()
         if own.finished:
             own.say_finished()
@@ -130,8 +140,10 @@ class _Training:
         checkpoint_seconds,
         keep_best,
         patience,
+        profile,
     ):
-        self.run, self.step, self.state, self.steps, self.tag = run, step, state, steps, tag
+        self.run, self.state, self.steps, self.tag = run, state, steps, tag
+        self.step = Profiler(step, profile, run.profile_dir(tag))
         self.batches = batches if callable(batches) else iter(batches)
         self.inputs, self.evaluate, self.eval_every, self.stride = inputs, evaluate, eval_every, stride
         self.checkpoint_seconds, self.keep_best, self.patience = checkpoint_seconds, keep_best, patience
@@ -143,7 +155,10 @@ class _Training:
         with Checkpoints(self.run.checkpoint_dir(self.tag)) as self.checkpoints:
             self._resume()
             with self.run.progress(self.steps, self.number, self.tag or "train") as self.progress:
-                self._train()
+                try:
+                    self._train()
+                finally:
+                    self.step.end()
             if self.keep_best:
                 self.state, _, best = self.checkpoints.restore(self.state, "best")
                 self.evaluation = best["metrics"]
@@ -190,7 +205,7 @@ class _Training:
         """One call of the step."""
         before = self.number
         batch = self.batches(before) if callable(self.batches) else self._next()
-        self.state, metrics = self.step(self.state, batch if self.inputs is None else self.inputs(batch))
+        self.state, metrics = self.step(before, self.state, batch if self.inputs is None else self.inputs(batch))
         self.number = min((before // self.stride + 1) * self.stride, self.steps)
         self.guard.add(before, metrics)
         self._show(metrics)

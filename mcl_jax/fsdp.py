@@ -54,6 +54,11 @@ def gathering(gathered: Gathered) -> Iterator[None]:
         _GATHERED.reset(token)
 
 
+def gathers_any() -> bool:
+    """Whether some parameters are sharded over "data" where this is traced."""
+    return bool(_GATHERED.get())
+
+
 def gathers(layer: type[nn.Module]) -> type[nn.Module]:
     """Returns a layer that gathers its parameters first; the layer itself if none of them are sharded over "data"."""
     if not (gathered := _GATHERED.get()):

@@ -91,6 +91,7 @@ def _settings_of(config: LoraConfig, family: families.Family, ranks, alphas, bas
     def differing(values: dict[str, Any], default: Any) -> dict[str, Any]:
         return {re.escape(name): value for name, value in values.items() if value != default}
 
+    layers = {} if config.layers is None else {"layers_to_transform": sorted(config.layers)}
     return {
         "peft_type": "LORA",
         "task_type": family.task,
@@ -100,6 +101,7 @@ def _settings_of(config: LoraConfig, family: families.Family, ranks, alphas, bas
         "lora_dropout": config.dropout,
         "use_rslora": config.rank_stabilized,
         "target_modules": sorted(ranks),
+        **layers,
         "rank_pattern": differing(ranks, config.rank + config.shared_rank),
         "alpha_pattern": differing(alphas, config.alpha),
         "fan_in_fan_out": not family.transposed,

@@ -34,7 +34,7 @@ Batch = Mapping[str, Array]
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """The methods that a Linen module needs: `hidden` and `unembedding` for `log_likelihood_fn`, all for `generate`.
+    """The methods that a Flax module needs: `hidden` and `unembedding` for `log_likelihood_fn`, all for `generate`.
 
     `mask` is True on tokens and False on padding. Models of pictures or clips take `features` [B, N, D] as a keyword in
     `hidden` and `extend`, and have `feature_size`, the width D. A module may also have `vocab_size` and `max_positions`
@@ -129,17 +129,28 @@ def log_likelihood_fn(
         else:
             counted = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last target: all but padding
             hidden, balance = model.apply_with_balance(params, adapters_k, tokens[:, :-1], counted=counted, **options)
+        matrix, transposed = _output_matrix(model.module, params)
         log_p, counts = likelihood.chunked_sequence_log_likelihood(
             hidden,
-            model.module.unembedding(params),
+            matrix,
             tokens[:, 1:],
             mask,
             cap=getattr(model.module, "logit_cap", None),
             chunk_size=chunk_size,
+            transposed=transposed,
         )
         return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
 
     return log_likelihood
+
+
+def _output_matrix(module: Any, params: Any) -> tuple[Array, bool]:
+    """Returns the output matrix as it is stored, and whether that is [V, D], as a tied table of embeddings is."""
+    jaxpr = jax.make_jaxpr(module.unembedding)(params).jaxpr
+    last = jaxpr.eqns[-1] if jaxpr.eqns else None
+    transposed = last is not None and last.primitive is jax.lax.transpose_p and last.outvars == jaxpr.outvars
+    matrix = module.unembedding(params)
+    return (matrix.T if transposed else matrix), transposed  # XLA cancels two transpositions
 
 
 def _check_reached(model, params, adapters_k, tokens, features):

@@ -8,6 +8,7 @@ of `logits` or `hidden` predicts `targets[t]`; the caller shifts the tokens by o
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,15 +43,28 @@ def sequence_log_likelihood(
     return masked.sum(-1), mask.sum(-1, dtype=jnp.int32)
 
 
+class _Head(NamedTuple):
+    """How the output layer is applied.
+
+    Attributes:
+      axis: axis of D in the output matrix.
+      cap: soft-cap of the logits, if any.
+    """
+
+    axis: int
+    cap: float | None
+
+
 def chunked_sequence_log_likelihood(
     hidden: Float[Array, "B T D"],
-    unembedding: Float[Array, "D V"],
+    unembedding: Float[Array, "D V"] | Float[Array, "V D"],
     targets: Int[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
     bias: Float[Array, " V"] | None = None,
     cap: float | None = None,
     chunk_size: int = 256,
+    transposed: bool = False,
 ) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
     """Computes `sequence_log_likelihood(hidden @ unembedding + bias, targets, mask)` without [B, T, V] logits.
 
@@ -73,6 +87,8 @@ def chunked_sequence_log_likelihood(
       bias: bias of the output layer, if it has one.
       cap: soft-cap c of the logits, above 0; None leaves them as they are.
       chunk_size: tokens per chunk; the memory needed is chunk_size · V floats.
+      transposed: whether `unembedding` is given as [V, D]. For a table of embeddings this spares a copy of it, which
+        XLA otherwise makes in every call.
     Returns:
       (sum of log p in nats, number of target tokens).
     Raises:
@@ -83,18 +99,20 @@ def chunked_sequence_log_likelihood(
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}")
     if cap is not None and not 0 < cap < math.inf:
         raise ValueError(f"cap must be a finite number above 0, or None, got {cap}")
-    if hidden.shape[-1] != unembedding.shape[0]:
+    head = _Head(int(transposed), cap)
+    if hidden.shape[-1] != unembedding.shape[head.axis]:
         raise ValueError(
-            f"unembedding must have shape [D, V] with D = {hidden.shape[-1]} as in hidden, got {unembedding.shape}"
+            f"unembedding must have shape {'[V, D]' if transposed else '[D, V]'} with D = {hidden.shape[-1]} as in "
+            f"hidden, got {unembedding.shape}"
         )
-    if bias is not None and bias.shape != unembedding.shape[1:]:
-        raise ValueError(f"bias must have shape [V] = {unembedding.shape[1:]}, got {bias.shape}")
-    targets, mask = _checked_targets(targets, mask, unembedding.shape[1]), mask.astype(bool)
+    V = unembedding.shape[1 - head.axis]
+    if bias is not None and bias.shape != (V,):
+        raise ValueError(f"bias must have shape [V] = ({V},), got {bias.shape}")
+    targets, mask = _checked_targets(targets, mask, V), mask.astype(bool)
     hidden = jnp.where(mask[..., None], hidden, 0.0)  # keeps masked values, even NaN, out of the products
-    bias = jnp.zeros(unembedding.shape[1], jnp.float32) if bias is None else bias
     token = _token_log_likelihood(
         chunk_size,
-        cap,
+        head,
         hidden.reshape(-1, hidden.shape[-1]),
         unembedding,
         bias,
@@ -118,14 +136,20 @@ def _checked_targets(targets: Array, mask: Array, vocab_size: int) -> Array:
     return jnp.where(mask, jnp.where(targets < 0, vocab_size, targets), 0)
 
 
+def _times(x, unembedding, axis, dtype=None):
+    """Multiplies rows x [N, ...] by the output matrix, contracting this axis of it."""
+    contracted = (((1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(x, unembedding.astype(x.dtype), contracted, preferred_element_type=dtype)
+
+
 def soft_cap(x: Float[Array, "*N"], cap: float | None) -> Float[Array, "*N"]:
     """Returns c · tanh(x / c), which is close to x where |x| is far below the cap c; x itself if the cap is None."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def _logits(cap, hidden, unembedding, bias):
-    product = jnp.matmul(hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return soft_cap(product + bias.astype(jnp.float32)[None], cap)
+def _logits(head, hidden, unembedding, bias):
+    product = _times(hidden, unembedding, head.axis, jnp.float32)
+    return soft_cap(product if bias is None else product + bias.astype(jnp.float32)[None], head.cap)
 
 
 def _chunks(size, *arrays):
@@ -141,8 +165,10 @@ def _chunks(size, *arrays):
 
 
 @functools.cache
-def _by_rows(row_fn, size, cap):
+def _by_rows(row_fn, size, head):
     """Returns `f(unembedding, bias, *rows)`, which runs row_fn on `size` rows at a time; the last array is the mask.
+
+    `head` is the first argument of row_fn. The bias may be None.
 
     A plain vmap over K and B would make each chunk K·B times as large; here, batched rows become more rows. Target
     tokens are sorted to the front, and chunks without targets are skipped, so prompts, images and padding are never
@@ -151,7 +177,7 @@ def _by_rows(row_fn, size, cap):
 
     @jax.custom_batching.custom_vmap
     def chunked(unembedding, bias, *rows):
-        run = functools.partial(row_fn, cap, unembedding, bias)
+        run = functools.partial(row_fn, head, unembedding, bias)
 
         def zeros(*chunk):
             return jax.tree.map(lambda out: jnp.zeros(out.shape, out.dtype), jax.eval_shape(run, *chunk))
@@ -185,63 +211,59 @@ def _by_rows(row_fn, size, cap):
     return chunked
 
 
-def _token(cap, unembedding, bias, h, x, m):
+def _token(head, unembedding, bias, h, x, m):
     """Computes m_t log p(x_t) for rows h [N, D], targets x [N] and mask m [N] -> [N]."""
-    z = _logits(cap, h, unembedding, bias)
+    z = _logits(head, h, unembedding, bias)
     return jnp.where(m > 0.0, jnp.take_along_axis(z, x[:, None], 1)[:, 0] - jax.nn.logsumexp(z, axis=-1), 0.0)
 
 
-def _token_and_dz(cap, unembedding, bias, h, x, m):
+def _token_and_dz(head, unembedding, bias, h, x, m):
     """Computes `_token` and its gradient with respect to the logits before the cap [N, V].
 
     It is m_t (onehot(x_t) − softmax(z_t)), times the slope of the cap, 1 − (z / c)² at a capped z.
     """
-    z = _logits(cap, h, unembedding, bias)
+    z = _logits(head, h, unembedding, bias)
     log_normaliser = jax.nn.logsumexp(z, axis=-1, keepdims=True)
     rows = jnp.arange(x.size)
     dz = (-m[:, None] * jnp.exp(z - log_normaliser)).at[rows, x].add(m)
-    if cap is not None:
-        dz = dz * (1.0 - jnp.square(z / cap))
+    if head.cap is not None:
+        dz = dz * (1.0 - jnp.square(z / head.cap))
     token = (jnp.take_along_axis(z, x[:, None], 1) - log_normaliser)[:, 0]
     return jnp.where(m > 0.0, token, 0.0), dz
 
 
-def _token_and_dh(cap, unembedding, bias, h, x, m):
+def _token_and_dh(head, unembedding, bias, h, x, m):
     """Computes `_token` and its gradient with respect to the hidden states [N, D]."""
-    token, dz = _token_and_dz(cap, unembedding, bias, h, x, m)
-    return token, jnp.matmul(dz.astype(h.dtype), unembedding.T.astype(h.dtype))
+    token, dz = _token_and_dz(head, unembedding, bias, h, x, m)
+    return token, _times(dz.astype(h.dtype), unembedding, 1 - head.axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _token_log_likelihood(size, cap, hidden, unembedding, bias, targets, mask):
+def _token_log_likelihood(size, head, hidden, unembedding, bias, targets, mask):
     """Computes m_t log p(x_t) for N tokens: hidden [N, D], targets and mask [N] -> [N]."""
-    return _by_rows(_token, size, cap)(unembedding, bias, hidden, targets, mask)
+    return _by_rows(_token, size, head)(unembedding, bias, hidden, targets, mask)
 
 
-def _forward(size, cap, hidden, unembedding, bias, targets, mask):
-    token, dh = _by_rows(_token_and_dh, size, cap)(unembedding, bias, hidden, targets, mask)
+def _forward(size, head, hidden, unembedding, bias, targets, mask):
+    token, dh = _by_rows(_token_and_dh, size, head)(unembedding, bias, hidden, targets, mask)
     return token, (dh, hidden, unembedding, bias, targets, mask)
 
 
-def _backward(size, cap, saved, g):
+def _backward(size, head, saved, g):
     dh, hidden, unembedding, bias, targets, mask = saved
 
-    def chunk(total, rows):
+    def chunk(totals, rows):
         h, x, m, g = rows
-        dz = _token_and_dz(cap, unembedding, bias, h, x, m)[1] * g[:, None]
-        d_unembedding = jnp.matmul(h.T, dz.astype(h.dtype), preferred_element_type=jnp.float32)
-        return (total[0] + d_unembedding, total[1] + dz.sum(0)), None
+        dz = _token_and_dz(head, unembedding, bias, h, x, m)[1] * g[:, None]
+        left, right = (h, dz.astype(h.dtype)) if head.axis == 0 else (dz.astype(h.dtype), h)
+        d_unembedding = jnp.matmul(left.T, right, preferred_element_type=jnp.float32)
+        return jax.tree.map(jnp.add, totals, (d_unembedding, None if bias is None else dz.sum(0))), None
 
     # The compiler drops these where the output layer is frozen, as it is when adapters are trained.
-    zeros = jnp.zeros(unembedding.shape, jnp.float32), jnp.zeros(bias.shape, jnp.float32)
-    (d_unembedding, d_bias), _ = jax.lax.scan(chunk, zeros, _chunks(size, hidden, targets, mask, g))
-    return (
-        g.astype(dh.dtype)[:, None] * dh,
-        d_unembedding.astype(unembedding.dtype),
-        d_bias.astype(bias.dtype),
-        None,
-        None,
-    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (unembedding, bias))
+    totals, _ = jax.lax.scan(chunk, zeros, _chunks(size, hidden, targets, mask, g))
+    of_layer = jax.tree.map(lambda d, x: d.astype(x.dtype), totals, (unembedding, bias))
+    return g.astype(dh.dtype)[:, None] * dh, *of_layer, None, None
 
 
 _token_log_likelihood.defvjp(_forward, _backward)

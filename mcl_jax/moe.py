@@ -26,13 +26,12 @@ import string
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mcl_jax import dtypes, hypotheses, lora, options
+from mcl_jax import bases, dtypes, hypotheses, lora, options
 
 ROUTING = "routing"  # variable collection in which layers report their balance loss
 
@@ -118,8 +117,8 @@ class MixtureOfExperts(hypotheses.LowRankModule):
                 "Set top_k, or call apply"
             )
         delta = experts_delta(self, train=dropout_rng is not None, counted=counted)
-        rngs = {"dropout": dropout_rng}
-        out, sown = self._run(delta, params, adapters_k, inputs, kwargs, rngs, method, mutable=[ROUTING])
+        call = bases.Call(inputs, kwargs, method)
+        out, sown = self.base.adapted(params, adapters_k, call, self.config, delta, dropout_rng, (ROUTING,))
         layers = [leaf.reshape(-1, counted.shape[0]) for leaf in jax.tree.leaves(sown)]  # [B], or [L, B] if scanned
         return out, jnp.concatenate(layers).mean(0)
 
@@ -258,7 +257,7 @@ def mixed(
     return lora.contract(f"{hidden},{expert}{spec.b}->{spec.y}", weighted, b)
 
 
-def _report(layer: nn.Module, path: str, logits: Array, top_k: int, counted: Array) -> None:
+def _report(layer: lora.Layer, path: str, logits: Array, top_k: int, counted: Array) -> None:
     if logits.shape[:2] != counted.shape:
         raise ValueError(
             f"counted must be [B, T] like the inputs of the layer {path}, which have shape {logits.shape[:-1]}, got "

@@ -30,12 +30,12 @@ def plain(value: Any) -> Any:
 
 
 def settle(options: Any) -> None:
-    """Makes every field of a frozen dataclass `plain`, and replaces None by the default. Call it in `__post_init__`.
+    """Makes every argument of a frozen dataclass `plain`, and replaces None by the default. Call it in `__post_init__`.
 
     Raises:
       ValueError: if a field without a default is None.
     """
-    for field in dataclasses.fields(options):
+    for field in (field for field in dataclasses.fields(options) if field.init):
         value = plain(getattr(options, field.name))
         object.__setattr__(options, field.name, _default(options, field) if value is None else value)
 

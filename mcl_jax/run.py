@@ -3,6 +3,8 @@
     DIR/config.json     resolved configuration, written first
     DIR/metrics.jsonl   one line per log step: {"run": tag, "step": step, ...}
     DIR/tensorboard/    the same as TensorBoard events, a folder for each tag; only if tensorboardX is installed
+    DIR/wandb/          what Weights & Biases keeps, if the run is logged there too, see `mcl_jax.weights_and_biases`
+    DIR/profile/        traces of jax.profiler, a folder for each tag, if some were asked for, see `mcl_jax.profiling`
     DIR/checkpoints/    see `mcl_jax.checkpoint`
     DIR/figures/
     DIR/answer.json     how to answer with the trained hypotheses, if the run says so, see `mcl_jax.answer`
@@ -36,13 +38,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from mcl_jax import hosts, json_lines
+from mcl_jax import hosts, json_lines, weights_and_biases
 from mcl_jax.console import Progress, say
 from mcl_jax.events import Events
 from mcl_jax.extras import MissingExtra
 from mcl_jax.hosts import STOPPED
 from mcl_jax.json_io import read_json, read_json_object, to_json, write_json, write_text
 from mcl_jax.lock import DirectoryLock
+from mcl_jax.weights_and_biases import WandbRun
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 CHECKED = ("loss", "log_likelihood", "gradient_norm", "step")  # metrics that a `LossGuard` looks at
@@ -61,18 +64,23 @@ class Run:
       config: dataclass or mapping of all settings that decide the result.
       volatile: names of settings that may change when the run resumes, such as "devices"; "a.b" names a nested one.
         config.json then takes the new values, except in a finished run.
+      wandb: project in Weights & Biases that gets the log and the results too.
     Raises:
       ValueError: if DIR belongs to a run with other settings (names them and both values), is a file, or is not
         seen by all of several processes.
       DirectoryInUse: if another process owns DIR; names its process id and host.
+      MissingExtra, RuntimeError: if Weights & Biases is asked for and not installed, or cannot start.
     """
 
-    def __init__(self, workdir: Path | str, config: Any, *, volatile: Sequence[str] = ()):
+    def __init__(self, workdir: Path | str, config: Any, *, volatile: Sequence[str] = (), wandb: str | None = None):
+        if wandb:
+            weights_and_biases.imported()
         self.workdir = Path(workdir).absolute()
         self.config = to_json(config, "config")
         self._volatile = tuple(volatile)
         self._writers: dict[str, Events] = {}
         self._writes_events = True
+        self._project, self._wandb = wandb, None
         self._purge: dict[str, int] = {}
         self._old_handlers: dict[int, Any] = {}
         self._signal: int | None = None
@@ -85,6 +93,8 @@ class Run:
         try:
             hosts.on_first(self._open, f"open {self.workdir}")
             self._check_seen()
+            if self._project and hosts.first() and not self.finished:
+                self._start_wandb()
         except BaseException:
             self._lock.release()
             raise
@@ -103,13 +113,31 @@ class Run:
                 raise
         finally:
             self._writers.clear()
+            if self._wandb is not None:
+                self._wandb.close(failed=exception[0] is not None)
             self._lock.release()
-        if exception[0] is not None and hosts.first() and list(self.workdir.iterdir()) == [self._config_path]:
-            self._config_path.unlink()
+        if exception[0] is not None:
+            self._forget_settings()
+
+    def _start_wandb(self) -> None:
+        try:
+            self._wandb = WandbRun(self.workdir, self._project, self.config)
+        except BaseException:
+            self._forget_settings("lock")
+            raise
+
+    def _forget_settings(self, *others: str) -> None:
+        """Removes config.json if DIR holds nothing but that, `others` and the files of wandb."""
+        if hosts.first() and {path.name for path in self.workdir.iterdir()} <= {"config.json", "wandb", *others}:
+            self._config_path.unlink(missing_ok=True)
 
     def checkpoint_dir(self, tag: str = "") -> Path:
         """Returns the folder of the checkpoints of the training with this tag."""
         return self.workdir / "checkpoints" / _checked(tag)
+
+    def profile_dir(self, tag: str = "") -> Path:
+        """Returns the folder of the traces of the training with this tag."""
+        return self.workdir / "profile" / _checked(tag)
 
     def figure_path(self, name: str) -> Path:
         """Returns DIR/figures/name and creates its folder."""
@@ -120,7 +148,7 @@ class Run:
     # ---- metrics ----
 
     def log(self, step: int, values: Mapping[str, Any], *, tag: str = "", prefix: str = "") -> None:
-        """Adds a line to metrics.jsonl, and TensorBoard events if tensorboardX is installed.
+        """Adds a line to metrics.jsonl, TensorBoard events if tensorboardX is installed, and points to wandb if asked.
 
         Args:
           step: number of steps done; must not decrease, see `rewind`.
@@ -148,7 +176,10 @@ class Run:
         for name, value in line.items():
             numbers = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
             curves |= {curve: number for curve, number in numbers.items() if isinstance(number, (int, float))}
-        self._add_events(tag, int(step), {curve: number for curve, number in curves.items() if curve != "step"})
+        del curves["step"]
+        self._add_events(tag, int(step), curves)
+        if self._wandb is not None:
+            self._wandb.add(tag, int(step), curves)
 
     def rewind(self, tag: str = "", step: int | None = None) -> None:
         """Deletes the log lines of a tag after a step.
@@ -219,6 +250,8 @@ class Run:
             writer.flush()
         path = self.workdir / "results.json"
         hosts.on_first(lambda: write_json(path, converted), f"write {path}")
+        if self._wandb is not None:
+            self._wandb.summarise(converted)
 
     @property
     def stop_requested(self) -> bool:

@@ -17,7 +17,9 @@ DATA_AXIS, MODEL_AXIS = "data", "model"
 
 
 def path_of(keys: Any) -> str:
-    """Joins a path of `jax.tree_util`, or a tuple of names, with slashes."""
+    """Joins a path of `jax.tree_util`, or a tuple of names, with slashes; the value of an nnx.Variable has its path."""
+    if keys and keys[-1] == jax.tree_util.GetAttrKey("value"):
+        keys = keys[:-1]
     names = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in keys)
     return "/".join(map(str, names))
 

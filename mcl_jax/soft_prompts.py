@@ -48,6 +48,8 @@ class SoftPrompts(hypotheses.AdaptedModule):
     def __post_init__(self):
         options.settle(self)
         super().__post_init__()
+        if not isinstance(self.module, nn.Module):
+            raise ValueError("SoftPrompts needs a module of flax.linen, got one of flax.nnx")
         options.check_integers(1, length=self.length)
 
     @property

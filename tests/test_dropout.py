@@ -8,7 +8,7 @@ import pytest
 
 from mcl_jax import lora
 from mcl_jax.hypotheses import example_key
-from mcl_jax.lora.intercept import random_bits
+from mcl_jax.lora.layer import random_bits
 
 P, SHAPE = 0.3, (251, 257)
 

@@ -22,7 +22,7 @@ from mcl_jax.extras import NO_TORCH, MissingExtra, needed_for, tell_without_trac
 
 ROOT = Path(__file__).parents[1]
 CORE = {"jax", "flax", "optax", "orbax-checkpoint", "chex", "jaxtyping", "numpy", "safetensors"}
-OPTIONAL = {"coco", "docs", "test"}  # extras that running everything does without
+OPTIONAL = {"coco", "docs", "test", "wandb"}  # extras that running everything does without
 
 
 def setup_cfg():

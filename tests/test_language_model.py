@@ -194,6 +194,14 @@ class TestAnothersModel:
         assert losses[-1] < 0.7 * losses[0]
 
 
+def test_a_tied_output_matrix_stays_as_it_is_stored():
+    table, kernel = jnp.ones((11, 7)), jnp.ones((7, 11))
+    tied = {"model": {"embed_tokens": {"embedding": table}}}
+    for params, expected in [(tied, (table.shape, True)), (tied | {"lm_head": {"kernel": kernel}}, ((7, 11), False))]:
+        matrix, transposed = language_model._output_matrix(mcl.models.Llama, params)
+        assert (matrix.shape, transposed) == expected
+
+
 class OnlyLogits(nn.Module):
     @nn.compact
     def __call__(self, tokens):

@@ -242,12 +242,12 @@ class TestRefusedLayers:
     @pytest.mark.parametrize(
         ("module", "message"),
         [
-            (nnx.Linear(7, 3, rngs=nnx.Rngs(0)), "instances of flax.linen.Module, got an instance of flax.nnx.*Linear"),
-            (nn.Dense, "instances of flax.linen.Module, got the class flax.linen.linear.Dense"),
-            (jnp.sin, "instances of flax.linen.Module, got an instance of"),
+            (nnx.Linear, "instances of flax.linen.Module or flax.nnx.Module, got the class flax.nnx.*Linear"),
+            (nn.Dense, "instances of flax.linen.Module or .*, got the class flax.linen.linear.Dense"),
+            (jnp.sin, "instances of flax.linen.Module or .*, got an instance of"),
         ],
     )
-    def test_what_is_no_linen_module(self, module, message):
+    def test_what_is_no_module(self, module, message):
         with pytest.raises(ValueError, match=message):
             mcl.Hypotheses(module, mcl.LoraConfig())
         with pytest.raises(ValueError, match="MixtureOfExperts adapts " + message):

@@ -150,6 +150,21 @@ class TestChunked:
         log_p, _ = chunked(4)(hidden, unembedding, None, targets, mask)
         close(log_p, reference(hidden @ unembedding, targets, mask))
 
+    def test_a_table_of_embeddings_needs_no_transposed_copy(self):
+        hidden, unembedding, _, targets, mask = problem()
+
+        def loss(hidden, matrix, transposed):
+            options = {"chunk_size": 4, "transposed": transposed}
+            return chunked_sequence_log_likelihood(hidden, matrix, targets, mask, **options)[0].sum()
+
+        gradient = jax.jit(jax.value_and_grad(loss, (0, 1)), static_argnums=2)
+        value, (of_hidden, of_table) = gradient(hidden, unembedding.T, True)
+        close((value, (of_hidden, of_table.T)), gradient(hidden, unembedding, False))
+        of_hidden_alone = jax.jit(jax.grad(lambda h, table: loss(h, table, True)))
+        assert f"[{D},{V}]" not in of_hidden_alone.lower(hidden, unembedding.T).compile().as_text()
+        with pytest.raises(ValueError, match=r"\[V, D\] with D = 7 as in hidden, got \(7, 11\)"):
+            loss(hidden, unembedding, True)
+
     def test_gradients_numerically(self):
         hidden, unembedding, bias, targets, mask = problem()
         log_p = lambda h, w, b: chunked(4)(h, w, b, targets, mask)[0]

@@ -27,7 +27,7 @@ def main(config: Config) -> None:
     config.hosts.start()
     speech = config.data.is_speech
     columns = SPEECH_COLUMNS if speech else COLUMNS
-    with Run(config.workdir, config, volatile=config.volatile) as run:
+    with Run(config.workdir, config, volatile=config.volatile, wandb=config.tracking.wandb) as run:
         media, corpus = Clips(config.data.seconds, config.data.time_mask, config.data.frequency_mask), None
         if run.finished:
             run.say_finished()

@@ -85,6 +85,7 @@ WHISPER: dict[str, Any] = STAMPS | dict(
     learning_rate=1e-3,
     alpha=16.0,
     max_length=32,
+    lengths=(),
 )
 # Seven minutes on two cores.
 DEMO: dict[str, Any] = WHISPER | dict(

@@ -14,6 +14,7 @@ from experiments.common.groups import Experts, Lora, Objective, Optimizer, Train
 from experiments.common.options import NO_INFLUENCE, VOLATILE, Options
 from experiments.common.processes import Hosts
 from experiments.common.prompts import Prompts
+from experiments.common.tracking import Tracking
 from mcl_jax import objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.lora import LoraConfig
@@ -54,6 +55,7 @@ class Config(Options):
     prompts: Prompts = field(default=Prompts())
     optimizer: Optimizer = field(default=Optimizer())
     training: Training = field(default=Training())
+    tracking: Tracking = field(default=Tracking())
     hosts: Hosts = field(default=Hosts())
     evaluation: Evaluation = field(default=Evaluation())
     decoding: Decoding = field(default=Decoding())

@@ -1,6 +1,7 @@
 """Groups of options, each with the object that it makes: objective, adapters, optimizer, batches, base."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import field
@@ -23,7 +24,7 @@ from mcl_jax.parallel import base_sharding
 from mcl_jax.tokenization import AnswerStart
 
 ObjectiveName = Literal["balanced", "relaxed", "annealed", "wta", "mixture", "random"]
-LENGTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)  # of batches, below the longest
+LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,14 @@ class Lora(Options):
     targets: tuple[str, ...] = ()
     """Linear layers that get adapters, by name or regular expression; all-linear is all but the output layer.
     The default is the projections of queries, keys and values and those of the MLP (`mcl.models.lora_targets`)."""
+    layers: tuple[int, ...] = ()
+    """Numbers of the layers that get adapters, from 0; all by default. With the upper layers only, what lies below
+    them is computed once for all hypotheses."""
+
+    @property
+    def base_options(self) -> dict[str, bool]:
+        """The arguments that `mcl.models.from_pretrained` needs so that the layers have numbers, if these are asked."""
+        return {"scan": False} if self.layers else {}
 
     def adapters(self, factor: int = 1, default_targets: Sequence[str] = LoraConfig.targets) -> LoraConfig:
         """Returns adapters with `factor` times the rank and the same α/r, on `targets` or the default ones."""
@@ -121,6 +130,7 @@ class Lora(Options):
             alpha=alpha * (rank + shared_rank) / self.rank,
             dropout=self.dropout,
             targets=self.targets or default_targets,
+            layers=self.layers or None,
         )
 
 
@@ -223,6 +233,10 @@ class Training(Options):
     """Number of examples per step."""
     max_length: int = field(default=192, metadata=COUNT)
     """Longest example in tokens, prompt and answer together. Longer ones are left out, and their number is printed."""
+    lengths: tuple[int, ...] = field(default=LENGTHS, metadata=NO_INFLUENCE)
+    """Lengths below --max-length to which batches are padded, ascending. The step compiles once for each that occurs.
+    Batches are of examples of similar length, so more lengths save more padding. Only the noise of --dropout depends on
+    them."""
     examples: Literal["sources", "answers"] = "sources"
     """Examples of an epoch.
     sources: each source once, with one of its answers, drawn anew in each epoch.
@@ -257,6 +271,8 @@ class Training(Options):
         super().check()
         if self.patience is not None and self.keep != "best":
             raise ValueError(f"--patience {self.patience} needs --keep best, got {self.keep}")
+        if not all(a < b for a, b in itertools.pairwise((0, *self.lengths))):
+            raise ValueError(f"--lengths must be positive and ascending, got {list(self.lengths)}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"--batch-size must be a multiple of --accumulate, got {self.batch_size} for {self.accumulate}"
@@ -283,7 +299,7 @@ class Training(Options):
 
     def batches(self, seed: int) -> BatchConfig:
         """Returns the shapes and the order of batches."""
-        lengths = [n for n in LENGTHS if n < self.max_length]
+        lengths = [n for n in self.lengths if n < self.max_length]
         return BatchConfig(self.batch_size, (*lengths, self.max_length), seed)
 
 

@@ -99,11 +99,11 @@ def _any_has(methods: Mapping[str, Mapping[str, Any]], key: str) -> bool:
 
 def _table(methods: Mapping[str, Mapping[str, Any]], columns: Mapping[str, str]) -> dict[str, Any]:
     """Returns the titles, a label and the cells of each method, and why columns have no values."""
-    rows = [(_label(name), [_cell(scores, key) for key in columns.values()]) for name, scores in methods.items()]
+    rows = [(label(name), [_cell(scores, key) for key in columns.values()]) for name, scores in methods.items()]
     return {"columns": list(columns), "rows": rows, "not_available": reasons(methods, columns)}
 
 
-def _label(name: str) -> tuple[str, str]:
+def label(name: str) -> tuple[str, str]:
     """Returns the label of a method, and its decoder."""
     method, _, decoder = name.partition("/")
     return LABELS[method], decoder
@@ -135,7 +135,7 @@ def _win_matrix(name: str, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Returns, for each mode and hypothesis, the number of answers that it wins and their share."""
     counts = dict(zip(scores["modes"], scores["win_matrix"], strict=True))
     wins = {mode: [(count, count / sum(row)) for count in row] for mode, row in counts.items()}
-    return {"label": _label(name), "num_hypotheses": len(scores["win_rate"]), "wins": wins}
+    return {"label": label(name), "num_hypotheses": len(scores["win_rate"]), "wins": wins}
 
 
 def _figure(path: Path) -> tuple[str, str]:
@@ -152,7 +152,7 @@ def _sample(sample: Mapping[str, Any], media: data.Media | None) -> dict[str, An
         "media": None if media is None else _media(media),
         "num_answers": max(map(len, sample["answers"].values())),
         "rows": [
-            (_label(name), list(zip(texts, scored[name], strict=True))) for name, texts in sample["answers"].items()
+            (label(name), list(zip(texts, scored[name], strict=True))) for name, texts in sample["answers"].items()
         ],
     }
 

@@ -1,5 +1,6 @@
 """The small base model from a package, and checks of any base that read no weights."""
 
+import dataclasses
 import importlib.util
 from functools import partial
 from pathlib import Path
@@ -58,7 +59,8 @@ def outline(path: Path) -> tuple[families.Family, nn.Module]:
 def check_targets(config: Config, module: nn.Module) -> None:
     """Raises a ValueError for --targets that match no linear layer, without any computation."""
     if config.lora.targets:
-        model, (positional, keywords) = mcl.Hypotheses(module, config.lora_of("mcl")), example_call(module)
+        lora = dataclasses.replace(config.lora_of("mcl"), layers=None)  # layers have no numbers if they are scanned
+        model, (positional, keywords) = mcl.Hypotheses(module, lora), example_call(module)
         create = partial(model.init, jax.random.key(0), num_hypotheses=1, method="hidden", **keywords)
         init = lambda params: create(params, *positional)
         jax.eval_shape(init, abstract_params(module))

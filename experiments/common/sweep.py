@@ -162,7 +162,7 @@ def trained(task: Task) -> dict[str, Any]:
     share of hypotheses that win less than 1 %.
     """
     config, method = task.config, task.config.methods[0]
-    with Run(config.workdir, config, volatile=config.volatile) as run:
+    with Run(config.workdir, config, volatile=config.volatile, wandb=config.tracking.wandb) as run:
         if not run.finished:
             evaluate = evaluator(task, method)
             state, seconds = train(run, task, method, evaluate)

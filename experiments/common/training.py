@@ -47,6 +47,7 @@ def train(
         eval_every=config.evaluation.every(config.training.steps),
         keep_best=config.training.keep == "best",
         patience=config.training.patience,
+        profile=config.tracking.traced,
     )
     return fitted.state, fitted.seconds
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from experiments.common.figure_files import save
 from experiments.common.options import parse_line, print_and_exit
-from experiments.compare import columns, curves, figure, tables
+from experiments.compare import answers, columns, curves, figure, tables
 from experiments.compare.aggregate import fold
-from experiments.compare.runs import group, read
+from experiments.compare.runs import FinishedRun, Group, group, read
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import say
 from mcl_jax.json_io import write_text
@@ -21,6 +21,8 @@ class Config:
 
     One figure shows quality against diversity, the other the held-out loss and the purity against the steps.
 
+    Of several runs with the same test sources, answers.html also shows their answers side by side.
+
     Runs that differ only in the seed share one row per method, with mean ± sample standard deviation (number of seeds).
     A single seed gives the value with its 95 % bootstrap interval. Other runs are named by the options in which they
     differ.
@@ -29,7 +31,8 @@ class Config:
     workdirs: tuple[Path, ...]
     """Run directories of experiments that compare methods, such as translation."""
     out: Path
-    """Folder for table.csv, table.md, table.tex, and quality_diversity and curves as PNG and PDF."""
+    """Folder for table.csv, table.md, table.tex, quality_diversity and curves (PNG, PDF), and, of several runs,
+    answers.html."""
     columns: tuple[str, ...] = ()
     """Metrics to show, by their names in results.json, such as loss_of_mode.MODE.
     The default is all of them in the files and a few on the console."""
@@ -83,12 +86,27 @@ def main(config: Config) -> None:
             with attempt(f"curves.{kind}"):
                 save(curves.draw(evaluations), config.out / f"curves.{kind}")
 
+    if len(config.workdirs) > 1:
+        with attempt("answers.html"):
+            answers.write(config.out / "answers.html", *_with_names(groups), (quality, diversity))
+
     short = metrics if config.columns else columns.shortened(metrics, quality, diversity)
     tables.show(tables.lay_out(rows, short), "Finished runs (* marks the best value of each column)")
     for row in rows:
         if row not in drawn:
             say(f"Not in the figure because it lacks {quality} or {diversity}: {tables.where(row)}")
     say(f"The tables and the figures are in {config.out}.")
+
+
+def _with_names(groups: Sequence[Group]) -> tuple[list[FinishedRun], list[str]]:
+    """Returns the runs, and the names of their groups, with the seed if a group has several."""
+    runs, names = [], []
+    for formed in groups:
+        for run in formed.runs:
+            seed = f"seed {run.config.get('seed')}" if len(formed.runs) > 1 else ""
+            runs.append(run)
+            names.append(", ".join(filter(None, (formed.name, seed))))
+    return runs, names
 
 
 if __name__ == "__main__":

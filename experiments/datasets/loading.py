@@ -10,15 +10,18 @@ import tensorflow_datasets as tfds
 from experiments.datasets.alma_files import found_in, read_alma
 from experiments.datasets.captions_builder import CAPTIONS, build_captions
 from experiments.datasets.definitions import read_definitions, read_words
+from experiments.datasets.layout import Layout
 from experiments.datasets.messages import read_messages
 from experiments.datasets.stamp_kinds import KIND, with_kinds
 from experiments.datasets.stamps import of_languages, without_families
+from experiments.datasets.tfds_table import load_table
 from experiments.datasets.verses_builder import Verses, load_verses
 from experiments.datasets.wmt import load_wmt
 from mcl_jax.data.captions import read_captions
 from mcl_jax.data.jsonl import read_jsonl
 from mcl_jax.data.parallel_text import read_parallel
 from mcl_jax.data.records import Corpus, describe_unknown, warn_of_left_out
+from mcl_jax.data.tables import READERS as TABLES
 
 # Readers of text files by the ending of their names; each takes a path and returns a corpus.
 READERS: dict[str, Callable[[Path | str], Corpus]] = {".jsonl": read_jsonl}
@@ -34,6 +37,7 @@ def load_corpus(
     source: str = "en",
     target: str = "de",
     most: int | None = None,
+    layout: Layout | None = None,
 ) -> Corpus:
     """Loads one-to-many text by name or from files.
 
@@ -46,6 +50,8 @@ def load_corpus(
       wordnet_dir, locale_dir: folders of `read_definitions` and `read_messages`; None fetches the Debian packages.
       source, target: languages of parallel files and of WMT.
       most: number of WMT training pairs; None means all.
+      layout: what the columns of a table are. `data` is then a table, a folder of tables (see `tables`), or any data
+        set of TFDS.
     Returns:
       The corpus.
     Raises:
@@ -58,8 +64,12 @@ def load_corpus(
         "messages": lambda: read_messages(cache, locale_dir),
     }
     names = [*Verses.builder_configs, *others]
+    if layout is not None:
+        return load_table(data, data_dir, layout)
     if (ending := Path(data).suffix) in READERS:
         return READERS[ending](data)
+    if ending in TABLES:
+        raise ValueError(f"--data {data} needs --columns source=NAME targets=NAME, which say what its columns are")
     if data in others:
         return others[data]()
     if data in names:

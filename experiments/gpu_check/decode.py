@@ -20,7 +20,7 @@ from mcl_jax import generation, interop
 from mcl_jax.hypotheses import select
 from mcl_jax.models import save_pretrained
 
-PEER = Path(__file__).parents[1] / "bench_decode" / "hugging_face.py"
+PEER = Path(__file__).parents[1] / "bench_peers" / "torch_side.py"
 
 
 def steps(quick: bool) -> Iterator[dict[str, Any]]:

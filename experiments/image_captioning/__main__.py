@@ -26,7 +26,7 @@ from mcl_jax.run import Run
 def main(config: Config) -> None:
     """Runs the whole experiment."""
     config.hosts.start()
-    with Run(config.workdir, config, volatile=config.volatile) as run:
+    with Run(config.workdir, config, volatile=config.volatile, wandb=config.tracking.wandb) as run:
         media, corpus = Pictures(config.data.padded), None
         if run.finished:
             run.say_finished()

@@ -50,6 +50,7 @@ STAMPS: dict[str, Any] = dict(
     decode_items=128,
     max_new_tokens=24,
     max_length=64,
+    lengths=(),
 )
 # "A seagull." or "A bird.": both in English, since SmolLM2 knows no other language well. After 40 steps the validation
 # loss rises.

@@ -45,6 +45,7 @@ def train(run: Run, config: Config, seed: int, method: str) -> dict[str, Any]:
         eval_every=every,
         stride=every,
         checkpoint_seconds=CHECKPOINT_SECONDS,
+        profile=config.tracking.traced,
     )
     key = jax.random.fold_in(stream(seed, FINAL), 0)
     final = on_fresh_sequences(fitted.state, key, config.evaluation.final_sequences)
@@ -57,7 +58,7 @@ def main(config: Config) -> None:
     chains = config.chains
     config.objective.make().check(config.k)
     settings = dataclasses.asdict(config) | {"chains": chains, "k": config.k}
-    with Run(config.workdir, settings, volatile=config.volatile) as run:
+    with Run(config.workdir, settings, volatile=config.volatile, wandb=config.tracking.wandb) as run:
         if run.finished:
             run.say_finished()
         else:

@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from experiments.common import groups
 from experiments.common.options import COUNT, VOLATILE, Options
+from experiments.common.tracking import Tracking
 from experiments.markov import theory
 from mcl_jax.json_io import read_json
 from mcl_jax.lora import LoraConfig
@@ -162,6 +163,7 @@ class Config(Options):
     objective: Objective = Objective()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    tracking: Tracking = field(default=Tracking())
 
     def __post_init__(self):
         object.__setattr__(self, "training", self.training.resolved(BASES[self.base.name]))

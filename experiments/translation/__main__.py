@@ -39,7 +39,7 @@ COLUMNS = Columns(
 def main(config: Config) -> None:
     """Runs the whole experiment."""
     config.hosts.start()
-    with Run(config.workdir, config, volatile=config.volatile) as run:
+    with Run(config.workdir, config, volatile=config.volatile, wandb=config.tracking.wandb) as run:
         corpus = None
         if run.finished:
             run.say_finished()

@@ -10,6 +10,7 @@ from tyro.conf import FlagCreatePairsOff, arg
 
 from experiments.common import config, groups, options
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
+from experiments.datasets.layout import Layout
 from mcl_jax.data import Prompt
 
 
@@ -29,9 +30,21 @@ class Data(Options):
     a file of JSON lines, name.jsonl (`id`, `source`, `target`, optionally `mode`, `split`, `references`);
     a folder with parallel files such as train.en and train.de;
     a folder with the files of ALMA, such as deen/train.de-en.json and wmt14-en-de.extra_refs.tok;
-    the name of a WMT data set in TFDS, such as wmt14_translate/de-en."""
+    the name of a WMT data set in TFDS, such as wmt14_translate/de-en;
+    with --columns any table (name.parquet, .csv, .tsv or .jsonl), a folder with a table for each split (train*.parquet,
+    test*.parquet, ...), or any data set of TFDS (squad/v1.1, or the folder of a prepared one)."""
+    columns: tuple[str, ...] = ()
+    """What the columns of --data are: source=NAME targets=NAME, optionally mode=NAME and split=NAME.
+    targets=fr,es takes several columns, which are the modes; a column of targets may hold lists; answers.text is the
+    field text inside the column answers."""
+    splits: tuple[str, ...] = ()
+    """With --columns, the names of the splits, such as train=train validation=dev test=test, where they differ from
+    these. A data set of TFDS takes its slices too: train=train[:1000]. Other splits are left out."""
+    split_seed: int = 0
+    """Seed that chooses the sources of a missing test or validation split from the training split, as a whole each.
+    Runs with several --seed keep the same splits."""
     test_data: Path | None = None
-    """Other text, as --data or --task takes it, whose test split is used instead."""
+    """Other text, as --data or --task takes it, whose test split is used instead, or all of it if it has no splits."""
     sword_dir: Path | None = field(default=None, metadata=VOLATILE)
     """Folder with the SWORD modules of the verses, which contains mods.d.
     By default, they are downloaded (Debian's packages)."""
@@ -59,6 +72,17 @@ class Data(Options):
         if self.source_language == self.target_language:
             raise ValueError(f"--source-language and --target-language must differ, got {self.source_language!r} twice")
         Prompt(self.prompt)
+        if (self.columns or self.splits) and self.path is None:
+            raise ValueError("--columns and --splits need --data, got none")
+        if self.splits and not self.columns:
+            raise ValueError("--splits needs --columns, got none")
+        if self.columns:
+            Layout.parse(self.columns, self.splits)
+
+    @property
+    def layout(self) -> Layout | None:
+        """What the columns and the splits of a table are; None without --columns."""
+        return Layout.parse(self.columns, self.splits) if self.columns else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +124,7 @@ DEMO: dict[str, Any] = dict(
     test_items=63,
     decode_items=63,
     max_length=40,
+    lengths=(),  # compiles once
     max_new_tokens=32,
 )
 ALMA_PROMPT = "Translate this from English to German:\nEnglish: {source}\nGerman:"

@@ -5,7 +5,7 @@ from functools import partial
 import mcl_jax as mcl
 from experiments import datasets
 from experiments.common.smollm2 import check_targets, outline, smollm2
-from experiments.common.splits import usable, with_test_split_of, with_validation
+from experiments.common.splits import usable, with_held_out, with_test_split_of
 from experiments.common.task import Task
 from experiments.translation.config import Config
 from mcl_jax import data, hosts
@@ -38,11 +38,14 @@ def load_data(config: Config) -> data.Corpus:
         source=given.source_language,
         target=given.target_language,
         most=given.wmt_pairs,
+        layout=given.layout,
     )
     corpus = load_text(given.path or given.task)
+    if given.test_data is not None:
+        corpus = with_test_split_of(corpus, load_text(str(given.test_data)))
     option = f"--data {given.path}" if given.path else f"--task {given.task}"
-    corpus = with_validation(usable(corpus, option=option, batch_size=config.training.batch_size))
-    return corpus if given.test_data is None else with_test_split_of(corpus, load_text(str(given.test_data)))
+    batch_size = config.training.batch_size
+    return with_held_out(usable(corpus, option=option, batch_size=batch_size, seed=given.split_seed), given.split_seed)
 
 
 def _check_base(config: Config) -> None:
@@ -55,7 +58,7 @@ def _check_base(config: Config) -> None:
 
 def load_base(config: Config, corpus: data.Corpus) -> Task:
     """Reads the base with its tokenizer and its prompt."""
-    options = config.base.options(config.training)
+    options = config.base.options(config.training) | config.lora.base_options
     path = config.base.path or smollm2()
     module, params, tokenizer = mcl.models.from_pretrained(path, **options)
     if config.data.chat:

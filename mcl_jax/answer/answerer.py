@@ -82,8 +82,9 @@ class Answerer:
             not fit PEFT adapters.
         """
         recipe, dtype = trained.recipe, jnp.dtype(trained.recipe.dtype)
+        numbered = {"scan": False} if recipe.lora and recipe.lora.layers else {}
         module, params, processor = from_pretrained(
-            recipe.base, dtype=dtype, param_dtype=dtype, quantization=recipe.quantization
+            recipe.base, dtype=dtype, param_dtype=dtype, quantization=recipe.quantization, **numbered
         )
         if processor is None:
             raise ValueError(f"the base {recipe.base} has no tokenizer files, which answers in words need")

@@ -1,7 +1,8 @@
 """One-to-many data: from images, audio clips, JSON lines, parallel text and tables to batches of tokens.
 
 Reading order: `pictures`; `sound_sizes`, `mp3_frames`, `sound_files`, `clips`; `media`, `paths`, `records`; text from
-`jsonl` and `parallel_text`, captions from `captions`, tables from `csv_rows`; then `encoding`, `schedule`, `batches`.
+`jsonl` and `parallel_text`, captions from `captions`, published CSV files from `csv_rows`, tables of any layout from
+`columns` and `tables`; then `encoding`, `schedule`, `batches`.
 Data sets by name are in `experiments.datasets`.
 """
 
@@ -14,6 +15,7 @@ from mcl_jax.data.media import Clip, Media, Picture, Unreadable
 from mcl_jax.data.parallel_text import read_parallel
 from mcl_jax.data.records import SPLITS, Corpus, Record, Target, split_of
 from mcl_jax.data.schedule import NO_RECORD, BatchConfig
+from mcl_jax.data.tables import read_table
 
 __all__ = [
     "NO_MODE",
@@ -38,6 +40,7 @@ __all__ = [
     "read_captions",
     "read_jsonl",
     "read_parallel",
+    "read_table",
     "split_of",
     "train_batches",
     "write_jsonl",

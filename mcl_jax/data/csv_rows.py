@@ -36,7 +36,7 @@ def read_rows(
     Raises:
       ValueError: if the file is not UTF-8, or lacks a column; names it.
     """
-    lines = list(io.StringIO(_decoded(path), newline=""))  # splits at \n, \r and \r\n, as CSV does
+    lines = list(io.StringIO(decoded(path), newline=""))  # splits at \n, \r and \r\n, as CSV does
     header = (_fields(lines[0]) if lines else None) or []
     if any(header.count(column) != 1 for column in columns):
         raise ValueError(f"{path} must have the columns {', '.join(columns)}, each once, got {header}")
@@ -61,7 +61,12 @@ def read_rows(
     return list(kept.values())
 
 
-def _decoded(path: Path) -> str:
+def decoded(path: Path) -> str:
+    """Returns the text of a file without its byte order mark.
+
+    Raises:
+      ValueError: if it is not UTF-8; names file and line.
+    """
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")

@@ -105,7 +105,7 @@ def merge_lines(path: Path, layout: Layout) -> dict[str, dict[str, Any]]:
         raise FileNotFoundError(f"{path} {needed}, but there is no such file")
     merged: dict[str, dict[str, Any]] = {}
     known: dict[Hashable, tuple[str, str]] = {}
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             fields = _parse(line, layout)
             if layout.locate is not None:
@@ -124,7 +124,7 @@ def _use_one_name(fields: dict[str, Any], file: Located, known: dict[Hashable, t
     fields["id"], fields["subject"] = known.setdefault(file.identity, (first_id, file.name))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields numbered lines that are not empty. Splits only at newlines, since JSON may contain other separators.
 
     Raises:

@@ -115,11 +115,11 @@ class Corpus:
             raise ValueError(f"split {describe_unknown(name, SPLITS)}")
         records = tuple(record for record in self.records if record.split == name)
         if not records:
-            hint = "; `corpus.with_validation()` moves some of the training split there" if name == "validation" else ""
+            hint = "" if name == "train" else f"; `corpus.with_{name}()` moves some of the training split there"
             raise ValueError(f"corpus {self.name!r} has no records in {name!r}, only {self.counts()}{hint}")
         return records
 
-    def with_validation(self, fraction: float = 0.05) -> "Corpus":
+    def with_validation(self, fraction: float = 0.05, seed: int = 0) -> "Corpus":
         """Moves some training records to the validation split if that is empty.
 
         A hash of a record's source decides (of its id, if it has an image or audio clip), so records with the same
@@ -127,24 +127,30 @@ class Corpus:
 
         Args:
           fraction: expected share of the training split; at least one source is moved, and never all of them.
+          seed: another seed chooses other sources.
         Returns:
           The corpus; unchanged if it has a validation split or only one training source.
         """
+        return self._with("validation", fraction, seed)
 
+    def with_test(self, fraction: float = 0.05, seed: int = 0) -> "Corpus":
+        """Moves some training records to the test split if that is empty; otherwise like `with_validation`."""
+        return self._with("test", fraction, seed)
+
+    def _with(self, split: str, fraction: float, seed: int) -> "Corpus":
         def key_of(record: Record) -> str:
             return record.source if record.media is None else record.id
 
         keys = {key_of(record) for record in self.records if record.split == "train"}
-        if self.counts()["validation"] or len(keys) < 2:
+        if self.counts()[split] or len(keys) < 2:
             return self
-        places = {key: _place(f"validation {key}") for key in keys}
+        salt = f"{split} {seed}" if seed else split
+        places = {key: _place(f"{salt} {key}") for key in keys}
         chosen = {key for key, place in places.items() if place < fraction}
         if not chosen or chosen == keys:
             chosen = {min(keys, key=places.get)}
         records = [
-            dataclasses.replace(record, split="validation")
-            if record.split == "train" and key_of(record) in chosen
-            else record
+            dataclasses.replace(record, split=split) if record.split == "train" and key_of(record) in chosen else record
             for record in self.records
         ]
         return dataclasses.replace(self, records=tuple(records))

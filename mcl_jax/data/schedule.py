@@ -101,6 +101,13 @@ class TrainSchedule:
         record, target = records[place], targets[place]
         return Rows(record, target, _padded(self._lengths[record, target].max(), self.config))
 
+    @property
+    def padding(self) -> float:
+        """Share of the positions of the first epoch that are padding."""
+        records, targets = self.epoch(0)
+        padded = [_padded(longest, self.config) for longest in self._lengths[records, targets].max(axis=1)]
+        return 1 - self._lengths[records, targets].sum() / (self.config.batch_size * sum(padded))
+
     def drawn_targets(self, epoch: int) -> np.ndarray:
         """Returns the index of each record's target in an epoch: uniform, and a function of (seed, epoch, record)."""
         return (self._random(DRAW, epoch).random(len(self._num_targets)) * self._num_targets).astype(np.int64)

@@ -1,6 +1,6 @@
-"""Low-rank adapters for Flax Linen modules that know nothing about them.
+"""Low-rank adapters for Flax modules that know nothing about them.
 
-A method interceptor changes every targeted linear layer to
+A method interceptor of Flax Linen (`mcl_jax.bases` does the same for Flax NNX) changes every targeted linear layer to
 
     y = W x + (α/r) · B A x
 
@@ -17,48 +17,46 @@ of all leaves, they alone have no axis K when hypotheses are stacked.
 
 `a` has the contracted axes of the kernel and ends in r; `b` has the axes of the kernel with r in place of the
 contracted ones. This rule holds for `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum`, and for the leading axis that
-`nn.scan` adds. Source: Hu et al., LoRA (arXiv 2106.09685); rank-stabilised scaling α/√r: arXiv 2312.03732.
+`nn.scan` adds. Layers of NNX have the same. Source: Hu et al., LoRA (arXiv 2106.09685); rank-stabilised scaling α/√r:
+arXiv 2312.03732.
 """
 
+from mcl_jax.lora.adapted import Adapted
 from mcl_jax.lora.config import SHARED_A, SHARED_B, LoraConfig, matches, with_layer_ranks, with_layer_scales
-from mcl_jax.lora.intercept import (
-    COLLECTION,
-    LINEAR_LAYERS,
-    Adapted,
-    DeltaFn,
-    adapter_delta,
-    dropout,
-    intercept,
-    variable,
-)
+from mcl_jax.lora.intercept import ADAPTABLE, intercept
 from mcl_jax.lora.kernels import check_kernels, sampling_delta
+from mcl_jax.lora.layer import COLLECTION, AbsentAdapterError, DeltaFn, Layer, adapter_delta, dropout, variable
 from mcl_jax.lora.linear import (
     LinearSpec,
     contract,
     delta,
+    dense_general_spec,
+    einsum_spec,
     init_a,
-    linear_spec,
     merge_kernel,
     rank_axes,
 )
 
 __all__ = [
+    "ADAPTABLE",
     "COLLECTION",
-    "LINEAR_LAYERS",
     "SHARED_A",
     "SHARED_B",
+    "AbsentAdapterError",
     "Adapted",
     "DeltaFn",
+    "Layer",
     "LinearSpec",
     "LoraConfig",
     "adapter_delta",
     "check_kernels",
     "contract",
     "delta",
+    "dense_general_spec",
     "dropout",
+    "einsum_spec",
     "init_a",
     "intercept",
-    "linear_spec",
     "matches",
     "merge_kernel",
     "rank_axes",

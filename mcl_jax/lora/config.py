@@ -18,6 +18,15 @@ ALL_LINEAR = "all-linear"  # PEFT's word
 OUTPUT_LAYERS = ("lm_head", "proj_out")
 
 
+def layer_of(path: str) -> int | None:
+    """Returns the number of the layer that a module path lies in; None if it lies in none.
+
+    It is 3 for `model/layers_3/mlp/up_proj` (Linen) and `model/layers/3/mlp/up_proj` (NNX).
+    """
+    number = re.search(r"(?:^|[_/])(\d+)/", path)
+    return None if number is None else int(number[1])
+
+
 def matches(pattern: str, path: str) -> bool:
     """Whether `pattern` is the end of the module path `a/b/c` (whole names), or a regular expression for all of it.
 
@@ -39,6 +48,9 @@ class LoraConfig:
       targets: names of linear layers (`"q_proj"`, `"attn/out"`), or regular expressions over whole module paths
         (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them. `"all-linear"` is every linear layer but the
         output layers lm_head and proj_out, as in PEFT; of a model with a frozen tower it is the language model's.
+      layers: numbers of the layers whose targets get adapters, from 0, as PEFT's `layers_to_transform`; None is all.
+        What lies below the lowest of them does not depend on k and is computed once for all K. The layers of a
+        pretrained model have numbers if it was loaded with `scan=False`.
       rank_stabilized: scale by α/√r instead of α/r.
       rank_pattern: target pattern → rank, for layers that differ; the first match wins. Layers that `nn.scan` stacks
         share one path: give them a sequence with one value each, such as `{"layers/q_proj": (8, 4, 4)}`.
@@ -53,13 +65,14 @@ class LoraConfig:
       param_dtype: dtype of the stored adapters, float32 whatever the base is.
     Raises:
       ValueError: for a rank that is no integer of at least 1, an alpha that is no finite number, a dropout outside
-        [0, 1), or no targets.
+        [0, 1), no targets, or layers that are no different integers of at least 0.
     """
 
     rank: int = 8
     alpha: float = 8.0
     dropout: float = 0.0
     targets: str | Sequence[str] = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+    layers: Sequence[int] | None = None
     rank_stabilized: bool = False
     rank_pattern: Mapping[str, int | Sequence[int]] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float | Sequence[float]] = dataclasses.field(default_factory=dict)
@@ -79,6 +92,9 @@ class LoraConfig:
             raise ValueError(f"LoraConfig: dropout must be in [0, 1), got {self.dropout}")
         if not self.patterns:
             raise ValueError("LoraConfig: targets must name at least one linear layer, got none")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            _check_layers(self.layers)
         for pattern in (*self.patterns, *self.rank_pattern, *self.alpha_pattern):
             try:
                 re.compile(pattern)
@@ -93,6 +109,11 @@ class LoraConfig:
     def patterns(self) -> tuple[str, ...]:
         """The targets, always as a tuple."""
         return (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+
+    def adapts(self, path: str) -> bool:
+        """Whether the linear layer at `path` gets an adapter."""
+        chosen = self.layers is None or layer_of(path) in self.layers
+        return chosen and any(matches(pattern, path) for pattern in self.patterns)
 
     def rank_of(self, path: str) -> int:
         """Returns r of the layer at `path`; for stacked layers the largest one, to which the others are padded."""
@@ -141,6 +162,12 @@ class LoraConfig:
 
 def _each(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def _check_layers(layers: Sequence[int]) -> None:
+    options.check_integers(0, **{f"LoraConfig: layers[{i}]": number for i, number in enumerate(layers)})
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"LoraConfig: layers must be different numbers, at least one, got {list(layers)}")
 
 
 def _check_ranks(name: str, ranks: Any) -> None:

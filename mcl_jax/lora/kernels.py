@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
-from mcl_jax.lora.intercept import variable
+from mcl_jax.lora.layer import variable
 
 SAMPLES = 251  # entries of a kernel that are compared
 ROUNDING = 0.02  # relative difference that a cast to bfloat16 may make

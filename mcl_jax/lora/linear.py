@@ -5,9 +5,9 @@ import functools
 import math
 import re
 import string
+from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
@@ -88,14 +88,9 @@ class LinearSpec:
         return "".join(c for c in dict.fromkeys(self.x) if c not in self.contracted) + self.rank_axis
 
 
-def linear_spec(layer: nn.Module, inputs: Array, einsum_str: str | None = None) -> LinearSpec:
-    """Returns the contraction that `layer` computes when it is called with these arguments."""
-    if isinstance(layer, nn.Einsum):
-        equation = nn.merge_param("einsum_str", layer.einsum_str, einsum_str).replace(" ", "")
-        return LinearSpec(_without_ellipsis(equation, jnp.ndim(inputs)), tuple(layer.shape))
-    if isinstance(layer, nn.Dense):
-        return _dense_general_spec(inputs, layer.features, axis=-1, batch_dims=())
-    return _dense_general_spec(inputs, layer.features, layer.axis, layer.batch_dims)
+def einsum_spec(equation: str, ndim: int, shape: Sequence[int]) -> LinearSpec:
+    """Returns the contraction of an input with `ndim` axes, in which "..." may stand for some, and a kernel."""
+    return LinearSpec(_without_ellipsis(equation.replace(" ", ""), ndim), tuple(shape))
 
 
 def _without_ellipsis(equation: str, ndim: int) -> str:
@@ -105,7 +100,10 @@ def _without_ellipsis(equation: str, ndim: int) -> str:
     return equation.replace("...", "".join(free[: ndim - named]))
 
 
-def _dense_general_spec(x: Array, features, axis, batch_dims) -> LinearSpec:
+def dense_general_spec(
+    x: Array, features: int | Sequence[int], axis: int | Sequence[int], batch_dims: int | Sequence[int]
+) -> LinearSpec:
+    """Returns the contraction of axes of x with a kernel [*batch, *contracted, *features]."""
     x_axes = string.ascii_letters[: x.ndim]
 
     def as_tuple(value):

@@ -103,6 +103,14 @@ def test_sorting_within_windows_saves_padding():
     assert tokens(16) < 0.85 * tokens(1)
 
 
+def test_padding_is_what_the_batches_of_an_epoch_hold():
+    masks = [batch["target_mask"] for batch in train_batches(ENCODED, CONFIG, epochs=1)]
+    real = sum(np.flatnonzero(row)[-1] + 1 for mask in masks for row in mask)
+    assert TrainSchedule(ENCODED.lengths(), CONFIG).padding == pytest.approx(
+        1 - real / sum(mask.size for mask in masks)
+    )
+
+
 def test_short_and_long_batches_are_mixed():
     config = BatchConfig(batch_size=6, lengths=tuple(range(1, 25)), window=16)
     lengths = [batch["target_mask"].shape[1] for batch in train_batches(ENCODED, config, epochs=1)]

@@ -36,6 +36,15 @@ def test_own_module_trains_the_same_through_fit(example, tmp_path):
 
 
 @pytest.mark.slow
+def test_nnx_module_finds_the_three_step_sizes(example):
+    pytest.importorskip("mamba2_jax")
+    with jax.numpy_rank_promotion("allow"):  # Mamba-2 is not ours
+        result = example("nnx_module").main([])
+    assert sorted(result["step_sizes"]) == [1, 2, 3]
+    assert result["merged"] == result["step_sizes"][0]
+
+
+@pytest.mark.slow
 def test_fine_tune_gives_each_hypothesis_a_language(example, tmp_path):
     result = example("fine_tune").main(["--tiny", "--steps", "60", "--out", str(tmp_path)])
     right = zip(*list(example("words").ANSWERS_OF.values())[:4], strict=True)  # French and Spanish, 4 prompts

@@ -133,14 +133,13 @@ def other_splits(folder, **names):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (dict(train="train", validation="train", test="validation"), "has no records with the split 'test'"),
         (
             dict(train="test", validation="validation", test="test"),
             "has only 0 training records, fewer than --batch-size 3",
         ),
         (
             dict(train="validation", validation="train", test="train"),
-            "has only 2 training records, fewer than --batch-size 3",
+            "has only 1 training records (and 1 for test), fewer than --batch-size 3",
         ),
     ],
 )

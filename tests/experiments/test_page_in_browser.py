@@ -8,6 +8,9 @@ import made_up_run as made_up
 import pytest
 
 from experiments.common import page
+from experiments.compare import answers
+from experiments.compare.runs import FinishedRun
+from mcl_jax.json_io import to_json
 
 if chromium.PROGRAM is None:
     reason = f"no headless browser: none of {', '.join(chromium.NAMES)} is on PATH; `make test-page` gets one"
@@ -58,6 +61,16 @@ def test_everything_is_shown(browser, path):
     assert browser.evaluate("document.scripts.length") == 0
     assert browser.evaluate("typeof window.trapped") == "undefined"
     assert browser.evaluate(DIRECTIONS) == ["BDI rtl", "SMALL ltr"]  # "1.5-" is no number
+    assert complaints(browser, path) == []
+
+
+def test_answers_of_several_runs_are_shown(browser, tmp_path):
+    run = FinishedRun(tmp_path, {}, to_json(made_up.results(), "results")["methods"])
+    path = tmp_path / "answers.html"
+    answers.write(path, [run, run], ["<a>", "b"], [])
+    browser.open(path)
+    assert browser.evaluate("document.querySelectorAll('article').length") == made_up.NUM_SAMPLES
+    assert browser.evaluate("document.scripts.length") == 0 and browser.evaluate(DIRECTIONS) == ["BDI rtl", "SMALL ltr"]
     assert complaints(browser, path) == []
 
 

@@ -26,8 +26,10 @@ def test_the_test_split_of_another_corpus_takes_the_place_of_the_own_one():
     assert [record.id for record in found.split("test")] == ["other/1", "other/6", "other/7"]
     assert {record.source for record in found.split("test")} == {"other test 1", "other test 6", "other test 7"}
     assert found.modes == ("mode of other", "mode of own")
+    whole = with_test_split_of(own, corpus("whole", train=[1, 8]))
+    assert [record.id for record in whole.split("test")] == ["whole/1", "whole/8"]
     with pytest.raises(ValueError, match="corpus 'empty' has no records in 'test'"):
-        with_test_split_of(own, corpus("empty", train=[1]))
+        with_test_split_of(own, corpus("empty", train=[1], validation=[2]))
 
 
 def test_text_is_tested_on_another_file(tmp_path, monkeypatch):
@@ -42,3 +44,37 @@ def test_text_is_tested_on_another_file(tmp_path, monkeypatch):
     found = load_data(config)
     assert [record.source for record in found.split("test")] == ["other 9"]
     assert found.counts() == {"train": 8, "validation": 1, "test": 1}
+
+
+def test_a_table_gets_the_splits_that_it_lacks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.translation.task._check_base", lambda config: None)
+    lines = [f"source {n // 2},t{n},m{n % 2}\n" for n in range(120)]
+    (tmp_path / "a.csv").write_text("q,a,kind\n" + "".join(lines))
+    (tmp_path / "b.csv").write_text("q,a,kind\nother,t,m\n")
+    options = dict(workdir=tmp_path / "run", data=tmp_path / "a.csv", columns=("source=q", "targets=a", "mode=kind"))
+    found = load_data(Config.from_options(**options))
+    counts = found.counts()
+    assert sum(counts.values()) == 60 and min(counts.values()) >= 1 and found.modes == ("m0", "m1")
+    said = capsys.readouterr().out
+    assert f"'a.csv' has no test split. {counts['test']} of its 60 training records are used for it" in said
+    assert "'a.csv' has no validation split." in said
+    assert load_data(Config.from_options(**options, seed=7)) == found
+    assert load_data(Config.from_options(**options, split_seed=7)).split("test") != found.split("test")
+    capsys.readouterr()
+    elsewhere = load_data(Config.from_options(**options, test_data=tmp_path / "b.csv"))
+    assert [record.source for record in elsewhere.split("test")] == ["other"]
+    said = capsys.readouterr().out
+    assert "'b.csv' has no splits, so all its 1 records are used for testing" in said and "no test split" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(columns=("source=q", "targets=a")), "--columns and --splits need --data"),
+        (dict(data="a.csv", splits=("test=dev",)), "--splits needs --columns"),
+        (dict(data="a.csv", columns=("source=q",)), "--columns needs targets=NAME"),
+    ],
+)
+def test_columns_that_will_not_do_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        Config.from_options(workdir=tmp_path, **options)

@@ -75,6 +75,7 @@ def config(tmp_path, base, data):
         selector_items=11,
         max_new_tokens=6,
         max_length=32,
+        lengths=(),  # compiles once
         num_hypotheses=3,
         num_beams=6,
         rank=2,
@@ -243,6 +244,7 @@ def test_prompts_are_padded_on_the_left(config):
             "llama must be a model for text only, but it takes pictures",
         ),
         (dict(steps=0), "--steps must be at least 1"),
+        (dict(lengths=(32, 16)), r"--lengths must be positive and ascending, got \[32, 16\]"),
         (dict(base=GOLDEN), "has no tokenizer files"),
     ],
 )
@@ -254,7 +256,6 @@ def test_refusals(config, change, message):
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (("train", "validation"), r"--data .*text\.jsonl has no records with the split 'test'"),
         (("validation", "test"), "has only 0 training records, fewer than --batch-size 4"),
         ((), "got an empty file"),
     ],
@@ -267,13 +268,14 @@ def test_data_that_will_not_do_is_refused_before_weights_are_read(config, tmp_pa
         load(config.replace(data=tmp_path / "text.jsonl"))
 
 
-def test_a_missing_validation_split_is_taken_from_training(config, tmp_path, capsys):
-    lines = [line for line in config.data.path.read_text().splitlines() if json.loads(line)["split"] != "validation"]
+@pytest.mark.parametrize("missing", ["validation", "test"])
+def test_a_missing_split_is_taken_from_training(config, missing, tmp_path, capsys):
+    lines = [line for line in config.data.path.read_text().splitlines() if json.loads(line)["split"] != missing]
     (tmp_path / "text.jsonl").write_text("".join(line + "\n" for line in lines))
     corpus = load(config.replace(data=tmp_path / "text.jsonl")).corpus
     counts = corpus.counts()
-    assert counts["test"] == 8 and counts["validation"] >= 1 and counts["train"] == 24 - counts["validation"]
-    said = f"has no validation split. {counts['validation']} of its 24 training records"
+    assert sum(counts.values()) == 32 and counts[missing] >= 1 and counts["train"] == 24 - counts[missing]
+    said = f"has no {missing} split. {counts[missing]} of its 24 training records"
     assert said in capsys.readouterr().out
 
 

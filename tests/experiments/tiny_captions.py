@@ -57,6 +57,7 @@ def tiny(config, folder, base, **changes):
         decode_items=3,
         max_new_tokens=4,
         max_length=64,
+        lengths=(),  # compiles once
         num_hypotheses=3,
         num_beams=3,
         rank=2,

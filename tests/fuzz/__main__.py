@@ -16,10 +16,10 @@ TESTS = Path(__file__).parents[1]
 sys.path[1:1] = [str(TESTS / folder) for folder in ("", "models", "data")]
 
 from mcl_jax.json_io import write_json  # noqa: E402
-from tests.fuzz import functions, media_files, model_folders, run_files, text_files, weight_files  # noqa: E402
+from tests.fuzz import functions, media_files, model_folders, run_files, tables, text_files, weight_files  # noqa: E402
 from tests.fuzz.targets import limit_memory, run  # noqa: E402
 
-GROUPS = (text_files, weight_files, media_files, run_files, model_folders, functions)
+GROUPS = (text_files, tables, weight_files, media_files, run_files, model_folders, functions)
 TARGETS = [target for group in GROUPS for target in group.TARGETS]
 COLUMNS = ("inputs", "read", "refused", "held", "seconds", "slowest_seconds", "peak_memory_mb")
 

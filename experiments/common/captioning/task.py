@@ -14,7 +14,7 @@ from experiments.common.captioning.modality import Modality
 from experiments.common.captioning.small_base import SmallBase, prompt_for, small_base, tokenizer_of
 from experiments.common.perception import MediaPrompt, Perception
 from experiments.common.smollm2 import check_targets, outline
-from experiments.common.splits import usable, with_test_split_of, with_validation
+from experiments.common.splits import usable, with_held_out, with_test_split_of
 from experiments.common.task import Task
 from mcl_jax import data, hosts, metrics
 from mcl_jax.models import pretrained
@@ -52,12 +52,12 @@ def load_data(config: Config, modality: Modality) -> data.Corpus:
         spoken=given.spoken,
         check=check,
     )
-    corpus = with_validation(check(corpus))
-    if given.test_data is None:
-        return corpus
-    other = dataclasses.replace(given, name=given.test_data)
-    load_other = partial(datasets.load_captions, modes=other.kept_modes, families=given.families, spoken=given.spoken)
-    return with_test_split_of(corpus, load_other(other.name, given.cache, given.test_folder))
+    if given.test_data is not None:
+        other = dataclasses.replace(given, name=given.test_data)
+        chosen = {"modes": other.kept_modes, "families": given.families, "spoken": given.spoken}
+        tested = datasets.load_captions(other.name, given.cache, given.test_folder, **chosen)
+        corpus = with_test_split_of(corpus, tested)
+    return with_held_out(check(corpus))
 
 
 def _check_base_and_prompt(config: Config, modality: Modality) -> None:
@@ -90,7 +90,7 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
             folder = _small(config, modality, held_out)
         asked = prompt_for(modality.placeholder, mode)
     asked = config.data.prompt or asked
-    options = config.base.options(config.training) | options
+    options = config.base.options(config.training) | config.lora.base_options | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
     processor = modality.prepared(processor)
     processor.prompt(asked, num_features=1)  # refuses a wrong prompt before pictures or clips are measured
