@@ -7,11 +7,12 @@
 
 With one hypothesis there is nothing to choose, and all three do one forward and one backward pass.
 
-With `assign="noisy"`, the scores from which q is taken come from a pass with dropout. Each hypothesis has other masks,
-so winners are partly drawn by chance. With `assign="clean"` they come from a pass without dropout, which compares the
-hypotheses as they are (Shen et al., arXiv 1902.07816); the gradient still has dropout. "winner" and "sampled" choose in
-a pass of their own anyway, so clean scores cost nothing. With "all" they need one more forward pass of every
-hypothesis, unless `hypothesis_chunk` already makes it choose first. Without dropout both are the same program.
+With `assign="clean"`, the scores from which q is taken come from a pass without dropout, which compares the hypotheses
+as they are (Shen et al., arXiv 1902.07816); the gradient still has dropout. "winner" and "sampled" choose in a pass of
+their own anyway, so clean scores cost nothing. With "all" they need one more forward pass of every hypothesis, unless
+`hypothesis_chunk` already makes it choose first. With `assign="noisy"` (the authors' choice) they come from a pass with
+dropout. Each hypothesis has other masks, so winners are partly drawn by chance. Without dropout both are the same
+program.
 
 Each example runs as a batch of one under `vmap`. Its random key depends only on the step, the hypothesis and the index
 of the example in the global batch. Dropout masks, ties and draws are therefore the same for every `backward`, every
@@ -38,8 +39,8 @@ Batch = PyTree[Array]
 Metrics = dict[str, Array]
 Backward = Literal["winner", "sampled", "all"]
 BACKWARDS = ("winner", "sampled", "all")
-Assign = Literal["noisy", "clean"]
-ASSIGNS = ("noisy", "clean")
+Assign = Literal["clean", "noisy"]
+ASSIGNS = ("clean", "noisy")
 
 # log_likelihood_fn(params, adapters_k, batch, rng) -> [B] log p in nats; or ([B] sums of log p, [B] numbers of tokens).
 # rng is None where dropout is off.
@@ -200,7 +201,7 @@ class Update:
         optimizer: optax.GradientTransformation,
         backward: Backward = "winner",
         *,
-        assign: Assign = "noisy",
+        assign: Assign = "clean",
         accumulate: int = 1,
         hypothesis_chunk: int | None = None,
     ):
@@ -477,7 +478,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     backward: Backward = "winner",
     *,
-    assign: Assign = "noisy",
+    assign: Assign = "clean",
     accumulate: int = 1,
     hypothesis_chunk: int | None = None,
     donate: bool = True,
@@ -493,9 +494,8 @@ def make_train_step(
       objective: an objective from `mcl_jax.objectives`.
       optimizer: an optax chain for the adapters; clipping belongs in it.
       backward: "winner", "sampled" or "all", see the docstring of `mcl_jax.training`.
-      assign: "noisy" takes winners and q from scores with dropout, "clean" from scores without. The metrics are then
-        those without dropout, too. With backward="all" and no hypothesis_chunk, "clean" costs one more forward pass of
-        every hypothesis.
+      assign: "clean" takes winners and q from scores without dropout, "noisy" from scores with it. So do the metrics.
+        With backward="all", dropout and no hypothesis_chunk, "clean" costs one more forward pass of every hypothesis.
       accumulate: number of micro-batches per batch. Sums are divided once, by the weight of the whole batch.
       hypothesis_chunk: with "all", number of hypotheses whose activations are held at a time. Each hypothesis then
         costs one more forward pass.

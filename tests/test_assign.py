@@ -79,7 +79,7 @@ def test_winners_are_those_without_dropout_and_the_gradient_has_dropout(objectiv
     clean, expected = assigned(objective, dropout=False)
     noisy, other = assigned(objective, dropout=True)
     assert (clean.argmax(0) != noisy.argmax(0)).any()  # dropout changes who wins
-    step, state = step_and_state(objective, backward, assign="clean", **options)
+    step, state = step_and_state(objective, backward, **options)  # clean by default
     state, metrics = step(state, BATCH)
     assert distance(state.opt_state, expected) < 1e-6 < 0.01 < distance(expected, other)
     np.testing.assert_allclose(metrics["win_rate"], np.bincount(clean.argmax(0), minlength=K) / B, rtol=1e-6)
@@ -89,7 +89,7 @@ def test_winners_are_those_without_dropout_and_the_gradient_has_dropout(objectiv
 
 def test_noisy_winners_are_those_with_dropout():
     noisy, expected = assigned(objectives.wta(), dropout=True)
-    step, state = step_and_state(objectives.wta(), "winner")
+    step, state = step_and_state(objectives.wta(), "winner", assign="noisy")
     state, metrics = step(state, BATCH)
     assert distance(state.opt_state, expected) < 1e-6
     np.testing.assert_allclose(metrics["win_rate"], noisy.mean(1), rtol=1e-6)
@@ -145,5 +145,5 @@ def test_of_one_hypothesis_there_is_nothing_to_choose():
 
 
 def test_another_assignment_is_refused():
-    with pytest.raises(ValueError, match=r"assign must be one of \('noisy', 'clean'\), got 'Clean'"):
+    with pytest.raises(ValueError, match=r"assign must be one of \('clean', 'noisy'\), got 'Clean'"):
         step_and_state(objectives.wta(), "winner", assign="Clean")

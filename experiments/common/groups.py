@@ -51,10 +51,10 @@ class Objective(Options):
     """Factor ρ per step of the annealed temperature: τ(t) = τ(0) ρ^t."""
     backward: Literal["winner", "sampled", "all"] | None = None
     """Hypotheses that the backward pass runs for. The default is winner if that is exact, else sampled."""
-    assign: Literal["noisy", "clean"] = "noisy"
+    assign: Literal["clean", "noisy"] = "clean"
     """Scores by which the hypotheses share an example, with --dropout.
-    noisy: those with dropout, which makes winners partly random.
-    clean: those without. It costs nothing, or one more forward pass of every hypothesis with --backward all."""
+    clean: those without it. They cost nothing, or one more forward pass of every hypothesis with --backward all.
+    noisy: those with it, which makes winners partly random, as in the paper."""
 
     def make(self, name: str | None = None) -> objectives.Objective:
         """Makes the objective with this name, by default `self.name`, and these settings."""

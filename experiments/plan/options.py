@@ -79,8 +79,8 @@ class Options:
     """Training objective, instead of the preset's."""
     backward: Literal["winner", "sampled", "all"] | None = None
     """Hypotheses that the backward pass runs for."""
-    assign: Literal["noisy", "clean"] | None = None
-    """Scores by which the hypotheses share an example: with dropout or without."""
+    assign: Literal["clean", "noisy"] | None = None
+    """Scores by which the hypotheses share an example: without dropout or with it."""
     remat: Remat | None = None
     """What the backward pass computes again."""
     fsdp: bool = False

@@ -95,15 +95,15 @@ def test_devices_change_nothing(tmp_path):
 @pytest.mark.slow
 def test_dropout_and_how_winners_are_chosen_reach_the_step(tmp_path):
     after = {}
-    for options in ({}, {"assign": "clean"}, {"dropout": 0.5}, {"dropout": 0.5, "assign": "clean"}):
+    for options in ({}, {"assign": "noisy"}, {"dropout": 0.5}, {"dropout": 0.5, "assign": "noisy"}):
         config = tiny("run", tmp_path, objective="relaxed", **options)
         problem, loss, optimizer = Problem(config, seed=0), config.objective.make(), config.training.optimizer()
         state = problem.initial_state(3, optimizer, loss)
         after[tuple(options)] = problem.train_chunk(loss, optimizer, "all")(state, 4)[0].adapters
-    plain, clean, noisy, clean_scores = (
+    plain, other, clean_scores, noisy = (
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(a)]) for a in after.values()
     )
-    np.testing.assert_array_equal(plain, clean)
+    np.testing.assert_array_equal(plain, other)
     for one, other in ((plain, noisy), (noisy, clean_scores), (plain, clean_scores)):
         assert np.abs(one - other).max() > 1e-6
 

@@ -316,7 +316,7 @@ def test_how_winners_are_chosen_reaches_the_step(mesh, tmp_path):
 
 
 def test_only_a_pass_of_all_hypotheses_with_dropout_needs_another_one_to_choose(tmp_path):
-    config = translation.Config.from_options(workdir=tmp_path, assign="clean", dropout=0.1)
+    config = translation.Config.from_options(workdir=tmp_path, dropout=0.1)
     assert config.chooses_first("all") and not config.chooses_first("winner")
     assert not config.replace(assign="noisy").chooses_first("all") and not config.replace(dropout=0).chooses_first(
         "all"
