@@ -1,11 +1,12 @@
 """LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each learns a mode of the data.
 
 Reading order: `lora`, `bases` and `hypotheses` (stacked adapters on any module of Linen or NNX, over `stacking` and
-`independence`), `likelihood`, `objectives`, `sharding`, `mesh`, `training`, `parallel`; `checkpoint` (over
-`stored_state`), `run` (over `console` and `json_io`) and `fitting`, which has `fit`. Language models: `tokenization`,
-`models`, `language_model`, then `generation` (over `selector`) and `interop`; `data` makes their batches, `metrics`
-scores their answers, and `answer` is the command that uses what was trained. `averaging` merges hypotheses. `moe` and
-`augmentation` are baselines. `options` and `token_ids` check input from users and files.
+`independence`), `likelihood`, `objectives`, `sharding`, `mesh`, `update` (over `train_state` and `kept_winners`),
+`training` (over `over_mesh`), `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`) and
+`fitting`, which has `fit` (over `loss_guard`). Language models: `tokenization`, `models`, `language_model`, then
+`generation` (over `selector`) and `interop`; `data` makes their batches, `metrics` scores their answers, and `answer`
+is the command that uses what was trained. `averaging` merges hypotheses. `moe` and `augmentation` are baselines.
+`options` and `token_ids` check input from users and files.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
@@ -25,7 +26,8 @@ from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_lik
 from mcl_jax.lora import LoraConfig
 from mcl_jax.moe import MixtureOfExperts
 from mcl_jax.soft_prompts import SoftPrompts
-from mcl_jax.training import TrainState, make_train_step
+from mcl_jax.train_state import TrainState
+from mcl_jax.training import make_train_step
 
 if TYPE_CHECKING:
     from mcl_jax import answer, checkpoint, data, metrics, run

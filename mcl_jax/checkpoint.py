@@ -31,7 +31,7 @@ from flax.traverse_util import unflatten_dict
 from mcl_jax import hosts, stored_state
 from mcl_jax.console import say
 from mcl_jax.json_io import to_json
-from mcl_jax.training import TrainState
+from mcl_jax.train_state import TrainState
 
 T = TypeVar("T")
 FORMAT = 1

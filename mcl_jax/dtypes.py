@@ -1,5 +1,6 @@
-"""Dtypes for sums."""
+"""Dtypes for sums, and of states."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -12,3 +13,8 @@ def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
 def widened(x: Array) -> Array:
     """Returns x in float32, or unchanged if it is float64."""
     return x.astype(at_least_float32(x.dtype))
+
+
+def cast(leaf: Array, like: Array) -> Array:
+    """Casts the leaf to the dtype of another, so that a state keeps its dtypes between steps; keys stay unchanged."""
+    return leaf if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(leaf, like.dtype)

@@ -20,9 +20,10 @@ from mcl_jax import hosts
 from mcl_jax.checkpoint import Checkpoints, NotFinite
 from mcl_jax.console import say
 from mcl_jax.json_io import to_json
+from mcl_jax.loss_guard import LossGuard, describe_kept
 from mcl_jax.profiling import Profiler
-from mcl_jax.run import LossGuard, Run, describe_kept
-from mcl_jax.training import TrainState
+from mcl_jax.run import Run
+from mcl_jax.train_state import TrainState
 
 Batch = Any
 TRAIN_METRICS = ("loss", "win_rate", "weight_entropy")  # written to metrics.jsonl as train_loss, ...

@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mcl_jax import hypotheses, likelihood, moe, tokenization
+from mcl_jax import hypotheses, likelihood, moe, options, tokenization
 from mcl_jax.mesh import laid_out, on_mesh, over_data
 from mcl_jax.models.decoder import Segment
 
@@ -121,14 +121,14 @@ def log_likelihood_fn(
 
     def log_likelihood(params, adapters_k, batch, rng):
         tokens, mask = batch["tokens"], batch["target_mask"]
-        options = {name: batch[name] for name in ("features",) if name in batch}
-        _check_reached(model, params, adapters_k, tokens[:, :-1], options)
-        options |= {"method": "hidden", "dropout_rng": rng if model.has_dropout else None}
+        given = {name: batch[name] for name in ("features",) if name in batch}
+        _check_reached(model, params, adapters_k, tokens[:, :-1], given)
+        given |= {"method": "hidden", "dropout_rng": rng if model.has_dropout else None}
         if balance_weight is None:
-            hidden, balance = model.apply(params, adapters_k, tokens[:, :-1], **options), None
+            hidden, balance = model.apply(params, adapters_k, tokens[:, :-1], **given), None
         else:
             counted = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last target: all but padding
-            hidden, balance = model.apply_with_balance(params, adapters_k, tokens[:, :-1], counted=counted, **options)
+            hidden, balance = model.apply_with_balance(params, adapters_k, tokens[:, :-1], counted=counted, **given)
         matrix, transposed = _output_matrix(model.module, params)
         log_p, counts = likelihood.chunked_sequence_log_likelihood(
             hidden,
@@ -142,6 +142,44 @@ def log_likelihood_fn(
         return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
 
     return log_likelihood
+
+
+def first_tokens(batch: Batch, number: int, lengths: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns the batch, and the same examples with the first tokens of their answers, for `by_first_tokens`.
+
+    Args:
+      batch: a batch of NumPy arrays.
+      number: n, number of target tokens to keep; shorter answers stay whole.
+      lengths: allowed numbers of predicted positions, ascending. The shorter examples take the least that holds them,
+        so that the step compiles once for each.
+    Raises:
+      ValueError: if n is less than 1, or no length holds the examples.
+    """
+    options.check_integers(1, number=number)
+    kept = batch["target_mask"] & (np.cumsum(batch["target_mask"], axis=1) <= number)
+    longest = int(np.flatnonzero(kept.any(0)).max(initial=0)) + 1
+    T = min((length for length in lengths if length >= longest), default=None)
+    if T is None:
+        raise ValueError(f"lengths must go up to {longest} positions, got {tuple(lengths)}")
+    T = min(T, kept.shape[1])
+    return {**batch, "first_tokens": batch["tokens"][:, : T + 1], "first_target_mask": kept[:, :T]}
+
+
+def by_first_tokens(log_likelihood: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the `choose_fn` of a train step that compares hypotheses by the first tokens of each answer.
+
+        step = mcl.make_train_step(log_p, objective, optimizer, choose_fn=language_model.by_first_tokens(log_p))
+        state, metrics = step(state, language_model.first_tokens(batch, 8, lengths=(32, 64)))
+
+    Args:
+      log_likelihood: the result of `log_likelihood_fn`.
+    """
+
+    def log_likelihood_of_first(params, adapters_k, batch, rng):
+        part = {"tokens": batch["first_tokens"], "target_mask": batch["first_target_mask"]}
+        return log_likelihood(params, adapters_k, {**batch, **part}, rng)
+
+    return log_likelihood_of_first
 
 
 def _output_matrix(module: Any, params: Any) -> tuple[Array, bool]:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from mcl_jax import training
 from mcl_jax.mesh import RULES, base_sharding, table
 from mcl_jax.sharding import DATA_AXIS, MODEL_AXIS, Replicas, replicate, shard_batch
+from mcl_jax.update import Update
 
 __all__ = [
     "DATA_AXIS",
@@ -46,7 +47,7 @@ def pmap_step(
     Raises:
       ValueError: as `make_train_step` does. The step raises it if the number of devices does not divide B.
     """
-    return training.TrainStep(training.Update(*arguments, **options), Replicas(devices), donate=donate)
+    return training.TrainStep(Update(*arguments, **options), Replicas(devices), donate=donate)
 
 
 def mesh_step(*arguments: Any, mesh: Mesh, **options: Any) -> training.TrainStep:

@@ -2,7 +2,7 @@
 
 OneDevice   jit on the default device
 Replicas    pmap: devices share the batch, and each of them holds the base
-OverMesh    a mesh: its "data" axis divides the batch, and its "model" axis shards the base; see `mcl_jax.mesh`
+OverMesh    a mesh: its "data" axis divides the batch, and its "model" axis shards the base; see `mcl_jax.over_mesh`
 """
 
 from collections.abc import Callable, Sequence

@@ -11,9 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mcl_jax.mesh import placed
-from mcl_jax.training import TrainState
+from mcl_jax.train_state import TrainState
 
-STORED = ("adapters", "opt_state", "objective_state", "rng", "step")
+STORED = ("adapters", "opt_state", "objective_state", "rng", "step", "winners")
 SHOWN_MISMATCHES = 5
 
 

@@ -9,7 +9,7 @@ import pytest
 from toys import Scanned, Tokens, keep_gradient, normal, randomized, token_batch, token_log_likelihood
 
 import mcl_jax as mcl
-from mcl_jax import objectives, training
+from mcl_jax import objectives, update
 
 K, B = 3, 11
 RNG = jax.random.key(7)
@@ -39,7 +39,7 @@ def step_and_state(objective, backward, dropout=0.5, **options):
 def scores(adapters, *, dropout):
     """log p per token [K, B], with the masks of the first step or without dropout."""
     rng = jax.random.split(jax.random.fold_in(RNG, 0))[1] if dropout else None
-    one = lambda adapters_k, k: training.example_log_likelihoods(
+    one = lambda adapters_k, k: update.example_log_likelihoods(
         token_log_likelihood(model()),
         setup()[0],
         adapters_k,

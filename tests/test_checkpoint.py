@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import mcl_jax as mcl
 from mcl_jax import checkpoint, stored_state
 from mcl_jax.checkpoint import BrokenCheckpoint, Checkpoints
-from mcl_jax.run import LossGuard
+from mcl_jax.loss_guard import LossGuard
 
 
 def train(step, state, draw, until):

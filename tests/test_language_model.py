@@ -121,6 +121,29 @@ class TestLikelihood:
                 np.testing.assert_allclose(log_p, expected, rtol=1e-5)
                 assert tokens.tolist() == counts.tolist() == [5, 2, 3]
 
+    def test_first_tokens_of_answers(self, setup):
+        model, params, adapters = setup
+        log_likelihood = language_model.log_likelihood_fn(model)
+        first = language_model.by_first_tokens(log_likelihood)
+        whole = language_model.encode(Words(), PROMPTS, ANSWERS, 14)
+        batch = language_model.first_tokens(whole, 2, lengths=(3, 7, 9))
+        assert batch["first_tokens"].shape == (3, 8) and batch["tokens"] is whole["tokens"]
+        assert batch["first_target_mask"].sum(1).tolist() == [2, 2, 2]
+        one = jax.tree.map(lambda leaf: leaf[1], adapters)
+        log_p, tokens = first(params, one, batch, None)
+        cut = whole["target_mask"] & (np.cumsum(whole["target_mask"], 1) < 3)
+        expected, _ = log_likelihood(params, one, whole | {"target_mask": cut}, None)
+        np.testing.assert_allclose(log_p, expected, rtol=1e-5)
+        assert tokens.tolist() == [2, 2, 2]
+        np.testing.assert_allclose(log_likelihood(params, one, batch, None)[0][1], log_p[1], rtol=1e-5)  # it has two
+
+    def test_first_tokens_that_fit_no_length(self):
+        whole = language_model.encode(Words(), PROMPTS, ANSWERS, 14)
+        with pytest.raises(ValueError, match=r"lengths must go up to 6 positions, got \(3, 4\)"):
+            language_model.first_tokens(whole, 2, lengths=(3, 4))
+        with pytest.raises(ValueError, match="number must be .*at least 1, got 0"):
+            language_model.first_tokens(whole, 0, lengths=(16,))
+
     def test_logits_of_a_module_with_a_cap_are_capped(self, setup):
         _, params, adapters = setup
 

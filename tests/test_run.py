@@ -12,7 +12,8 @@ import pytest
 import rich.console
 
 from mcl_jax import console
-from mcl_jax.run import LossGuard, Run, check_finite
+from mcl_jax.loss_guard import LossGuard, check_finite
+from mcl_jax.run import Run
 
 
 @dataclasses.dataclass(frozen=True)

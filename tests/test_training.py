@@ -12,7 +12,8 @@ import pytest
 from toys import Tokens, adam, keep_gradient, normal, randomized, token_batch, token_log_likelihood
 
 import mcl_jax as mcl
-from mcl_jax import objectives, training
+from mcl_jax import objectives
+from mcl_jax.update import Update
 
 K, B = 3, 9
 MODEL = mcl.Hypotheses(Tokens(), mcl.LoraConfig(rank=2, alpha=6.0, dropout=0.3, targets=("up", "head")))
@@ -146,7 +147,7 @@ class TestBackwards:
         params, adapters = tokens_setup()
         exact, _ = gradient_of(objective, "all", dropout=False)
         log_p = token_log_likelihood(MODEL, dropout=False)
-        update = training.Update(log_p, objective, keep_gradient(), "sampled")
+        update = Update(log_p, objective, keep_gradient(), "sampled")
         state = mcl.TrainState.create(params=None, adapters=adapters, optimizer=keep_gradient(), rng=jax.random.key(0))
         draw = lambda rng: update(params, state.replace(rng=rng, objective_state=()), BATCH)[0].opt_state
         draws = jax.jit(lambda rngs: jax.lax.map(draw, rngs, batch_size=100))(jax.random.split(jax.random.key(5), 800))
@@ -377,7 +378,7 @@ class TestCollapse:
         state = mcl.TrainState.create(
             params={}, adapters={"mean": jnp.asarray(self.START)}, optimizer=optimizer, rng=jax.random.key(0)
         )
-        update = training.Update(log_p, objective, optimizer, backward)
+        update = Update(log_p, objective, optimizer, backward)
         state = state.replace(objective_state=objective.init(3))
         scan = jax.jit(lambda state: jax.lax.scan(lambda s, _: update({}, s, batch), state, None, steps))
         mean = np.asarray(scan(state)[0].adapters["mean"])

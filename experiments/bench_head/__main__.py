@@ -2,7 +2,6 @@
 
 import functools
 import gc
-import inspect
 import sys
 
 import jax
@@ -11,7 +10,7 @@ from rich.progress import Progress
 
 from experiments.bench_head import measure, peak, report, variants
 from experiments.bench_head.config import QUICK, Config
-from experiments.common.options import parse_line, print_and_exit
+from experiments.common.options import parse_sized
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import PLAIN_WIDTH, plain, say
 from mcl_jax.json_io import write_json
@@ -64,11 +63,7 @@ def title_of(config: Config) -> str:
 
 def parse(args: list[str]) -> Config:
     """The command line; with --quick the defaults are those of the preset."""
-    default, prog = QUICK if "--quick" in args else Config(), "python -m experiments.bench_head"
-    found, printed = parse_line(Config, args, default, description=inspect.getdoc(Config), prog=prog)
-    if printed:
-        print_and_exit(found.config)
-    return found.config
+    return parse_sized(QUICK, args, "python -m experiments.bench_head")
 
 
 def cli(args: list[str]) -> None:

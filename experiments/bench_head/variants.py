@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 import mcl_jax as mcl
 from experiments.bench_head.config import Config
-from mcl_jax import hypotheses, lora, objectives, training
+from mcl_jax import hypotheses, lora, objectives, training, update
 from mcl_jax.models import GPTNeo, GPTNeoConfig
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "c_fc", "c_proj")
@@ -124,7 +124,7 @@ def objective_of(variant: str, num_hypotheses: int) -> objectives.Objective:
     return Relaxed() if variant == "sampled" else objectives.wta()
 
 
-def log_likelihood_fn(setup: Setup) -> training.LogLikelihoodFn:
+def log_likelihood_fn(setup: Setup) -> update.LogLikelihoodFn:
     """Makes (params, adapters_k, batch, rng) -> (log p [B], numbers of tokens [B]), without [B, T, V] logits."""
 
     def log_likelihood(params, adapters_k, batch, rng):
@@ -150,7 +150,7 @@ def vmapped(setup: Setup) -> LogLikelihoods:
 
     def log_likelihoods(params, adapters, batch):
         def one(adapters_k, k):
-            return training.example_log_likelihoods(
+            return update.example_log_likelihoods(
                 log_likelihood_fn(setup),
                 params,
                 adapters_k,
@@ -219,7 +219,7 @@ WAYS = {"all": vmapped, "loop": looped, "grouped_conv": grouped_convolutions, "s
 # -------------------------------------------------------------------------------------------------------- The steps
 
 
-class OneGraph(training.Update):
+class OneGraph(update.Update):
     """A train step that differentiates the weighted sum of any [K, B] log-likelihoods.
 
     Everything else (optimizer, metrics, donation) is the library's, so that only the gradient differs.
@@ -235,7 +235,7 @@ class OneGraph(training.Update):
 
     def sums(
         self, params: Any, state: mcl.TrainState, batch: Any, real: None = None, axis_name: None = None
-    ) -> training.Sums:
+    ) -> update.Sums:
         """Computes gradient and metrics, summed over the batch."""
 
         def loss(adapters):
@@ -246,7 +246,7 @@ class OneGraph(training.Update):
 
         gradient, (totals, tokens) = jax.grad(loss, has_aux=True)(state.adapters)
         examples = jnp.full_like(totals.weight, batch["tokens"].shape[0])
-        return training.Sums(gradient, totals.replace(weight=examples), tokens.sum().astype(jnp.float32))
+        return update.Sums(gradient, totals.replace(weight=examples), tokens.sum().astype(jnp.float32))
 
 
 class OneModel(OneGraph):
@@ -262,7 +262,7 @@ class OneModel(OneGraph):
 def make_step(variant: str, setup: Setup, num_hypotheses: int) -> training.TrainStep:
     """Makes the train step of a variant; for `separate`, that of one model."""
     objective = objective_of(variant, num_hypotheses)
-    if variant in training.BACKWARDS:
+    if variant in update.BACKWARDS:
         return mcl.make_train_step(log_likelihood_fn(setup), objective, OPTIMIZER, variant)
     if variant == "separate":
         return training.TrainStep(OneModel(setup))

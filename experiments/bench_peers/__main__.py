@@ -1,6 +1,5 @@
 """Command line of the comparison: `python -m experiments.bench_peers --help`. Keep the machine idle while it runs."""
 
-import inspect
 import os
 import platform
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 from experiments.bench_peers import measure, ours, report
 from experiments.bench_peers.config import OURS, PEER, QUICK, Config
 from experiments.bench_peers.sides import Side
-from experiments.common.options import parse_line, print_and_exit
+from experiments.common.options import parse_sized
 from mcl_jax.command_line import attempt, errors_in_a_line
 from mcl_jax.console import plain, say
 from mcl_jax.json_io import to_json, write_json
@@ -75,11 +74,7 @@ def title_of(result: dict[str, Any]) -> str:
 
 def parse(args: list[str]) -> Config:
     """Parses the command line; with --quick the defaults are those of the small sizes."""
-    default, prog = QUICK if "--quick" in args else Config(), "python -m experiments.bench_peers"
-    found, printed = parse_line(Config, args, default, description=inspect.getdoc(Config), prog=prog)
-    if printed:
-        print_and_exit(found.config)
-    return found.config
+    return parse_sized(QUICK, args, "python -m experiments.bench_peers")
 
 
 def cli(args: list[str]) -> None:

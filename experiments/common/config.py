@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from experiments.common.decoders import AnyDecoder, DecoderName, Decoding, ExpertsAlone, Listed
 from experiments.common.evaluation import Evaluation
-from experiments.common.groups import Experts, Lora, Objective, Optimizer, Training
+from experiments.common.groups import Choosing, Experts, Lora, Objective, Optimizer, Training
 from experiments.common.options import NO_INFLUENCE, VOLATILE, Options
 from experiments.common.processes import Hosts
 from experiments.common.prompts import Prompts
@@ -50,6 +50,7 @@ class Config(Options):
     seed: int = 0
     """Random seed of the run."""
     objective: Objective = field(default=Objective())
+    choosing: Choosing = field(default=Choosing())
     lora: Lora = field(default=Lora())
     experts: Experts = field(default=Experts())
     prompts: Prompts = field(default=Prompts())
@@ -115,6 +116,11 @@ class Config(Options):
     def _check_objective(self) -> None:
         loss = self.objective.make()
         loss.check(self.num_hypotheses)
+        hard = self.backward_of("mcl") == "winner"
+        if self.choosing.refresh is not None and not hard:
+            raise ValueError("--refresh needs one winner for each example, so --backward winner with a hard objective")
+        if self.choosing.choose_tokens is not None and self.backward_of("mcl") == "all":
+            raise ValueError("--choose-tokens needs --backward winner or sampled, which choose first; got all")
         if self.objective.backward == "winner" and not loss.is_hard(self.num_hypotheses):
             raise ValueError(
                 f"--backward winner is not exact for --objective {self.objective.name}; use sampled or all"
@@ -156,6 +162,10 @@ class Config(Options):
         if method == "ensemble":
             return "all"
         return self.objective.backward_of(self.objective_of(method), self.hypotheses_of(method))
+
+    def choosing_of(self, method: Method) -> Choosing:
+        """Returns how a method chooses winners; only those with the objective of mcl choose any."""
+        return self.choosing if method in COMPETING else Choosing()
 
     def optimizer_of(self, method: Method) -> Optimizer:
         """Returns the optimizer of a method."""

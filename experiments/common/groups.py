@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -15,7 +15,7 @@ from tyro.conf import arg
 
 from experiments.common.devices import Axes, check_axes, default_axes, mesh_of
 from experiments.common.options import COUNT, NO_INFLUENCE, VOLATILE, Options
-from mcl_jax import objectives
+from mcl_jax import language_model, objectives
 from mcl_jax.data import BatchConfig
 from mcl_jax.hypotheses import scale_parts
 from mcl_jax.lora import LoraConfig
@@ -81,6 +81,29 @@ class Objective(Options):
     def backward_of(self, loss: objectives.Objective, num_hypotheses: int, soft: str = "sampled") -> str:
         """Returns the backward pass of an objective for K hypotheses; `soft` is the default if q is not hard."""
         return self.backward or ("winner" if loss.is_hard(num_hypotheses) else soft)
+
+
+@dataclasses.dataclass(frozen=True)
+class Choosing(Options):
+    """Cheaper ways to choose the winners of mcl."""
+
+    refresh: int | None = field(default=None, metadata=COUNT)
+    """Number of visits of an example after which its winner is chosen again; the default is every visit.
+    A step between costs as much as a step of one model. It comes where all winners of the batch are known, so it takes
+    several --epochs, and --examples answers if sources have several answers. It needs a hard objective."""
+    choose_tokens: int | None = field(default=None, metadata=COUNT)
+    """Number of tokens of each answer that choose its winner; the default is all of them."""
+
+    def inputs(self, batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
+        """Adds what choosing needs to the inputs of the likelihood."""
+        if self.choose_tokens is None:
+            return batch
+        return language_model.first_tokens(batch, self.choose_tokens, lengths)
+
+    def options(self, log_likelihood: Any) -> dict[str, Any]:
+        """Returns the arguments of the train step."""
+        choose = None if self.choose_tokens is None else language_model.by_first_tokens(log_likelihood)
+        return {"refresh": self.refresh, "choose_fn": choose}
 
 
 @dataclasses.dataclass(frozen=True)

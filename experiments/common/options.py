@@ -222,6 +222,16 @@ def parse_line(
     return parsed, parsed.print_config
 
 
+def parse_sized(quick: Any, args: Sequence[str], prog: str) -> Any:
+    """Parses the command line of a benchmark; with --quick the defaults are those of the configuration `quick`."""
+    config = type(quick)
+    default = quick if "--quick" in args else config()
+    found, printed = parse_line(config, args, default, description=inspect.getdoc(config), prog=prog)
+    if printed:
+        print_and_exit(found.config)
+    return found.config
+
+
 def _program() -> str | None:
     """Returns the command of an experiment that was started with `python -m`, for --help."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)

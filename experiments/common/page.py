@@ -15,7 +15,7 @@ from experiments.common.figures import LABELS
 from experiments.common.options import flat
 from experiments.common.task import spread
 from mcl_jax import data
-from mcl_jax.json_io import to_json, write_text
+from mcl_jax.json_io import to_json, write_json, write_text
 from mcl_jax.run import Run
 
 TEMPLATES = jinja2.Environment(
@@ -26,6 +26,7 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 SAMPLES = 12  # most samples on a page, evenly spread
+MEDIA = "media.json"  # images and clips of all samples by id, for other pages
 COLUMNS = {"test loss": "test_loss", "purity": "purity", "win rate": "win_rate"}  # common to all experiments
 ANSWERS = {  # of a second table, where the results have them
     "Vendi": "vendi_score",
@@ -51,6 +52,8 @@ def write(
 ) -> Path:
     """Writes page.html into the run directory: samples, then the tables of methods, and all figures of the run.
 
+    The images and clips of all samples go into media.json, from which `experiments.compare` takes them.
+
     Args:
       run: the run, whose name, configuration and figures are shown.
       results: content of results.json: `methods`, one of them with `samples`.
@@ -61,7 +64,10 @@ def write(
     """
     methods = to_json(results, "results", non_finite="null")["methods"]
     samples = next(scores["samples"] for scores in methods.values() if "samples" in scores)
-    media = {record.id: record.media for record in records}
+    shown = {sample["id"] for sample in samples}
+    media = {record.id: _media(record.media) for record in records if record.media and record.id in shown}
+    if media:
+        write_json(run.workdir / MEDIA, media)
     page = TEMPLATES.get_template("page.html").render(
         title=run.workdir.name,
         settings={name: _setting(value) for name, value in flat(run.config).items()},
@@ -144,12 +150,12 @@ def _figure(path: Path) -> tuple[str, str]:
     return described, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _sample(sample: Mapping[str, Any], media: data.Media | None) -> dict[str, Any]:
+def _sample(sample: Mapping[str, Any], media: Mapping[str, str] | None) -> dict[str, Any]:
     """Returns a sample with its image or clip, and rows (label of a method, its answers as (text, nats per token))."""
     scored = sample["log_likelihoods"]
     return {
         **{key: sample[key] for key in ("id", "source", "references")},
-        "media": None if media is None else _media(media),
+        "media": media,
         "num_answers": max(map(len, sample["answers"].values())),
         "rows": [
             (label(name), list(zip(texts, scored[name], strict=True))) for name, texts in sample["answers"].items()

@@ -146,14 +146,17 @@ class Task:
             **keywords,
         )
 
-    def initial_state(self, method: Method, optimizer: Any, objective: objectives.Objective) -> mcl.TrainState:
-        """Returns the state at step 0."""
+    def initial_state(
+        self, method: Method, optimizer: Any, objective: objectives.Objective, num_examples: int | None = None
+    ) -> mcl.TrainState:
+        """Returns the state at step 0, with the winners of `num_examples` if it is given."""
         return mcl.TrainState.create(
             params=self.params,
             adapters=self._adapters(method),
             optimizer=optimizer,
             rng=stream(self.config.seed, STEPS),
             objective=objective,
+            num_examples=num_examples,
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 import mcl_jax as mcl
-from experiments.common.config import Config, Method
+from experiments.common.config import COMPETING, Config, Method
 from experiments.common.held_out import Likelihoods, summary
 from experiments.common.task import Items, Task
 from mcl_jax import data, hosts, objectives
@@ -34,15 +34,22 @@ def train(
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.objective_of(method), config.optimizer_of(method).make(config.training.steps)
     step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)
+    choosing = config.choosing_of(method)
+    num_examples = None if choosing.refresh is None else encoded.num_examples
+
+    def inputs(batch):
+        numbers = {} if choosing.refresh is None else {"example": batch["example"]}
+        return choosing.inputs(task.inputs(items, batch), config.batches.lengths) | numbers
+
     held_out = task.encode(task.records("validation", config.evaluation.eval_items))
     fitted = mcl.fit(
         step,
-        task.initial_state(method, optimizer, loss),
+        task.initial_state(method, optimizer, loss, num_examples),
         batches,
         steps=config.training.steps,
         run=run,
         tag=method,
-        inputs=lambda batch: task.inputs(items, batch),
+        inputs=inputs,
         evaluate=lambda state: summary(evaluate(state, held_out), task),
         eval_every=config.evaluation.every(config.training.steps),
         keep_best=config.training.keep == "best",
@@ -61,7 +68,9 @@ def make_step(config: Config, method: Method, log_likelihood: Any, loss: objecti
     """Makes the train step: by pmap if --mesh only divides the batch of one process, and otherwise on the mesh."""
     backward, training = config.backward_of(method), config.training
     arguments, mesh = (log_likelihood, loss, optimizer, backward), training.device_mesh()
-    options = {"assign": config.objective.assign, "accumulate": training.accumulate}
+    assign = config.objective.assign if method in COMPETING else "noisy"  # where nothing is chosen, one pass is enough
+    options = {"assign": assign, "accumulate": training.accumulate}
+    options |= config.choosing_of(method).options(log_likelihood)
     only_data = training.axes.model == 1 and training.batch_size >= training.axes.data
     by_pmap = only_data and not training.fsdp and not hosts.several()
     if mesh is None or not by_pmap:

@@ -7,10 +7,10 @@ from typing import Any
 import jinja2
 
 from experiments.common.decoding import SAMPLES
-from experiments.common.page import TEMPLATES, label
+from experiments.common.page import MEDIA, TEMPLATES, label
 from experiments.common.task import spread
 from experiments.compare.runs import FinishedRun
-from mcl_jax.json_io import write_text
+from mcl_jax.json_io import read_json, write_text
 
 PAGE = TEMPLATES.overlay(loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(Path(__file__).parent), TEMPLATES.loader]))
 Key = tuple[str, str]  # id and source of a sample
@@ -33,11 +33,12 @@ def write(path: Path, runs: Sequence[FinishedRun], names: Sequence[str], metrics
     shared = [key for key in samples[0] if all(key in of for of in samples)]
     if not shared:
         raise ValueError("the runs have answered no source in common")
+    media = {id_: of for run in reversed(runs) for id_, of in _media(run).items()}
     page = PAGE.get_template("answers.html").render(
         title=" and ".join(names) if len(names) < 3 else f"{len(names)} runs",
         names=names,
         metrics=list(metrics),
-        items=[_item(runs, [of[key] for of in samples], metrics) for key in shared],
+        items=[_item(runs, [of[key] for of in samples], metrics, media) for key in shared],
     )
     write_text(path, page)
     return len(shared)
@@ -49,11 +50,23 @@ def samples_of(run: FinishedRun) -> dict[Key, dict[str, Any]]:
     return {(one["id"], one["source"]): {**one, "place": place} for place, one in enumerate(samples)}
 
 
-def _item(runs: Sequence[FinishedRun], samples: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> dict[str, Any]:
-    """Returns a source with its references, and the answers of each method in each run."""
+def _media(run: FinishedRun) -> dict[str, dict[str, str]]:
+    """Returns the images and clips of the samples of a run by id; {} if it kept none."""
+    path = run.workdir / MEDIA
+    return read_json(path) if path.exists() else {}
+
+
+def _item(
+    runs: Sequence[FinishedRun],
+    samples: Sequence[Mapping[str, Any]],
+    metrics: Sequence[str],
+    media: Mapping[str, Mapping[str, str]],
+) -> dict[str, Any]:
+    """Returns a source with its image or clip and its references, and the answers of each method in each run."""
     names = dict.fromkeys(name for sample in samples for name in sample["answers"])
     return {
         **{key: samples[0][key] for key in ("id", "source", "references")},
+        "media": media.get(samples[0]["id"]),
         "methods": [_method(name, runs, samples, metrics) for name in names],
     }
 

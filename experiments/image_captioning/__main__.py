@@ -6,15 +6,10 @@ from experiments.common.captioning.nearest import NEAREST, nearest
 from experiments.common.captioning.relevance import relevance
 from experiments.common.captioning.scores import COLUMNS, scores, training_captions
 from experiments.common.captioning.task import load_base, load_data
-from experiments.common.config import LIST
-from experiments.common.decoding import answer, samples
-from experiments.common.experiment import draw, finish, merged, on_test, page_of, show, write_page
-from experiments.common.held_out import evaluator
-from experiments.common.lists import NO_LIKELIHOOD
+from experiments.common.decoding import samples
+from experiments.common.experiment import draw, finish, page_of, show, write_page
+from experiments.common.methods import compare
 from experiments.common.recipe import save_recipe
-from experiments.common.selection import Selection, select
-from experiments.common.training import costs, train
-from experiments.common.usage import merged_pairs
 from experiments.image_captioning.classes import CLASSES, has_classifier, likeliest_classes
 from experiments.image_captioning.config import Config, parse
 from experiments.image_captioning.images import Pictures
@@ -39,7 +34,6 @@ def main(config: Config) -> None:
             task = load_base(config, media, corpus)
             train_split, split = task.records("train"), task.records("test")
             tested = task.records("test", config.evaluation.test_items)
-            test = task.encode(tested)
             asked = task.records("test", config.evaluation.decode_items)
             score = partial(
                 scores,
@@ -50,26 +44,11 @@ def main(config: Config) -> None:
                 **config.evaluation.folders,
             )
 
-            results, likelihoods, answers = {}, {}, {}
-            for method in config.methods:
-                # Train, and evaluate on the test split.
-                evaluate = evaluator(task, method)
-                state, seconds = train(run, task, method, evaluate)
-                held_out, selection = NO_LIKELIHOOD, Selection()
-                if method != LIST:
-                    likelihoods[method] = evaluate(state, test)
-                    of_items = partial(evaluate, state)
-                    seen = relevance(task, run, of_items, tested, config.evaluation.retrieval_items)
-                    of_pairs = merged_pairs(task, method, state, test)
-                    held_out = merged(on_test(likelihoods[method], task, of_pairs), seen)
-                    selection = select(task, run, method, of_items, (test, likelihoods[method]), asked)
+            # Train, evaluate and decode with every method.
+            seen = partial(relevance, task, run, records=tested, retrieval_items=config.evaluation.retrieval_items)
+            results, likelihoods, answers = compare(run, task, asked, score, seen)
 
-                # Decode, and score the answers.
-                for name, decoder in config.decoders(method).items():
-                    answers[name] = selection.marked(answer(task, run, name, state, asked, decoder))
-                    spent = costs(state, seconds) | answers[name].costs
-                    results[name] = merged(held_out, score(answers[name]), spent, selection.results(answers[name]))
-
+            # Baselines that need no training.
             if most := config.evaluation.nearest_items:
                 answers[NEAREST] = nearest(task, asked, most)
                 results[NEAREST] = score(answers[NEAREST])

@@ -16,7 +16,7 @@ from experiments.markov.config import Config
 from mcl_jax import objectives
 from mcl_jax.models import GPTNeo
 from mcl_jax.parallel import DATA_AXIS
-from mcl_jax.training import Update
+from mcl_jax.update import Update
 
 # Random number streams of one seed. The base and the data do not depend on K, so both methods see the same ones.
 BASE, ADAPTERS, DATA, EVALUATION, STEPS, FINAL = range(6)

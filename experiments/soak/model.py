@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import mcl_jax as mcl
+from mcl_jax.update import LogLikelihoodFn
 
 VOCABULARY, WIDTH, HIDDEN = 31, 13, 23
 K, RANK, ALPHA, BATCH, LENGTH = 3, 2, 5, 6, 17
@@ -76,7 +77,7 @@ def trace_ahead() -> None:
     options = {"optimizer": made.optimizer, "objective": made.objective}
     state = mcl.TrainState.abstract(params=params, adapters=adapters, **options)
     batch = {"tokens": tokens, "target_mask": jax.ShapeDtypeStruct((BATCH, LENGTH), bool)}
-    batch |= {name: jax.ShapeDtypeStruct((BATCH,), jnp.int32) for name in ("mode", "index")}
+    batch |= {name: jax.ShapeDtypeStruct((BATCH,), jnp.int32) for name in ("mode", "index", "example")}
     batch |= {name: jax.ShapeDtypeStruct((BATCH,), jnp.float32) for name in ("factor", "under_root")}
     made.step.jitted.trace(*made.step.prepare(state, batch))
 
@@ -85,7 +86,7 @@ def _key() -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _log_likelihood_fn(model: mcl.Hypotheses) -> mcl.training.LogLikelihoodFn:
+def _log_likelihood_fn(model: mcl.Hypotheses) -> LogLikelihoodFn:
     """Returns the likelihood of a language model; entries of the batch can make it, or its gradient, NaN."""
     of_answer = mcl.language_model.log_likelihood_fn(model)
 

@@ -2,15 +2,10 @@
 
 from functools import partial
 
-from experiments.common.config import LIST
-from experiments.common.decoding import answer, samples
-from experiments.common.experiment import Columns, draw, finish, merged, on_test, page_of, show, write_page
-from experiments.common.held_out import evaluator
-from experiments.common.lists import NO_LIKELIHOOD
+from experiments.common.decoding import samples
+from experiments.common.experiment import Columns, draw, finish, page_of, show, write_page
+from experiments.common.methods import compare
 from experiments.common.recipe import save_recipe
-from experiments.common.selection import Selection, select
-from experiments.common.training import costs, train
-from experiments.common.usage import merged_pairs
 from experiments.translation.config import Config, parse
 from experiments.translation.scores import scores, training_targets
 from experiments.translation.task import load_base, load_data
@@ -50,31 +45,12 @@ def main(config: Config) -> None:
             with hosts.first_before_others("load the data"):
                 corpus = load_data(config)
             task = load_base(config, corpus)
-            test = task.encode(task.records("test", config.evaluation.test_items))
             asked = task.records("test", config.evaluation.decode_items)
-
             known = training_targets(task.records("train"))
             score = partial(scores, records=asked, known=known, **config.evaluation.folders)
 
-            results, likelihoods, answers = {}, {}, {}
-            for method in config.methods:
-                # Train, and evaluate on the test split.
-                evaluate = evaluator(task, method)
-                state, seconds = train(run, task, method, evaluate)
-                held_out, selection = NO_LIKELIHOOD, Selection()
-                if method != LIST:
-                    likelihoods[method] = evaluate(state, test)
-                    of_pairs = merged_pairs(task, method, state, test)
-                    held_out = on_test(likelihoods[method], task, of_pairs)
-                    of_items = partial(evaluate, state)
-                    selection = select(task, run, method, of_items, (test, likelihoods[method]), asked)
-
-                # Decode, and score the answers.
-                for name, decoder in config.decoders(method).items():
-                    answers[name] = selection.marked(answer(task, run, name, state, asked, decoder))
-                    spent = costs(state, seconds) | answers[name].costs
-                    results[name] = merged(held_out, score(answers[name]), spent, selection.results(answers[name]))
-
+            # Train, evaluate and decode with every method.
+            results, likelihoods, answers = compare(run, task, asked, score)
             save_recipe(run, task)
             finish(run, results, likelihoods, samples(asked, answers))
 

@@ -14,6 +14,7 @@ Each batch is a dict of NumPy arrays, where B is this process's share of the row
     target_mask  bool  [B, T]       True where tokens[:, 1:] is target or end of sequence
     mode         int32 [B]          index into `encoded.mode_names`, NO_MODE (−1) if the target has no mode
     index        int32 [B]          index of the record, NO_RECORD (−1) for a padding row
+    example      int32 [B]          number of the target among all targets of all records, NO_RECORD for a padding row
 """
 
 import dataclasses
@@ -134,7 +135,8 @@ def gather_tokens(encoded: Encoded, rows: Rows) -> Batch:
     size = len(rows.record)
     tokens = np.full((size, rows.length + 1), encoded.pad_id, np.int32)
     mask = np.zeros((size, rows.length), bool)
-    mode, index = np.full(size, NO_MODE, np.int32), np.full(size, NO_RECORD, np.int32)
+    mode = np.full(size, NO_MODE, np.int32)
+    index, example = np.full(size, NO_RECORD, np.int32), np.full(size, NO_RECORD, np.int32)
     for row, (record, target) in enumerate(zip(rows.record, rows.target, strict=True)):
         if record == NO_RECORD:
             continue
@@ -143,7 +145,8 @@ def gather_tokens(encoded: Encoded, rows: Rows) -> Batch:
         tokens[row, :end] = np.concatenate([prompt, answer])
         mask[row, len(prompt) - 1 : end - 1] = True
         mode[row], index[row] = encoded.modes[record][target], encoded.index[record]
-    return {"tokens": tokens, "target_mask": mask, "mode": mode, "index": index}
+        example[row] = encoded.first_example[record] + target
+    return {"tokens": tokens, "target_mask": mask, "mode": mode, "index": index, "example": example}
 
 
 def _rows_of_process(batch_size: int, process_index: int, process_count: int) -> slice:

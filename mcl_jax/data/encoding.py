@@ -7,6 +7,7 @@ Prompt and target are encoded separately, so a prompt has the same tokens when t
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -101,6 +102,16 @@ class Encoded:
         """Returns the number of predicted positions, T = P + N − 1, for each record [number of targets]."""
         pairs = zip(self.prompts, self.targets, strict=True)
         return tuple(np.array([len(prompt) + len(target) - 1 for target in targets]) for prompt, targets in pairs)
+
+    @functools.cached_property
+    def first_example(self) -> np.ndarray:
+        """Number of the first target of each record, and the number of all targets last [records + 1]."""
+        return np.cumsum([0, *map(len, self.targets)])
+
+    @property
+    def num_examples(self) -> int:
+        """Number of targets of all records."""
+        return int(self.first_example[-1])
 
     def one_target_each(self) -> "Encoded":
         """Returns a row for each target of each record, so that an epoch passes over every target."""

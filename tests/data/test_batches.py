@@ -68,6 +68,18 @@ def test_rows_are_prompt_target_eos_padding():
             assert not batch["target_mask"][row, length:].any() and not batch["tokens"][row, length:].any()
 
 
+def test_examples_are_numbered():
+    numbers = {
+        (r, t): n for n, (r, t) in enumerate((r, t) for r, x in enumerate(RECORDS) for t in range(len(x.targets)))
+    }
+    assert ENCODED.num_examples == len(numbers) > len(RECORDS)
+    for batch in train_batches(ENCODED, CONFIG, epochs=2):
+        for row in range(6):
+            record, answer = batch["index"][row], text_of(batch, row)[1]
+            (target,) = (t for t, target in enumerate(RECORDS[record].targets) if target.text == answer)
+            assert batch["example"][row] == numbers[record, target]
+
+
 def test_array_types_and_few_shapes():
     lengths = set()
     for batch in train_batches(ENCODED, CONFIG, epochs=3):
@@ -78,6 +90,7 @@ def test_array_types_and_few_shapes():
             "tokens": ((6, length + 1), "int32"),
             "target_mask": ((6, length), "bool"),
             "mode": ((6,), "int32"),
+            "example": ((6,), "int32"),
             "index": ((6,), "int32"),
         }
         needed = int(np.max(np.nonzero(batch["target_mask"])[1])) + 1

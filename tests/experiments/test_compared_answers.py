@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from test_page import Parsed
 
+from experiments.common import page
 from experiments.compare import answers
 from experiments.compare.__main__ import Config, main
 from experiments.compare.runs import FinishedRun, read
 from mcl_jax.json_io import to_json
+from mcl_jax.run import Run
 
 ANSWERED = 61  # sources, of which the samples are evenly spread
 METRICS = {"oracle_bleu": 41.5, "div_2": 0.5}
@@ -57,6 +59,19 @@ def test_texts_stay_texts(found):
     shown = "".join(page.texts)
     for sample in samples:
         assert all(reference["text"] in shown for reference in sample["references"]) and sample["source"] in shown
+
+
+def test_images_and_clips_are_those_of_the_runs(tmp_path):
+    """The second run has kept them: its page wrote them."""
+    runs = [read(made(tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    page.write(Run(tmp_path / "b", {}), {"methods": runs[1].methods}, made_up.records(), made_up.COLUMNS)
+    answers.write(tmp_path / "answers.html", runs, ["a", "b"], [])
+    shown = Parsed((tmp_path / "answers.html").read_text("utf-8"))
+    (image,), (clip,) = shown.all("img"), shown.all("audio")
+    assert image["src"].startswith("data:image/jpeg;base64,") and image["alt"] == made_up.NAMES[0]
+    assert clip["src"].startswith("data:audio/flac;base64,")
+    text = "".join(shown.texts)
+    assert "no such file" in text  # of the lost one
 
 
 def test_only_sources_that_all_runs_answered_and_with_the_same_text(tmp_path):

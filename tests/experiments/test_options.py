@@ -300,6 +300,9 @@ def test_a_soft_prompt_has_as_many_parameters_as_the_adapters(given, length):
         (dict(final_rate=1.5), "--final-rate must be from 0 to 1, got 1.5"),
         (dict(patience=3), "--patience 3 needs --keep best, got last"),
         (dict(time_mask=1.1), "--time-mask must be from 0 to 1, got 1.1"),
+        (dict(refresh=0), "--refresh must be .*at least 1, got 0"),
+        (dict(refresh=2, objective="relaxed"), "--refresh needs one winner for each example"),
+        (dict(choose_tokens=4, objective="relaxed", backward="all"), "--choose-tokens needs --backward winner or"),
     ],
 )
 def test_wrong_options_are_refused(option, message, tmp_path):
@@ -313,6 +316,14 @@ def test_how_winners_are_chosen_reaches_the_step(mesh, tmp_path):
     for assign in ("noisy", "clean"):
         config = translation.Config.from_options(workdir=tmp_path, mesh=mesh, assign=assign)
         assert make_step(config, "mcl", lambda *of: None, loss, optimizer).update.assign == assign
+
+
+@pytest.mark.parametrize("mesh", ["data=1", "data=2", "data=1,model=2"])
+def test_cheaper_choices_reach_the_step_of_mcl_alone(mesh, tmp_path):
+    config = translation.Config.from_options(workdir=tmp_path, mesh=mesh, refresh=3, choose_tokens=5)
+    step = lambda method: make_step(config, method, lambda *of: None, objectives.wta(), optax.sgd(0.1)).update
+    assert step("mcl").refresh == 3 and step("mcl").choose_fn is not None
+    assert step("mle_rk").refresh is None and step("mle_rk").choose_fn is None
 
 
 def test_only_a_pass_of_all_hypotheses_with_dropout_needs_another_one_to_choose(tmp_path):

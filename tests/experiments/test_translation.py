@@ -175,9 +175,17 @@ def test_rivals_run_beside_mcl(config, capsys):
 
 
 @pytest.mark.slow  # tests/test_fitting.py and tests/test_kill.py have the same of smaller models
-@pytest.mark.parametrize("objective", ["balanced", "relaxed"])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, objective, tmp_path, monkeypatch):
-    task = load(config.replace(objective=objective, dropout=0.1, steps=6))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "balanced"},
+        {"objective": "relaxed"},
+        {"refresh": 2, "examples": "answers", "batch_size": 24, "choose_tokens": 2},  # two batches per epoch
+    ],
+    ids=["balanced", "relaxed", "cheap"],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, options, tmp_path, monkeypatch):
+    task = load(config.replace(dropout=0.1, steps=6, **options))
     evaluate = evaluator(task, "mcl")
 
     def trained(folder):
