@@ -43,6 +43,9 @@ class Data(Options):
     split_seed: int = 0
     """Seed that chooses the sources of a missing test or validation split from the training split, as a whole each.
     Runs with several --seed keep the same splits."""
+    hints: float = 0.0
+    """Share of the sources that end in their mode, as in "source (es)", and have only the answers in this mode.
+    From those the selector (--selector-items) can tell the hypothesis, from the others it cannot."""
     test_data: Path | None = None
     """Other text, as --data or --task takes it, whose test split is used instead, or all of it if it has no splits."""
     sword_dir: Path | None = field(default=None, metadata=VOLATILE)
@@ -71,6 +74,8 @@ class Data(Options):
         super().check()
         if self.source_language == self.target_language:
             raise ValueError(f"--source-language and --target-language must differ, got {self.source_language!r} twice")
+        if not 0 <= self.hints <= 1:
+            raise ValueError(f"--hints must be from 0 to 1, got {self.hints}")
         Prompt(self.prompt)
         if (self.columns or self.splits) and self.path is None:
             raise ValueError("--columns and --splits need --data, got none")

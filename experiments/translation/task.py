@@ -7,6 +7,7 @@ from experiments import datasets
 from experiments.common.smollm2 import check_targets, outline, smollm2
 from experiments.common.splits import usable, with_held_out, with_test_split_of
 from experiments.common.task import Task
+from experiments.datasets.hints import with_hints
 from experiments.translation.config import Config
 from mcl_jax import data, hosts
 from mcl_jax.models import gguf_file, pretrained
@@ -45,7 +46,10 @@ def load_data(config: Config) -> data.Corpus:
         corpus = with_test_split_of(corpus, load_text(str(given.test_data)))
     option = f"--data {given.path}" if given.path else f"--task {given.task}"
     batch_size = config.training.batch_size
-    return with_held_out(usable(corpus, option=option, batch_size=batch_size, seed=given.split_seed), given.split_seed)
+    corpus = with_held_out(
+        usable(corpus, option=option, batch_size=batch_size, seed=given.split_seed), given.split_seed
+    )
+    return with_hints(corpus, given.hints, given.split_seed)
 
 
 def _check_base(config: Config) -> None:
