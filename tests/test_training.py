@@ -591,4 +591,4 @@ def test_a_state_may_be_given_the_objective():
 def test_state_is_a_pytree_without_surprises():
     state, _ = categorical(objectives.wta())
     assert flax.struct.dataclasses.is_dataclass(state)
-    assert set(vars(state)) == {"step", "params", "adapters", "opt_state", "objective_state", "rng"}
+    assert set(vars(state)) == {"step", "params", "adapters", "opt_state", "objective_state", "rng", "winners"}
