@@ -191,9 +191,18 @@ def check_tensors(config: Mapping[str, Any], layers: Layers, file: Path) -> None
 
 
 def rank_of(config: Mapping[str, Any], layer: str) -> int:
-    """Returns r of a layer: that of the first pattern that matches the end of its name, else the general one."""
-    patterns = config.get("rank_pattern", {}).items()
-    return next((rank for pattern, rank in patterns if re.fullmatch(rf"(.*\.)?({pattern})", layer)), config["r"])
+    """Returns r of a layer, given its Hugging Face name."""
+    return _matching(config.get("rank_pattern", {}), layer, config["r"])
+
+
+def alpha_of(config: Mapping[str, Any], layer: str) -> float:
+    """Returns α of a layer, given its Hugging Face name."""
+    return float(_matching(config.get("alpha_pattern", {}), layer, config["lora_alpha"]))
+
+
+def _matching(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """Returns the value of the first pattern that matches the end of a layer's name, as PEFT reads patterns."""
+    return next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer)), default)
 
 
 def check_fit(name: str, ab: Mapping[str, np.ndarray], kernel: tuple[int, ...]) -> None:

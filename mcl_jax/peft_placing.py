@@ -1,0 +1,113 @@
+"""The places that the matrices of PEFT adapters have in the tree of adapters of a model."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, PyTree
+
+from mcl_jax import peft_adapter, peft_files
+from mcl_jax.hypotheses import Hypotheses
+from mcl_jax.lora import LoraConfig
+from mcl_jax.models import families
+from mcl_jax.models.names import abstract_params, hf_layers
+from mcl_jax.models.tensors import rename
+from mcl_jax.peft_adapter import Adapter, Layer
+
+
+def stack(module: Any, adapters: Sequence[Adapter]) -> tuple[Hypotheses, PyTree[Array]]:
+    """Puts the matrices of each layer of each hypothesis in their places, with a leading axis K."""
+    family, names = families.of_module(module), set(adapters[0].layers)
+    given = {rename(name, family.renames): name for name in names}  # keys are names in the module tree
+    if len(given) < len(names):
+        raise ValueError(
+            "every layer must have one adapter, but some have two, under different names: "
+            f"{sorted(names - set(given.values()))[:8]}"
+        )
+    flat, used, ranks, alphas = {}, set(), {}, {}
+    for path, leaf in flatten_dict(abstract_params(module)).items():
+        adaptable = path[-1] == "kernel" and path[: len(family.language_model)] == family.language_model  # no towers
+        layers = hf_layers(path, leaf.shape) if adaptable else []
+        hit = [given[name] for name, _ in layers if name in given]
+        if not hit:
+            continue
+        if len(hit) < len(layers):
+            raise ValueError(
+                f"{'/'.join(path[:-1])} stacks {len(layers)} layers by nn.scan, so either all or none of them need "
+                f"adapters, got {len(hit)}; load the base with scan=False"
+            )
+        used.update(hit)
+        for name in hit:
+            for one in adapters:
+                peft_files.check_fit(name, one.layers[name], leaf.shape[-2:])
+        place, scanned = "/".join(path[:-1]), layers[0][1] is not ...
+        ranks_of, alphas_of, of_layers = zip(*(peft_adapter.side_by_side(adapters, name) for name in hit), strict=True)
+        for name, stacked in _stacked(of_layers, max(ranks_of), scanned).items():
+            flat[(*path[:-1], name)] = stacked
+        ranks[place], alphas[place] = _one_or_each(ranks_of), _one_or_each(alphas_of)
+    if missing := sorted(names - used):
+        raise ValueError(f"{type(module).__name__} does not have, or does not adapt, the layers {missing[:8]}")
+    return Hypotheses(module, _config_of(adapters, ranks, alphas)), unflatten_dict(flat)
+
+
+def _stacked(of_layers: Sequence[Sequence[Layer]], rank: int, scanned: bool) -> dict[str, Array]:
+    """Stacks the matrices of L layers, K of each, to arrays [K, L, ...], or [K, ...] if layers are not scanned."""
+    same = [[peft_adapter.padded(layer, rank) for layer in hypotheses_] for hypotheses_ in of_layers]
+    arrays = {
+        name: np.stack([[layer[name] for layer in of_k] for of_k in zip(*same, strict=True)]) for name in same[0][0]
+    }
+    return {name: jnp.asarray(array if scanned else array[:, 0], jnp.float32) for name, array in arrays.items()}
+
+
+def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, Any], alphas: Mapping[str, Any]) -> LoraConfig:
+    """Returns the config of adapters with these ranks and alphas, by the places of their layers."""
+    widest = max((one.settings for one in adapters), key=lambda settings: settings["r"])
+    rank, alpha = widest["r"], float(widest["lora_alpha"])
+    return LoraConfig(
+        rank=rank,
+        alpha=alpha,
+        dropout=adapters[0].setting("lora_dropout"),
+        rank_stabilized=adapters[0].setting("use_rslora"),
+        targets=tuple(ranks),
+        rank_pattern={place: of_layers for place, of_layers in ranks.items() if of_layers != rank},
+        alpha_pattern={place: of_layers for place, of_layers in alphas.items() if of_layers != alpha},
+    )
+
+
+def _one_or_each(values: Sequence[Any]) -> Any:
+    """Returns a single value if all layers share it, else a tuple with one value per layer."""
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def parted(model: Hypotheses, adapters: PyTree[Array], shared_rank: int) -> tuple[Hypotheses, PyTree[Array]]:
+    """Takes the first components, which all hypotheses have in common, out of the adapters as their shared part."""
+    config = model.config
+    ranks = [config.rank, *(r for value in config.rank_pattern.values() for r in _as_tuple(value))]
+    if not 0 < shared_rank < min(ranks):
+        raise ValueError(
+            f"shared_rank must be at least 1 and below every rank, got {shared_rank} for {sorted(set(ranks))}"
+        )
+    flat = {}
+    for path, leaf in flatten_dict(adapters).items():
+        first, rest = jnp.split(leaf, [shared_rank], axis=-1 if path[-1] == "a" else -2)
+        if not bool((first == first[:1]).all()):
+            raise ValueError(
+                f"the first {shared_rank} components of {'/'.join(path)} differ between hypotheses, so they cannot be "
+                "a shared part"
+            )
+        flat[path], flat[(*path[:-1], f"shared_{path[-1]}")] = rest, first[0]
+    own = lambda value: tuple(r - shared_rank for r in value) if isinstance(value, tuple) else value - shared_rank
+    config = dataclasses.replace(
+        config,
+        rank=config.rank - shared_rank,
+        rank_pattern={pattern: own(value) for pattern, value in config.rank_pattern.items()},
+        shared_rank=shared_rank,
+    )
+    return Hypotheses(model.module, config), unflatten_dict(flat)
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
