@@ -161,7 +161,7 @@ class Hypotheses(LowRankModule):
         return lora.adapter_delta(self.config, train=train)
 
     def merge(self, params: Params, adapters: Adapters, k: int) -> Params:
-        """Folds hypothesis k into the parameters: W + (α/r) B A, in the dtype of each kernel.
+        """Folds hypothesis k into the parameters: W + (α/r) B A, in the dtype of each kernel. Trained copies stay.
 
         Args:
           params: parameters of the base; not changed.
@@ -170,14 +170,22 @@ class Hypotheses(LowRankModule):
         Returns:
           Plain parameters of the module.
         Raises:
-          ValueError: if k is outside [0, K), or the adapters do not fit the parameters.
+          ValueError: if k is outside [0, K), the adapters do not fit the parameters, or the table of an adapter of
+            embeddings is the output layer too, which such an adapter does not change.
         """
         num_hypotheses = count(adapters)
         if not 0 <= k < num_hypotheses:
             raise ValueError(f"merge: k must be in [0, {num_hypotheses}), got {k}")
+        one = select(adapters, k)
+        params, (factors, _) = self.base.own(params, one), lora.split_copies(one)
         layers: dict[str, dict[str, Array]] = {}
-        for (*path, name), leaf in flatten_dict(lora.with_layer_scales(self.config, select(adapters, k))).items():
+        for (*path, name), leaf in flatten_dict(lora.with_layer_scales(self.config, factors)).items():
             layers.setdefault("/".join(path), {})[name] = leaf
+        if tied := [path for path in layers if self.base.is_output(params, path)]:
+            raise ValueError(
+                f"merge: {tied[0]} is the output layer too, which an adapter of the embeddings does not change; load "
+                "the base with tie_word_embeddings=False, where its class has an output layer of its own"
+            )
 
         def with_delta(path: str, kernel: Any) -> Any:
             layer = layers.pop(path, None)

@@ -19,11 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, PyTree
 
 from mcl_jax import hypotheses, peft_adapter, peft_files, peft_placing, peft_writing
 from mcl_jax.hypotheses import Hypotheses
+from mcl_jax.lora import split_copies
 from mcl_jax.models import families
+from mcl_jax.models.names import abstract_params, in_layers
 from mcl_jax.models.pretrained import save_pretrained
 
 
@@ -47,13 +50,24 @@ def save_peft(
     Raises:
       ValueError: if an adapted kernel does not have two axes, or `folder` is itself an adapter.
     """
-    family = families.of_module(model.module)
+    family, abstract = families.of_module(model.module), _shapes_for(model.module, adapters)
     each = [hypotheses.select(adapters, k) for k in range(hypotheses.count(adapters))]
-    written = [dict(peft_writing.layers_of(model.config, family, one)) for one in each]
+    written = [dict(peft_writing.layers_of(model.config, family, abstract, one)) for one in each]
+    copies = [peft_writing.copies_of(family, abstract, one) for one in each]
     if one_rank:
         written = peft_writing.with_one_rank(model.config, written)
-    saved = [peft_writing.contents(model.config, family, layers, base) for layers in written]
+    both = zip(written, copies, strict=True)
+    saved = [peft_writing.contents(model.config, family, layers, trained, base) for layers, trained in both]
     return peft_files.save_set(Path(folder), saved)
+
+
+def _shapes_for(module: Any, adapters: PyTree[Array]) -> PyTree[Any]:
+    """Returns the shapes of the parameters if tables of embeddings may be adapted, or there are copies; else nothing.
+
+    Tracing a model takes a while, and adapters of its layers do not need it.
+    """
+    outside = any(not in_layers(path) for path in flatten_dict(adapters))
+    return abstract_params(module) if outside or split_copies(adapters)[1] else {}
 
 
 def load_peft(

@@ -219,6 +219,8 @@ def experts_delta(model: MixtureOfExperts, *, train: bool, counted: Bool[Array, 
 
     def delta_fn(layer, path, spec, x):
         rank, dtype = config.rank_of(path), config.param_dtype
+        if spec.lookup:
+            raise ValueError(f"{path} is a table of embeddings, which no router can weigh; leave it out of the targets")
 
         def draw(key, size):
             return lora.init_a(key, spec, size, dtype)

@@ -1,5 +1,11 @@
 """One PEFT adapter as its folder holds it: settings, and the matrices of each layer under its Hugging Face name.
 
+    base_model.model.{layer}.lora_A.weight, lora_B.weight              A [r, in], B [out, r]
+    base_model.model.{layer}.lora_embedding_A, lora_embedding_B        the same of a table of embeddings, [r, V], [D, r]
+    base_model.model.{layer}.lora_magnitude_vector                     m [out] of DoRA
+    base_model.model.{module}.weight                                   a trained copy, of a module in modules_to_save
+    base_model.model.{layer}.base_layer.weight                         the weights beneath an adapter: a copy, too
+
 The adapters of several folders may have different ranks and scales. Side by side, layer by layer, they get the largest
 rank, by components that are zero, and the scale of the adapter that has it: B is multiplied by the quotient of the two
 scales. So s_k B_k A_k stays the same for every k.
@@ -16,8 +22,14 @@ import numpy as np
 from mcl_jax import peft_files
 
 PREFIX = "base_model.model."
-FACTORS = rf"{re.escape(PREFIX)}(?P<layer>.+)\.lora_(?P<half>[AB])(?:\.\w+)?\.weight"
-SAME = {"lora_dropout": 0.0, "use_rslora": False}  # settings that K adapters have in common, with PEFT's defaults
+FACTORS = (
+    r"(?P<layer>.+)\.lora_(?P<part>[AB])(\.\w+)?\.weight",
+    r"(?P<layer>.+)\.lora_embedding_(?P<part>[AB])(\.\w+)?",
+    r"(?P<layer>.+)\.lora_(?P<part>magnitude)_vector(\.\w+)?(\.weight)?",
+)
+COPY = r"(?P<module>.+?)(?P<beneath>\.base_layer)?\.(?P<leaf>weight|bias)"
+# Settings that K adapters have in common, with PEFT's defaults.
+SAME = {"lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "ensure_weight_tying": False}
 Layer = Mapping[str, np.ndarray]
 
 
@@ -28,12 +40,16 @@ class Adapter:
     Attributes:
       folder: the folder.
       settings: checked entries of its adapter_config.json.
-      layers: {name of a layer: {"a": A [in, r], "b": B [r, out]}}.
+      layers: {name of a layer: {"a": A [in, r], "b": B [r, out]}}, with {"magnitude": m [out]} for DoRA.
+      copies: {name of a weight or bias: its trained copy}, as stored.
+      detached: names of the modules in `modules_to_save`, whose copies have nothing to do with tied weights.
     """
 
     folder: Path
     settings: Mapping[str, Any]
     layers: Mapping[str, Layer]
+    copies: Mapping[str, np.ndarray]
+    detached: frozenset[str]
 
     def setting(self, name: str) -> Any:
         """Returns one of the settings in `SAME`."""
@@ -61,21 +77,47 @@ def read(folder: Path) -> list[Adapter]:
         lacks its other half, or has another shape than the settings say; names it.
     """
     settings, tensors = peft_files.read(folder)
-    layers, file = {}, folder / peft_files.WEIGHTS
+    file, layers, copies, detached = folder / peft_files.WEIGHTS, {}, {}, set()
     for name, tensor in tensors.items():
-        match = re.fullmatch(FACTORS, name)
-        if match is None:
-            raise ValueError(f"{file}: {name!r} is not a weight of a LoRA layer")
-        halves = layers.setdefault(match["layer"], {})
-        if match["half"].lower() in halves:
-            raise ValueError(f"{file} must hold one adapter, but it has lora_{match['half']} of {match['layer']} twice")
-        halves[match["half"].lower()] = tensor
-    if halves := sorted(name for name, ab in layers.items() if len(ab) < 2):
+        if (found := _copy_in(name, settings)) is not None:
+            peft_files.check_numbers(f"{file}: {name}", tensor)
+            copies[f"{found['module']}.{found['leaf']}"] = tensor
+            detached |= set() if found["beneath"] else {found["module"]}
+            continue
+        layer, part = _part_in(name, file)
+        if part.lower() in layers.setdefault(layer, {}):
+            raise ValueError(f"{file} must hold one adapter, but it has lora_{part} of {layer} twice")
+        layers[layer][part.lower()] = tensor
+    for module in settings.get("modules_to_save", []):
+        if not any(_ends_with(name, module) for name in detached):
+            raise ValueError(f"{file} must hold a copy of {module}, as modules_to_save says, but holds none")
+    if halves := sorted(name for name, ab in layers.items() if not ab.keys() >= {"a", "b"}):
         raise ValueError(f"{file} must hold lora_A and lora_B of each layer, got only one of them for {halves[:8]}")
     if not layers:
         raise ValueError(f"{file} holds no adapters")
     peft_files.check_tensors(settings, layers, file)
-    return [Adapter(folder, settings, one) for one in _ungrouped(layers, settings["r"])]
+    return [Adapter(folder, settings, one, copies, frozenset(detached)) for one in _ungrouped(layers, settings["r"])]
+
+
+def _copy_in(name: str, settings: Mapping[str, Any]) -> re.Match | None:
+    """Returns the parts of the name of a trained copy; None for that of another tensor."""
+    match = re.fullmatch(COPY, name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
+    if match is None or match["beneath"]:
+        return match
+    return match if any(_ends_with(match["module"], one) for one in settings.get("modules_to_save", [])) else None
+
+
+def _part_in(name: str, file: Path) -> tuple[str, str]:
+    """Returns the layer of a matrix, and which of its matrices it is: "A", "B" or "magnitude"."""
+    for pattern in FACTORS:
+        if match := re.fullmatch(re.escape(PREFIX) + pattern, name):
+            return match["layer"], match["part"]
+    raise ValueError(f"{file}: {name!r} is not a weight of a LoRA layer")
+
+
+def _ends_with(name: str, module: str) -> bool:
+    """Whether the last names in a path are those of a module, as PEFT reads `modules_to_save`."""
+    return f".{name}".endswith(f".{module}")
 
 
 def _ungrouped(layers: Mapping[str, Layer], rank: int) -> list[dict[str, Layer]]:
@@ -103,10 +145,12 @@ def check_alike(adapters: Sequence[Adapter]) -> None:
                     f"all adapters must have the same settings, but {one.folder} has {name} = {one.setting(name)}, "
                     f"{first.folder} has {first.setting(name)}"
                 )
-        if differing := sorted(one.layers.keys() ^ first.layers.keys()):
-            raise ValueError(
-                f"all hypotheses must adapt the same layers; hypotheses {k} and 0 differ in {differing[:8]}"
-            )
+        for what, names, of_first in (
+            ("adapt the same layers", one.layers, first.layers),
+            ("have copies of the same modules", one.copies, first.copies),
+        ):
+            if differing := sorted(names.keys() ^ of_first.keys()):
+                raise ValueError(f"all hypotheses must {what}; hypotheses {k} and 0 differ in {differing[:8]}")
 
 
 def side_by_side(adapters: Sequence[Adapter], layer: str) -> tuple[int, float, list[Layer]]:

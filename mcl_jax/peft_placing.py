@@ -1,7 +1,7 @@
 """The places that the matrices of PEFT adapters have in the tree of adapters of a model."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,34 +11,75 @@ from jaxtyping import Array, PyTree
 
 from mcl_jax import peft_adapter, peft_files
 from mcl_jax.hypotheses import Hypotheses
-from mcl_jax.lora import LoraConfig
-from mcl_jax.models import families
-from mcl_jax.models.names import abstract_params, hf_layers
+from mcl_jax.lora import KERNELS, SHARED, LoraConfig
+from mcl_jax.models import families, names
+from mcl_jax.models.families import Family
+from mcl_jax.models.names import Path, abstract_params
 from mcl_jax.models.tensors import rename
 from mcl_jax.peft_adapter import Adapter, Layer
 
 
 def stack(module: Any, adapters: Sequence[Adapter]) -> tuple[Hypotheses, PyTree[Array]]:
-    """Puts the matrices of each layer of each hypothesis in their places, with a leading axis K."""
-    family, names = families.of_module(module), set(adapters[0].layers)
-    given = {rename(name, family.renames): name for name in names}  # keys are names in the module tree
-    if len(given) < len(names):
+    """Puts the matrices and copies of each hypothesis in their places, with a leading axis K."""
+    family, abstract = families.of_module(module), abstract_params(module)
+    _check_untied(family, abstract, module, adapters)
+    factors, ranks, alphas = _factors(module, family, abstract, adapters)
+    copies = _copies(module, family, abstract, adapters)
+    return Hypotheses(module, _config_of(adapters, ranks, alphas)), unflatten_dict(factors | copies)
+
+
+def _check_untied(family: Family, abstract: Any, module: Any, adapters: Sequence[Adapter]) -> None:
+    """Raises a ValueError if one of two tied matrices has something of its own, which the other must not get."""
+    head, table = family.tied
+    if head in {name for place in names.places(abstract, family).values() for name in place.all_names}:
+        return
+    for one in adapters:
+        of_head = {rename(f"{name}.weight", family.renames) for name in one.layers}
+        of_head |= {rename(name, family.renames) for name in one.copies}
+        of_table = {rename(f"{name}.weight", family.renames) for name in one.detached}
+        if head in of_head or (table in of_table and not one.setting("ensure_weight_tying")):
+            raise ValueError(
+                f"{one.folder} changes one of {head} and {table} alone, but {type(module).__name__} has one matrix for "
+                "both; load the base with tie_word_embeddings=False, where its class has an output layer of its own"
+            )
+
+
+def _given(names_: Iterable[str], family: Family) -> dict[str, str]:
+    """Returns the names in an adapter by the names in the module tree."""
+    names_ = set(names_)
+    given = {rename(name, family.renames): name for name in names_}
+    if len(given) < len(names_):
         raise ValueError(
             "every layer must have one adapter, but some have two, under different names: "
-            f"{sorted(names - set(given.values()))[:8]}"
+            f"{sorted(names_ - set(given.values()))[:8]}"
         )
+    return given
+
+
+def _hit(path: Path, needed: Sequence[str], given: Mapping[str, str]) -> list[str]:
+    """Returns the names in an adapter of what is stored at one path, if the adapter has them.
+
+    Raises:
+      ValueError: if it has some of the layers that are stacked there, and not all.
+    """
+    hit = [given[name] for name in needed if name in given]
+    if 0 < len(hit) < len(needed):
+        raise ValueError(
+            f"{'/'.join(path[:-1])} stacks {len(needed)} layers by nn.scan, so either all or none of them need "
+            f"adapters, got {len(hit)}; load the base with scan=False"
+        )
+    return hit
+
+
+def _factors(module: Any, family: Family, abstract: Any, adapters: Sequence[Adapter]) -> tuple[dict, dict, dict]:
+    """Returns the matrices by path, and the ranks and alphas by place."""
+    given = _given(adapters[0].layers, family)
     flat, used, ranks, alphas = {}, set(), {}, {}
-    for path, leaf in flatten_dict(abstract_params(module)).items():
-        adaptable = path[-1] == "kernel" and path[: len(family.language_model)] == family.language_model  # no towers
-        layers = hf_layers(path, leaf.shape) if adaptable else []
-        hit = [given[name] for name, _ in layers if name in given]
-        if not hit:
+    for path, leaf in flatten_dict(abstract).items():
+        adaptable = path[-1] in KERNELS and path[: len(family.language_model)] == family.language_model  # no towers
+        layers = names.hf_layers(path, leaf.shape) if adaptable else []
+        if not (hit := _hit(path, [name for name, _ in layers], given)):
             continue
-        if len(hit) < len(layers):
-            raise ValueError(
-                f"{'/'.join(path[:-1])} stacks {len(layers)} layers by nn.scan, so either all or none of them need "
-                f"adapters, got {len(hit)}; load the base with scan=False"
-            )
         used.update(hit)
         for name in hit:
             for one in adapters:
@@ -48,9 +89,32 @@ def stack(module: Any, adapters: Sequence[Adapter]) -> tuple[Hypotheses, PyTree[
         for name, stacked in _stacked(of_layers, max(ranks_of), scanned).items():
             flat[(*path[:-1], name)] = stacked
         ranks[place], alphas[place] = _one_or_each(ranks_of), _one_or_each(alphas_of)
-    if missing := sorted(names - used):
+    if missing := sorted(set(given.values()) - used):
         raise ValueError(f"{type(module).__name__} does not have, or does not adapt, the layers {missing[:8]}")
-    return Hypotheses(module, _config_of(adapters, ranks, alphas)), unflatten_dict(flat)
+    return flat, ranks, alphas
+
+
+def _copies(module: Any, family: Family, abstract: Any, adapters: Sequence[Adapter]) -> dict[Path, Array]:
+    """Returns the trained copies by path. Those that are the same in all K are one, which all hypotheses share."""
+    given, flat, used = _given(adapters[0].copies, family), {}, set()
+    for path, place in names.places(abstract, family).items():
+        if not (hit := _hit(path, place.all_names, given)):
+            continue
+        used.update(hit)
+        for name in hit:
+            if shapes := {one.copies[name].shape for one in adapters} - {place.shape}:
+                raise ValueError(
+                    f"the copy of {name} must have shape {place.shape}, as in the base, got {shapes.pop()}"
+                )
+        each = [np.stack([one.copies[name].transpose(place.axes) for name in hit]) for one in adapters]  # [K][L, ...]
+        each = [leaf[0] for leaf in each] if isinstance(place.names, str) else each
+        alike = all(np.array_equal(leaf, each[0]) for leaf in each)
+        *modules, name = path
+        copy = each[0] if alike else np.stack(each)
+        flat[(*modules, SHARED + name if alike else name)] = jnp.asarray(copy, jnp.float32)
+    if missing := sorted(set(given.values()) - used):
+        raise ValueError(f"{type(module).__name__} does not have the weights {missing[:8]}, of which there are copies")
+    return flat
 
 
 def _stacked(of_layers: Sequence[Sequence[Layer]], rank: int, scanned: bool) -> dict[str, Array]:
@@ -92,6 +156,9 @@ def parted(model: Hypotheses, adapters: PyTree[Array], shared_rank: int) -> tupl
         )
     flat = {}
     for path, leaf in flatten_dict(adapters).items():
+        if path[-1] not in ("a", "b"):
+            flat[path] = leaf
+            continue
         first, rest = jnp.split(leaf, [shared_rank], axis=-1 if path[-1] == "a" else -2)
         if not bool((first == first[:1]).all()):
             raise ValueError(

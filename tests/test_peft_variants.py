@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
+from toys import randomized
 
 import mcl_jax as mcl
 from mcl_jax import interop
@@ -99,3 +101,110 @@ def test_one_rank_for_programs_that_read_no_patterns(name, tmp_path):
         assert (saved["r"], saved["rank_pattern"], saved["alpha_pattern"]) == (5, {}, {})
         assert all(5 in tensor.shape for tensor in tensors_in(folder).values())
     assert_merged_give(name, base, *interop.load_peft(tmp_path, base[0]))
+
+
+# ------------------------------------------------------------------------------------- Embeddings and the output layer
+
+UNTIED = {"tie_word_embeddings": False}
+TIED = "llama_tied_biased"
+
+
+def all_logits(base, model, adapters, tokens):
+    return jax.jit(model.apply_all)(base[1], adapters, tokens)
+
+
+def assert_written_as_read(name, folders):
+    for k, folder in enumerate(folders):
+        theirs, ours = tensors_in(PEFT / name / f"lora{k}"), tensors_in(folder)
+        assert set(ours) == set(theirs)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+        for entry in ("r", "lora_alpha", "use_dora"):
+            assert settings_in(folder)[entry] == settings_in(PEFT / name / f"lora{k}")[entry]
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("embeddings", load_base()), pytest.param("tied", load_base(TIED, **UNTIED), marks=pytest.mark.slow)],
+)
+def test_adapters_of_embeddings_and_output_layer_give_the_logits_of_peft(name, base, tmp_path):
+    model, adapters = interop.load_peft(PEFT / name, base[0])
+    table = adapters["model"]["embed_tokens"]
+    assert (table["a"].shape, table["b"].shape) == ((3, 41, 3), (3, 3, 24))
+    assert table["shared_embedding"].shape == (41, 24)  # PEFT writes the weights beneath the adapter, too
+    tokens, logits = expected(name)
+    assert_close(all_logits(base, model, adapters, tokens), logits)
+    assert_merged_give(name, base, model, adapters)
+    assert_written_as_read(name, interop.save_peft(tmp_path, model, adapters))
+
+
+def test_a_tied_matrix_has_no_adapter_of_one_use_alone():
+    for name, what in (("tied", "lm_head"), ("saved_tied", "lm_head")):
+        with pytest.raises(ValueError, match=f"lora0 changes one of {what}.weight and model.embed_tokens.weight alone"):
+            interop.load_peft(PEFT / name, load_base(TIED)[0])
+
+
+def test_an_adapter_of_tied_embeddings_changes_the_lookup_alone():
+    """As in PEFT: the output layer stays, so there is no merged model without an output layer of its own."""
+    config = mcl.LoraConfig(rank=2, alpha=5, targets="embed_tokens")
+    tied, untied = load_base(TIED), load_base(TIED, **UNTIED)
+    tokens, _ = expected("tied")
+    models = [mcl.Hypotheses(module, config) for module, _ in (tied, untied)]
+    shapes = jax.eval_shape(lambda: models[0].init(jax.random.key(0), tied[1], tokens, num_hypotheses=3))
+    adapters = randomized(shapes, seed=1)
+    found = all_logits(tied, models[0], adapters, tokens)
+    assert_close(found, all_logits(untied, models[1], adapters, tokens))
+    assert_close(forward(untied[0])(models[1].merge(untied[1], adapters, 2), tokens), found[2])
+    with pytest.raises(ValueError, match="merge: model/embed_tokens is the output layer too"):
+        models[0].merge(tied[1], adapters, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("saved", load_base()), ("saved_tied", load_base(TIED, **UNTIED)), ("saved_alike", load_base())],
+)
+def test_trained_copies_take_the_place_of_the_base(name, base, tmp_path):
+    model, adapters = interop.load_peft(PEFT / name, base[0])
+    alike = name == "saved_alike"
+    head = adapters["lm_head"]["shared_kernel" if alike else "kernel"]
+    assert head.shape == ((24, 41) if alike else (3, 24, 41))  # equal ones are stored once
+    tokens, logits = expected(name)
+    if name == "saved":
+        assert_close(all_logits(base, model, adapters, tokens), logits)
+    assert_merged_give(name, base, model, adapters)
+    folders = interop.save_peft(tmp_path, model, adapters)
+    assert_written_as_read(name, folders)
+    modules = ["lm_head", "model.embed_tokens"] if name == "saved" else ["lm_head"]
+    assert settings_in(folders[1])["modules_to_save"] == modules
+
+
+@pytest.mark.parametrize("name", ["embeddings", pytest.param("saved", marks=pytest.mark.slow)])
+def test_the_likelihood_is_that_of_these_logits(name):
+    model, adapters = interop.load_peft(PEFT / name, load_base()[0])
+    tokens, logits = expected(name)
+    mask = np.arange(6)[None] >= np.array([[1], [3]])
+    batch = {"tokens": tokens, "target_mask": mask}
+    found, _ = mcl.language_model.evaluate(model, load_base()[1], adapters, [batch])
+    log_p = jax.nn.log_softmax(logits[:, :, :-1])
+    picked = np.take_along_axis(np.asarray(log_p), np.asarray(tokens)[None, :, 1:, None], -1)[..., 0]
+    assert_close(found, (picked * mask).sum(-1))
+
+
+def test_copies_that_do_not_fit_are_named(tmp_path):
+    for k in range(3):
+        shutil.copytree(PEFT / "saved" / f"lora{k}", tmp_path / f"lora{k}")
+    file, name = tmp_path / "lora1" / "adapter_model.safetensors", "base_model.model.lm_head.weight"
+    tensors = load_file(file)
+    for change, message in (
+        (
+            {name: tensors[name][:-2]},
+            r"the copy of lm_head.weight must have shape \(41, 24\), as in the base, got \(39,",
+        ),
+        ({name: np.full_like(tensors[name], np.nan)}, "lora1.*lm_head.weight must hold finite numbers"),
+    ):
+        save_file(tensors | {key: np.ascontiguousarray(tensor) for key, tensor in change.items()}, file)
+        with pytest.raises(ValueError, match=message):
+            interop.load_peft(tmp_path, load_base()[0])
+    with pytest.raises(
+        ValueError, match="must have copies of the same modules; hypotheses 1 and 0 differ in .*embed_tokens"
+    ):
+        interop.load_peft([PEFT / "saved" / "lora0", PEFT / "saved_alike" / "lora0"], load_base()[0])

@@ -13,7 +13,8 @@ from jaxtyping import Array, PyTree
 
 from mcl_jax import options
 
-SHARED_A, SHARED_B = "shared_a", "shared_b"  # names of the leaves that all hypotheses have in common
+SHARED = "shared_"  # beginning of the names of leaves that all hypotheses have in common
+SHARED_A, SHARED_B = SHARED + "a", SHARED + "b"
 ALL_LINEAR = "all-linear"  # PEFT's word
 OUTPUT_LAYERS = ("lm_head", "proj_out")
 
@@ -45,9 +46,10 @@ class LoraConfig:
       rank: r, the inner dimension of the adapters.
       alpha: α; the delta is scaled by α/r (by α/√r with `rank_stabilized`), where r includes `shared_rank`.
       dropout: probability of dropping each input feature of the adapter (not of the base layer) in training.
-      targets: names of linear layers (`"q_proj"`, `"attn/out"`), or regular expressions over whole module paths
-        (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them. `"all-linear"` is every linear layer but the
-        output layers lm_head and proj_out, as in PEFT; of a model with a frozen tower it is the language model's.
+      targets: names of linear layers (`"q_proj"`, `"attn/out"`) or tables of embeddings (`"embed_tokens"`), or regular
+        expressions over whole module paths (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them.
+        `"all-linear"` is every linear layer but the output layers lm_head and proj_out, as in PEFT; of a model with a
+        frozen tower it is the language model's.
       layers: numbers of the layers whose targets get adapters, from 0, as PEFT's `layers_to_transform`; None is all.
         What lies below the lowest of them does not depend on k and is computed once for all K. The layers of a
         pretrained model have numbers if it was loaded with `scan=False`.
@@ -114,6 +116,10 @@ class LoraConfig:
         """Whether the linear layer at `path` gets an adapter."""
         chosen = self.layers is None or layer_of(path) in self.layers
         return chosen and any(matches(pattern, path) for pattern in self.patterns)
+
+    def names(self, path: str) -> bool:
+        """Whether a target other than "all-linear" matches `path`, as that of an adapted table of embeddings must."""
+        return any(matches(pattern, path) for pattern in self.patterns if pattern != ALL_LINEAR)
 
     def rank_of(self, path: str) -> int:
         """Returns r of the layer at `path`; for stacked layers the largest one, to which the others are padded."""

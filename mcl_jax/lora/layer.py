@@ -55,7 +55,8 @@ def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
         check_shapes(path, spec, rank, shape_of_a, shape_of_b)
         a = variable(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
         b = variable(layer, path, "b", lambda: jnp.zeros(shape_of_b, config.param_dtype))
-        x, scale = dropout(layer, path, x, config.dropout if train else 0.0), config.scale_of(path)
+        probability, scale = config.dropout if train and not spec.lookup else 0.0, config.scale_of(path)
+        x = dropout(layer, path, x, probability)
         own = delta(spec, x, a, b, scale)
         if not config.shared_rank:
             return own
