@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import partial_eval
 from jaxtyping import Array
 
@@ -112,9 +113,12 @@ def _copy_of(path: tuple[str, ...], leaf: Any, copy: Array | None) -> Array | No
     """Returns a trained copy of a parameter in the dtype of the parameter; None if there is none."""
     if copy is None:
         return None
-    shape = getattr(leaf, "shape", "that is quantized")
-    if shape != copy.shape:
-        raise ValueError(f"the copy of {'/'.join(path)} must fit the parameter, of shape {shape}, got {copy.shape}")
+    if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        raise ValueError(f"the parameter {'/'.join(path)} is quantized, so it takes no trained copy")
+    if leaf.shape != copy.shape:
+        raise ValueError(
+            f"the copy of {'/'.join(path)} must fit the parameter, of shape {leaf.shape}, got {copy.shape}"
+        )
     return copy.astype(leaf.dtype)
 
 
