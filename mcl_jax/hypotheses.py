@@ -5,9 +5,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from mcl_jax import lora
@@ -103,7 +105,19 @@ class LowRankModule(AdaptedModule):
         # vmap over K keys, instead of a leading axis in the initialiser, keeps the fan-in of A that of the layer.
         # jit drops the forward pass, whose result is not used.
         every = lambda keys: first_of_shared(jax.vmap(init_one)(keys))
-        return jax.jit(every)(jax.random.split(key, num_hypotheses))
+        return self._started(params, adapted, jax.jit(every)(jax.random.split(key, num_hypotheses)))
+
+    def _started(self, params: Params, adapted: lora.Adapted, adapters: Adapters) -> Adapters:
+        """Returns new adapters with the values that depend on the parameters: m = ‖W‖ of DoRA."""
+        if not self.config.dora:
+            return adapters
+        flat = flatten_dict(adapters)
+        for (*path, name), leaf in flat.items():
+            if name == lora.MAGNITUDE:
+                place = "/".join(path)
+                norm = lora.start_of_m(adapted.targets[place], self.base.kernel(params, place))
+                flat[*path, name] = jnp.broadcast_to(norm, leaf.shape).astype(leaf.dtype)
+        return unflatten_dict(flat)
 
     def apply(
         self,
@@ -148,14 +162,22 @@ class LowRankModule(AdaptedModule):
 class Hypotheses(LowRankModule):
     """K low-rank hypotheses of any module of Flax Linen or NNX: y = W x + (α/r) · B_k A_k x at each target layer.
 
-    With `LoraConfig.shared_rank`, a further term (α/r) · B A x is the same for all k.
+    With `LoraConfig.shared_rank`, a further term (α/r) · B A x is the same for all k. Adapters may also hold trained
+    copies of parameters, see `mcl_jax.lora.copies`.
 
     Args:
       module: the base, see `AdaptedModule`.
       config: layers to adapt, ranks and scales.
+    Raises:
+      ValueError: if the config asks for DoRA in a module of flax.nnx.
     """
 
     config: lora.LoraConfig = dataclasses.field(default_factory=lora.LoraConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.config.dora and not isinstance(self.module, nn.Module):
+            raise ValueError("LoraConfig: dora needs a module of flax.linen, got one of flax.nnx")
 
     def _delta(self, *, train: bool) -> lora.DeltaFn:
         return lora.adapter_delta(self.config, train=train)
@@ -204,4 +226,6 @@ class Hypotheses(LowRankModule):
         for a, b in (("a", "b"), (lora.SHARED_A, lora.SHARED_B)):
             if a in layer:
                 merged = lora.merge_kernel(merged, layer[a], layer[b], scale)
+        if lora.MAGNITUDE in layer:
+            merged = lora.with_length(merged, layer["a"], layer["b"], layer[lora.MAGNITUDE])
         return merged.astype(kernel.dtype)

@@ -102,8 +102,11 @@ def _over_data_too(spec: PartitionSpec, shape: tuple[int, ...], rows: int) -> Pa
     return PartitionSpec(*names)
 
 
+CUT_AXES = {"a": -2, "shared_a": -2, "b": -1, "shared_b": -1, "magnitude": -1}  # cut like those of the kernel
+
+
 def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSharding]:
-    """Returns shardings of adapters: `b` is sharded like the outputs of its kernel, `a` like the inputs.
+    """Returns shardings of adapters: `b` is sharded like the outputs of its kernel, as m of DoRA, `a` like the inputs.
 
     Args:
       mesh: devices.
@@ -116,7 +119,7 @@ def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSha
         layer, _, name = path_of(keys).rpartition("/")
         if (copied := kernels.get(f"{layer}/{name.removeprefix('shared_')}")) is not None:
             return NamedSharding(mesh, _of_copy(leaf, copied))
-        kernel, axis = kernels.get(f"{layer}/kernel"), {"a": -2, "shared_a": -2, "b": -1, "shared_b": -1}.get(name)
+        kernel, axis = kernels.get(f"{layer}/kernel"), CUT_AXES.get(name)
         if kernel is None or axis is None or kernel.ndim < 2 or leaf.ndim < 2 or leaf.shape[axis] != kernel.shape[axis]:
             return NamedSharding(mesh, PartitionSpec())
         spec = getattr(kernel.sharding, "spec", ())

@@ -135,6 +135,7 @@ def _config_of(adapters: Sequence[Adapter], ranks: Mapping[str, Any], alphas: Ma
         alpha=alpha,
         dropout=adapters[0].setting("lora_dropout"),
         rank_stabilized=adapters[0].setting("use_rslora"),
+        dora=adapters[0].setting("use_dora"),
         targets=tuple(ranks),
         rank_pattern={place: of_layers for place, of_layers in ranks.items() if of_layers != rank},
         alpha_pattern={place: of_layers for place, of_layers in alphas.items() if of_layers != alpha},

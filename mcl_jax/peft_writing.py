@@ -161,7 +161,7 @@ def _settings_of(
         "lora_alpha": alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rank_stabilized,
-        "use_dora": any("magnitude" in layer.matrices for layer in layers.values()),
+        "use_dora": config.dora,
         "target_modules": sorted(layers),
         **numbered,
         **({"modules_to_save": detached} if detached else {}),

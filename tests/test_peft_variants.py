@@ -208,3 +208,27 @@ def test_copies_that_do_not_fit_are_named(tmp_path):
         ValueError, match="must have copies of the same modules; hypotheses 1 and 0 differ in .*embed_tokens"
     ):
         interop.load_peft([PEFT / "saved" / "lora0", PEFT / "saved_alike" / "lora0"], load_base()[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------- DoRA
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("dora", "llama"), pytest.param("dora_gpt2", "gpt2", marks=pytest.mark.slow)]
+)
+def test_weight_decomposed_adapters_give_the_logits_of_peft(name, base, tmp_path):
+    base = load_base(base)
+    model, adapters = interop.load_peft(PEFT / name, base[0])
+    assert model.config.dora
+    tokens, logits = expected(name)
+    assert_close(all_logits(base, model, adapters, tokens), logits)
+    assert_merged_give(name, base, model, adapters)
+    assert_written_as_read(name, interop.save_peft(tmp_path, model, adapters))
+
+
+@pytest.mark.slow
+def test_a_quantized_base_has_no_exact_norms():
+    module, params = load_base(quantization="int8")
+    model, adapters = interop.load_peft(PEFT / "dora", module)
+    with pytest.raises(ValueError, match="_proj is quantized, so the norms that DoRA needs are not exact"):
+        model.apply_all(params, adapters, expected("dora")[0])

@@ -14,6 +14,8 @@ and keeps A and B in their own variable collection, `"lora"`, under the path of 
 
 A leaf with the name of a parameter is a trained copy, which takes that parameter's place; see `copies`.
 
+With `dora`, a leaf `magnitude` [out] stands beside them, see `dora`.
+
 With `shared_rank`, `shared_a` and `shared_b` beside them are further components, which all K hypotheses have in common;
 of all leaves, they alone have no axis K when hypotheses are stacked.
 
@@ -27,6 +29,7 @@ rank-stabilised scaling α/√r: arXiv 2312.03732.
 from mcl_jax.lora.adapted import Adapted
 from mcl_jax.lora.config import SHARED, SHARED_A, SHARED_B, LoraConfig, matches, with_layer_ranks, with_layer_scales
 from mcl_jax.lora.copies import split_copies
+from mcl_jax.lora.dora import MAGNITUDE, start_of_m, with_length
 from mcl_jax.lora.intercept import ADAPTABLE, intercept
 from mcl_jax.lora.kernels import check_kernels, sampling_delta
 from mcl_jax.lora.layer import COLLECTION, AbsentAdapterError, DeltaFn, Layer, adapter_delta, dropout, variable
@@ -46,6 +49,7 @@ __all__ = [
     "ADAPTABLE",
     "COLLECTION",
     "KERNELS",
+    "MAGNITUDE",
     "SHARED",
     "SHARED_A",
     "SHARED_B",
@@ -69,7 +73,9 @@ __all__ = [
     "rank_axes",
     "sampling_delta",
     "split_copies",
+    "start_of_m",
     "variable",
     "with_layer_ranks",
     "with_layer_scales",
+    "with_length",
 ]

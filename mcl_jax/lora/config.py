@@ -63,11 +63,13 @@ class LoraConfig:
         the loss of the conditional mixture with known modes, by what each hypothesis fails to learn of its mode; the
         shared part removes what the modes have in common of that, and nothing of what sets them apart. 0 is the
         paper's form.
+      dora: whether the length of the weights of each output is a parameter of its own, as in DoRA (arXiv 2402.09353):
+        y = (x W + s x A B) · m / ‖W + s A B‖, with the leaf m [out] for each hypothesis. A step costs some more time.
       dtype: dtype of the delta's computation; None uses the dtype of the layer's output.
       param_dtype: dtype of the stored adapters, float32 whatever the base is.
     Raises:
       ValueError: for a rank that is no integer of at least 1, an alpha that is no finite number, a dropout outside
-        [0, 1), no targets, or layers that are no different integers of at least 0.
+        [0, 1), no targets, layers that are no different integers of at least 0, or dora with a shared part.
     """
 
     rank: int = 8
@@ -79,6 +81,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int | Sequence[int]] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float | Sequence[float]] = dataclasses.field(default_factory=dict)
     shared_rank: int = 0
+    dora: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -92,6 +95,8 @@ class LoraConfig:
         options.check_numbers(**{"LoraConfig: dropout": self.dropout})
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoraConfig: dropout must be in [0, 1), got {self.dropout}")
+        if self.dora and self.shared_rank:
+            raise ValueError(f"LoraConfig: dora needs a shared_rank of 0, got {self.shared_rank}")
         if not self.patterns:
             raise ValueError("LoraConfig: targets must name at least one linear layer, got none")
         if self.layers is not None:

@@ -11,8 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, PyTree
 
 from mcl_jax.lora.config import SHARED, SHARED_A, SHARED_B
+from mcl_jax.lora.dora import MAGNITUDE
 
-FACTORS = ("a", "b", SHARED_A, SHARED_B, "router", "prompt")  # leaves that stand beside the parameters
+FACTORS = ("a", "b", MAGNITUDE, SHARED_A, SHARED_B, "router", "prompt")  # leaves that stand beside the parameters
 
 
 def split_copies(adapters_k: PyTree[Array]) -> tuple[PyTree[Array], dict[tuple[str, ...], Any]]:
