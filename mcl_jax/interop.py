@@ -28,6 +28,9 @@ from mcl_jax.lora import split_copies
 from mcl_jax.models import families
 from mcl_jax.models.names import abstract_params, in_layers
 from mcl_jax.models.pretrained import save_pretrained
+from mcl_jax.moe_files import load_moe, save_moe
+
+__all__ = ["load_moe", "load_peft", "save_merged", "save_moe", "save_peft"]
 
 
 def save_peft(
