@@ -22,28 +22,34 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, PyTree
 
-from mcl_jax import hypotheses, peft_adapter, peft_files, peft_placing, peft_writing
+from mcl_jax import hypotheses, peft_adapter, peft_files, peft_placing, peft_prompts, peft_writing
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.lora import split_copies
 from mcl_jax.models import families
 from mcl_jax.models.names import abstract_params, in_layers
 from mcl_jax.models.pretrained import save_pretrained
 from mcl_jax.moe_files import load_moe, save_moe
+from mcl_jax.soft_prompts import SoftPrompts
 
 __all__ = ["load_moe", "load_peft", "save_merged", "save_moe", "save_peft"]
 
 
 def save_peft(
-    folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *, base: str = "", one_rank: bool = False
+    folder: str | Path,
+    model: Hypotheses | SoftPrompts,
+    adapters: PyTree[Array],
+    *,
+    base: str = "",
+    one_rank: bool = False,
 ) -> list[Path]:
-    """Writes one PEFT adapter folder per hypothesis: `lora0` … `lora{K-1}`.
+    """Writes one PEFT adapter folder per hypothesis: `lora0` … `lora{K-1}`, also if they are soft prompts.
 
     All adapters with such names in `folder` are replaced; other files stay. A shared part becomes the first components
     of every adapter, whose rank is then the sum of both. Last components that are zero in both A and B are not written.
 
     Args:
       folder: where to create the adapter folders.
-      model: hypotheses of a language model from `mcl_jax.models`.
+      model: hypotheses of a language model from `mcl_jax.models`, or soft prompts of one of text.
       adapters: adapters with leading axis K.
       base: name or path of the base model, for PEFT's `base_model_name_or_path`.
       one_rank: write one rank and one α for all layers of all hypotheses, for programs that do not read `rank_pattern`
@@ -51,8 +57,11 @@ def save_peft(
     Returns:
       The folders.
     Raises:
-      ValueError: if an adapted kernel does not have two axes, or `folder` is itself an adapter.
+      ValueError: if an adapted kernel does not have two axes, the soft prompts are not those of a model of text, or
+        `folder` is itself an adapter.
     """
+    if isinstance(model, SoftPrompts):
+        return peft_files.save_set(Path(folder), peft_prompts.contents(model.module, adapters, base))
     family, abstract = families.of_module(model.module), _shapes_for(model.module, adapters)
     each = [hypotheses.select(adapters, k) for k in range(hypotheses.count(adapters))]
     written = [dict(peft_writing.layers_of(model.config, family, abstract, one)) for one in each]
@@ -75,8 +84,8 @@ def _shapes_for(module: Any, adapters: PyTree[Array]) -> PyTree[Any]:
 
 def load_peft(
     path: str | Path | Sequence[str | Path], module: Any, *, shared_rank: int = 0
-) -> tuple[Hypotheses, PyTree[Array]]:
-    """Loads PEFT adapters.
+) -> tuple[Hypotheses | SoftPrompts, PyTree[Array]]:
+    """Loads PEFT adapters: LoRA and its relatives, or soft prompts (PROMPT_TUNING).
 
     Args:
       path: one adapter folder; a folder of `lora0` … `lora{K-1}` that were saved together; or a sequence of adapter
@@ -85,7 +94,7 @@ def load_peft(
       shared_rank: number of first components that all adapters have in common, as `save_peft` writes a shared part;
         they are loaded as `LoraConfig.shared_rank`.
     Returns:
-      The hypotheses, and the adapters with leading axis K.
+      The hypotheses, or soft prompts, and the adapters with leading axis K.
     Raises:
       ValueError: if a file is missing or broken, a setting is not supported, the adapters differ in layers, dropout or
         rank stabilisation, the folders belong to two sets, or a tensor is not finite, does not fit the module, or
@@ -95,9 +104,12 @@ def load_peft(
     folders = peft_files.find(Path(path)) if one_set else [Path(one) for one in path]
     if not folders:
         raise ValueError("load_peft needs at least one adapter folder, got an empty list")
-    loaded = [one for folder in folders for one in peft_adapter.read(folder)]
+    soft = peft_prompts.are_in(folders[0])
+    loaded = [] if soft else [one for folder in folders for one in peft_adapter.read(folder)]
     if one_set and folders != [Path(path)]:
         peft_files.check_one_set(folders)
+    if soft:
+        return peft_prompts.load(folders, module)
     peft_adapter.check_alike(loaded)
     model, adapters = peft_placing.stack(module, loaded)
     return peft_placing.parted(model, adapters, shared_rank) if shared_rank else (model, adapters)

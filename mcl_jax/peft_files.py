@@ -10,7 +10,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,14 @@ def _number(folder: Path) -> int:
     return int(folder.name.removeprefix("lora"))
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read(
+    folder: Path, check: Callable[[Mapping[str, Any], Path], None] | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Reads one adapter folder.
 
+    Args:
+      folder: the folder.
+      check: checks the settings, as `check_settings` does those of LoRA.
     Returns:
       The checked settings, and the tensors by name.
     Raises:
@@ -120,7 +125,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     try:
         config = DEFAULTS | options.given(read_json_object(folder / CONFIG))
-        check_settings(config, folder / CONFIG)
+        (check or check_settings)(config, folder / CONFIG)
         return config, load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         pickled = (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file()

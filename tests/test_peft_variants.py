@@ -232,3 +232,55 @@ def test_a_quantized_base_has_no_exact_norms():
     model, adapters = interop.load_peft(PEFT / "dora", module)
     with pytest.raises(ValueError, match="_proj is quantized, so the norms that DoRA needs are not exact"):
         model.apply_all(params, adapters, expected("dora")[0])
+
+
+# --------------------------------------------------------------------------------------------------------- Soft prompts
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("prompts", "llama"), pytest.param("prompts_gemma3", "gemma3", marks=pytest.mark.slow)]
+)
+def test_soft_prompts_give_the_logits_of_peft(name, base, tmp_path):
+    base = load_base(base)
+    model, adapters = interop.load_peft(PEFT / name, base[0])
+    assert isinstance(model, mcl.SoftPrompts) and model.length == 3
+    tokens, logits = expected(name)
+    assert_close(all_logits(base, model, adapters, tokens), logits)
+    for k, folder in enumerate(interop.save_peft(tmp_path, model, adapters, base="tiny")):
+        assert_close(*(tensors_in(f)["prompt_embeddings"] for f in (folder, PEFT / name / f"lora{k}")), 1e-6)
+        ours, theirs = settings_in(folder), settings_in(PEFT / name / f"lora{k}")
+        assert {entry: theirs[entry] for entry in ours} == ours | {"base_model_name_or_path": ""}
+    assert_close(*map(jax.tree.leaves, (interop.load_peft(tmp_path, base[0])[1], adapters)), 1e-6)
+
+
+def change_prompt(folder, tensor=None, **entries):
+    if tensor is not None:
+        save_file({"prompt_embeddings": tensor}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(settings_in(folder) | entries))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "entries", "message"),
+    [
+        (np.zeros((2, 24), np.float32), {}, r"lora1/.*must hold 3 vectors, as in adapter_config.json, got \[2, 24\]"),
+        (np.zeros((3, 23), np.float32), {}, "lora1 must hold 3 vectors of 24 numbers, as .*lora0 .* got 3 of 23"),
+        (np.full((3, 24), np.inf, np.float32), {}, "prompt_embeddings must hold finite numbers"),
+        (None, {"peft_type": "LORA"}, "lora1/.*: peft_type must be PROMPT_TUNING, as in the first folder, got 'LORA'"),
+        (None, {"num_transformer_submodules": 2}, "num_transformer_submodules must be 1, got 2"),
+        (None, {"encoder_hidden_size": 5}, "settings of a soft prompt that are not supported: encoder_hidden_size"),
+    ],
+)
+def test_soft_prompts_that_are_broken_are_named(tmp_path, tensor, entries, message):
+    for k in range(2):
+        shutil.copytree(PEFT / "prompts" / f"lora{k}", tmp_path / f"lora{k}")
+    change_prompt(tmp_path / "lora1", tensor, **entries)
+    with pytest.raises(ValueError, match=message):
+        interop.load_peft(tmp_path, load_base()[0])
+
+
+def test_soft_prompts_of_models_that_see_or_hear_are_not_those_of_peft(tmp_path):
+    module = mcl.models.families.build(json.loads((GOLDEN / "whisper" / "tiny" / "config.json").read_text()))[1]
+    with pytest.raises(ValueError, match="PEFT has soft prompts for models of text, but Whisper takes more than that"):
+        interop.load_peft(PEFT / "prompts", module)
+    with pytest.raises(ValueError, match="but Whisper takes more"):
+        interop.save_peft(tmp_path, mcl.SoftPrompts(module, 3), {"table": {"prompt": np.zeros((3, 3, 24))}})

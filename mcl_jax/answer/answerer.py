@@ -15,7 +15,8 @@ from mcl_jax.answer.trained import Trained
 from mcl_jax.data.clips import SAMPLE_RATE
 from mcl_jax.data.encoding import Prompt
 from mcl_jax.generation import Defaults
-from mcl_jax.hypotheses import Hypotheses
+from mcl_jax.hypotheses import AdaptedModule
+from mcl_jax.lora import split_copies
 from mcl_jax.models import from_pretrained
 from mcl_jax.selector import Selector, choose
 from mcl_jax.tokenization import check_chat
@@ -61,7 +62,7 @@ class Answerer:
     def __init__(
         self,
         recipe: Recipe,
-        model: Hypotheses,
+        model: AdaptedModule,
         params: Any,
         adapters: Any,
         processor: Any,
@@ -216,7 +217,7 @@ class Answerer:
             init = self.model.init
             return init(jax.random.key(0), self.params, tokens, num_hypotheses=K, method="hidden", **features)
 
-        needed, found = (_shapes(tree) for tree in (jax.eval_shape(fresh), self.adapters))
+        needed, found = (_shapes(tree) for tree in (jax.eval_shape(fresh), split_copies(self.adapters)[0]))
         if differ := [path for path in sorted(needed | found) if needed.get(path) != found.get(path)]:
             lines = [f"{path} is {found.get(path)}, not {needed.get(path)}" for path in differ[:SHOWN]]
             raise ValueError(f"the adapters do not fit the base {self.recipe.base}: {'; '.join(lines)}")

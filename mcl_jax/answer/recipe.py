@@ -36,7 +36,8 @@ class Recipe:
 
     Args:
       base: path of the base, as `from_pretrained` takes it.
-      lora: settings of the adapters in the checkpoints; None if the adapters are in PEFT folders, which have their own.
+      lora: settings of the adapters in the checkpoints; None if the adapters are in PEFT folders, which have their own,
+        or if there are soft prompts.
       kind: what the hypotheses answer: "text", "pictures" or "clips".
       prompt: form of the prompt. For text it contains "{source}" once; for pictures and clips it is a text with the
         placeholder of the base.
@@ -51,6 +52,7 @@ class Recipe:
       padded: whether pictures are padded to squares (`LlavaNextProcessor.padded_to_squares`) and not tiled.
       tag: name of the training within the run, as in `fit`.
       best: whether to answer from the checkpoint with the lowest eval_loss (`keep_best` in `fit`), not from the last.
+      soft_prompt: length of the soft prompts in the checkpoints; None if there are none.
     Raises:
       ValueError: if a value is wrong; names it.
     """
@@ -73,10 +75,15 @@ class Recipe:
     padded: bool = False
     tag: str = ""
     best: bool = False
+    soft_prompt: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "base", Path(self.base).absolute())
         object.__setattr__(self, "dtype", dtypes.name_of(self.dtype))
+        if self.soft_prompt is not None:
+            options.check_integers(1, soft_prompt=self.soft_prompt)
+            if self.lora is not None:
+                raise ValueError("the adapters are low-rank or soft prompts, so lora or soft_prompt must be null")
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         if self.quantization not in (None, *get_args(Quantization)):

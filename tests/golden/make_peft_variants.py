@@ -18,6 +18,7 @@ as `save_peft` wrote them into folders of these names in DIR, and prints how far
     dora              weight-decomposed adapters
     dora_gpt2         the same of layers that store [in, out]
     prompts           soft prompts
+    prompts_gemma3    the same of a model that multiplies its embeddings
 """
 
 import shutil
@@ -28,10 +29,11 @@ import numpy as np
 import torch
 from make_peft import FOLDER, HERE, logits_of
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import Gemma3ForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 LLAMA = (LlamaForCausalLM, HERE / "models" / "llama")
 TIED = (LlamaForCausalLM, HERE / "models" / "llama_tied_biased")
+GEMMA3 = (Gemma3ForCausalLM, HERE / "models" / "gemma3")
 GPT2 = (GPT2LMHeadModel, HERE / "models" / "gpt2")
 LAYERS = ["q_proj", "down_proj"]
 RANKS = [
@@ -53,6 +55,7 @@ VARIANTS = {
     "dora": (LLAMA, [SMALL | {"use_dora": True}] * 3),
     "dora_gpt2": (GPT2, [SMALL | {"use_dora": True, "target_modules": ["c_attn", "mlp.c_proj"]}] * 3),
     "prompts": (LLAMA, [{"num_virtual_tokens": 3}] * 3),
+    "prompts_gemma3": (GEMMA3, [{"num_virtual_tokens": 3}] * 3),
 }
 
 
