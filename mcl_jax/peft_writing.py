@@ -158,7 +158,7 @@ def _settings_of(
         "task_type": family.task,
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": alpha,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rank_stabilized,
         "use_dora": config.dora,

@@ -1,6 +1,7 @@
 """Folders of PEFT with other settings than plain LoRA (tests/golden/make_peft_variants.py), to and from PEFT."""
 
 import functools
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -284,3 +285,27 @@ def test_soft_prompts_of_models_that_see_or_hear_are_not_those_of_peft(tmp_path)
         interop.load_peft(PEFT / "prompts", module)
     with pytest.raises(ValueError, match="but Whisper takes more"):
         interop.save_peft(tmp_path, mcl.SoftPrompts(module, 3), {"table": {"prompt": np.zeros((3, 3, 24))}})
+
+
+# ------------------------------------------------------------------------------------------------------ vLLM and LoRAX
+
+
+@pytest.mark.parametrize("name", ["ranks", "ranks_stabilized"])
+def test_what_vllm_and_lorax_read_is_the_hypothesis(name, tmp_path):
+    """See docs/how-to/serving.md: s of W + s B A comes from r, lora_alpha and use_rslora alone; nothing is refused."""
+    module, params = load_base()
+    model, adapters = interop.load_peft(PEFT / name, module)
+    for k, folder in enumerate(interop.save_peft(tmp_path, model, adapters, base="BASE", one_rank=True)):
+        assert {path.name for path in folder.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+        saved, tensors = settings_in(folder), tensors_in(folder)
+        assert (saved["peft_type"], saved["bias"], saved["base_model_name_or_path"]) == ("LORA", "none", "BASE")
+        assert not saved["use_dora"] and not saved.get("modules_to_save") and type(saved["r"]) is int
+        rank, rooted = saved["r"], saved["use_rslora"]
+        scale = saved["lora_alpha"] / (rank**0.5 if rooted else rank)
+        merged = model.merge(params, adapters, k)["model"]["layers"]
+        assert len(tensors) == 2 * 3 * 2  # A and B of two kinds of layers in three layers
+        for i, (block, layer) in itertools.product(range(3), [("self_attn", "q_proj"), ("mlp", "down_proj")]):
+            a, b = (tensors[f"base_model.model.model.layers.{i}.{block}.{layer}.lora_{half}.weight"] for half in "AB")
+            kernel = params["model"]["layers"][block][layer]["kernel"][i]
+            assert a.shape[0] == b.shape[1] == rank
+            assert_close(merged[block][layer]["kernel"][i], kernel + scale * (b @ a).T, 1e-5)
