@@ -29,9 +29,10 @@ from mcl_jax.models import families
 from mcl_jax.models.names import abstract_params, in_layers
 from mcl_jax.models.pretrained import save_pretrained
 from mcl_jax.moe_files import load_moe, save_moe
+from mcl_jax.peft_placing import TiedMatrixError
 from mcl_jax.soft_prompts import SoftPrompts
 
-__all__ = ["load_moe", "load_peft", "save_merged", "save_moe", "save_peft"]
+__all__ = ["TiedMatrixError", "load_moe", "load_peft", "save_merged", "save_moe", "save_peft"]
 
 
 def save_peft(
@@ -99,6 +100,8 @@ def load_peft(
       ValueError: if a file is missing or broken, a setting is not supported, the adapters differ in layers, dropout or
         rank stabilisation, the folders belong to two sets, or a tensor is not finite, does not fit the module, or
         belongs to a frozen tower. The message names it.
+      TiedMatrixError: if an adapter or copy of the output layer or of the embeddings alone meets a module that has one
+        matrix for both.
     """
     one_set = isinstance(path, (str, Path))
     folders = peft_files.find(Path(path)) if one_set else [Path(one) for one in path]

@@ -19,6 +19,10 @@ from mcl_jax.models.tensors import rename
 from mcl_jax.peft_adapter import Adapter, Layer
 
 
+class TiedMatrixError(ValueError):
+    """Adapters change one use of a matrix that a model ties to another."""
+
+
 def stack(module: Any, adapters: Sequence[Adapter]) -> tuple[Hypotheses, PyTree[Array]]:
     """Puts the matrices and copies of each hypothesis in their places, with a leading axis K."""
     family, abstract = families.of_module(module), abstract_params(module)
@@ -29,7 +33,7 @@ def stack(module: Any, adapters: Sequence[Adapter]) -> tuple[Hypotheses, PyTree[
 
 
 def _check_untied(family: Family, abstract: Any, module: Any, adapters: Sequence[Adapter]) -> None:
-    """Raises a ValueError if one of two tied matrices has something of its own, which the other must not get."""
+    """Raises a TiedMatrixError if one of two tied matrices has something of its own, which the other must not get."""
     head, table = family.tied
     if head in {name for place in names.places(abstract, family).values() for name in place.all_names}:
         return
@@ -38,7 +42,7 @@ def _check_untied(family: Family, abstract: Any, module: Any, adapters: Sequence
         of_head |= {rename(name, family.renames) for name in one.copies}
         of_table = {rename(f"{name}.weight", family.renames) for name in one.detached}
         if head in of_head or (table in of_table and not one.setting("ensure_weight_tying")):
-            raise ValueError(
+            raise TiedMatrixError(
                 f"{one.folder} changes one of {head} and {table} alone, but {type(module).__name__} has one matrix for "
                 "both; load the base with tie_word_embeddings=False, where its class has an output layer of its own"
             )

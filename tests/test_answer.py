@@ -35,7 +35,11 @@ K = 3
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """The tiny Llama with a tokenizer of whole words."""
-    folder = shutil.copytree(GOLDEN / "models" / "llama", tmp_path_factory.mktemp("base") / "llama")
+    return with_words("llama", tmp_path_factory.mktemp("base"))
+
+
+def with_words(name, folder):
+    folder = shutil.copytree(GOLDEN / "models" / name, folder / name)
     vocabulary = {word: i for i, word in enumerate(["<eos>", "<unk>", "=", ">", *WORDS])}
     words = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = tk.pre_tokenizers.Whitespace()
@@ -210,6 +214,14 @@ def test_soft_prompts_answer_from_a_run_and_from_peft_folders(soft_runs, says):
     assert found == lines(says(peft, *TEXTS[:2], "--json"))
     texts = {answer["text"] for answer in found[0]["answers"]}
     assert len(texts) == K  # each soft prompt asks for something else
+
+
+@pytest.mark.slow
+def test_adapters_of_a_tied_output_layer_get_a_base_that_is_untied(tmp_path, says):
+    folder = shutil.copytree(GOLDEN / "peft" / "tied", tmp_path / "adapters")
+    Recipe(with_words("llama_tied_biased", tmp_path), prompt=PROMPT, decoder=Greedy(), max_new_tokens=3).save(folder)
+    (found,) = lines(says(folder, TEXTS[1], "--json"))
+    assert len({answer["log_likelihood"] for answer in found["answers"]}) == K
 
 
 @pytest.mark.parametrize(("best", "step"), [(False, 3), (True, 2)])

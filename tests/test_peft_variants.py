@@ -190,6 +190,21 @@ def test_the_likelihood_is_that_of_these_logits(name):
     assert_close(found, (picked * mask).sum(-1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["embeddings", "saved"])
+def test_greedy_tokens_are_those_of_the_logits(name):
+    module, params = load_base()
+    model, adapters = interop.load_peft(PEFT / name, module)
+    tokens, logits = expected(name)
+    found = mcl.generate(model, params, adapters, tokens, max_new_tokens=2)[:, :, 0]  # [K, B, 2]
+    first = logits[:, :, -1].argmax(-1)
+    np.testing.assert_array_equal(found[..., 0], first)
+    for k in range(3):
+        longer = jnp.concatenate([tokens, jnp.asarray(first[k], jnp.int32)[:, None]], axis=1)
+        second = forward(module)(model.merge(params, adapters, k), longer)[:, -1].argmax(-1)
+        np.testing.assert_array_equal(found[k, :, 1], second)
+
+
 def test_copies_that_do_not_fit_are_named(tmp_path):
     for k in range(3):
         shutil.copytree(PEFT / "saved" / f"lora{k}", tmp_path / f"lora{k}")
