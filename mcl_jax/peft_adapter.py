@@ -29,7 +29,7 @@ FACTORS = (
 )
 COPY = r"(?P<module>.+?)(?P<beneath>\.base_layer)?\.(?P<leaf>weight|bias)"
 # Settings that K adapters have in common, with PEFT's defaults.
-SAME = {"lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "ensure_weight_tying": False}
+SAME = {"lora_dropout": 0.0, "use_rslora": False, "use_dora": False}
 Layer = Mapping[str, np.ndarray]
 
 

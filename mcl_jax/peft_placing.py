@@ -33,15 +33,23 @@ def stack(module: Any, adapters: Sequence[Adapter]) -> tuple[Hypotheses, PyTree[
 
 
 def _check_untied(family: Family, abstract: Any, module: Any, adapters: Sequence[Adapter]) -> None:
-    """Raises a TiedMatrixError if one of two tied matrices has something of its own, which the other must not get."""
+    """Refuses what would change both of two tied matrices, though it belongs to one of them.
+
+    Raises:
+      TiedMatrixError: if an adapter or copy of one alone meets a module that ties them.
+      ValueError: if PEFT tied the two adapters or copies themselves.
+    """
     head, table = family.tied
-    if head in {name for place in names.places(abstract, family).values() for name in place.all_names}:
-        return
+    tied = head not in {name for place in names.places(abstract, family).values() for name in place.all_names}
     for one in adapters:
-        of_head = {rename(f"{name}.weight", family.renames) for name in one.layers}
-        of_head |= {rename(name, family.renames) for name in one.copies}
-        of_table = {rename(f"{name}.weight", family.renames) for name in one.detached}
-        if head in of_head or (table in of_table and not one.setting("ensure_weight_tying")):
+        adapted = {rename(f"{name}.weight", family.renames) for name in one.layers}
+        copied = {rename(name, family.renames) for name in one.copies}
+        if one.settings.get("ensure_weight_tying") and {head, table} & (adapted | copied):
+            raise ValueError(
+                f"{one.folder} has ensure_weight_tying = true, which is not supported for {head} and {table}"
+            )
+        detached = {rename(f"{name}.weight", family.renames) for name in one.detached}
+        if tied and (head in adapted | copied or table in detached):
             raise TiedMatrixError(
                 f"{one.folder} changes one of {head} and {table} alone, but {type(module).__name__} has one matrix for "
                 "both; load the base with tie_word_embeddings=False, where its class has an output layer of its own"

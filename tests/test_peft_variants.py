@@ -144,6 +144,17 @@ def test_a_tied_matrix_has_no_adapter_of_one_use_alone():
             interop.load_peft(PEFT / name, load_base(TIED)[0])
 
 
+def test_adapters_that_peft_ties_are_refused(tmp_path):
+    for name in ("tied", "saved_tied"):
+        folder = shutil.copytree(PEFT / name / "lora1", tmp_path / name)
+        (folder / "adapter_config.json").write_text(json.dumps(settings_in(folder) | {"ensure_weight_tying": True}))
+        for base in (load_base(TIED), load_base(TIED, **UNTIED)):
+            with pytest.raises(
+                ValueError, match=f"{name} has ensure_weight_tying = true, which is not supported for lm_"
+            ):
+                interop.load_peft(folder, base[0])
+
+
 def test_an_adapter_of_tied_embeddings_changes_the_lookup_alone():
     """As in PEFT: the output layer stays, so there is no merged model without an output layer of its own."""
     config = mcl.LoraConfig(rank=2, alpha=5, targets="embed_tokens")
