@@ -35,13 +35,19 @@ def close(actual, desired):
 
 
 def test_an_adapted_table_is_that_of_the_merged_model(params):
-    model, _, adapters = hypotheses_of(("embed", "up"), params, dropout=0.5)  # no dropout of token numbers
+    model, _, adapters = hypotheses_of(("embed", "up"), params)
     found = outputs(model, params, adapters)
     for k in range(K):
         merged = model.merge(params, adapters, k)
         table = params["embed"]["embedding"] + 5 / 2 * adapters["embed"]["a"][k] @ adapters["embed"]["b"][k]
         close(merged["embed"]["embedding"], table)
         close(found[k], Tokens().apply({"params": merged}, TOKENS))
+
+
+def test_numbers_of_tokens_are_not_dropped(params):
+    model, _, adapters = hypotheses_of("embed", params, dropout=0.5)
+    dropping = lambda one: model.apply(params, one, TOKENS, dropout_rng=jax.random.key(3))
+    close(jax.jit(dropping)(hypotheses.select(adapters, 1)), outputs(model, params, adapters)[1])
 
 
 def test_it_starts_as_the_base_with_one_input_that_is_not_zero(params):
