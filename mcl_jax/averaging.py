@@ -28,13 +28,18 @@ def average(model: Hypotheses, params: Params, adapters: Adapters, ks: Sequence[
       The same model with adapters of rank n·r, and its adapters with leading axis 1.
     Raises:
       ValueError: if no index is given, one is given twice or is no hypothesis, or the config has a `shared_rank` beside
-        a `rank_pattern`.
+        a `rank_pattern`, the config has `dora`, or
+        the adapters hold copies of parameters.
     """
     num_hypotheses, n = hypotheses.count(adapters), len(ks)
     if not n or len(set(ks)) < n or not set(ks) <= set(range(num_hypotheses)):
         raise ValueError(f"average needs different hypotheses from 0 to {num_hypotheses - 1}, got {list(ks)}")
     config = _of_rank(n, model.config)
     joined = flatten_dict(hypotheses.select(adapters, np.array(ks)))
+    if model.config.dora:
+        raise ValueError("average takes adapters without dora: the mean of such deltas has no low rank")
+    if copies := lora.split_copies(adapters)[1]:
+        raise ValueError(f"average takes low-rank adapters alone, got a trained copy of {'/'.join(min(copies))}")
     for *layer, name in list(joined):
         if name != "a":
             continue

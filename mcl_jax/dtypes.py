@@ -1,4 +1,6 @@
-"""Dtypes for sums, and of states."""
+"""Dtypes for sums and of states, and names of dtypes."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,18 @@ from jaxtyping import Array
 def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
     """Returns float64 for float64, else float32, since sums of many small numbers lose precision in smaller dtypes."""
     return jnp.dtype(jnp.float64) if dtype == jnp.float64 else jnp.dtype(jnp.float32)
+
+
+def name_of(dtype: Any) -> str:
+    """Returns the name of a dtype.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        raise ValueError(f"a dtype must be one such as float32 or bfloat16, got {dtype!r}") from None
 
 
 def widened(x: Array) -> Array:

@@ -5,9 +5,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from mcl_jax import lora
@@ -103,7 +105,19 @@ class LowRankModule(AdaptedModule):
         # vmap over K keys, instead of a leading axis in the initialiser, keeps the fan-in of A that of the layer.
         # jit drops the forward pass, whose result is not used.
         every = lambda keys: first_of_shared(jax.vmap(init_one)(keys))
-        return jax.jit(every)(jax.random.split(key, num_hypotheses))
+        return self._started(params, adapted, jax.jit(every)(jax.random.split(key, num_hypotheses)))
+
+    def _started(self, params: Params, adapted: lora.Adapted, adapters: Adapters) -> Adapters:
+        """Returns new adapters with the values that depend on the parameters: m = ‖W‖ of DoRA."""
+        if not self.config.dora:
+            return adapters
+        flat = flatten_dict(adapters)
+        for (*path, name), leaf in flat.items():
+            if name == lora.MAGNITUDE:
+                place = "/".join(path)
+                norm = lora.start_of_m(adapted.targets[place], self.base.kernel(params, place))
+                flat[*path, name] = jnp.broadcast_to(norm, leaf.shape).astype(leaf.dtype)
+        return unflatten_dict(flat)
 
     def apply(
         self,
@@ -148,20 +162,28 @@ class LowRankModule(AdaptedModule):
 class Hypotheses(LowRankModule):
     """K low-rank hypotheses of any module of Flax Linen or NNX: y = W x + (α/r) · B_k A_k x at each target layer.
 
-    With `LoraConfig.shared_rank`, a further term (α/r) · B A x is the same for all k.
+    With `LoraConfig.shared_rank`, a further term (α/r) · B A x is the same for all k. Adapters may also hold trained
+    copies of parameters, see `mcl_jax.lora.copies`.
 
     Args:
       module: the base, see `AdaptedModule`.
       config: layers to adapt, ranks and scales.
+    Raises:
+      ValueError: if the config asks for DoRA in a module of flax.nnx.
     """
 
     config: lora.LoraConfig = dataclasses.field(default_factory=lora.LoraConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.config.dora and not isinstance(self.module, nn.Module):
+            raise ValueError("LoraConfig: dora needs a module of flax.linen, got one of flax.nnx")
 
     def _delta(self, *, train: bool) -> lora.DeltaFn:
         return lora.adapter_delta(self.config, train=train)
 
     def merge(self, params: Params, adapters: Adapters, k: int) -> Params:
-        """Folds hypothesis k into the parameters: W + (α/r) B A, in the dtype of each kernel.
+        """Folds hypothesis k into the parameters: W + (α/r) B A, in the dtype of each kernel. Trained copies stay.
 
         Args:
           params: parameters of the base; not changed.
@@ -170,14 +192,22 @@ class Hypotheses(LowRankModule):
         Returns:
           Plain parameters of the module.
         Raises:
-          ValueError: if k is outside [0, K), or the adapters do not fit the parameters.
+          ValueError: if k is outside [0, K), the adapters do not fit the parameters, or the table of an adapter of
+            embeddings is the output layer too, which such an adapter does not change.
         """
         num_hypotheses = count(adapters)
         if not 0 <= k < num_hypotheses:
             raise ValueError(f"merge: k must be in [0, {num_hypotheses}), got {k}")
+        one = select(adapters, k)
+        params, (factors, _) = self.base.own(params, one), lora.split_copies(one)
         layers: dict[str, dict[str, Array]] = {}
-        for (*path, name), leaf in flatten_dict(lora.with_layer_scales(self.config, select(adapters, k))).items():
+        for (*path, name), leaf in flatten_dict(lora.with_layer_scales(self.config, factors)).items():
             layers.setdefault("/".join(path), {})[name] = leaf
+        if tied := [path for path in layers if self.base.is_output(params, path)]:
+            raise ValueError(
+                f"merge: {tied[0]} is the output layer too, which an adapter of the embeddings does not change; load "
+                "the base with tie_word_embeddings=False, where its class has an output layer of its own"
+            )
 
         def with_delta(path: str, kernel: Any) -> Any:
             layer = layers.pop(path, None)
@@ -196,4 +226,6 @@ class Hypotheses(LowRankModule):
         for a, b in (("a", "b"), (lora.SHARED_A, lora.SHARED_B)):
             if a in layer:
                 merged = lora.merge_kernel(merged, layer[a], layer[b], scale)
+        if lora.MAGNITUDE in layer:
+            merged = lora.with_length(merged, layer["a"], layer["b"], layer[lora.MAGNITUDE])
         return merged.astype(kernel.dtype)

@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mcl_jax import hypotheses, likelihood, moe, options, tokenization
+from mcl_jax import hypotheses, likelihood, lora, moe, options, token_ids, tokenization
 from mcl_jax.mesh import laid_out, on_mesh, over_data
 from mcl_jax.models.decoder import Segment
 
@@ -112,8 +112,8 @@ def log_likelihood_fn(
         balance loss out, as evaluation must.
     Raises:
       TypeError: if the module is not a `LanguageModel`; names the methods that it lacks.
-      ValueError: for a balance weight with a model that has no sparse experts. The function raises it for adapters of
-        the output layer, which is frozen in this likelihood.
+      ValueError: for a balance weight with a model that has no sparse experts. The function raises it for adapters
+        that have no part in the logits.
     """
     check_language_model(model.module, ("hidden", "unembedding"))
     if balance_weight is not None and getattr(model, "top_k", None) is None:
@@ -122,24 +122,32 @@ def log_likelihood_fn(
     def log_likelihood(params, adapters_k, batch, rng):
         tokens, mask = batch["tokens"], batch["target_mask"]
         given = {name: batch[name] for name in ("features",) if name in batch}
-        _check_reached(model, params, adapters_k, tokens[:, :-1], given)
+        outer = _adapts_output(model, params, adapters_k, tokens[:, :-1], given)
         given |= {"method": "hidden", "dropout_rng": rng if model.has_dropout else None}
         if balance_weight is None:
             hidden, balance = model.apply(params, adapters_k, tokens[:, :-1], **given), None
         else:
             counted = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0  # up to the last target: all but padding
             hidden, balance = model.apply_with_balance(params, adapters_k, tokens[:, :-1], counted=counted, **given)
-        matrix, transposed = _output_matrix(model.module, params)
-        log_p, counts = likelihood.chunked_sequence_log_likelihood(
+        if outer:
+            of_rng = None if given["dropout_rng"] is None else jax.random.fold_in(rng, 1)
+            logits = functools.partial(model.apply, params, adapters_k, method="logits")
+            log_p, counts = _by_logits(logits, hidden, tokens[:, 1:], mask, max(1, chunk_size // 8), of_rng)
+        else:
+            log_p, counts = by_matrix(params, adapters_k, hidden, tokens[:, 1:], mask)
+        return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
+
+    def by_matrix(params, adapters_k, hidden, targets, mask):
+        matrix, transposed = _output_matrix(model.module, model.base.own(params, adapters_k))
+        return likelihood.chunked_sequence_log_likelihood(
             hidden,
             matrix,
-            tokens[:, 1:],
+            targets,
             mask,
             cap=getattr(model.module, "logit_cap", None),
             chunk_size=chunk_size,
             transposed=transposed,
         )
-        return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
 
     return log_likelihood
 
@@ -191,14 +199,50 @@ def _output_matrix(module: Any, params: Any) -> tuple[Array, bool]:
     return (matrix.T if transposed else matrix), transposed  # XLA cancels two transpositions
 
 
-def _check_reached(model, params, adapters_k, tokens, features):
-    """Raises a ValueError if adapters have no part in the hidden states, since they would silently do nothing."""
-    layers = {"/".join(path[:-1]) for path in flatten_dict(adapters_k)}
-    if idle := sorted(layers - model.reached(params, tokens, method="hidden", **features)):
+def _by_logits(logits, hidden, targets, mask, chunk_size, rng):
+    """Computes log p [B] and the numbers of targets [B] from logits of `chunk_size` tokens of each row at a time."""
+    B, T = targets.shape
+    size = min(chunk_size, T)
+
+    def chunks(x: Array) -> Array:  # [B, T, ...] -> [chunks, B, size, ...]; the last chunk is filled with zeros
+        padded = jnp.pad(x, [(0, 0), (0, -T % size)] + [(0, 0)] * (x.ndim - 2))
+        return padded.reshape(B, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def log_p(chunk):
+        i, h, x, m = chunk
+        key = None if rng is None else jax.random.fold_in(rng, i)
+        return likelihood.sequence_log_likelihood(logits(h, dropout_rng=key), x, m)[0]
+
+    token_ids.check_mask("target_mask", mask)
+    mask = mask.astype(bool)  # masked values, even NaN, are kept out of the products
+    rows = [chunks(x) for x in (jnp.where(mask[..., None], hidden, 0.0), jnp.where(mask, targets, 0), mask)]
+    return jax.lax.map(log_p, (jnp.arange(len(rows[0])), *rows)).sum(0), mask.sum(-1, dtype=jnp.int32)
+
+
+def _adapts_output(model, params, adapters_k, tokens, features) -> bool:
+    """Whether there are adapters of the output layer.
+
+    Raises:
+      ValueError: if adapters have no part in the logits, since they would silently do nothing.
+    """
+    factors, _ = lora.split_copies(adapters_k)
+    idle = {"/".join(path[:-1]) for path in flatten_dict(factors)}
+    idle -= model.reached(params, tokens, method="hidden", **features)
+    if not idle:
+        return False
+    hidden = jax.eval_shape(lambda: model.apply_base(params, tokens, method="hidden", **features))
+    reached = (
+        model.reached(params, hidden, method="logits")
+        if callable(getattr(model.module, "logits", None))
+        else frozenset()
+    )
+    if idle := sorted(idle - reached):
         raise ValueError(
-            f"adapters of {idle[:3]} have no part in the hidden states, and the output layer is frozen in this "
-            "likelihood: leave them out of the targets, or use mcl_jax.sequence_log_likelihood on the logits"
+            f"adapters of {idle[:3]} have no part in the hidden states, and none in the logits that the module makes "
+            "of them: leave them out of the targets, or use mcl_jax.sequence_log_likelihood on logits of your own"
         )
+    return True
 
 
 def evaluate(

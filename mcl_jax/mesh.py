@@ -102,8 +102,11 @@ def _over_data_too(spec: PartitionSpec, shape: tuple[int, ...], rows: int) -> Pa
     return PartitionSpec(*names)
 
 
+CUT_AXES = {"a": -2, "shared_a": -2, "b": -1, "shared_b": -1, "magnitude": -1}  # cut like those of the kernel
+
+
 def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSharding]:
-    """Returns shardings of adapters: `b` is sharded like the outputs of its kernel, `a` like the inputs.
+    """Returns shardings of adapters: `b` is sharded like the outputs of its kernel, as m of DoRA, `a` like the inputs.
 
     Args:
       mesh: devices.
@@ -114,7 +117,9 @@ def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSha
 
     def sharding(keys, leaf):
         layer, _, name = path_of(keys).rpartition("/")
-        kernel, axis = kernels.get(f"{layer}/kernel"), {"a": -2, "shared_a": -2, "b": -1, "shared_b": -1}.get(name)
+        if (copied := kernels.get(f"{layer}/{name.removeprefix('shared_')}")) is not None:
+            return NamedSharding(mesh, _of_copy(leaf, copied))
+        kernel, axis = kernels.get(f"{layer}/kernel"), CUT_AXES.get(name)
         if kernel is None or axis is None or kernel.ndim < 2 or leaf.ndim < 2 or leaf.shape[axis] != kernel.shape[axis]:
             return NamedSharding(mesh, PartitionSpec())
         spec = getattr(kernel.sharding, "spec", ())
@@ -124,6 +129,13 @@ def adapter_shardings(mesh: Mesh, params: Any, adapters: Any) -> PyTree[NamedSha
         return NamedSharding(mesh, PartitionSpec(*names))
 
     return jax.tree_util.tree_map_with_path(sharding, adapters)
+
+
+def _of_copy(leaf: Any, copied: Any) -> PartitionSpec:
+    """Returns the spec of trained copies [K, ...], or of a shared one, of a parameter: its own, over "model" alone."""
+    spec = getattr(copied.sharding, "spec", ())
+    own = [name if name == MODEL_AXIS else None for name in (*spec, *[None] * (copied.ndim - len(spec)))]
+    return PartitionSpec(*[None] * (leaf.ndim - copied.ndim), *own)
 
 
 def state_shardings(mesh: Mesh, params: Any, state: Any) -> Any:

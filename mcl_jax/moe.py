@@ -61,7 +61,7 @@ class MixtureOfExperts(hypotheses.LowRankModule):
       top_k: number of experts per token, whose weights are renormalised; None uses all. With 1, the only weight is
         always 1, so only the balance loss trains the router.
     Raises:
-      ValueError: if num_experts < 1, top_k is outside [1, num_experts], or the config has a shared rank.
+      ValueError: if num_experts < 1, top_k is outside [1, num_experts], or the config has a shared rank or dora.
     """
 
     num_experts: int
@@ -75,6 +75,8 @@ class MixtureOfExperts(hypotheses.LowRankModule):
                 f"MixtureOfExperts has no shared part; needed a LoraConfig with shared_rank=0, got "
                 f"{self.config.shared_rank}"
             )
+        if self.config.dora:
+            raise ValueError("MixtureOfExperts needs a LoraConfig with dora=False: an output has one length, not E")
         if self.num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, got {self.num_experts}")
         if self.top_k is not None and not 1 <= self.top_k <= self.num_experts:
@@ -219,6 +221,8 @@ def experts_delta(model: MixtureOfExperts, *, train: bool, counted: Bool[Array, 
 
     def delta_fn(layer, path, spec, x):
         rank, dtype = config.rank_of(path), config.param_dtype
+        if spec.lookup:
+            raise ValueError(f"{path} is a table of embeddings, which no router can weigh; leave it out of the targets")
 
         def draw(key, size):
             return lora.init_a(key, spec, size, dtype)

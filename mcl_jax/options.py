@@ -48,6 +48,17 @@ def _default(options: Any, field: dataclasses.Field) -> Any:
     raise ValueError(f"{type(options).__name__} needs a value for {field.name}, which has no default, got None")
 
 
+def check_names(kind: type, entries: Mapping[str, Any]) -> None:
+    """Raises a ValueError for entries that are no fields of a dataclass, and for fields that need one."""
+    fields = dataclasses.fields(kind)
+    known = {field.name for field in fields}
+    if unknown := sorted(entries.keys() - known):
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(needed - entries.keys()):
+        raise ValueError(f"{kind.__name__} needs {', '.join(missing)}")
+
+
 def check_integers(least: int, **values: Any) -> None:
     """Raises a ValueError that names the first value that is not an integer of at least `least`."""
     for name, value in values.items():

@@ -10,7 +10,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ READ = {
     "alpha_pattern",
     "init_lora_weights",
     "bias",
+    "modules_to_save",
+    "use_dora",
 }
 HARMLESS = {
     "auto_mapping",
@@ -63,6 +65,8 @@ INITIALISATIONS = (None, True, False, "gaussian", "orthogonal", "eva")  # these 
 KINDS = {
     "lora_dropout": (numbers.Real, "a number"),
     "use_rslora": (bool, "true or false"),
+    "use_dora": (bool, "true or false"),
+    "modules_to_save": (list, "a list"),
     "rank_pattern": (dict, "an object"),
     "alpha_pattern": (dict, "an object"),
 }
@@ -106,9 +110,14 @@ def _number(folder: Path) -> int:
     return int(folder.name.removeprefix("lora"))
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read(
+    folder: Path, check: Callable[[Mapping[str, Any], Path], None] | None = None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Reads one adapter folder.
 
+    Args:
+      folder: the folder.
+      check: checks the settings, as `check_settings` does those of LoRA.
     Returns:
       The checked settings, and the tensors by name.
     Raises:
@@ -116,7 +125,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     try:
         config = DEFAULTS | options.given(read_json_object(folder / CONFIG))
-        check_settings(config, folder / CONFIG)
+        (check or check_settings)(config, folder / CONFIG)
         return config, load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         pickled = (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file()
@@ -165,11 +174,12 @@ def check_settings(config: Mapping[str, Any], file: Path) -> None:
 
 
 def check_tensors(config: Mapping[str, Any], layers: Layers, file: Path) -> None:
-    """Checks the shapes, dtypes and values of the tensors of an adapter.
+    """Checks the shapes, dtypes and values of the matrices of an adapter.
 
     Args:
       config: settings of the adapter.
-      layers: {layer: {"a": [r, in], "b": [out, r]}}, or grouped, [K·r, in, 1] and [K·out, r, 1].
+      layers: {layer: {"a": [r, in], "b": [out, r]}}, or grouped, [K·r, in, 1] and [K·out, r, 1]. With DoRA, each has
+        "magnitude" [out] too.
       file: file of the tensors, for errors.
     Raises:
       ValueError: if a tensor does not have the shape that the rank implies, or is not finite; names it.
@@ -183,17 +193,42 @@ def check_tensors(config: Mapping[str, Any], layers: Layers, file: Path) -> None
                 f"{file}: lora_A and lora_B of {name} must be [r, in] and [out, r] with r = {rank}, as in {CONFIG}, "
                 f"got {list(a.shape)} and {list(b.shape)}"
             )
-        for half, tensor in (("A", a), ("B", b)):
-            if tensor.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
-                raise ValueError(f"{file}: lora_{half} of {name} must be floating-point numbers, got {tensor.dtype}")
-            if not np.isfinite(tensor).all():
-                raise ValueError(f"{file}: lora_{half} of {name} must hold finite numbers, got NaN or infinity")
+        check_numbers(f"{file}: lora_A of {name}", a)
+        check_numbers(f"{file}: lora_B of {name}", b)
+        magnitude = ab.get("magnitude")
+        if config.get("use_dora", False) != (magnitude is not None):
+            held = "lacks" if magnitude is None else "has"
+            raise ValueError(f"{file} {held} lora_magnitude_vector of {name}, but use_dora is {magnitude is None}")
+        if magnitude is not None:
+            check_numbers(f"{file}: lora_magnitude_vector of {name}", magnitude)
+            if magnitude.shape != (b.shape[0],) or b.ndim != 2:
+                raise ValueError(
+                    f"{file}: lora_magnitude_vector of {name} must have {b.shape[0]} outputs, as lora_B, got "
+                    f"{list(magnitude.shape)}"
+                )
+
+
+def check_numbers(what: str, tensor: np.ndarray) -> None:
+    """Raises a ValueError, which begins with `what`, unless a tensor holds finite floating-point numbers."""
+    if tensor.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+        raise ValueError(f"{what} must be floating-point numbers, got {tensor.dtype}")
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"{what} must hold finite numbers, got NaN or infinity")
 
 
 def rank_of(config: Mapping[str, Any], layer: str) -> int:
-    """Returns r of a layer: that of the first pattern that matches the end of its name, else the general one."""
-    patterns = config.get("rank_pattern", {}).items()
-    return next((rank for pattern, rank in patterns if re.fullmatch(rf"(.*\.)?({pattern})", layer)), config["r"])
+    """Returns r of a layer, given its Hugging Face name."""
+    return _matching(config.get("rank_pattern", {}), layer, config["r"])
+
+
+def alpha_of(config: Mapping[str, Any], layer: str) -> float:
+    """Returns α of a layer, given its Hugging Face name."""
+    return float(_matching(config.get("alpha_pattern", {}), layer, config["lora_alpha"]))
+
+
+def _matching(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """Returns the value of the first pattern that matches the end of a layer's name, as PEFT reads patterns."""
+    return next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", layer)), default)
 
 
 def check_fit(name: str, ab: Mapping[str, np.ndarray], kernel: tuple[int, ...]) -> None:

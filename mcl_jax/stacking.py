@@ -34,8 +34,8 @@ def select(adapters: Adapters, k: Int[Array, "..."] | slice | int) -> Adapters:
 
 
 def is_shared(keys: tuple[Any, ...]) -> bool:
-    """Whether the leaf at this path belongs to the part that all hypotheses share (`LoraConfig.shared_rank`)."""
-    return getattr(keys[-1], "key", None) in (lora.SHARED_A, lora.SHARED_B) if keys else False
+    """Whether the leaf at this path belongs to what all hypotheses share (`LoraConfig.shared_rank`, or a copy)."""
+    return str(getattr(keys[-1], "key", "")).startswith(lora.SHARED) if keys else False
 
 
 def axes(adapters: Adapters) -> PyTree[int | None]:

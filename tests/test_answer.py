@@ -35,7 +35,11 @@ K = 3
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """The tiny Llama with a tokenizer of whole words."""
-    folder = shutil.copytree(GOLDEN / "models" / "llama", tmp_path_factory.mktemp("base") / "llama")
+    return with_words("llama", tmp_path_factory.mktemp("base"))
+
+
+def with_words(name, folder):
+    folder = shutil.copytree(GOLDEN / "models" / name, folder / name)
     vocabulary = {word: i for i, word in enumerate(["<eos>", "<unk>", "=", ">", *WORDS])}
     words = tk.Tokenizer(tk.models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = tk.pre_tokenizers.Whitespace()
@@ -170,6 +174,54 @@ def test_an_answer_json_beside_peft_folders_is_read(finished, peft, tmp_path, sa
     shutil.copy(finished / "answer.json", folder)
     assert Trained.find(folder).recipe == Trained.find(finished).recipe
     assert Trained.find(folder).adapters is None
+
+
+@pytest.fixture(scope="module")
+def softly(base):
+    """Soft prompts of the base, as if they were trained."""
+    module, params, _ = mcl.models.from_pretrained(base)
+    model = mcl.SoftPrompts(module, 2)
+    init = lambda: model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=K)
+    drawn = np.random.default_rng(1).normal(0, 0.5, (K, 2, 24))
+    return model, params, jax.tree.map(lambda _: jnp.asarray(drawn, jnp.float32), jax.eval_shape(init))
+
+
+@pytest.fixture(scope="module")
+def soft_runs(base, softly, tmp_path_factory):
+    """A finished run of soft prompts, and PEFT folders of them."""
+    folder, options = tmp_path_factory.mktemp("soft"), dict(prompt=PROMPT, decoder=Greedy(), max_new_tokens=4)
+    with Run(folder / "run", {"seed": 1}) as run:
+        saved(run.checkpoint_dir("soft"), softly, 1.0)
+        Recipe(base, soft_prompt=2, tag="soft", **options).save(run.workdir)
+        run.finish({"loss": 0.5})
+    mcl.interop.save_peft(folder / "peft", softly[0], softly[2], base=str(base))
+    Recipe(base, **options).save(folder / "peft")
+    return folder / "run", folder / "peft"
+
+
+def test_soft_prompts_are_found_in_a_run_and_in_peft_folders(softly, soft_runs):
+    for folder in soft_runs:
+        model, adapters = Trained.find(folder).hypotheses(softly[0].module)
+        assert model == softly[0]
+        jax.tree.map(np.testing.assert_array_equal, adapters, softly[2])
+
+
+@pytest.mark.slow
+def test_soft_prompts_answer_from_a_run_and_from_peft_folders(soft_runs, says):
+    run, peft = soft_runs
+    found = lines(says(run, *TEXTS[:2], "--json"))
+    assert [[answer["hypothesis"] for answer in line["answers"]] for line in found] == [[0, 1, 2]] * 2
+    assert found == lines(says(peft, *TEXTS[:2], "--json"))
+    texts = {answer["text"] for answer in found[0]["answers"]}
+    assert len(texts) == K  # each soft prompt asks for something else
+
+
+@pytest.mark.slow
+def test_adapters_of_a_tied_output_layer_get_a_base_that_is_untied(tmp_path, says):
+    folder = shutil.copytree(GOLDEN / "peft" / "tied", tmp_path / "adapters")
+    Recipe(with_words("llama_tied_biased", tmp_path), prompt=PROMPT, decoder=Greedy(), max_new_tokens=3).save(folder)
+    (found,) = lines(says(folder, TEXTS[1], "--json"))
+    assert len({answer["log_likelihood"] for answer in found["answers"]}) == K
 
 
 @pytest.mark.parametrize(("best", "step"), [(False, 3), (True, 2)])
@@ -532,6 +584,8 @@ def test_a_recipe_is_read_back_as_it_was_written(recipe, tmp_path):
         ({"decoder": {"name": "BeamSearch", "num_beams": 0}}, "num_beams must be at least 1, got 0"),
         ({"lora": {"rank": 2, "alfa": 2}}, "LoraConfig has no alfa; it has alpha"),
         ({"lora": 3}, "lora must be an object, got 3"),
+        ({"soft_prompt": 3}, "the adapters are low-rank or soft prompts, so lora or soft_prompt must be null"),
+        ({"soft_prompt": 0}, "soft_prompt must be at least 1, got 0"),
         ({"prompts": []}, "Recipe has no prompts; it has base"),
         ({"base": None}, "Recipe needs base"),
         ({"dtype": "float31"}, "a dtype must be one such as float32 or bfloat16, got 'float31'"),

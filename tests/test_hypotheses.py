@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from toys import MLP, Attention, GemmaLike, General, Layer, Scanned, Tokens, normal, randomized
+from toys import MLP, Attention, GemmaLike, General, Layer, Scanned, normal, randomized
 
 import mcl_jax as mcl
 from mcl_jax import hypotheses, lora
@@ -464,19 +464,12 @@ class TestErrors:
             ("agian", r"'agian' matches no linear layer. The nearest of 3 linear layers: again\."),
             (("up", "donw"), r"'donw' matches no linear layer. The nearest of 3 linear layers: down"),
             ("xyzzy", "The nearest of 3 linear layers: up, again, down"),
-            ("norm", "norm is a LayerNorm; only nn.Dense, nn.DenseGeneral and nn.Einsum can be adapted"),
+            ("norm", "norm is a LayerNorm; only nn.Dense, nn.DenseGeneral, nn.Einsum and nn.Embed can be adapted"),
         ],
     )
     def test_a_target_that_names_no_linear_layer(self, targets, message):
         with pytest.raises(ValueError, match=message):
             setup(CASES["mlp"], targets=targets)
-
-    def test_embedding_is_no_linear_layer(self):
-        model = mcl.Hypotheses(Tokens(), mcl.LoraConfig(targets="embed"))
-        tokens = np.zeros((2, 3), np.int32)
-        params = jax.eval_shape(Tokens().init, jax.random.key(0), tokens)["params"]
-        with pytest.raises(ValueError, match="embed is a Embed; only nn[.]Dense"):
-            initialised(model, randomized(params), tokens)
 
     def test_patterns_for_layers_that_are_no_targets(self):
         with pytest.raises(ValueError, match="rank_pattern: 'down' matches no"):

@@ -196,8 +196,8 @@ def without_a_half(folder):
         (lambda f: (f / "lora0" / "adapter_model.safetensors").write_bytes(b"1234"), "lora0 is not a complete PEFT"),
         (without_a_half, "adapter_model.safetensors must hold lora_A and lora_B .* only one of them for .*q_proj"),
         (
-            lambda f: change_config(f / "lora1", lora_alpha=9),
-            "must have the same settings, but .*lora1 has .*lora0 has",
+            lambda f: change_config(f / "lora1", use_rslora=True),
+            "must have the same settings, but .*lora1 has use_rslora = True, .*lora0 has False",
         ),
         (
             lambda f: [shutil.rmtree(f / f"lora{k}") for k in range(3)],

@@ -1,14 +1,16 @@
 """Batches of prompts and answers, their likelihood, evaluation, and modules that are and are not language models."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from toys import randomized
 
 import mcl_jax as mcl
-from mcl_jax import language_model
+from mcl_jax import hypotheses, language_model
 from mcl_jax.models.decoder import Segment
 
 K, V, D, EOS, BOS = 3, 23, 13, 1, 2
@@ -242,13 +244,32 @@ def test_other_modules_are_refused_by_what_they_lack():
         mcl.generate(model, params, adapters, tokens)
 
 
-def test_adapters_of_the_output_layer_are_refused_where_they_would_be_left_out(setup):
+class OwnProduct(MeanOfPast):
+    def logits(self, hidden):
+        return hidden @ self.out.variables["params"]["kernel"]
+
+
+def test_adapters_of_the_output_layer_are_those_of_the_merged_model(setup):
+    """log p and its gradient, from logits of 3 tokens at a time; and refused where the layer is not called."""
     params, tokens = setup[1], jnp.zeros((2, 4), jnp.int32)
-    model = mcl.Hypotheses(setup[0].module, mcl.LoraConfig(rank=2, targets=("mix", "out")))
-    adapters = model.init(jax.random.key(1), params, tokens, num_hypotheses=K)
+    config = mcl.LoraConfig(rank=2, alpha=5, targets=("mix", "out"))
+    model = mcl.Hypotheses(setup[0].module, config)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(1), params, tokens, num_hypotheses=K))
+    one = hypotheses.select(randomized(shapes, seed=3), 1)
     batch = language_model.encode(Words(), PROMPTS, ANSWERS, 9)
-    with pytest.raises(ValueError, match=r"adapters of \['out'\] have no part in the hidden states"):
-        language_model.evaluate(model, params, adapters, [batch])
+
+    def merged(one):
+        weights = model.merge(params, jax.tree.map(lambda x: x[None], one), 0)
+        logits = model.module.apply({"params": weights}, batch["tokens"][:, :-1])
+        return mcl.sequence_log_likelihood(logits, batch["tokens"][:, 1:], batch["target_mask"])[0]
+
+    ours = lambda one: language_model.log_likelihood_fn(model, chunk_size=24)(params, one, batch, None)[0]
+    found, wanted = (jax.jit(jax.value_and_grad(lambda one, f=f: f(one).sum()))(one) for f in (ours, merged))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"adapters of \['out'\] have no part in the hidden states, and none in the log"
+    ):
+        language_model.log_likelihood_fn(mcl.Hypotheses(OwnProduct(), config))(params, one, batch, None)
 
 
 def test_a_balance_weight_needs_sparse_experts(setup):

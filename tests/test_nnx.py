@@ -374,11 +374,18 @@ def test_refused_modules(tmp_path):
         mcl.Hypotheses(TOKENS, CONFIG).apply(params, hypotheses.select(adapters, 0), BATCH["tokens"])
 
 
-def test_adapters_of_an_output_layer_are_refused_by_the_likelihood():
+def test_adapters_of_an_output_layer_are_those_of_the_logits():
     twin, params, _ = bigram_hypotheses()
     model = mcl.Hypotheses(toys_nnx.Bigrams(rngs=nnx.Rngs(0)), mcl.LoraConfig(2, targets=("up", "head")))
-    adapters = hypotheses.select(some_adapters(model, params, BATCH["tokens"]), 0)
+    one = hypotheses.select(some_adapters(model, params, BATCH["tokens"]), 0)
     batch = {"tokens": BATCH["tokens"], "target_mask": BATCH["mask"]}
     assert isinstance(twin.module, Bigrams)
-    with pytest.raises(ValueError, match=r"adapters of \['head'\] have no part in the hidden states"):
-        language_model.log_likelihood_fn(model)(params, adapters, batch, None)
+    logits = model.apply(params, one, BATCH["tokens"][:, :-1])
+    wanted, _ = mcl.sequence_log_likelihood(logits, BATCH["tokens"][:, 1:], BATCH["mask"])
+    found, _ = language_model.log_likelihood_fn(model, chunk_size=16)(params, one, batch, None)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert (
+        np.abs(found - language_model.log_likelihood_fn(twin)(params, {"up": one["up"]}, batch, None)[0]).max() > 0.01
+    )
+    with pytest.raises(ValueError, match="modules of flax.nnx take no trained copies of parameters, got up/kernel"):
+        model.apply(params, one | {"up": one["up"] | {"kernel": jnp.zeros((7, 7))}}, BATCH["tokens"])

@@ -15,7 +15,9 @@ from mcl_jax.answer.trained import Trained
 from mcl_jax.data.clips import SAMPLE_RATE
 from mcl_jax.data.encoding import Prompt
 from mcl_jax.generation import Defaults
-from mcl_jax.hypotheses import Hypotheses
+from mcl_jax.hypotheses import AdaptedModule
+from mcl_jax.interop import TiedMatrixError
+from mcl_jax.lora import split_copies
 from mcl_jax.models import from_pretrained
 from mcl_jax.selector import Selector, choose
 from mcl_jax.tokenization import check_chat
@@ -61,7 +63,7 @@ class Answerer:
     def __init__(
         self,
         recipe: Recipe,
-        model: Hypotheses,
+        model: AdaptedModule,
         params: Any,
         adapters: Any,
         processor: Any,
@@ -83,16 +85,22 @@ class Answerer:
         """
         recipe, dtype = trained.recipe, jnp.dtype(trained.recipe.dtype)
         numbered = {"scan": False} if recipe.lora and recipe.lora.layers else {}
-        module, params, processor = from_pretrained(
-            recipe.base, dtype=dtype, param_dtype=dtype, quantization=recipe.quantization, **numbered
-        )
+        options = dict(dtype=dtype, param_dtype=dtype, quantization=recipe.quantization, **numbered)
+        module, params, processor = from_pretrained(recipe.base, **options)
         if processor is None:
             raise ValueError(f"the base {recipe.base} has no tokenizer files, which answers in words need")
         if recipe.chat:
             check_chat(processor)
         if recipe.padded:
             processor = processor.padded_to_squares()
-        model, adapters = trained.hypotheses(module)
+        try:
+            model, adapters = trained.hypotheses(module)
+        except TiedMatrixError:
+            if not hasattr(module.config, "tie_word_embeddings"):
+                raise
+            del params
+            module, params, _ = from_pretrained(recipe.base, tie_word_embeddings=False, **options)
+            model, adapters = trained.hypotheses(module)
         return cls(recipe, model, params, adapters, processor, trained.selector)
 
     @property
@@ -214,13 +222,18 @@ class Answerer:
 
         def fresh():
             init = self.model.init
-            return init(jax.random.key(0), self.params, tokens, num_hypotheses=K, method="hidden", **features)
+            return init(jax.random.key(0), self.params, tokens, num_hypotheses=K, method=_logits_of, **features)
 
-        needed, found = (_shapes(tree) for tree in (jax.eval_shape(fresh), self.adapters))
+        needed, found = (_shapes(tree) for tree in (jax.eval_shape(fresh), split_copies(self.adapters)[0]))
         if differ := [path for path in sorted(needed | found) if needed.get(path) != found.get(path)]:
             lines = [f"{path} is {found.get(path)}, not {needed.get(path)}" for path in differ[:SHOWN]]
             raise ValueError(f"the adapters do not fit the base {self.recipe.base}: {'; '.join(lines)}")
         self._fits = True
+
+
+def _logits_of(module: Any, tokens: Any, **features: Any) -> Any:
+    """Passes through all layers that can have adapters, the output layer among them."""
+    return module.logits(module.hidden(tokens, **features))
 
 
 def _hypotheses_of(found: generation.Generation, b: int) -> list[int]:

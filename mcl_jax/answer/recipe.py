@@ -1,18 +1,15 @@
 """What answering with trained hypotheses needs besides their adapters: `answer.json` in the run directory."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
-
-from mcl_jax import hosts, options
+from mcl_jax import dtypes, hosts, options
 from mcl_jax.data.encoding import Prompt
 from mcl_jax.generation import BeamSearch, Decoder, Defaults, DiverseBeamSearch, Greedy, Sampling, stopping
 from mcl_jax.generation.limits import MAX_NEW_TOKENS, Limits
 from mcl_jax.json_io import check_unicode, read_json_object, to_json, write_json
-from mcl_jax.lora import LoraConfig
+from mcl_jax.lora import LoraConfig, as_json
 from mcl_jax.models.quantized import Quantization
 
 FILE = "answer.json"
@@ -39,7 +36,8 @@ class Recipe:
 
     Args:
       base: path of the base, as `from_pretrained` takes it.
-      lora: settings of the adapters in the checkpoints; None if the adapters are in PEFT folders, which have their own.
+      lora: settings of the adapters in the checkpoints; None if the adapters are in PEFT folders, which have their own,
+        or if there are soft prompts.
       kind: what the hypotheses answer: "text", "pictures" or "clips".
       prompt: form of the prompt. For text it contains "{source}" once; for pictures and clips it is a text with the
         placeholder of the base.
@@ -54,6 +52,7 @@ class Recipe:
       padded: whether pictures are padded to squares (`LlavaNextProcessor.padded_to_squares`) and not tiled.
       tag: name of the training within the run, as in `fit`.
       best: whether to answer from the checkpoint with the lowest eval_loss (`keep_best` in `fit`), not from the last.
+      soft_prompt: length of the soft prompts in the checkpoints; None if there are none.
     Raises:
       ValueError: if a value is wrong; names it.
     """
@@ -76,10 +75,15 @@ class Recipe:
     padded: bool = False
     tag: str = ""
     best: bool = False
+    soft_prompt: int | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "base", Path(self.base).absolute())
-        object.__setattr__(self, "dtype", _name_of_dtype(self.dtype))
+        object.__setattr__(self, "dtype", dtypes.name_of(self.dtype))
+        if self.soft_prompt is not None:
+            options.check_integers(1, soft_prompt=self.soft_prompt)
+            if self.lora is not None:
+                raise ValueError("the adapters are low-rank or soft prompts, so lora or soft_prompt must be null")
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         if self.quantization not in (None, *get_args(Quantization)):
@@ -130,9 +134,7 @@ class Recipe:
         if self.decoder is not None:
             values["decoder"] = {"name": type(self.decoder).__name__, **dataclasses.asdict(self.decoder)}
         if self.lora is not None:
-            names = {name: getattr(self.lora, name) for name in ("dtype", "param_dtype")}
-            names = {name: None if dtype is None else _name_of_dtype(dtype) for name, dtype in names.items()}
-            values["lora"] = dataclasses.replace(self.lora, **names)
+            values["lora"] = as_json.to_json(self.lora)
         return to_json(values, "recipe")
 
     @classmethod
@@ -145,9 +147,11 @@ class Recipe:
         path = Path(folder) / FILE
         entries = options.given(read_json_object(path))
         try:
-            _check_names(cls, entries)
+            options.check_names(cls, entries)
             made = {
-                name: make(entries[name]) for name, make in (("lora", _lora), ("decoder", _decoder)) if name in entries
+                name: make(entries[name])
+                for name, make in (("lora", as_json.from_json), ("decoder", _decoder))
+                if name in entries
             }
             return cls(**entries | made)
         except (TypeError, ValueError) as error:
@@ -192,37 +196,10 @@ class Recipe:
         return dataclasses.replace(self, decoder=dataclasses.replace(start, **changes))
 
 
-def _name_of_dtype(dtype: Any) -> str:
-    try:
-        return jnp.dtype(dtype).name
-    except TypeError:
-        raise ValueError(f"a dtype must be one such as float32 or bfloat16, got {dtype!r}") from None
-
-
-def _check_names(kind: type, entries: Mapping[str, Any]) -> None:
-    """Raises a ValueError for entries that are no fields of a dataclass, and for fields that need one."""
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(entries.keys() - known):
-        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    fields = dataclasses.fields(kind)
-    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-    if missing := sorted(needed - entries.keys()):
-        raise ValueError(f"{kind.__name__} needs {', '.join(missing)}")
-
-
-def _lora(entries: Any) -> LoraConfig:
-    if not isinstance(entries, dict):
-        raise ValueError(f"lora must be an object, got {entries!r}")
-    entries = options.given(entries)
-    _check_names(LoraConfig, entries)
-    dtypes = {name: jnp.dtype(_name_of_dtype(entries[name])) for name in ("dtype", "param_dtype") if name in entries}
-    return LoraConfig(**entries | dtypes)
-
-
 def _decoder(entries: Any) -> Decoder:
     name = entries.get("name") if isinstance(entries, dict) else entries
     if name not in DECODERS:
         raise ValueError(f"decoder must have the name of one of {', '.join(DECODERS)}, got {name!r}")
     given = options.given({key: value for key, value in entries.items() if key != "name"})
-    _check_names(DECODERS[name], given)
+    options.check_names(DECODERS[name], given)
     return DECODERS[name](**given)

@@ -13,6 +13,7 @@ from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.json_io import read_json_object
 from mcl_jax.models import pretrained
 from mcl_jax.selector import Selector
+from mcl_jax.soft_prompts import SoftPrompts
 
 DRAWING = ("temperature", "top_p")
 
@@ -61,7 +62,7 @@ class Trained:
         adapters = _adapters(folder, recipe)
         return cls(folder, recipe, adapters, _selector(folder, hypotheses.count(adapters)))
 
-    def hypotheses(self, module: Any) -> tuple[Hypotheses, Any]:
+    def hypotheses(self, module: Any) -> tuple[Hypotheses | SoftPrompts, Any]:
         """Returns the hypotheses over the base, and the adapters with leading axis K.
 
         Raises:
@@ -69,6 +70,8 @@ class Trained:
         """
         if self.adapters is None:
             return interop.load_peft(self.folder, module)
+        if self.recipe.soft_prompt is not None:
+            return SoftPrompts(module, self.recipe.soft_prompt), self.adapters
         return Hypotheses(module, self.recipe.lora), self.adapters
 
 
@@ -90,8 +93,10 @@ def _check_run(folder: Path) -> None:
 
 def _adapters(folder: Path, recipe: Recipe) -> Any:
     """Reads the adapters of the checkpoint that the recipe names."""
-    if recipe.lora is None:
-        raise ValueError(f"{folder / recipes.FILE} must have lora, the settings of the adapters in the checkpoints")
+    if recipe.lora is None and recipe.soft_prompt is None:
+        raise ValueError(
+            f"{folder / recipes.FILE} must have lora, the settings of the adapters in the checkpoints, or soft_prompt"
+        )
     checkpoints = folder / "checkpoints" / recipe.tag
     if not checkpoints.is_dir():
         raise ValueError(f"there are no checkpoints in {checkpoints}, from which the run would answer")

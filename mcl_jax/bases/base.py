@@ -104,5 +104,15 @@ class Base(Protocol):
     def kernel(self, params: Params, path: str) -> Any:
         """Returns the kernel of the layer at this path, with the axes of stacked layers in front."""
 
+    def own(self, params: Params, adapters_k: Adapters) -> Params:
+        """Returns the parameters of one hypothesis, with its trained copies in the places of those of the base.
+
+        Raises:
+          ValueError: if a copy does not fit its parameter; names it.
+        """
+
+    def is_output(self, params: Params, path: str) -> bool:
+        """Whether the table of embeddings at this path is the output layer of a language model, too."""
+
     def with_kernels(self, params: Params, change: Callable[[str, Any], Any | None]) -> Params:
         """Returns the same structure with `change(path, kernel)` in place of each kernel, unless that is None."""

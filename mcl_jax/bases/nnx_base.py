@@ -42,7 +42,7 @@ class NnxBase:
     def adapted(self, params, adapters_k, call, config, delta, dropout_rng, collections=()):
         if collections:
             raise ValueError(f"layers of flax.nnx cannot report {', '.join(collections)}; use a module of flax.linen")
-        module, layers = self._built(params, dropout_rng), {}
+        module, layers = self._built(self.own(params, adapters_k), dropout_rng), {}
         for (*path, name), leaf in flatten_dict(lora.with_layer_scales(config, adapters_k)).items():
             layers.setdefault("/".join(path), {})[name] = leaf
         adapt(module, config, delta, layers, dropout_rng)
@@ -74,6 +74,14 @@ class NnxBase:
 
     def kernel(self, params, path):
         return _values(params)[f"{path}/kernel"]
+
+    def own(self, params, adapters_k):
+        if copies := lora.split_copies(adapters_k)[1]:
+            raise ValueError(f"modules of flax.nnx take no trained copies of parameters, got {'/'.join(min(copies))}")
+        return params
+
+    def is_output(self, params, path):
+        return False  # tables of embeddings are not adapted
 
     def with_kernels(self, params, change):
         def changed(keys, leaf):

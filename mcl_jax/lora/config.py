@@ -13,7 +13,8 @@ from jaxtyping import Array, PyTree
 
 from mcl_jax import options
 
-SHARED_A, SHARED_B = "shared_a", "shared_b"  # names of the leaves that all hypotheses have in common
+SHARED = "shared_"  # beginning of the names of leaves that all hypotheses have in common
+SHARED_A, SHARED_B = SHARED + "a", SHARED + "b"
 ALL_LINEAR = "all-linear"  # PEFT's word
 OUTPUT_LAYERS = ("lm_head", "proj_out")
 
@@ -45,9 +46,10 @@ class LoraConfig:
       rank: r, the inner dimension of the adapters.
       alpha: α; the delta is scaled by α/r (by α/√r with `rank_stabilized`), where r includes `shared_rank`.
       dropout: probability of dropping each input feature of the adapter (not of the base layer) in training.
-      targets: names of linear layers (`"q_proj"`, `"attn/out"`), or regular expressions over whole module paths
-        (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them. `"all-linear"` is every linear layer but the
-        output layers lm_head and proj_out, as in PEFT; of a model with a frozen tower it is the language model's.
+      targets: names of linear layers (`"q_proj"`, `"attn/out"`) or tables of embeddings (`"embed_tokens"`), or regular
+        expressions over whole module paths (`r"layers_[0-3]/.*/q_proj"`). One string or a sequence of them.
+        `"all-linear"` is every linear layer but the output layers lm_head and proj_out, as in PEFT; of a model with a
+        frozen tower it is the language model's.
       layers: numbers of the layers whose targets get adapters, from 0, as PEFT's `layers_to_transform`; None is all.
         What lies below the lowest of them does not depend on k and is computed once for all K. The layers of a
         pretrained model have numbers if it was loaded with `scan=False`.
@@ -61,11 +63,13 @@ class LoraConfig:
         the loss of the conditional mixture with known modes, by what each hypothesis fails to learn of its mode; the
         shared part removes what the modes have in common of that, and nothing of what sets them apart. 0 is the
         paper's form.
+      dora: whether the length of the weights of each output is a parameter of its own, as in DoRA (arXiv 2402.09353):
+        y = (x W + s x A B) · m / ‖W + s A B‖, with the leaf m [out] for each hypothesis. A step costs some more time.
       dtype: dtype of the delta's computation; None uses the dtype of the layer's output.
       param_dtype: dtype of the stored adapters, float32 whatever the base is.
     Raises:
       ValueError: for a rank that is no integer of at least 1, an alpha that is no finite number, a dropout outside
-        [0, 1), no targets, or layers that are no different integers of at least 0.
+        [0, 1), no targets, layers that are no different integers of at least 0, or dora with a shared part.
     """
 
     rank: int = 8
@@ -77,6 +81,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int | Sequence[int]] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float | Sequence[float]] = dataclasses.field(default_factory=dict)
     shared_rank: int = 0
+    dora: bool = False
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -90,6 +95,8 @@ class LoraConfig:
         options.check_numbers(**{"LoraConfig: dropout": self.dropout})
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"LoraConfig: dropout must be in [0, 1), got {self.dropout}")
+        if self.dora and self.shared_rank:
+            raise ValueError(f"LoraConfig: dora needs a shared_rank of 0, got {self.shared_rank}")
         if not self.patterns:
             raise ValueError("LoraConfig: targets must name at least one linear layer, got none")
         if self.layers is not None:
@@ -114,6 +121,10 @@ class LoraConfig:
         """Whether the linear layer at `path` gets an adapter."""
         chosen = self.layers is None or layer_of(path) in self.layers
         return chosen and any(matches(pattern, path) for pattern in self.patterns)
+
+    def names(self, path: str) -> bool:
+        """Whether a target other than "all-linear" matches `path`, as that of an adapted table of embeddings must."""
+        return any(matches(pattern, path) for pattern in self.patterns if pattern != ALL_LINEAR)
 
     def rank_of(self, path: str) -> int:
         """Returns r of the layer at `path`; for stacked layers the largest one, to which the others are padded."""

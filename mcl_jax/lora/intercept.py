@@ -14,11 +14,11 @@ from jaxtyping import Array
 from mcl_jax.lora.adapted import Adapted
 from mcl_jax.lora.config import LoraConfig
 from mcl_jax.lora.layer import COLLECTION, AbsentAdapterError, DeltaFn
-from mcl_jax.lora.linear import LinearSpec, dense_general_spec, einsum_spec
+from mcl_jax.lora.linear import LinearSpec, dense_general_spec, einsum_spec, lookup_spec
 
-LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum)
+LINEAR_LAYERS = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Embed)
 LINEAR_CALLS = tuple(inspect.unwrap(layer.__call__) for layer in LINEAR_LAYERS)
-ADAPTABLE = "nn.Dense, nn.DenseGeneral and nn.Einsum"
+ADAPTABLE = "nn.Dense, nn.DenseGeneral, nn.Einsum and nn.Embed"
 REPARAMETERIZED = (nn.WeightNorm, nn.SpectralNorm)  # compute a new kernel from the parameters of the inner layer
 
 
@@ -76,7 +76,7 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
             refuse_batch_statistics(layer, path, "nn.BatchNorm", *args, **kwargs)
         with calls.entering(layer):
             y = next_fun(*args, **kwargs)
-        if not isinstance(layer, LINEAR_LAYERS):
+        if not isinstance(layer, LINEAR_LAYERS) or (isinstance(layer, nn.Embed) and not config.names(path)):
             adapted.other[path] = type(layer).__name__
             return y
         adapted.linear[path] = type(layer).__name__
@@ -88,7 +88,7 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
         adapted.targets[path] = spec = linear_spec(layer, *args, **kwargs)
         if layer.scope.root.path:  # a lifted transformation makes scopes of its own
             adapted.lifted.add(path)
-        x = jnp.asarray(args[0] if args else kwargs["inputs"], config.dtype or y.dtype)
+        x = jnp.asarray(args[0] if args else kwargs["inputs"], None if spec.lookup else config.dtype or y.dtype)
         try:
             return y + delta_fn(layer, path, spec, x).astype(y.dtype)
         except AbsentAdapterError as error:
@@ -99,6 +99,8 @@ def intercept(config: LoraConfig, delta_fn: DeltaFn, adapted: Adapted | None = N
 
 def linear_spec(layer: nn.Module, inputs: Array, einsum_str: str | None = None) -> LinearSpec:
     """Returns the contraction that `layer` computes when it is called with these arguments."""
+    if isinstance(layer, nn.Embed):
+        return lookup_spec(inputs, (layer.num_embeddings, layer.features))
     if isinstance(layer, nn.Einsum):
         equation = nn.merge_param("einsum_str", layer.einsum_str, einsum_str)
         return einsum_spec(equation, jnp.ndim(inputs), layer.shape)

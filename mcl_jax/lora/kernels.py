@@ -24,10 +24,10 @@ def sampled(kernel: Array) -> Float[Array, " 251"]:
 
 def sampling_delta(layer: nn.Module, path: str, spec: Any, x: Array) -> Array:
     """A delta function that adds nothing and declares samples of the kernel as variables, in place of A and B."""
-    kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
+    kernel = nn.meta.unbox(layer.get_variable("params", spec.leaf))
     if isinstance(kernel, jax.Array):  # a quantized one is no array
-        variable(layer, path, "kernel", lambda: sampled(kernel))
-    return jnp.zeros((), x.dtype)
+        variable(layer, path, spec.leaf, lambda: sampled(kernel))
+    return jnp.zeros(())
 
 
 def check_kernels(params: Mapping[str, Any], samples: Mapping[str, Any]) -> None:

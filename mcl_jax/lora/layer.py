@@ -7,11 +7,14 @@ methods of `flax.linen.Module`; `mcl_jax.bases.nnx_layers` gives layers of `flax
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from mcl_jax.lora.config import SHARED_A, SHARED_B, LoraConfig
+from mcl_jax.lora.dora import MAGNITUDE, decomposed_delta, outputs
 from mcl_jax.lora.linear import LinearSpec, delta, init_a, rank_axes
 
 COLLECTION = "lora"
@@ -55,7 +58,12 @@ def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
         check_shapes(path, spec, rank, shape_of_a, shape_of_b)
         a = variable(layer, path, "a", lambda: init_a(layer.make_rng("params"), spec, rank, config.param_dtype))
         b = variable(layer, path, "b", lambda: jnp.zeros(shape_of_b, config.param_dtype))
-        x, scale = dropout(layer, path, x, config.dropout if train else 0.0), config.scale_of(path)
+        probability, scale = config.dropout if train and not spec.lookup else 0.0, config.scale_of(path)
+        x = dropout(layer, path, x, probability)
+        if config.dora:
+            kernel, shape = _kernel(layer, path, spec), spec.shape_of(outputs(spec), rank)
+            m = variable(layer, path, MAGNITUDE, lambda: jnp.zeros(shape, config.param_dtype))
+            return decomposed_delta(spec, x, kernel, a, b, m, scale)
         own = delta(spec, x, a, b, scale)
         if not config.shared_rank:
             return own
@@ -67,6 +75,16 @@ def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
         return own + delta(spec, x, shared_a, shared_b, scale)
 
     return delta_fn
+
+
+def _kernel(layer: Layer, path: str, spec: LinearSpec) -> Array:
+    """Returns the kernel of a layer, whose norm DoRA needs."""
+    if spec.lookup:
+        raise ValueError(f"{path} is a table of embeddings, which has no DoRA; leave it out of the targets")
+    kernel = nn.meta.unbox(layer.get_variable("params", spec.leaf))
+    if not isinstance(kernel, jax.Array | np.ndarray):
+        raise ValueError(f"{path} is quantized, so the norms that DoRA needs are not exact; load the base unquantized")
+    return kernel
 
 
 def check_shapes(path: str, spec: LinearSpec, rank: int, a: tuple[int, ...], b: tuple[int, ...]) -> None:

@@ -1,4 +1,7 @@
-"""Linear layers as contractions of an input with a kernel; their low-rank deltas, and how to merge deltas."""
+"""Linear layers as contractions of an input with a kernel; their low-rank deltas, and how to merge deltas.
+
+A lookup in a table of embeddings is the contraction of one-hot rows with the table.
+"""
 
 import dataclasses
 import functools
@@ -14,6 +17,8 @@ from jaxtyping import Array, Float, Key
 
 from mcl_jax.dtypes import at_least_float32
 
+KERNELS = ("kernel", "embedding")  # names of the parameters that adapters change
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearSpec:
@@ -22,12 +27,14 @@ class LinearSpec:
     Attributes:
       equation: an einsum equation "x,kernel->y".
       shape: shape of the kernel.
+      lookup: whether the input holds numbers of rows of the kernel, in place of the contracted axis.
     Raises:
       ValueError: if the kernel's batch axes do not come first, or its contracted axes are not adjacent.
     """
 
     equation: str
     shape: tuple[int, ...]
+    lookup: bool = False
 
     def __post_init__(self):
         in_order = self.kernel.startswith(self.batch) and self.contracted in self.kernel
@@ -77,6 +84,11 @@ class LinearSpec:
         """Axes of B: those of the kernel, with r in place of the contracted ones."""
         return self.kernel.replace(self.contracted, self.rank_axis)
 
+    @property
+    def leaf(self) -> str:
+        """Name of the kernel among the parameters of its layer."""
+        return "embedding" if self.lookup else "kernel"
+
     def shape_of(self, axes: str, rank: int) -> tuple[int, ...]:
         """Returns the sizes of these axes, given r."""
         sizes = dict(zip(self.kernel, self.shape, strict=True)) | {self.rank_axis: rank}
@@ -120,10 +132,17 @@ def dense_general_spec(
     return LinearSpec(f"{x_axes},{batch}{contracted}{free}->{batch}{others}{free}", shape)
 
 
+def lookup_spec(ids: Array, shape: Sequence[int]) -> LinearSpec:
+    """Returns the contraction of one-hot rows for these numbers with a table [V, D]."""
+    x = string.ascii_letters[: jnp.ndim(ids)]
+    row, feature = string.ascii_letters[jnp.ndim(ids) : jnp.ndim(ids) + 2]
+    return LinearSpec(f"{x}{row},{row}{feature}->{x}{feature}", tuple(shape), lookup=True)
+
+
 def delta(spec: LinearSpec, x: Array, a: Array, b: Array, scale: float) -> Array:
-    """Computes scale · B A x in the dtype of x. Differentiable in reverse mode only, see `contract`."""
-    hidden = contract(f"{spec.x},{spec.a}->{spec.hidden}", x, a.astype(x.dtype))
-    return scale * contract(f"{spec.hidden},{spec.b}->{spec.y}", hidden, b.astype(x.dtype))
+    """Computes scale · B A x in the dtype of x, or for a lookup that of A. Only for reverse mode, see `contract`."""
+    hidden = a[x] if spec.lookup else contract(f"{spec.x},{spec.a}->{spec.hidden}", x, a.astype(x.dtype))
+    return scale * contract(f"{spec.hidden},{spec.b}->{spec.y}", hidden, b.astype(hidden.dtype))
 
 
 def contract(equation: str, x: Array, weight: Array) -> Array:
@@ -161,8 +180,9 @@ _contract.defvjp(_contract_forward, _contract_backward)
 
 
 def init_a(key: Key[Array, ""], spec: LinearSpec, rank: int, dtype: Any) -> Float[Array, "*fan_in R"]:
-    """Draws A ~ U(−1/√d_in, 1/√d_in), as torch's kaiming_uniform does with a=√5."""
-    bound = 1.0 / math.sqrt(math.prod(spec.shape_of(spec.contracted, rank)))
+    """Draws A ~ U(−1/√d_in, 1/√d_in), as torch's kaiming_uniform does with a=√5. Of a lookup's inputs one is not 0."""
+    d_in = 1 if spec.lookup else math.prod(spec.shape_of(spec.contracted, rank))
+    bound = 1.0 / math.sqrt(d_in)
     return jax.random.uniform(key, spec.shape_of(spec.a, rank), dtype, -bound, bound)
 
 

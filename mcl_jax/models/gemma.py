@@ -103,10 +103,15 @@ class Gemma(llama.Llama):
         """Soft-cap of the logits: they are capped by `logits`, and must be after a product with `unembedding`."""
         return self.config.final_logit_softcapping
 
+    @property
+    def embedding_factor(self) -> float:
+        """√D, by which token embeddings are multiplied."""
+        return self.config.hidden_size**0.5
+
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Returns token embeddings times √D."""
         x = super().embed(tokens)
-        return x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)
+        return x * jnp.asarray(self.embedding_factor, x.dtype)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Applies the output layer and its cap, in float32."""

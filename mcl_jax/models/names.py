@@ -44,6 +44,11 @@ def hf_names(path: Path, shape: tuple[int, ...]) -> str | list[str]:
     return [".".join([*of_layer(i), LEAVES.get(leaf, leaf)]) for i in range(shape[0])]
 
 
+def in_layers(path: Path) -> bool:
+    """Whether a path lies in the layers of a model, such as model/layers_3 or model/layers."""
+    return any(re.fullmatch(rf"({STACKS})(_\d+)?", module) for module in path)
+
+
 def hf_layers(path: Path, shape: tuple[int, ...]) -> list[tuple[str, int | EllipsisType]]:
     """Returns the layers that a kernel or an adapter belongs to: one, or L if they are stacked.
 

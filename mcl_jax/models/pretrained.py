@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 from mcl_jax.models import ctranslate2_file, families, gguf_file, names, tokenizer_files
 from mcl_jax.models.hf_config import errors_name, read_config
 from mcl_jax.models.quantized import Quantization, is_quantized, quantized, quantizer
-from mcl_jax.models.tensors import Renamed, Safetensors, TensorSource, write_weights
+from mcl_jax.models.tensors import Renamed, Safetensors, TensorSource, Untied, write_weights
 from mcl_jax.models.whisper_processor import WhisperProcessor
 
 MAX_SHARD_BYTES = 5 * 2**30
@@ -46,7 +46,7 @@ def load_params(
 
 
 def _match(
-    module: nn.Module, source: TensorSource, family: families.Family
+    module: nn.Module, source: TensorSource, family: families.Family, untied: bool = False
 ) -> tuple[Any, TensorSource, dict[names.Path, names.Place]]:
     """Matches the parameters with the tensors of the source, without reading weights.
 
@@ -57,6 +57,8 @@ def _match(
     """
     names.check_depth(module.config, len(source.shapes))
     abstract, source = names.abstract_params(module), Renamed(source, family.renames)
+    if untied:
+        source = Untied(source, family.tied)
     places = names.places(abstract, family)
     names.check(places, source.shapes, family)
     names.check_dtypes(places, source.dtypes)
@@ -118,7 +120,9 @@ def from_pretrained(
       sharding: sharding of all parameters, or a function (path, shape) -> sharding; the default device if None.
       quantization: "int8" or "nf4" stores the kernels of the layers in 8 or 4 bits; see `mcl_jax.models.quantized`.
         They cannot be merged with adapters, or saved. None means param_dtype.
-      **overrides: fields of the model's config: dtype and param_dtype (float32 by default), scan, remat.
+      **overrides: fields of the model's config: dtype and param_dtype (float32 by default), scan, remat. Where it has
+        one, tie_word_embeddings=False gives the output layer a matrix of its own, which starts as the embeddings, so
+        that adapters and copies of either leave the other alone.
     Returns:
       The module; the frozen parameters, in param_dtype; and the tokenizer, or None if there are no tokenizer files. A
       model that takes images or audio comes with its processor instead, if the folder has one.
@@ -141,7 +145,7 @@ def from_pretrained(
         source = Safetensors(path)
         read = lambda: _processor(path, family, module) or tokenizer_files.read_tokenizer(path)
     with errors_name(path):
-        matched = _match(module, source, family)
+        matched = _match(module, source, family, untied=overrides.get("tie_word_embeddings") is False)
     tokenizer = read()  # before the weights, so that its errors come early
     if quantization is None:
         return module, _load_matched(*matched, family.tied, sharding), tokenizer

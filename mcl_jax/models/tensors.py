@@ -78,6 +78,27 @@ class Renamed:
         return self.source.read(self.old_names[name])
 
 
+class Untied:
+    """A source that has the output layer of a model that ties it to the embeddings, too: the same tensor again.
+
+    Args:
+      source: the source.
+      tied: names of the output layer and of the embeddings.
+    """
+
+    def __init__(self, source: TensorSource, tied: tuple[str, str]):
+        head, self.embeddings = tied
+        self.source, self.head = source, head
+        self.shapes, self.dtypes = (self._with_head(of_source) for of_source in (source.shapes, source.dtypes))
+
+    def _with_head(self, of_source: Mapping[str, Any]) -> dict[str, Any]:
+        return ({self.head: of_source[self.embeddings]} if self.embeddings in of_source else {}) | dict(of_source)
+
+    def read(self, name: str) -> np.ndarray:
+        """Reads a tensor; that of the output layer is the one of the embeddings."""
+        return self.source.read(self.embeddings if name == self.head and name not in self.source.shapes else name)
+
+
 class Safetensors:
     """The safetensors of a folder: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
 

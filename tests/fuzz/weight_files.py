@@ -270,10 +270,20 @@ def check_ctranslate2(folder: Path, content: bytes) -> str:
 
 # --------------------------------------------------------------------------------------------------- PEFT and selector
 
-PEFT = GOLDEN / "peft"
-SETTINGS = [json.loads((PEFT / name / "lora0" / "adapter_config.json").read_text()) for name in ("llama", "authors")]
-ADAPTERS = [(PEFT / name / "lora0" / "adapter_model.safetensors").read_bytes() for name in ("llama", "authors")]
-OTHERS = ["rank_pattern", "alpha_pattern", "use_dora", "modules_to_save", "bias", "r", "lora_alpha", "use_rslora"]
+PEFT, FOLDERS = GOLDEN / "peft", ("llama", "authors", "dora", "prompts")
+SETTINGS = [json.loads((PEFT / name / "lora0" / "adapter_config.json").read_text()) for name in FOLDERS]
+ADAPTERS = [(PEFT / name / "lora0" / "adapter_model.safetensors").read_bytes() for name in FOLDERS]
+OTHERS = [
+    "rank_pattern",
+    "alpha_pattern",
+    "use_dora",
+    "modules_to_save",
+    "bias",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "num_virtual_tokens",
+]
 
 
 @functools.cache
@@ -286,7 +296,7 @@ def base() -> Any:
 @st.composite
 def adapters(draw: Any) -> tuple[bytes, bytes, bytes]:
     """adapter_config.json, and the weights of two folders."""
-    which = draw(st.sampled_from([0, 0, 0, 1]))
+    which = draw(st.sampled_from([0, 0, 0, 1, 2, 3]))
     config = drawn.as_json(SETTINGS[which])
     weights = ADAPTERS[which]
     if draw(st.booleans()):
