@@ -55,7 +55,7 @@ def save_peft(folder: str | Path, model: Hypotheses, adapters: PyTree[Array], *,
         tensors, ranks, alphas = {}, {}, {}
         for path, leaf in _joined(flatten_dict(hypotheses.select(adapters, k))).items():
             place = "/".join(path[:-1])
-            for layer, (name, index) in enumerate(hf_layers(path, leaf.shape)):
+            for layer, (name, index) in enumerate(hf_layers(path, leaf.shape, family)):
                 name, matrix = rename(name, family.in_memory), np.asarray(leaf[index])
                 if matrix.ndim != 2:
                     raise ValueError(
@@ -253,7 +253,7 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
                 f"{sorted(set(one) ^ names)[:8]}"
             )
     family = families.of_module(module)
-    given = {rename(name, family.renames): name for name in names}  # keys are names in the module tree
+    given = {rename(name, family.renames): name for name in names}  # keys are published names
     if len(given) < len(names):
         raise ValueError(
             "every layer must have one adapter, but some have two, under different names: "
@@ -262,7 +262,7 @@ def _stack(module, settings: _Settings, hypotheses_: list[dict[str, dict[str, np
     flat, used, ranks, alphas = {}, set(), {}, {}
     for path, leaf in flatten_dict(abstract_params(module)).items():
         adaptable = path[-1] == "kernel" and path[: len(family.language_model)] == family.language_model  # no towers
-        layers = hf_layers(path, leaf.shape) if adaptable else []
+        layers = hf_layers(path, leaf.shape, family) if adaptable else []
         hit = [given[name] for name, _ in layers if name in given]
         if not hit:
             continue

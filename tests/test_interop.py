@@ -26,6 +26,7 @@ BASES = {
     "qwen2_audio": "qwen2_audio/grouped",
     "qwen3": "models/qwen3_windows",
     "smollm3": "models/smollm3",
+    "smolvlm": "smolvlm/smolvlm",
     "whisper": "whisper/tiny",
 }
 EXPECTED = np.load(PEFT / "expected.npz")

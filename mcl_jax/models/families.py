@@ -19,6 +19,8 @@ from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
 from mcl_jax.models.phi import Phi, PhiConfig
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from mcl_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from mcl_jax.models.smolvlm_processor import SmolVLMProcessor
 from mcl_jax.models.whisper import Whisper, WhisperConfig
 from mcl_jax.models.whisper_processor import WhisperProcessor
 
@@ -35,6 +37,7 @@ class Family:
       renames: (regular expression, replacement) for the names of other versions of transformers and of models without a
         head; the first match counts.
       in_memory: the reverse, for layers with another name in transformers' memory, which PEFT writes into its files.
+      written: the same for tensors that have another name in published files than in the module tree.
       tied: name of a tensor that may be stored although it equals another one, and the name of that other one.
       writes_tied: whether that tensor is always written, because Hugging Face does not tie it.
       processor: class that prepares images or audio clips, if the model takes any; its `from_pretrained` takes the
@@ -50,6 +53,7 @@ class Family:
     ignored: str = r"(?!)"
     renames: tuple[tuple[str, str], ...] = ()
     in_memory: tuple[tuple[str, str], ...] = ()
+    written: tuple[tuple[str, str], ...] = ()
     tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
     writes_tied: bool = False
     processor: Any = None
@@ -96,6 +100,20 @@ LLAVA_NEXT = Family(
     in_memory=IN_MEMORY,
     tied=TIED_TEXT_MODEL,
     processor=LlavaNextProcessor,
+    language_model=("language_model",),
+)
+SMOLVLM = Family(
+    SmolVLM,
+    SmolVLMConfig,
+    ignored=LLAMA.ignored,
+    renames=((r"(?=(vision_model|connector|text_model)\.)", "model."),),
+    written=(
+        (r"language_model\.model\.", "model.text_model."),
+        (r"language_model\.lm_head\b", "lm_head"),
+        (r"(?=(vision_model|connector)\.)", "model."),
+    ),
+    tied=("lm_head.weight", "model.text_model.embed_tokens.weight"),
+    processor=SmolVLMProcessor,
     language_model=("language_model",),
 )
 QWEN2_AUDIO = Family(
@@ -146,6 +164,7 @@ FAMILIES = {
         renames=TO_GPT,
         targets=("q_proj", "k_proj", "v_proj", "c_fc", "c_proj"),
     ),
+    "idefics3": SMOLVLM,
     "llama": LLAMA,
     "llava_next": LLAVA_NEXT,
     "mistral": LLAMA,
@@ -154,6 +173,7 @@ FAMILIES = {
     "qwen2_audio": QWEN2_AUDIO,
     "qwen3": LLAMA,
     "smollm3": LLAMA,
+    "smolvlm": SMOLVLM,
     "whisper": WHISPER,
 }
 # Models that look like one of these and are none.

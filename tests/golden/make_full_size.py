@@ -21,7 +21,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.core_model_loading import revert_weight_conversion
 
-AUTO = {"llava_next": AutoModelForImageTextToText, "qwen2_audio": AutoModelForMultimodalLM}
+AUTO = {
+    "idefics3": AutoModelForImageTextToText,
+    "llava_next": AutoModelForImageTextToText,
+    "qwen2_audio": AutoModelForMultimodalLM,
+    "smolvlm": AutoModelForImageTextToText,
+}
 FOLDER = Path(__file__).with_name("full_size")
 SEVEN_B = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False)
 LLAMA2 = dict(
@@ -343,6 +348,69 @@ CONFIGS |= {
         partial_rotary_factor=0.75,
         pad_token_id=None,
         **LONGROPE,
+    ),
+}
+
+
+def smolvlm(kind: str, text: dict, vision: dict, scale: int, image_token: int, vocabulary: int = 49280) -> dict:
+    """SmolVLM and SmolVLM2 as published."""
+    shared = dict(
+        model_type="llama",
+        head_dim=64,
+        max_position_embeddings=8192,
+        pad_token_id=2,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        vocab_size=vocabulary,
+    )
+    return dict(
+        model_type=kind,
+        image_token_id=image_token,
+        scale_factor=scale,
+        tie_word_embeddings=False,
+        text_config=shared | text,
+        vision_config=dict(model_type=f"{kind}_vision") | vision,
+    )
+
+
+SIGLIP_BASE = dict(hidden_size=768, image_size=512, num_attention_heads=12, patch_size=16)
+SO400M = dict(hidden_size=1152, intermediate_size=4304, num_attention_heads=16, num_hidden_layers=27, patch_size=14)
+CONFIGS |= {
+    "smolvlm-256m": smolvlm(
+        "idefics3",
+        dict(
+            hidden_size=576,
+            intermediate_size=1536,
+            num_attention_heads=9,
+            num_hidden_layers=30,
+            num_key_value_heads=3,
+            rope_theta=100000,
+        ),
+        SIGLIP_BASE,
+        scale=4,
+        image_token=49190,
+    ),
+    "smolvlm-500m": smolvlm(
+        "smolvlm",
+        dict(
+            hidden_size=960,
+            intermediate_size=2560,
+            num_attention_heads=15,
+            num_hidden_layers=32,
+            num_key_value_heads=5,
+            rope_theta=100000,
+        ),
+        SIGLIP_BASE,
+        scale=4,
+        image_token=49190,
+    ),
+    "smolvlm-2.2b": smolvlm(
+        "idefics3",
+        dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, rope_theta=273768.0),
+        SO400M | dict(image_size=384),
+        scale=3,
+        image_token=49153,
+        vocabulary=49155,
     ),
 }
 TIED = ("gemma2", "gemma3_text", "smollm3")  # where a config.json does not say otherwise
