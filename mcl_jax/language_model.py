@@ -40,6 +40,10 @@ class LanguageModel(Protocol):
     `hidden` and `extend`, and have `feature_size`, the width D. A module may also have `vocab_size` and `max_positions`
     (integers), which limit prompts, `logit_cap`, the soft-cap of its logits (`likelihood.soft_cap`), and `placeholder`,
     the id of the token that features replace. If features replace no token, every row needs some.
+
+    A model whose prompt is read as a whole, each token seeing all others, has `takes_prefix = True`. Its `hidden` takes
+    `prefix` (bool [B, T], True on the prompt) as a keyword; without it, and in an `extend` without a past, all tokens
+    are prompt.
     """
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
@@ -122,6 +126,8 @@ def log_likelihood_fn(
     def log_likelihood(params, adapters_k, batch, rng):
         tokens, mask = batch["tokens"], batch["target_mask"]
         options = {name: batch[name] for name in ("features",) if name in batch}
+        if getattr(model.module, "takes_prefix", False):
+            options["prefix"] = prompt_of(mask)
         _check_reached(model, params, adapters_k, tokens[:, :-1], options)
         options |= {"method": "hidden", "dropout_rng": rng if model.has_dropout else None}
         if balance_weight is None:
@@ -142,6 +148,12 @@ def log_likelihood_fn(
         return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
 
     return log_likelihood
+
+
+def prompt_of(target_mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Returns where the inputs are prompt: up to the one that predicts the first target; all of a row without any."""
+    targets = jnp.asarray(target_mask, jnp.int32)
+    return jnp.cumsum(targets, axis=1) - targets == 0
 
 
 def _output_matrix(module: Any, params: Any) -> tuple[Array, bool]:

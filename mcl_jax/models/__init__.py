@@ -20,6 +20,7 @@ from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
+from mcl_jax.models.paligemma import PaliGemma, PaliGemmaConfig
 from mcl_jax.models.phi import Phi, PhiConfig
 from mcl_jax.models.pretrained import from_pretrained, save_pretrained
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
@@ -39,6 +40,8 @@ __all__ = [
     "LlamaConfig",
     "LlavaNext",
     "LlavaNextConfig",
+    "PaliGemma",
+    "PaliGemmaConfig",
     "Phi",
     "PhiConfig",
     "Qwen2Audio",

@@ -17,6 +17,8 @@ from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
+from mcl_jax.models.paligemma import PaliGemma, PaliGemmaConfig
+from mcl_jax.models.paligemma_processor import PaliGemmaProcessor
 from mcl_jax.models.phi import Phi, PhiConfig
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
 from mcl_jax.models.smolvlm import SmolVLM, SmolVLMConfig
@@ -102,6 +104,13 @@ LLAVA_NEXT = Family(
     processor=LlavaNextProcessor,
     language_model=("language_model",),
 )
+PALIGEMMA = dataclasses.replace(
+    LLAVA_NEXT,
+    module=PaliGemma,
+    config=PaliGemmaConfig,
+    ignored=rf"{LLAVA_NEXT.ignored}|^vision_tower\.vision_model\.head\.",  # for a contrast with texts
+    processor=PaliGemmaProcessor,
+)
 SMOLVLM = Family(
     SmolVLM,
     SmolVLMConfig,
@@ -168,6 +177,7 @@ FAMILIES = {
     "llama": LLAMA,
     "llava_next": LLAVA_NEXT,
     "mistral": LLAMA,
+    "paligemma": PALIGEMMA,
     "phi3": dataclasses.replace(LLAMA, module=Phi, config=PhiConfig, targets=("qkv_proj", "gate_up_proj", "down_proj")),
     "qwen2": LLAMA,
     "qwen2_audio": QWEN2_AUDIO,

@@ -82,3 +82,16 @@ class VisionTransformer(nn.Module):
         check_pixels(self.config, pixels)
         states = self.encoder(self.embeddings(pixels), self.config.num_hidden_layers)
         return self.post_layernorm(states[-1])
+
+
+class VisionTower(nn.Module):
+    """Wraps a SigLIP vision model under its name in checkpoints, `vision_model`."""
+
+    config: SiglipVisionConfig
+
+    def setup(self):
+        self.vision_model = VisionTransformer(self.config)
+
+    def __call__(self, pixels: Float[Array, "N S S C"]) -> Float[Array, "N n D"]:
+        """Computes the states of the n patches, as `VisionTransformer` does."""
+        return self.vision_model(pixels)

@@ -24,6 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 AUTO = {
     "idefics3": AutoModelForImageTextToText,
     "llava_next": AutoModelForImageTextToText,
+    "paligemma": AutoModelForImageTextToText,
     "qwen2_audio": AutoModelForMultimodalLM,
     "smolvlm": AutoModelForImageTextToText,
 }
@@ -413,7 +414,41 @@ CONFIGS |= {
         vocabulary=49155,
     ),
 }
-TIED = ("gemma2", "gemma3_text", "smollm3")  # where a config.json does not say otherwise
+
+
+def paligemma2(hidden: int, wide: int, layers: int, heads: tuple[int, int], side: int, **more) -> dict:
+    """PaliGemma 2 as published; `heads` are those of queries, and those of keys and values."""
+    text = dict(
+        model_type="gemma2",
+        hidden_activation="gelu_pytorch_tanh",
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_attention_heads=heads[0],
+        num_hidden_layers=layers,
+        num_key_value_heads=heads[1],
+        query_pre_attn_scalar=256,
+        sliding_window=4096,
+        vocab_size=257216,
+    )
+    return dict(
+        model_type="paligemma",
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        hidden_size=2048,
+        image_token_index=257152,
+        projection_dim=hidden,
+        text_config=text | dict(more),
+        vision_config=dict(model_type="siglip_vision_model", image_size=side, vision_use_head=False) | SO400M,
+    )
+
+
+CONFIGS |= {
+    "paligemma2-3b-224": paligemma2(2304, 9216, 26, (8, 4), 224),
+    "paligemma2-10b-448": paligemma2(3584, 14336, 42, (16, 8), 448),
+    "paligemma2-28b-896": paligemma2(4608, 36864, 46, (32, 16), 896, head_dim=128, query_pre_attn_scalar=144),
+}
+TIED = ("gemma2", "gemma3_text", "paligemma", "smollm3")  # where a config.json does not say otherwise
 
 
 def compact(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -434,7 +469,7 @@ def compact(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 def published(name: str, kind: str) -> str:
     """The name of a tensor in the published files."""
-    if kind == "llava_next":
+    if kind in ("llava_next", "paligemma"):
         for pattern, into in PUBLISHED:
             name = re.sub(pattern, into, name)
     return name
