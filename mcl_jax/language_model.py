@@ -42,8 +42,7 @@ class LanguageModel(Protocol):
     the id of the token that features replace. If features replace no token, every row needs some.
 
     A model whose prompt is read as a whole, each token seeing all others, has `takes_prefix = True`. Its `hidden` takes
-    `prefix` (bool [B, T], True on the prompt) as a keyword; without it, and in an `extend` without a past, all tokens
-    are prompt.
+    `prefix` (bool [B, T], True on the prompt) as a keyword. The tokens of an `extend` without a past are a prompt.
     """
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:

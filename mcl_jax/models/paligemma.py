@@ -156,12 +156,13 @@ class PaliGemma(Multimodal):
           tokens: token ids.
           mask: False on padding; None means that there is none.
           features: result of `encode`; None if no row has a picture.
-          prefix: True on the prompt, whose tokens see one another, False on the answer; None means that all is prompt.
+          prefix: True on the prompt, whose tokens see one another, False on the answer; None means that there is no
+            prompt, and every token sees what is before it.
         Raises:
           ValueError: if `mask` or `prefix` is not boolean or not [B, T].
         """
-        prefix = jnp.ones(tokens.shape, bool) if prefix is None else prefix
-        decoder.check_inputs(tokens, prefix, self.vocab_size)
+        if prefix is not None:
+            decoder.check_inputs(tokens, prefix, self.vocab_size)
         return self.language_model.hidden_embedded(*self.embedded(tokens, mask, features), mask, prefix)
 
     def extend(

@@ -19,6 +19,7 @@ from tiny_paligemma import with_processor
 from transformers import AutoConfig
 
 import mcl_jax as mcl
+from mcl_jax.likelihood import soft_cap
 from mcl_jax.models import families, names
 from mcl_jax.models.decoder import context_of
 from mcl_jax.models.tensors import Arrays, Renamed
@@ -103,6 +104,9 @@ def test_answers_and_likelihoods_are_hugging_faces(name):
     decoded = mcl.generation.decode(model, params, adapters, inputs, max_new_tokens=golden["generated"].shape[1])
     for of_hypothesis in decoded.tokens[:, :, 0]:  # each is the base
         np.testing.assert_array_equal(of_hypothesis, golden["generated"])
+    last = mcl.generation.prompt_features(model, params, inputs) @ module.unembedding(params)
+    at = answer.argmax(1) - 1  # no token of a prompt sees the answer
+    assert_close(soft_cap(last, module.logit_cap), golden["logits"][np.arange(len(at)), at])
     ranked = mcl.generation.log_likelihoods(model, params, adapters, inputs, decoded)[:, 0, :, 0]
     whole = np.concatenate([golden["prompts"], golden["generated"]], axis=1)
     targets = np.broadcast_to(np.arange(whole.shape[1]) >= golden["prompts"].shape[1], whole.shape)
