@@ -4,12 +4,12 @@
 
 All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo`, `llama` (with Mistral, Qwen2, Qwen3
 and SmolLM3, which `llama_config` tells apart), and `gemma` (2 and 3) and `phi` (3 and 4), which replace parts of it.
-`llava_next` (with `clip` and `tiling`), `smolvlm` (with `siglip`) and `efficient_llava` (with `efficientnet_lite`) take
-images, and `qwen2_audio` audio; these share `multimodal`. `assembly` makes an `efficient_llava` of pretrained parts.
-`whisper`, an encoder-decoder, hears speech, also in the format of CTranslate2 (`ctranslate2_file`). Models that see or
-hear come with a processor (`processor`, `clip_processor`) instead of a tokenizer; both that hear share
-`whisper_encoder`. `families` registers the models, `names` maps their parameters to tensors of a checkpoint, and
-`pretrained` loads and saves them.
+`llava_next` (with `clip` and `tiling`), `smolvlm` and `paligemma` (with `siglip`) and `efficient_llava` (with
+`efficientnet_lite`) take images, and `qwen2_audio` audio; these share `multimodal`. `assembly` makes an
+`efficient_llava` of pretrained parts. `whisper`, an encoder-decoder, hears speech, also in the format of CTranslate2
+(`ctranslate2_file`). Models that see or hear come with a processor (`processor`, `clip_processor`) instead of a
+tokenizer; both that hear share `whisper_encoder`. `families` registers the models, `names` maps their parameters to
+tensors of a checkpoint, and `pretrained` loads and saves them.
 """
 
 from mcl_jax.models.assembly import assemble
