@@ -3,7 +3,7 @@
     module, params, tokenizer = from_pretrained("path/to/folder")    # Hugging Face folder or GGUF file
 
 All models share `decoder` and `layers`; the text models are `gpt2`, `gpt_neo`, `llama` (with Mistral, Qwen2, Qwen3
-and SmolLM3, which `llama_config` tells apart), and `gemma` (2 and 3) and `phi` (3 and 4), which replace parts of it.
+and SmolLM3, which `llama_config` tells apart), and `gemma` (1 to 3) and `phi` (3 and 4), which replace parts of it.
 `llava_next` (with `clip` and `tiling`), `smolvlm` and `paligemma` (with `siglip`) and `efficient_llava` (with
 `efficientnet_lite`) take images, and `qwen2_audio` audio; these share `multimodal`. `assembly` makes an
 `efficient_llava` of pretrained parts. `whisper`, an encoder-decoder, hears speech, also in the format of CTranslate2

@@ -155,6 +155,7 @@ EFFICIENT_LLAVA = Family(
 )
 FAMILIES = {
     "efficient_llava": EFFICIENT_LLAVA,
+    "gemma": GEMMA,
     "gemma2": GEMMA,
     "gemma3": GEMMA,
     "gemma3_text": GEMMA,

@@ -1,4 +1,4 @@
-"""PaliGemma 2 (Steiner et al., arXiv 2412.03555): SigLIP's tower, a linear layer, and then a Gemma 2.
+"""PaliGemma 1 and 2 (Steiner et al., arXiv 2412.03555): SigLIP's tower, a linear layer, and then a Gemma 1 or 2.
 
     inputs = processor(prompts, pictures)                       # NumPy: tokens, mask, pixel_values
     features = module.apply({"params": params}, inputs["pixel_values"], method="encode")

@@ -320,7 +320,7 @@ def test_modes_are_drawn_as_often_as_they_weigh(tmp_path):
         (dict(modes=("en", "de")), r"corpus 'mine': a mode must be one of \['en', 'fr'\], got 'de'"),
         (
             dict(base=QWEN),
-            r"grouped has no processor for pictures; use a LLaVA-1.6, a SmolVLM or a PaliGemma 2 for pictures",
+            r"grouped has no processor for pictures; use a LLaVA-1.6, a SmolVLM or a PaliGemma for pictures",
         ),
         (dict(base=LLAVA.parent / "mistral"), r"mistral has no processor for pictures; use a LLaVA-1.6, "),
         (dict(prompt="what is this ?"), r"the prompt must have '<image>' \(token 36\) 1 times"),

@@ -263,10 +263,29 @@ GEMMA3 = dict(
     attn_logit_softcapping=None,
     final_logit_softcapping=None,
 )
+# Gemma 1, of which the first files call the activation "gelu".
+GEMMA1 = dict(
+    model_type="gemma",
+    attention_bias=False,
+    head_dim=256,
+    hidden_act="gelu",
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    vocab_size=256000,
+)
 SIX = (["sliding_attention"] * 5 + ["full_attention"]) * 3
 # The text_config inside those that see, which leaves out what equals the defaults.
 TEXT = dict(model_type="gemma3_text", rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024)
 CONFIGS |= {
+    "gemma-2b": GEMMA1
+    | dict(
+        hidden_size=2048, intermediate_size=16384, num_attention_heads=8, num_hidden_layers=18, num_key_value_heads=1
+    ),
+    "gemma-7b": GEMMA1
+    | dict(
+        hidden_size=3072, intermediate_size=24576, num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=16
+    ),
     "gemma-2-2b": gemma("gemma2", 2304, 9216, 26, (8, 4), **GEMMA2),
     "gemma-2-9b": gemma("gemma2", 3584, 14336, 42, (16, 8), **GEMMA2),
     "gemma-2-27b": gemma("gemma2", 4608, 36864, 46, (32, 16), head_dim=128, query_pre_attn_scalar=144, **GEMMA2),
@@ -416,9 +435,24 @@ CONFIGS |= {
 }
 
 
-def paligemma2(hidden: int, wide: int, layers: int, heads: tuple[int, int], side: int, **more) -> dict:
-    """PaliGemma 2 as published; `heads` are those of queries, and those of keys and values."""
-    text = dict(
+def paligemma(side: int, text: dict) -> dict:
+    """PaliGemma 1 and 2 as published."""
+    return dict(
+        model_type="paligemma",
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        hidden_size=2048,
+        image_token_index=257152,
+        projection_dim=text["hidden_size"],
+        text_config=dict(vocab_size=257216) | text,
+        vision_config=dict(model_type="siglip_vision_model", image_size=side, vision_use_head=False) | SO400M,
+    )
+
+
+def gemma2(hidden: int, wide: int, layers: int, heads: tuple[int, int], **more) -> dict:
+    """The text of PaliGemma 2; `heads` are those of queries, and those of keys and values."""
+    return dict(
         model_type="gemma2",
         hidden_activation="gelu_pytorch_tanh",
         hidden_size=hidden,
@@ -428,27 +462,26 @@ def paligemma2(hidden: int, wide: int, layers: int, heads: tuple[int, int], side
         num_key_value_heads=heads[1],
         query_pre_attn_scalar=256,
         sliding_window=4096,
-        vocab_size=257216,
-    )
-    return dict(
-        model_type="paligemma",
-        bos_token_id=2,
-        eos_token_id=1,
-        pad_token_id=0,
-        hidden_size=2048,
-        image_token_index=257152,
-        projection_dim=hidden,
-        text_config=text | dict(more),
-        vision_config=dict(model_type="siglip_vision_model", image_size=side, vision_use_head=False) | SO400M,
-    )
+    ) | dict(more)
 
 
 CONFIGS |= {
-    "paligemma2-3b-224": paligemma2(2304, 9216, 26, (8, 4), 224),
-    "paligemma2-10b-448": paligemma2(3584, 14336, 42, (16, 8), 448),
-    "paligemma2-28b-896": paligemma2(4608, 36864, 46, (32, 16), 896, head_dim=128, query_pre_attn_scalar=144),
+    "paligemma-3b-224": paligemma(
+        224,
+        dict(
+            model_type="gemma",
+            hidden_size=2048,
+            intermediate_size=16384,
+            num_attention_heads=8,
+            num_hidden_layers=18,
+            num_key_value_heads=1,
+        ),
+    ),
+    "paligemma2-3b-224": paligemma(224, gemma2(2304, 9216, 26, (8, 4))),
+    "paligemma2-10b-448": paligemma(448, gemma2(3584, 14336, 42, (16, 8))),
+    "paligemma2-28b-896": paligemma(896, gemma2(4608, 36864, 46, (32, 16), head_dim=128, query_pre_attn_scalar=144)),
 }
-TIED = ("gemma2", "gemma3_text", "paligemma", "smollm3")  # where a config.json does not say otherwise
+TIED = ("gemma", "gemma2", "gemma3_text", "paligemma", "smollm3")  # where a config.json does not say otherwise
 
 
 def compact(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -24,7 +24,6 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 FOLDER = Path(__file__).with_name("paligemma")
 IMAGE, VOCABULARY = 47, 53
 TEXT = dict(
-    model_type="gemma2",
     vocab_size=VOCABULARY,
     hidden_size=16,
     intermediate_size=19,
@@ -32,24 +31,27 @@ TEXT = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=6,
-    query_pre_attn_scalar=5,
-    sliding_window=4,  # shorter than the prompts, which see one another beyond it
-    attn_logit_softcapping=1.5,
-    final_logit_softcapping=2.5,
     max_position_embeddings=128,
     bos_token_id=None,
     eos_token_id=None,
     pad_token_id=0,
 )
+GEMMA2 = dict(
+    query_pre_attn_scalar=5,
+    sliding_window=4,  # shorter than the prompts, which see one another beyond it
+    attn_logit_softcapping=1.5,
+    final_logit_softcapping=2.5,
+)
 TOWER = dict(hidden_size=10, intermediate_size=13, num_hidden_layers=3, num_attention_heads=5, vision_use_head=False)
 MODELS = {
-    "gemma2": PaliGemmaConfig(
-        text_config=TEXT,
+    name: PaliGemmaConfig(
+        text_config=TEXT | more | dict(model_type=name),
         vision_config=dict(TOWER, model_type="siglip_vision_model", image_size=13, patch_size=4),
         image_token_index=IMAGE,
         projection_dim=16,
         hidden_size=16,
-    ),
+    )
+    for name, more in {"gemma": {}, "gemma2": GEMMA2}.items()
 }
 SEEN = [True, False, True, True]
 

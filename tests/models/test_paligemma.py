@@ -26,7 +26,7 @@ from mcl_jax.models.tensors import Arrays, Renamed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDER = GOLDEN / "paligemma"
-NAMES = ("gemma2",)
+NAMES = ("gemma2", pytest.param("gemma", marks=pytest.mark.slow))
 TARGETS = ("q_proj", "v_proj", "down_proj")  # the tower has layers of the first two names as well
 SMALLEST = "paligemma2-3b-224"
 
