@@ -40,6 +40,9 @@ class LanguageModel(Protocol):
     `hidden` and `extend`, and have `feature_size`, the width D. A module may also have `vocab_size` and `max_positions`
     (integers), which limit prompts, `logit_cap`, the soft-cap of its logits (`likelihood.soft_cap`), and `placeholder`,
     the id of the token that features replace. If features replace no token, every row needs some.
+
+    A model whose prompt is read as a whole, each token seeing all others, has `takes_prefix = True`. Its `hidden` takes
+    `prefix` (bool [B, T], True on the prompt) as a keyword. The tokens of an `extend` without a past are a prompt.
     """
 
     def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
@@ -122,6 +125,8 @@ def log_likelihood_fn(
     def log_likelihood(params, adapters_k, batch, rng):
         tokens, mask = batch["tokens"], batch["target_mask"]
         given = {name: batch[name] for name in ("features",) if name in batch}
+        if getattr(model.module, "takes_prefix", False):
+            given["prefix"] = prompt_of(mask)
         outer = _adapts_output(model, params, adapters_k, tokens[:, :-1], given)
         given |= {"method": "hidden", "dropout_rng": rng if model.has_dropout else None}
         if balance_weight is None:
@@ -150,6 +155,12 @@ def log_likelihood_fn(
         )
 
     return log_likelihood
+
+
+def prompt_of(target_mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Returns where the inputs are prompt: up to the one that predicts the first target; all of a row without any."""
+    targets = jnp.asarray(target_mask, jnp.int32)
+    return jnp.cumsum(targets, axis=1) - targets == 0
 
 
 def first_tokens(batch: Batch, number: int, lengths: Sequence[int]) -> dict[str, np.ndarray]:

@@ -28,7 +28,7 @@ RULES: Rules = (
     (r"\b(qkv|gate_up)_proj/kernel$", "outputs"),  # across their parts, which then move between devices
     (r"\b(c_attn|c_fc|fc1|linear_1|lm_head)/(kernel|bias)$", "outputs"),
     (r"\b(o|out|down|c)_proj/kernel$", "inputs"),
-    (r"\b(fc2|linear_2|linear)/kernel$", "inputs"),
+    (r"\b(fc2|linear_2|linear|modality_projection/proj)/kernel$", "inputs"),
     (r"\b(embed_tokens|wte)/embedding$", "inputs"),
     (r"\b(wpe|embed_positions|position_embedding)/embedding$", "whole"),
     (r"\b(conv\d|patch_embedding)/kernel$", "whole"),

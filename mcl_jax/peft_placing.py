@@ -57,7 +57,7 @@ def _check_untied(family: Family, abstract: Any, module: Any, adapters: Sequence
 
 
 def _given(names_: Iterable[str], family: Family) -> dict[str, str]:
-    """Returns the names in an adapter by the names in the module tree."""
+    """Returns the names in an adapter by the published names of the same modules."""
     names_ = set(names_)
     given = {rename(name, family.renames): name for name in names_}
     if len(given) < len(names_):
@@ -89,7 +89,7 @@ def _factors(module: Any, family: Family, abstract: Any, adapters: Sequence[Adap
     flat, used, ranks, alphas = {}, set(), {}, {}
     for path, leaf in flatten_dict(abstract).items():
         adaptable = path[-1] in KERNELS and path[: len(family.language_model)] == family.language_model  # no towers
-        layers = names.hf_layers(path, leaf.shape) if adaptable else []
+        layers = names.hf_layers(path, leaf.shape, family) if adaptable else []
         if not (hit := _hit(path, [name for name, _ in layers], given)):
             continue
         used.update(hit)

@@ -44,7 +44,7 @@ def layers_of(
         if leaf_name != "a":
             continue
         leaves = {part: flat[*path, part] for part in ("a", "b", "magnitude") if (*path, part) in flat}
-        for layer, (name, index) in enumerate(names.hf_layers((*path, "a"), leaves["a"].shape)):
+        for layer, (name, index) in enumerate(names.hf_layers((*path, "a"), leaves["a"].shape, family)):
             name, matrices = rename(name, family.in_memory), {part: np.asarray(x[index]) for part, x in leaves.items()}
             for half in ("a", "b"):
                 if matrices[half].ndim != 2:

@@ -153,8 +153,9 @@ class SoftPrompts(hypotheses.AdaptedModule):
             return arguments, False
         filler = int(getattr(self.module, "placeholder", None) == 0)  # any token that no feature replaces
         arguments["tokens"] = self._in_front(jnp.full(self.length, filler, tokens.dtype), tokens)
-        if mask is not None:
-            arguments["mask"] = self._in_front(jnp.ones(self.length, bool), mask)
+        for name in ("mask", "prefix"):
+            if arguments.get(name) is not None:
+                arguments[name] = self._in_front(jnp.ones(self.length, bool), arguments[name])
         if positions is not None:
             own = jnp.arange(self.length, dtype=positions.dtype)
             arguments["positions"] = self._in_front(own, arguments["positions"])

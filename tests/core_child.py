@@ -75,6 +75,7 @@ def uses(folder):
         "gguf": said(lambda: load(folder / "model.gguf")),
         "gguf tokenizer": said(lambda: mcl.models.gguf_tokenizer.build(folder, {"tokenizer.ggml.tokens": ["a"]})),
         "llava": said(lambda: load(golden / "llava" / "llama")),
+        "smolvlm": said(lambda: load(golden / "smolvlm" / "smolvlm")),
         "qwen2_audio": said(lambda: load(golden / "qwen2_audio" / "grouped")),
         "picture": said(mcl.data.Picture("a.png", bytes).read),
         "clip": said(mcl.data.Clip("a.wav", bytes).read),

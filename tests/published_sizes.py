@@ -20,6 +20,7 @@ QUICK = (
     "qwen2-audio-7b-instruct",
     "qwen3-8b",
     "smollm3-3b",
+    "smolvlm-256m",
     "vicuna-7b-v1.5",
 )
 ALL = [pytest.param(f.stem, marks=() if f.stem in QUICK else pytest.mark.slow) for f in FILES]

@@ -102,6 +102,7 @@ def test_what_a_core_install_can_do(tmp_path):
         "gguf": missing("reading a GGUF file", "gguf", "text"),
         "gguf tokenizer": missing("reading the tokenizer of a GGUF file", "transformers", "text"),
         "llava": missing("the processor of LLaVA-NeXT", "PIL", "text,media"),
+        "smolvlm": missing("the processor of SmolVLM", "PIL", "text,media"),
         "qwen2_audio": missing("the processor of Qwen2-Audio", "transformers", "text"),
         "picture": missing(*picture),
         "clip": missing(*clip),

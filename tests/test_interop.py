@@ -22,10 +22,12 @@ BASES = {
     "gemma3": "models/gemma3",
     "llama": "models/llama",
     "llava": "llava/llama",
+    "paligemma": "paligemma/gemma2",
     "phi3": "models/phi3_longrope",
     "qwen2_audio": "qwen2_audio/grouped",
     "qwen3": "models/qwen3_windows",
     "smollm3": "models/smollm3",
+    "smolvlm": "smolvlm/smolvlm",
     "whisper": "whisper/tiny",
 }
 EXPECTED = np.load(PEFT / "expected.npz")

@@ -15,10 +15,11 @@ from experiments.common.config import Config
 from experiments.image_captioning import config as image
 from experiments.translation import config as translation
 from mcl_jax.json_io import read_json_object
-from mcl_jax.models import LlavaNext, Qwen2Audio
+from mcl_jax.models import LlavaNext, PaliGemma, Qwen2Audio, SmolVLM
 from mcl_jax.models.tiling import OneTile
 
 BASES = Path(__file__).with_name("bases")
+MOST_TILES = 4 * 4 + 1  # of a SmolVLM with the published processor, with the whole picture
 LLAMA, LLAVA, QWEN = ("llama-2-7b", "llava-v1.6-vicuna-7b", "qwen2-audio-7b-instruct")
 
 
@@ -86,4 +87,13 @@ def tower_inputs(module: Any, config: Config, size: int) -> dict[str, jax.ShapeD
             "pixel_values": jax.ShapeDtypeStruct(tiles, jnp.float32),
             "index": jax.ShapeDtypeStruct((size, tiling.most_tokens), jnp.int32),
         }
+    if isinstance(module, SmolVLM):
+        side = module.config.vision_config.image_size
+        return {
+            "pixel_values": jax.ShapeDtypeStruct((size, MOST_TILES, side, side, 3), jnp.float32),
+            "tiles": jax.ShapeDtypeStruct((size,), jnp.int32),
+        }
+    if isinstance(module, PaliGemma):
+        side = module.config.vision_config.image_size
+        return {"pixel_values": jax.ShapeDtypeStruct((size, side, side, 3), jnp.float32)}
     return {}

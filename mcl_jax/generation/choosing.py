@@ -40,6 +40,8 @@ def prompt_features(
 def _features(model, layout, params, batch):
     def last(params, batch):
         tokens, mask, features = batch
+        if getattr(model.module, "takes_prefix", False):
+            features = features | {"prefix": mask}
         return model.apply_base(params, tokens, mask, **features, method="hidden")[:, -1].astype(jnp.float32)
 
     return over_data(last, layout, out_axis=0)(params, batch)

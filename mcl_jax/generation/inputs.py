@@ -16,7 +16,7 @@ Inputs = Int[Array, "B P"] | Mapping[str, Array]
 NAMES = ("tokens", "mask", "features")
 TOKENIZERS = {"input_ids": "tokens", "attention_mask": "mask"}  # names that Hugging Face's tokenizers use
 SEGMENTS = "token_type_ids"  # also from tokenizers; ignored where all are 0
-MEDIA = ("pixel_values", "index", "mel", "frames")  # outputs of a processor, inputs of the model's `encode`
+MEDIA = ("pixel_values", "index", "tiles", "mel", "frames")  # outputs of a processor, inputs of the model's `encode`
 
 
 class Prompts(NamedTuple):

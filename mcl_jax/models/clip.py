@@ -16,7 +16,7 @@ Source: Hugging Face transformers 5.23, `models/clip/modeling_clip.py`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,10 +29,10 @@ from mcl_jax.models import decoder
 from mcl_jax.models.hf_config import check_divides, check_sizes
 from mcl_jax.models.layers import dense, layer_norm
 
-MODEL_TYPE = "clip_vision_model"
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
 SIZES = (
     "hidden_size",
@@ -78,6 +78,7 @@ class CLIPVisionConfig:
     initializer_range: float = 0.02
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    model_types: ClassVar[Mapping[str, Mapping[str, Any]]] = {"clip_vision_model": {}}  # with defaults of their own
 
     def __post_init__(self):
         check_sizes(self, SIZES)
@@ -104,20 +105,38 @@ class CLIPVisionConfig:
         Raises:
           ValueError: if the tower is of another kind, or a value is not supported.
         """
-        hf_config = options.given(hf_config)
-        kind = hf_config.get("model_type", MODEL_TYPE)
-        if kind != MODEL_TYPE:
-            raise ValueError(f"vision_config: model_type must be {MODEL_TYPE!r}, got {kind!r}.")
+        hf_config, kinds = options.given(hf_config), list(cls.model_types)
+        if (kind := hf_config.get("model_type", kinds[0])) not in kinds:
+            raise ValueError(f"vision_config: model_type must be {' or '.join(map(repr, kinds))}, got {kind!r}.")
         given = {name: hf_config[name] for name in cls._hf_names() if name in hf_config}
-        return cls(**given | overrides)
+        return cls(**dict(cls.model_types[kind]) | given | overrides)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the `vision_config` of a Hugging Face `config.json`."""
-        return {"model_type": MODEL_TYPE} | {name: getattr(self, name) for name in self._hf_names()}
+        return {"model_type": next(iter(self.model_types))} | {name: getattr(self, name) for name in self._hf_names()}
 
     @classmethod
     def _hf_names(cls) -> list[str]:
         return [field.name for field in dataclasses.fields(cls) if field.name not in ("dtype", "param_dtype")]
+
+
+def embedded_patches(
+    config: CLIPVisionConfig, pixels: Float[Array, "N S S C"], *, use_bias: bool
+) -> Float[Array, "N n D"]:
+    """Embeds the patches of images row by row, by a layer `patch_embedding` of the module that calls this."""
+    size = (config.patch_size, config.patch_size)
+    to_patches = nn.Conv(
+        config.hidden_size,
+        size,
+        strides=size,
+        padding="VALID",
+        use_bias=use_bias,
+        kernel_init=nn.initializers.normal(config.initializer_range),
+        name="patch_embedding",
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+    )
+    return to_patches(pixels.astype(config.dtype)).reshape(len(pixels), config.num_patches, config.hidden_size)
 
 
 class Embeddings(nn.Module):
@@ -129,18 +148,7 @@ class Embeddings(nn.Module):
     def __call__(self, pixels: Float[Array, "N S S C"]) -> Float[Array, "N 1+n D"]:
         config, init = self.config, nn.initializers.normal(self.config.initializer_range)
         dtypes = dict(dtype=config.dtype, param_dtype=config.param_dtype)
-        size = (config.patch_size, config.patch_size)
-        to_patches = nn.Conv(
-            config.hidden_size,
-            size,
-            strides=size,
-            padding="VALID",
-            use_bias=False,
-            kernel_init=init,
-            name="patch_embedding",
-            **dtypes,
-        )
-        patches = to_patches(pixels.astype(config.dtype)).reshape(len(pixels), config.num_patches, config.hidden_size)
+        patches = embedded_patches(config, pixels, use_bias=False)
         token = self.param("class_embedding", init, (config.hidden_size,), config.param_dtype).astype(config.dtype)
         tokens = jnp.broadcast_to(token[None, None], (len(pixels), 1, config.hidden_size))
         positions = nn.Embed(
@@ -201,6 +209,17 @@ class Encoder(nn.Module):
         return states
 
 
+def check_pixels(config: CLIPVisionConfig, pixels: Float[Array, "N S S C"]) -> None:
+    """Raises a ValueError if images have another size than the tower's, or are not normalised."""
+    shape = (config.image_size, config.image_size, config.num_channels)
+    if pixels.ndim != 4 or pixels.shape[1:] != shape:
+        raise ValueError(f"the vision tower needs images [N, {', '.join(map(str, shape))}], got {pixels.shape}")
+    if not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise ValueError(
+            f"the vision tower needs normalised float pixels, as the processor returns them, got {pixels.dtype}"
+        )
+
+
 class VisionTransformer(nn.Module):
     """Patches, L layers, and a last norm, which is in the checkpoints although no hidden state passes through it."""
 
@@ -214,13 +233,7 @@ class VisionTransformer(nn.Module):
 
     def __call__(self, pixels: Float[Array, "N S S C"], layers: Sequence[int]) -> Float[Array, "N 1+n D*"]:
         config = self.config
-        shape = (config.image_size, config.image_size, config.num_channels)
-        if pixels.ndim != 4 or pixels.shape[1:] != shape:
-            raise ValueError(f"the vision tower needs images [N, {', '.join(map(str, shape))}], got {pixels.shape}")
-        if not jnp.issubdtype(pixels.dtype, jnp.floating):
-            raise ValueError(
-                f"the vision tower needs normalised float pixels, as the processor returns them, got {pixels.dtype}"
-            )
+        check_pixels(config, pixels)
         chosen = [range(config.num_hidden_layers + 1)[layer] for layer in layers]
         states = self.encoder(self.pre_layrnorm(self.embeddings(pixels)), max(chosen))
         if self.is_initializing():

@@ -325,12 +325,27 @@ class Context:
 
 
 def context_of(
-    positions: Int[Array, "B T"], mask: Bool[Array, "B T"] | None, past: Sequence[Segment], *, keep: bool
+    positions: Int[Array, "B T"],
+    mask: Bool[Array, "B T"] | None,
+    past: Sequence[Segment],
+    *,
+    keep: bool,
+    prefix: Bool[Array, "B T"] | None = None,
 ) -> Context:
-    """Makes the context for tokens at `positions` that follow the segments `past`."""
-    causal = mask is None and not past
+    """Makes the context for tokens at `positions` that follow the segments `past`.
+
+    Args:
+      positions: positions of the tokens.
+      mask: False on padding.
+      past: earlier segments.
+      keep: whether the layers return keys and values.
+      prefix: True on tokens that see one another, also later ones and beyond a window; None means that there are none.
+    """
+    causal = mask is None and not past and prefix is None
     mask = jnp.ones(positions.shape, bool) if mask is None else mask
     own = distances(positions, positions, mask)
+    if prefix is not None:
+        own = jnp.where(prefix[:, :, None] & (prefix & mask)[:, None], 0, own)
     return Context(positions, own, tuple(distances(positions, s.positions, s.mask) for s in past), keep, causal)
 
 

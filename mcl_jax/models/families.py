@@ -17,8 +17,12 @@ from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
 from mcl_jax.models.llava_next_processor import LlavaNextProcessor
+from mcl_jax.models.paligemma import PaliGemma, PaliGemmaConfig
+from mcl_jax.models.paligemma_processor import PaliGemmaProcessor
 from mcl_jax.models.phi import Phi, PhiConfig
 from mcl_jax.models.qwen2_audio import Qwen2Audio, Qwen2AudioConfig
+from mcl_jax.models.smolvlm import SmolVLM, SmolVLMConfig
+from mcl_jax.models.smolvlm_processor import SmolVLMProcessor
 from mcl_jax.models.whisper import Whisper, WhisperConfig
 from mcl_jax.models.whisper_processor import WhisperProcessor
 
@@ -35,6 +39,7 @@ class Family:
       renames: (regular expression, replacement) for the names of other versions of transformers and of models without a
         head; the first match counts.
       in_memory: the reverse, for layers with another name in transformers' memory, which PEFT writes into its files.
+      written: the same for tensors that have another name in published files than in the module tree.
       tied: name of a tensor that may be stored although it equals another one, and the name of that other one.
       writes_tied: whether that tensor is always written, because Hugging Face does not tie it.
       processor: class that prepares images or audio clips, if the model takes any; its `from_pretrained` takes the
@@ -50,6 +55,7 @@ class Family:
     ignored: str = r"(?!)"
     renames: tuple[tuple[str, str], ...] = ()
     in_memory: tuple[tuple[str, str], ...] = ()
+    written: tuple[tuple[str, str], ...] = ()
     tied: tuple[str, str] = ("lm_head.weight", "transformer.wte.weight")
     writes_tied: bool = False
     processor: Any = None
@@ -98,6 +104,27 @@ LLAVA_NEXT = Family(
     processor=LlavaNextProcessor,
     language_model=("language_model",),
 )
+PALIGEMMA = dataclasses.replace(
+    LLAVA_NEXT,
+    module=PaliGemma,
+    config=PaliGemmaConfig,
+    ignored=rf"{LLAVA_NEXT.ignored}|^vision_tower\.vision_model\.head\.",  # for a contrast with texts
+    processor=PaliGemmaProcessor,
+)
+SMOLVLM = Family(
+    SmolVLM,
+    SmolVLMConfig,
+    ignored=LLAMA.ignored,
+    renames=((r"(?=(vision_model|connector|text_model)\.)", "model."),),
+    written=(
+        (r"language_model\.model\.", "model.text_model."),
+        (r"language_model\.lm_head\b", "lm_head"),
+        (r"(?=(vision_model|connector)\.)", "model."),
+    ),
+    tied=("lm_head.weight", "model.text_model.embed_tokens.weight"),
+    processor=SmolVLMProcessor,
+    language_model=("language_model",),
+)
 QWEN2_AUDIO = Family(
     Qwen2Audio,
     Qwen2AudioConfig,
@@ -128,6 +155,7 @@ EFFICIENT_LLAVA = Family(
 )
 FAMILIES = {
     "efficient_llava": EFFICIENT_LLAVA,
+    "gemma": GEMMA,
     "gemma2": GEMMA,
     "gemma3": GEMMA,
     "gemma3_text": GEMMA,
@@ -146,14 +174,17 @@ FAMILIES = {
         renames=TO_GPT,
         targets=("q_proj", "k_proj", "v_proj", "c_fc", "c_proj"),
     ),
+    "idefics3": SMOLVLM,
     "llama": LLAMA,
     "llava_next": LLAVA_NEXT,
     "mistral": LLAMA,
+    "paligemma": PALIGEMMA,
     "phi3": dataclasses.replace(LLAMA, module=Phi, config=PhiConfig, targets=("qkv_proj", "gate_up_proj", "down_proj")),
     "qwen2": LLAMA,
     "qwen2_audio": QWEN2_AUDIO,
     "qwen3": LLAMA,
     "smollm3": LLAMA,
+    "smolvlm": SMOLVLM,
     "whisper": WHISPER,
 }
 # Models that look like one of these and are none.

@@ -1,4 +1,4 @@
-"""Gemma 2 and the text models of Gemma 3: a Llama with parts of its own, under the same names.
+"""Gemma 1, 2 and the text models of Gemma 3: a Llama with parts of its own, under the same names.
 
     params                                               Hugging Face
     model/embed_tokens/embedding                 [V, D]  model.embed_tokens.weight, also the output layer if tied
@@ -8,12 +8,13 @@
     model/layers/post_feedforward_layernorm/scale
     model/layers/self_attn/q_norm/scale          [L, d]  Gemma 3 alone
 
-Embeddings are multiplied by √D, norms by 1 + w, and each layer has four norms. Local layers see a window of tokens, and
-in Gemma 3 rotate with a base of their own. Gemma 2 caps its attention scores and its logits. The rest is in `llama`.
+Embeddings are multiplied by √D, norms by 1 + w. Each layer has four norms, in Gemma 1 two. Local layers see a window
+of tokens, and in Gemma 3 rotate with a base of their own. Gemma 2 caps its attention scores and its logits. The rest is
+in `llama`.
 
 Gemma 3 from 4B on sees (`gemma3`); the language model in it is read, and its tower is passed over.
 
-Source: Hugging Face transformers 5.23, `models/gemma2` and `models/gemma3`.
+Source: Hugging Face transformers 5.23, `models/gemma`, `models/gemma2` and `models/gemma3`.
 """
 
 import functools
@@ -66,7 +67,7 @@ class MLP(llama.MLP):
 
 
 class Layer(nn.Module):
-    """x ← x + norm(attention(norm(x))), then x ← x + norm(mlp(norm(x)))."""
+    """x ← x + norm(attention(norm(x))), then x ← x + norm(mlp(norm(x))); in Gemma 1 without the outer norms."""
 
     config: GemmaConfig
 
@@ -76,6 +77,9 @@ class Layer(nn.Module):
         norm = functools.partial(RMSNorm, self.config)
         attention = SelfAttention(self.config, name="self_attn")
         y, kept = attention(norm(name="input_layernorm")(x), context, window, is_global, past)
+        if not self.config.four_norms:
+            x = x + y
+            return x + MLP(self.config, name="mlp")(norm(name="post_attention_layernorm")(x)), kept
         x = x + norm(name="post_attention_layernorm")(y)
         y = MLP(self.config, name="mlp")(norm(name="pre_feedforward_layernorm")(x))
         return x + norm(name="post_feedforward_layernorm")(y), kept
@@ -88,7 +92,7 @@ class Decoder(llama.Decoder):
 
 
 class Gemma(llama.Llama):
-    """A causal language model Gemma 2 or 3; see `mcl_jax.models.decoder` for its methods.
+    """A causal language model Gemma 1, 2 or 3; see `mcl_jax.models.decoder` for its methods.
 
     module = Gemma(GemmaConfig(...))
     params = module.init(key, tokens)["params"]

@@ -1,6 +1,7 @@
-"""Sizes and numerics of Gemma 2 and 3, read from a Hugging Face `config.json` and written as one.
+"""Sizes and numerics of Gemma 1, 2 and 3, read from a Hugging Face `config.json` and written as one.
 
-Source: Hugging Face transformers 5.23, `configuration_gemma2.py` and `configuration_gemma3.py`.
+Source: Hugging Face transformers 5.23, `configuration_gemma.py`, `configuration_gemma2.py` and
+`configuration_gemma3.py`.
 """
 
 import dataclasses
@@ -11,7 +12,11 @@ from mcl_jax import options
 from mcl_jax.models.llama_config import MOST_LAYERS, SIZES, LlamaConfig, windows_of
 from mcl_jax.models.rotary import Rope
 
-ARCHITECTURES = {"gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM"}
+ARCHITECTURES = {
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
 ACTIVATION = "gelu_pytorch_tanh"
 # Defaults of Hugging Face's classes, for entries that a config.json leaves out, as those of Gemma 3 do.
 SHARED = dict(
@@ -28,6 +33,17 @@ SHARED = dict(
 )
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 DEFAULTS = {
+    "gemma": SHARED
+    | dict(
+        vocab_size=256000,
+        max_position_embeddings=8192,
+        hidden_size=3072,
+        intermediate_size=24576,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        hidden_act=ACTIVATION,
+    ),
     "gemma2": SHARED
     | dict(vocab_size=256000, max_position_embeddings=8192, attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
     "gemma3_text": SHARED | dict(vocab_size=262208, max_position_embeddings=131072),
@@ -42,9 +58,10 @@ NUMERICS = ("dtype", "param_dtype", "scan", "remat")  # not in a config.json
 class GemmaConfig(LlamaConfig):
     """Sizes and numerics, under Hugging Face's names: those of `LlamaConfig`, and what follows.
 
-    Gemma 3 has `qk_norm`, and its `rope_layers` are the global ones.
+    Gemma 3 has `qk_norm`, and its `rope_layers` are the global ones. Gemma 1 has neither windows nor caps.
 
     Args:
+      four_norms: whether norms follow attention and MLP, too; only in Gemma 1 they do not.
       local_rope: rotary embeddings of layers that are not in `rope_layers`.
       query_pre_attn_scalar: attention scores are divided by its square root.
       attn_logit_softcapping: soft-cap of attention scores; None leaves them as they are.
@@ -54,6 +71,7 @@ class GemmaConfig(LlamaConfig):
         and local_rope is given.
     """
 
+    four_norms: bool = True
     local_rope: Rope | None = None
     query_pre_attn_scalar: int = 256
     attn_logit_softcapping: float | None = None
@@ -85,7 +103,9 @@ class GemmaConfig(LlamaConfig):
     @property
     def family(self) -> str:
         """The `model_type` of a model with these settings."""
-        return "gemma3_text" if self.qk_norm else "gemma2"
+        if self.four_norms:
+            return "gemma3_text" if self.qk_norm else "gemma2"
+        return "gemma"
 
     @classmethod
     def from_hf(cls, hf_config: Mapping[str, Any], **overrides: Any) -> "GemmaConfig":
@@ -105,11 +125,14 @@ class GemmaConfig(LlamaConfig):
         hf_config = DEFAULTS[family] | options.given(options.plain(hf_config), meaning=("sliding_window", *CAPS))
         _check_supported(hf_config)
         fields = {name: hf_config[name] for name in PLAIN if hf_config.get(name) is not None}
+        fields["qkv_bias"] = fields["o_bias"] = bool(hf_config.get("attention_bias"))
+        if family == "gemma":
+            fields |= {"four_norms": False, "query_pre_attn_scalar": fields["head_dim"]} | dict.fromkeys(CAPS)
+            return cls(**fields | {"rope": Rope.from_hf(hf_config)} | overrides)
         kinds = _layer_types(hf_config, fields["num_hidden_layers"])
         if hf_config["sliding_window"] is not None:
             options.check_integers(1, sliding_window=hf_config["sliding_window"])
         fields["sliding_windows"] = windows_of(kinds, hf_config["sliding_window"])
-        fields["qkv_bias"] = fields["o_bias"] = bool(hf_config.get("attention_bias"))
         if family == "gemma2":
             return cls(**fields | {"rope": Rope.from_hf(hf_config)} | overrides)
         rope, local_rope = (_rope(hf_config, kind) for kind in THETAS)
@@ -124,11 +147,12 @@ class GemmaConfig(LlamaConfig):
         """
         family = self.family
         known = {name: getattr(self, name) for name in PLAIN} | {"attention_bias": self.qkv_bias}
-        known |= {"model_type": family, "architectures": [ARCHITECTURES[family]], "hidden_activation": ACTIVATION}
+        known |= {"model_type": family, "architectures": [ARCHITECTURES[family]], _activation(family)[0]: ACTIVATION}
         known |= {"max_position_embeddings": self.rope.max_positions, "rope_parameters": self.rope.to_hf()}
         is_global = self.rope_layers or [window is None for window in self.windows]
-        known["layer_types"] = ["full_attention" if whole else "sliding_attention" for whole in is_global]
-        known["sliding_window"] = next(filter(None, self.windows), None)
+        if family != "gemma":
+            known["layer_types"] = ["full_attention" if whole else "sliding_attention" for whole in is_global]
+            known["sliding_window"] = next(filter(None, self.windows), None)
         if self.local_rope is not None:
             ropes = zip(THETAS, (self.rope, self.local_rope), strict=True)
             known["rope_parameters"] = {kind: rope.to_hf() for kind, rope in ropes}
@@ -138,11 +162,17 @@ class GemmaConfig(LlamaConfig):
         return known
 
 
+def _activation(family: str) -> tuple[str, tuple[str, ...]]:
+    """Returns the entry of the activation and what it may be; "gelu" in early files of Gemma 1 means the tanh form."""
+    return ("hidden_act", (ACTIVATION, "gelu")) if family == "gemma" else ("hidden_activation", (ACTIVATION,))
+
+
 def _check_supported(hf_config: Mapping[str, Any]) -> None:
     """Raises a ValueError if the model cannot compute what a config.json, with defaults, describes."""
     family = hf_config["model_type"]
-    if hf_config["hidden_activation"] != ACTIVATION:
-        raise ValueError(f"hidden_activation must be {ACTIVATION!r}, got {hf_config['hidden_activation']!r}.")
+    name, known = _activation(family)
+    if hf_config[name] not in known:
+        raise ValueError(f"{name} must be {ACTIVATION!r}, got {hf_config[name]!r}.")
     if hf_config.get("use_bidirectional_attention"):
         raise ValueError("use_bidirectional_attention must be false, since text is read from left to right, got true.")
     if family == "gemma3_text" and hf_config.get("attn_logit_softcapping") is not None:

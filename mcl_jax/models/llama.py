@@ -172,10 +172,15 @@ class Llama(nn.Module):
         return self.hidden_embedded(self.embed(tokens), decoder.positions_of(tokens, mask), mask)
 
     def hidden_embedded(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B T"] | None = None,
+        prefix: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Computes `hidden` from embeddings, for inputs that are not all tokens."""
-        return self.model(decoder.blank(x, mask), decoder.context_of(positions, mask, (), keep=False), ())[0]
+        """Computes `hidden` from embeddings, for inputs that are not all tokens; `prefix` as in `context_of`."""
+        context = decoder.context_of(positions, mask, (), keep=False, prefix=prefix)
+        return self.model(decoder.blank(x, mask), context, ())[0]
 
     def extend(
         self,
@@ -197,9 +202,10 @@ class Llama(nn.Module):
         mask: Bool[Array, "B T"],
         positions: Int[Array, "B T"],
         past: tuple[decoder.Segment, ...] = (),
+        prefix: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], decoder.Segment]:
-        """Computes `extend` from embeddings, for inputs that are not all tokens."""
-        context = decoder.context_of(positions, mask, past, keep=True)
+        """Computes `extend` from embeddings, for inputs that are not all tokens; `prefix` as in `context_of`."""
+        context = decoder.context_of(positions, mask, past, keep=True, prefix=prefix)
         past = tuple((s.keys, s.values) for s in past)
         hidden, (keys, values) = self.model(decoder.blank(x, mask), context, past)
         return hidden, decoder.Segment(keys, values, positions, mask)

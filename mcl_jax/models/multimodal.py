@@ -47,11 +47,19 @@ class Multimodal(nn.Module):
         Raises:
           ValueError: if `mask` is not boolean or not [B, T].
         """
+        return self.language_model.hidden_embedded(*self.embedded(tokens, mask, features), mask)
+
+    def embedded(
+        self,
+        tokens: Int[Array, "B T"],
+        mask: Bool[Array, "B T"] | None,
+        features: Float[Array, "B N D"] | None,
+    ) -> tuple[Float[Array, "B T D"], Int[Array, "B T"]]:
+        """Returns the embeddings of `embed`, and positions, after checks; raises as `hidden` does."""
         decoder.check_inputs(tokens, mask, self.vocab_size)
         if self.is_initializing():  # tokens alone never reach the tower
             self.encode_empty()
-        x, positions = self.embed(tokens, features), decoder.positions_of(tokens, mask)
-        return self.language_model.hidden_embedded(x, positions, mask)
+        return self.embed(tokens, features), decoder.positions_of(tokens, mask)
 
     def extend(
         self,

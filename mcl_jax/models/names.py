@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
 from mcl_jax.models.families import Family
-from mcl_jax.models.tensors import FLOATS
+from mcl_jax.models.tensors import FLOATS, rename
 
 Path = tuple[str, ...]
 
@@ -27,7 +27,7 @@ STACKS = r"layers|h"
 OTHER_HEADS = r"^(score|classifier|qa_outputs|multiple_choice_head)\."  # heads for other tasks on the same base
 
 
-def hf_names(path: Path, shape: tuple[int, ...]) -> str | list[str]:
+def hf_names(path: Path, shape: tuple[int, ...], family: Family) -> str | list[str]:
     """Returns the Hugging Face name of the leaf at `path`, or the names of its L layers if they are stacked.
 
     model/layers_3/mlp/up_proj/kernel -> model.layers.3.mlp.up_proj.weight
@@ -35,13 +35,14 @@ def hf_names(path: Path, shape: tuple[int, ...]) -> str | list[str]:
     """
     *modules, leaf = path
     written = [re.sub(rf"^({STACKS})_(\d+)$", r"\1.\2", module) for module in modules]
+    name = lambda modules: rename(".".join([*modules, LEAVES.get(leaf, leaf)]), family.written)
     if not any(re.fullmatch(STACKS, module) for module in modules):
-        return ".".join([*written, LEAVES.get(leaf, leaf)])
+        return name(written)
 
     def of_layer(i: int) -> list[str]:
         return [f"{module}.{i}" if re.fullmatch(STACKS, module) else module for module in written]
 
-    return [".".join([*of_layer(i), LEAVES.get(leaf, leaf)]) for i in range(shape[0])]
+    return [name(of_layer(i)) for i in range(shape[0])]
 
 
 def in_layers(path: Path) -> bool:
@@ -49,16 +50,17 @@ def in_layers(path: Path) -> bool:
     return any(re.fullmatch(rf"({STACKS})(_\d+)?", module) for module in path)
 
 
-def hf_layers(path: Path, shape: tuple[int, ...]) -> list[tuple[str, int | EllipsisType]]:
+def hf_layers(path: Path, shape: tuple[int, ...], family: Family) -> list[tuple[str, int | EllipsisType]]:
     """Returns the layers that a kernel or an adapter belongs to: one, or L if they are stacked.
 
     Args:
       path: path of the kernel, or of an adapter beside it.
       shape: its shape, with the leading axis L if layers are stacked.
+      family: family of the model.
     Returns:
       (Hugging Face name, index of the layer in the leaf) of each layer.
     """
-    names = hf_names((*path[:-1], "kernel"), shape)
+    names = hf_names((*path[:-1], "kernel"), shape, family)
     if isinstance(names, str):
         return [(names.removesuffix(".weight"), ...)]
     return [(name.removesuffix(".weight"), i) for i, name in enumerate(names)]
@@ -93,7 +95,7 @@ def places(abstract: PyTree[jax.ShapeDtypeStruct], family: Family) -> dict[Path,
     """Returns the place of each parameter leaf in a checkpoint of the family."""
     by_path = {}
     for path, leaf in flatten_dict(abstract).items():
-        names = hf_names(path, leaf.shape)
+        names = hf_names(path, leaf.shape, family)
         shape = leaf.shape if isinstance(names, str) else leaf.shape[1:]
         axes = KERNEL_AXES[len(shape)] if family.transposed and path[-1] == "kernel" else tuple(range(len(shape)))
         by_path[path] = Place(names, tuple(shape[axes.index(axis)] for axis in range(len(shape))), axes)

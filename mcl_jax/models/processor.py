@@ -85,6 +85,11 @@ class Processor:
         Raises:
           ValueError: if the number of placeholders in the text is not that of its images or clips (0 or 1).
         """
+        tokens = self.checked_tokens(text, num_features)
+        return np.repeat(tokens, np.where(tokens == self.placeholder[0], num_features, 1))
+
+    def checked_tokens(self, text: str, num_features: int) -> Int[np.ndarray, " T"]:
+        """Tokenizes a prompt as it is, after the check of `prompt`."""
         tokens, (placeholder, name) = np.asarray(self.tokenizer(text)["input_ids"], np.int32), self.placeholder
         count, needed = int((tokens == placeholder).sum()), int(num_features > 0)
         if count != needed:
@@ -92,7 +97,7 @@ class Processor:
                 f"the prompt must have {name!r} (token {placeholder}) {needed} times, for its {needed} {self.media}, "
                 f"got {count} in {text!r}"
             )
-        return np.repeat(tokens, np.where(tokens == placeholder, num_features, 1))
+        return tokens
 
     def batch(
         self,

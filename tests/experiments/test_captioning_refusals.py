@@ -50,7 +50,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("base", [LLAMA, LLAVA / "mistral", QWEN], ids=["text", "no-processor", "hears"])
 def test_a_base_that_does_not_see_is_refused_before_the_data_is_read(base, refused):
-    needed = "has no processor for pictures; use a LLaVA-1.6 for pictures"
+    needed = "has no processor for pictures; use a LLaVA-1.6, a SmolVLM or a PaliGemma for pictures"
     assert f"--base {base} {needed}" in refused("--base", base, "--data", "nowhere")
 
 

@@ -318,8 +318,11 @@ def test_modes_are_drawn_as_often_as_they_weigh(tmp_path):
         (dict(mode_weights=(9, 1)), r"needs one number for each of --modes \(\), got \(9, 1\)"),
         (dict(modes=("en", "fr"), mode_weights=(9, 0)), r"--mode-weights must be at least 1, got \(9, 0\)"),
         (dict(modes=("en", "de")), r"corpus 'mine': a mode must be one of \['en', 'fr'\], got 'de'"),
-        (dict(base=QWEN), r"grouped has no processor for pictures; use a LLaVA-1.6 for pictures"),
-        (dict(base=LLAVA.parent / "mistral"), r"mistral has no processor for pictures; use a LLaVA-1.6"),
+        (
+            dict(base=QWEN),
+            r"grouped has no processor for pictures; use a LLaVA-1.6, a SmolVLM or a PaliGemma for pictures",
+        ),
+        (dict(base=LLAVA.parent / "mistral"), r"mistral has no processor for pictures; use a LLaVA-1.6, "),
         (dict(prompt="what is this ?"), r"the prompt must have '<image>' \(token 36\) 1 times"),
         (dict(data="stamps/picture"), r"did you mean 'stamps/pictures'\?"),
     ],

@@ -13,8 +13,10 @@ from experiments.common.devices import Axes
 from experiments.plan import chips, costs, flops, hlo, measure, search
 from experiments.plan.__main__ import main
 from experiments.plan.options import parse
-from experiments.plan.presets import BASES, PRESETS, base_of, config_of
+from experiments.plan.presets import BASES, PRESETS, base_of, config_of, tower_inputs
 from mcl_jax.command_line import errors_in_a_line
+from mcl_jax.models import families
+from mcl_jax.models.names import abstract_params
 
 TINY = {
     "model_type": "llama",
@@ -236,6 +238,15 @@ def test_every_preset_of_a_7b_base_can_be_planned():
     for preset in PRESETS.values():
         assert base_of(preset)["model_type"] in ("llama", "llava_next", "qwen2_audio")
         assert config_of(preset).training.remat == "full"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base", "number"), [("smolvlm-256m", 17 * 64), ("paligemma2-3b-224", 256)])
+def test_bases_that_see_have_inputs_for_their_towers(base, number):
+    _, module = families.build(published_sizes.config_of(base))
+    encode = lambda params, inputs: module.apply({"params": params}, **inputs, method="encode")
+    features = jax.eval_shape(encode, abstract_params(module), tower_inputs(module, None, 2))
+    assert features.shape == (2, number, module.feature_size)
 
 
 def test_a_plan(tmp_path, capsys):

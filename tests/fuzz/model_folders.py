@@ -20,7 +20,8 @@ FOLDERS = [
     for name in ("gemma2", "gemma3", "gpt2", "llama", "llama_yarn", "mistral", "phi3_longrope", "qwen2")
 ]
 FOLDERS += [GOLDEN / "llava" / "llama", GOLDEN / "qwen2_audio" / "tied", GOLDEN / "whisper" / "tiny"]
-TOKENIZERS = [GOLDEN / "llava" / "llama", GOLDEN / "whisper" / "tiny"]
+FOLDERS += [GOLDEN / "models" / "gemma", GOLDEN / "smolvlm" / "smolvlm", GOLDEN / "paligemma" / "gemma2"]
+TOKENIZERS = [GOLDEN / "llava" / "llama", GOLDEN / "smolvlm" / "smolvlm", GOLDEN / "whisper" / "tiny"]
 
 
 @functools.cache
@@ -37,6 +38,9 @@ ENTRIES += [
     "layer_types",
     "sliding_window",
     "text_config",
+    "vision_config",
+    "scale_factor",
+    "image_size",
     "tie_word_embeddings",
 ]
 

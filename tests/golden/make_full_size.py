@@ -21,7 +21,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 from transformers.core_model_loading import revert_weight_conversion
 
-AUTO = {"llava_next": AutoModelForImageTextToText, "qwen2_audio": AutoModelForMultimodalLM}
+AUTO = {
+    "idefics3": AutoModelForImageTextToText,
+    "llava_next": AutoModelForImageTextToText,
+    "paligemma": AutoModelForImageTextToText,
+    "qwen2_audio": AutoModelForMultimodalLM,
+    "smolvlm": AutoModelForImageTextToText,
+}
 FOLDER = Path(__file__).with_name("full_size")
 SEVEN_B = dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, tie_word_embeddings=False)
 LLAMA2 = dict(
@@ -257,10 +263,29 @@ GEMMA3 = dict(
     attn_logit_softcapping=None,
     final_logit_softcapping=None,
 )
+# Gemma 1, of which the first files call the activation "gelu".
+GEMMA1 = dict(
+    model_type="gemma",
+    attention_bias=False,
+    head_dim=256,
+    hidden_act="gelu",
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    vocab_size=256000,
+)
 SIX = (["sliding_attention"] * 5 + ["full_attention"]) * 3
 # The text_config inside those that see, which leaves out what equals the defaults.
 TEXT = dict(model_type="gemma3_text", rope_scaling=dict(factor=8.0, rope_type="linear"), sliding_window=1024)
 CONFIGS |= {
+    "gemma-2b": GEMMA1
+    | dict(
+        hidden_size=2048, intermediate_size=16384, num_attention_heads=8, num_hidden_layers=18, num_key_value_heads=1
+    ),
+    "gemma-7b": GEMMA1
+    | dict(
+        hidden_size=3072, intermediate_size=24576, num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=16
+    ),
     "gemma-2-2b": gemma("gemma2", 2304, 9216, 26, (8, 4), **GEMMA2),
     "gemma-2-9b": gemma("gemma2", 3584, 14336, 42, (16, 8), **GEMMA2),
     "gemma-2-27b": gemma("gemma2", 4608, 36864, 46, (32, 16), head_dim=128, query_pre_attn_scalar=144, **GEMMA2),
@@ -345,7 +370,118 @@ CONFIGS |= {
         **LONGROPE,
     ),
 }
-TIED = ("gemma2", "gemma3_text", "smollm3")  # where a config.json does not say otherwise
+
+
+def smolvlm(kind: str, text: dict, vision: dict, scale: int, image_token: int, vocabulary: int = 49280) -> dict:
+    """SmolVLM and SmolVLM2 as published."""
+    shared = dict(
+        model_type="llama",
+        head_dim=64,
+        max_position_embeddings=8192,
+        pad_token_id=2,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        vocab_size=vocabulary,
+    )
+    return dict(
+        model_type=kind,
+        image_token_id=image_token,
+        scale_factor=scale,
+        tie_word_embeddings=False,
+        text_config=shared | text,
+        vision_config=dict(model_type=f"{kind}_vision") | vision,
+    )
+
+
+SIGLIP_BASE = dict(hidden_size=768, image_size=512, num_attention_heads=12, patch_size=16)
+SO400M = dict(hidden_size=1152, intermediate_size=4304, num_attention_heads=16, num_hidden_layers=27, patch_size=14)
+CONFIGS |= {
+    "smolvlm-256m": smolvlm(
+        "idefics3",
+        dict(
+            hidden_size=576,
+            intermediate_size=1536,
+            num_attention_heads=9,
+            num_hidden_layers=30,
+            num_key_value_heads=3,
+            rope_theta=100000,
+        ),
+        SIGLIP_BASE,
+        scale=4,
+        image_token=49190,
+    ),
+    "smolvlm-500m": smolvlm(
+        "smolvlm",
+        dict(
+            hidden_size=960,
+            intermediate_size=2560,
+            num_attention_heads=15,
+            num_hidden_layers=32,
+            num_key_value_heads=5,
+            rope_theta=100000,
+        ),
+        SIGLIP_BASE,
+        scale=4,
+        image_token=49190,
+    ),
+    "smolvlm-2.2b": smolvlm(
+        "idefics3",
+        dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, rope_theta=273768.0),
+        SO400M | dict(image_size=384),
+        scale=3,
+        image_token=49153,
+        vocabulary=49155,
+    ),
+}
+
+
+def paligemma(side: int, text: dict) -> dict:
+    """PaliGemma 1 and 2 as published."""
+    return dict(
+        model_type="paligemma",
+        bos_token_id=2,
+        eos_token_id=1,
+        pad_token_id=0,
+        hidden_size=2048,
+        image_token_index=257152,
+        projection_dim=text["hidden_size"],
+        text_config=dict(vocab_size=257216) | text,
+        vision_config=dict(model_type="siglip_vision_model", image_size=side, vision_use_head=False) | SO400M,
+    )
+
+
+def gemma2(hidden: int, wide: int, layers: int, heads: tuple[int, int], **more) -> dict:
+    """The text of PaliGemma 2; `heads` are those of queries, and those of keys and values."""
+    return dict(
+        model_type="gemma2",
+        hidden_activation="gelu_pytorch_tanh",
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_attention_heads=heads[0],
+        num_hidden_layers=layers,
+        num_key_value_heads=heads[1],
+        query_pre_attn_scalar=256,
+        sliding_window=4096,
+    ) | dict(more)
+
+
+CONFIGS |= {
+    "paligemma-3b-224": paligemma(
+        224,
+        dict(
+            model_type="gemma",
+            hidden_size=2048,
+            intermediate_size=16384,
+            num_attention_heads=8,
+            num_hidden_layers=18,
+            num_key_value_heads=1,
+        ),
+    ),
+    "paligemma2-3b-224": paligemma(224, gemma2(2304, 9216, 26, (8, 4))),
+    "paligemma2-10b-448": paligemma(448, gemma2(3584, 14336, 42, (16, 8))),
+    "paligemma2-28b-896": paligemma(896, gemma2(4608, 36864, 46, (32, 16), head_dim=128, query_pre_attn_scalar=144)),
+}
+TIED = ("gemma", "gemma2", "gemma3_text", "paligemma", "smollm3")  # where a config.json does not say otherwise
 
 
 def compact(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -366,7 +502,7 @@ def compact(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
 
 def published(name: str, kind: str) -> str:
     """The name of a tensor in the published files."""
-    if kind == "llava_next":
+    if kind in ("llava_next", "paligemma"):
         for pattern, into in PUBLISHED:
             name = re.sub(pattern, into, name)
     return name

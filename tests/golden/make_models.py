@@ -20,6 +20,8 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -87,6 +89,7 @@ PARTLY = dict(
 )
 
 MODELS = {
+    "gemma": GemmaForCausalLM(GemmaConfig(**SIZES, **NO_IDS, hidden_act="gelu")),
     "gemma2": Gemma2ForCausalLM(Gemma2Config(**SIZES, **NO_IDS, **CAPPED, sliding_window=4)),
     "gemma3": Gemma3ForCausalLM(
         Gemma3TextConfig(
@@ -162,7 +165,7 @@ MODELS = {
         )
     ),
 }
-GREEDY = ("gemma2", "gemma3", "phi3", "phi3_longrope", "qwen3", "qwen3_windows", "smollm3", "smollm3_windows")
+GREEDY = ("gemma", "gemma2", "gemma3", "phi3", "phi3_longrope", "qwen3", "qwen3_windows", "smollm3", "smollm3_windows")
 
 
 def main() -> None:

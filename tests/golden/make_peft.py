@@ -1,4 +1,4 @@
-"""Makes peft/: LoRA adapters written by PEFT for tiny models of models/, llava/, qwen2_audio/ and whisper/.
+"""Makes peft/: LoRA adapters written by PEFT for tiny models of models/ and of the folders of those that see or hear.
 
 In an environment of its own (`pip install torch==2.13.0 "transformers>=5.23,<6" "peft>=0.21,<0.22" pillow`):
 
@@ -23,10 +23,12 @@ from transformers import (
     Gemma3ForCausalLM,
     LlamaForCausalLM,
     LlavaNextForConditionalGeneration,
+    PaliGemmaForConditionalGeneration,
     Phi3ForCausalLM,
     Qwen2AudioForConditionalGeneration,
     Qwen3ForCausalLM,
     SmolLM3ForCausalLM,
+    SmolVLMForConditionalGeneration,
     WhisperForConditionalGeneration,
 )
 
@@ -37,10 +39,12 @@ BASES = {
     "gemma3": (Gemma3ForCausalLM, HERE / "models" / "gemma3"),
     "llama": (LlamaForCausalLM, HERE / "models" / "llama"),
     "llava": (LlavaNextForConditionalGeneration, HERE / "llava" / "llama"),
+    "paligemma": (PaliGemmaForConditionalGeneration, HERE / "paligemma" / "gemma2"),
     "phi3": (Phi3ForCausalLM, HERE / "models" / "phi3_longrope"),
     "qwen2_audio": (Qwen2AudioForConditionalGeneration, HERE / "qwen2_audio" / "grouped"),
     "qwen3": (Qwen3ForCausalLM, HERE / "models" / "qwen3_windows"),
     "smollm3": (SmolLM3ForCausalLM, HERE / "models" / "smollm3"),
+    "smolvlm": (SmolVLMForConditionalGeneration, HERE / "smolvlm" / "smolvlm"),
     "whisper": (WhisperForConditionalGeneration, HERE / "whisper" / "tiny"),
 }
 TEXT = ("gemma2", "gemma3", "llama", "phi3", "qwen3", "smollm3")
@@ -67,6 +71,11 @@ def inputs_of(name: str) -> dict[str, torch.Tensor]:
     inputs = {"input_ids": golden["tokens"], "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     if name == "llava":
         return inputs | {"pixel_values": golden["pixels"] / 64 - 2, "image_sizes": golden["sizes"]}
+    if name == "paligemma":
+        return inputs | {"pixel_values": golden["pixels"] / 64 - 2, "token_type_ids": golden["answer"].long()}
+    if name == "smolvlm":
+        real = torch.arange(golden["pixels"].shape[1])[None] < golden["tiles"][:, None]
+        return inputs | {"pixel_values": torch.where(real[..., None, None, None], golden["pixels"] / 64 - 2, 0.0)}
     heard = torch.arange(golden["mel"].shape[-1])[None] < golden["frames"][:, None]
     return inputs | {"input_features": golden["mel"], "feature_attention_mask": heard.long()}
 

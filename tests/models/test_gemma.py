@@ -1,8 +1,9 @@
-"""Gemma 2 and 3: settings as transformers reads them, what is refused, capped likelihoods, and GGUF files.
+"""Gemma 1, 2 and 3: settings as transformers reads them, what is refused, capped likelihoods, and GGUF files.
 
 Logits, greedy tokens and kept keys are compared with Hugging Face in test_pretrained, adapters in test_interop.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def gemma3(layers=7, window=4, **changed):
 # ---------------------------------------------------------------------------------------------------------- Settings
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
 def test_what_a_gemma_leaves_out_is_transformers_default(model_type):
     """As the text parts of Gemma 3 do, in whose files hardly a size stands."""
     theirs = AutoConfig.for_model(model_type).to_dict()
@@ -100,12 +101,23 @@ def test_a_null_takes_away_a_window_or_a_cap():
         (dict(rope_parameters=dict(rope_theta=1.0)), r"must have only .'full_attention', 'sliding_attention'.*, got"),
         (dict(rope_scaling=dict(rope_type="linear")), r"rope_type 'linear' needs \['factor'\]"),
         (dict(head_dim=9), "head_dim must be even"),
-        (dict(model_type="gemma"), "model_type must be one of .*, got 'gemma'"),
+        (dict(model_type="gemma4"), "model_type must be one of .*, got 'gemma4'"),
+        (dict(model_type="gemma", hidden_act="silu"), "hidden_act must be 'gelu_pytorch_tanh', got 'silu'"),
     ],
 )
 def test_what_the_model_cannot_compute_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         GemmaConfig.from_hf({"model_type": "gemma3_text"} | changed)
+
+
+def test_gemma_1_has_two_norms_and_neither_windows_nor_caps():
+    """Its config.json has no entries for them; transformers ignores those that stand there all the same."""
+    config = GemmaConfig.from_hf({"model_type": "gemma"} | SIZES | dict(hidden_act="gelu", sliding_window=4))
+    assert config == GemmaConfig(**SIZES | dict(num_hidden_layers=28, rope=Rope(max_positions=8192)), four_norms=False)
+    written = json.loads(json.dumps(config.to_hf()))
+    assert GemmaConfig.from_hf(AutoConfig.for_model(**written).to_dict()) == config
+    with pytest.raises(ValueError, match="a gemma config.json cannot describe final_logit_softcapping of this model"):
+        dataclasses.replace(config, final_logit_softcapping=2.5).to_hf()
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."], ids=["published", "in memory"])

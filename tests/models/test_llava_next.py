@@ -496,7 +496,10 @@ def test_a_processor_that_cuts_otherwise_is_refused(tmp_path):
     ("change", "message"),
     [
         (dict(vision_config=dict(model_type="siglip_vision_model")), "must be 'clip_vision_model', got 'siglip"),
-        (dict(vision_config=dict(hidden_act="relu")), r"must be one of \['gelu', 'quick_gelu'\], got 'relu'"),
+        (
+            dict(vision_config=dict(hidden_act="relu")),
+            r"must be one of \['gelu', 'gelu_pytorch_tanh', 'quick_gelu'\], got 'relu'",
+        ),
         (dict(vision_config=dict(num_attention_heads=3)), "num_attention_heads must divide hidden_size, got 3 and 10"),
         (dict(vision_config=dict(image_size=[12, 12])), r"image_size must be an integer .* got \[12, 12\]"),
         (dict(vision_config=dict(patch_size=13)), "patch_size must be at most image_size=12, got 13"),

@@ -23,6 +23,7 @@ NAMES = sorted(path.name for path in (GOLDEN / "models").iterdir())
 TURNED_BY_LENGTH = ("llama_dynamic", "llama_longrope", "phi3_longrope")
 ALIKE = ("qwen3", "smollm3_windows")  # what is special about them is in their siblings too
 GREEDY = (
+    "gemma",
     "gemma2",
     "gemma3",
     "phi3",
@@ -94,7 +95,9 @@ def test_tokens_behind_kept_keys_are_those_of_one_pass(name):
     assert_close(np.asarray(parts())[mask], np.asarray(whole)[mask])
 
 
-@pytest.mark.parametrize("name", slowly(GREEDY, (*ALIKE, "gemma2", "gemma3", "phi3", "phi3_longrope", "smollm3")))
+@pytest.mark.parametrize(
+    "name", slowly(GREEDY, (*ALIKE, "gemma", "gemma2", "gemma3", "phi3", "phi3_longrope", "smollm3"))
+)
 def test_greedy_tokens_are_hugging_faces(name):
     """After prompts with padding on the left, past the windows, by hypotheses that are the base."""
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)
@@ -151,7 +154,7 @@ def test_an_unknown_remat_is_refused(family):
 # ------------------------------------------------------------------------------------------------------------ Saving
 
 
-@pytest.mark.parametrize("name", slowly(NAMES, (*ALIKE, "gemma2", "phi3", "phi3_longrope")))
+@pytest.mark.parametrize("name", slowly(NAMES, (*ALIKE, "gemma", "gemma2", "phi3", "phi3_longrope")))
 def test_what_is_saved_loads_again_and_is_hugging_faces(name, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "MAX_SHARD_BYTES", 9000)
     module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / name)

@@ -64,8 +64,8 @@ def _check_base_and_prompt(config: Config, modality: Modality) -> None:
     base, prompt = config.base.folder, config.data.prompt
     if base and pretrained.media_of(base) != modality.media:
         raise ValueError(
-            f"--base {base} has no processor for {modality.media}; use a LLaVA-1.6 for pictures, or a Qwen2-Audio or "
-            "a Whisper for clips"
+            f"--base {base} has no processor for {modality.media}; use a LLaVA-1.6, a SmolVLM or a PaliGemma "
+            "for pictures, or a Qwen2-Audio or a Whisper for clips"
         )
     if prompt and base is None and (times := prompt.count(modality.placeholder)) != 1:
         raise ValueError(
