@@ -32,6 +32,7 @@ SHARED = dict(
     sliding_window=4096,
 )
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+MEANT_NULL = ("sliding_window", *CAPS)  # entries for which null says that there is none
 DEFAULTS = {
     "gemma": SHARED
     | dict(
@@ -122,7 +123,7 @@ class GemmaConfig(LlamaConfig):
         family = hf_config.get("model_type")
         if family not in ARCHITECTURES:
             raise ValueError(f"model_type must be one of {('gemma3', *ARCHITECTURES)}, got {family!r}.")
-        hf_config = DEFAULTS[family] | options.given(options.plain(hf_config), meaning=("sliding_window", *CAPS))
+        hf_config = DEFAULTS[family] | options.given(options.plain(hf_config), meaning=MEANT_NULL)
         _check_supported(hf_config)
         fields = {name: hf_config[name] for name in PLAIN if hf_config.get(name) is not None}
         fields["qkv_bias"] = fields["o_bias"] = bool(hf_config.get("attention_bias"))

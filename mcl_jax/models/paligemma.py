@@ -26,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mcl_jax import options
 from mcl_jax.models import decoder
-from mcl_jax.models.gemma import Gemma, GemmaConfig
+from mcl_jax.models.gemma import Gemma
+from mcl_jax.models.gemma_config import MEANT_NULL, GemmaConfig
 from mcl_jax.models.layers import dense
 from mcl_jax.models.multimodal import Multimodal
 from mcl_jax.models.siglip import SiglipVisionConfig, VisionTower
@@ -74,7 +75,7 @@ class PaliGemmaConfig:
         if missing := [name for name in ("text_config", "vision_config") if not hf_config.get(name)]:
             raise ValueError(f"a paligemma config.json must have {missing}, got only {sorted(hf_config)}.")
         hf_config = options.given({"image_token_index": hf_config.get("image_token_id")}) | hf_config
-        text = {"model_type": "gemma"} | dict(hf_config["text_config"])
+        text = {"model_type": "gemma"} | options.given(hf_config["text_config"], meaning=MEANT_NULL)
         text.pop("use_bidirectional_attention", None)  # the prompt is read in both directions whatever it says
         tied = bool(hf_config.get("tie_word_embeddings", True))
         of_tower = {name: value for name, value in overrides.items() if name in DTYPES}

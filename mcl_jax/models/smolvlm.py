@@ -93,7 +93,7 @@ class SmolVLMConfig:
         fields = {
             name: hf_config[name] for name in ("image_token_id", "scale_factor", "model_type") if name in hf_config
         }
-        vision = {"model_type": "smolvlm_vision"} | dict(hf_config["vision_config"])
+        vision = {"model_type": "smolvlm_vision"} | options.given(hf_config["vision_config"])
         return cls(
             LlamaConfig.from_text_config(hf_config["text_config"], tie_word_embeddings=tied, **overrides),
             SiglipVisionConfig.from_hf(vision, **of_tower),
