@@ -11,8 +11,8 @@ K hypotheses are K folders, `lora0` … `lora{K-1}`. Their ranks and scales may 
 rank, with components that are zero, and one scale (see `mcl_jax.peft_adapter`); components that are zero are not
 written.
 
-The checkpoints that the paper's authors released have this layout,
-or hold all K in one `lora0` as weights of grouped 1x1 convolutions, lora_A [K·r, in, 1] and lora_B [K·out, r, 1].
+The checkpoints that the paper's authors released have this layout, or hold all K in one `lora0` as weights of grouped
+1x1 convolutions, lora_A [K·r, in, 1] and lora_B [K·out, r, 1].
 """
 
 from collections.abc import Sequence

@@ -243,12 +243,8 @@ def _adapts_output(model, params, adapters_k, tokens, features) -> bool:
     if not idle:
         return False
     hidden = jax.eval_shape(lambda: model.apply_base(params, tokens, method="hidden", **features))
-    reached = (
-        model.reached(params, hidden, method="logits")
-        if callable(getattr(model.module, "logits", None))
-        else frozenset()
-    )
-    if idle := sorted(idle - reached):
+    has_logits = callable(getattr(model.module, "logits", None))
+    if idle := sorted(idle - (model.reached(params, hidden, method="logits") if has_logits else set())):
         raise ValueError(
             f"adapters of {idle[:3]} have no part in the hidden states, and none in the logits that the module makes "
             "of them: leave them out of the targets, or use mcl_jax.sequence_log_likelihood on logits of your own"

@@ -34,7 +34,8 @@ OF_TRAINING = {
 
 def are_in(folder: Path) -> bool:
     """Whether a folder of PEFT holds a soft prompt."""
-    return read_json_object(folder / peft_files.CONFIG).get("peft_type") == KIND
+    file = folder / peft_files.CONFIG
+    return file.is_file() and read_json_object(file).get("peft_type") == KIND
 
 
 def contents(module: Any, adapters: PyTree[Array], base: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:

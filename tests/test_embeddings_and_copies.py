@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from toys import Tokens, normal, randomized
+from toys import Tokens, adam, normal, randomized, token_batch, token_log_likelihood
 
 import mcl_jax as mcl
 from mcl_jax import averaging, hypotheses, mesh
@@ -131,3 +131,19 @@ def test_a_quantized_parameter_takes_no_copy(params):
     quantized = params | {"head": {"kernel": object()}}  # no array
     with pytest.raises(ValueError, match="the parameter head/kernel is quantized, so it takes no trained copy"):
         model.base.own(quantized, hypotheses.select(with_copies(params, adapters), 0))
+
+
+@pytest.mark.slow
+def test_training_moves_the_copies_of_the_winners_alone():
+    batch = token_batch()
+    model = mcl.Hypotheses(Tokens(), mcl.LoraConfig(rank=2, alpha=5, targets="up"))
+    params = randomized(jax.eval_shape(Tokens().init, jax.random.key(0), TOKENS)["params"], seed=1)
+    adapters = model.init(jax.random.key(0), params, TOKENS, num_hypotheses=K)
+    head = params["head"]["kernel"]
+    adapters |= {"head": {"kernel": jnp.broadcast_to(head, (K, *head.shape))}}  # as docs/how-to/peft.md has it
+    step = mcl.make_train_step(token_log_likelihood(model, dropout=False), mcl.objectives.wta(), adam(0.05))
+    state = mcl.TrainState.create(params=params, adapters=adapters, optimizer=adam(0.05), rng=jax.random.key(2))
+    state, metrics = step(state, batch)
+    moved = np.abs(state.adapters["head"]["kernel"] - head[None]).max((1, 2))
+    np.testing.assert_array_equal(moved > 0.01, metrics["win_rate"] > 0)
+    np.testing.assert_array_equal(state.params["head"]["kernel"], head)

@@ -217,6 +217,8 @@ def test_files_of_no_adapters_or_in_another_format_are_named(folder, module):
     file.rename(folder / "lora1" / "adapter_model.bin")
     with pytest.raises(ValueError, match="lora1 is not a complete PEFT adapter folder: it holds adapter_model.bin"):
         interop.load_peft(folder, module)
+    with pytest.raises(ValueError, match="nothing is not a complete PEFT adapter folder"):
+        interop.load_peft([folder / "nothing"], module)
     with pytest.raises(ValueError, match="at least one adapter folder"):
         interop.load_peft([], module)
 
