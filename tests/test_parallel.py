@@ -267,7 +267,8 @@ def test_every_published_size_has_its_rules(name):
     )
     rows = parallel.table(params)
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-    assert sum(row.bytes_per_device for row in rows) < max(total / 7.8, total / 8 + 2**23)
+    whole_in_a_small_one = 2**23 if name == "smolvlm-256m" else 0  # positions and norms of its tower
+    assert sum(row.bytes_per_device for row in rows) < total / 7.8 + whole_in_a_small_one
     whole = {row.path for row in rows if not any(row.spec) and np.prod(row.shape) > 2**20}
     left = ("conv2/kernel", "embed_positions/embedding", "position_embedding/embedding", "layernorm/scale")
     assert all(path.endswith(left) for path in whole)

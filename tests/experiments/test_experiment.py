@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.common import experiment, figures, page
+from experiments.common import methods as loop
 from experiments.common.config import Config
 from experiments.common.decoding import Answers
 from experiments.common.selection import Selection
@@ -41,7 +42,7 @@ def command(tmp_path, monkeypatch):
 
     steps = {
         "load_data": load_data,
-        "load_base": lambda config, corpus: TASK,
+        "load_base": lambda config, corpus: SimpleNamespace(**vars(TASK), config=config),
         "train": train,
         "evaluator": lambda task, method: lambda state, items: None,
         "merged_pairs": lambda *of: {},
@@ -55,7 +56,7 @@ def command(tmp_path, monkeypatch):
         "COLUMNS": COLUMNS,
     }
     for name, step in steps.items():
-        monkeypatch.setattr(translation, name, step)
+        monkeypatch.setattr(loop if hasattr(loop, name) else translation, name, step)
     config = Config.from_options(workdir=tmp_path / "a [/b]", methods=("mcl", "mle_rk", "moe"))
     counts.run = lambda: translation.main(config)
     counts.there = lambda: {path.name for path in (tmp_path / "a [/b]").glob("**/*.*") if path.suffix != ".0"}
