@@ -170,7 +170,7 @@ def scaled(layer: Layer, factor: float) -> Layer:
 
 
 def of_rank(layer: Layer, rank: int) -> Layer:
-    """Pads A and B of one layer with zeros up to this rank, or cuts off components that are zero: B A stays as it is."""
+    """Pads A and B of one layer with zeros up to this rank, or cuts off components that are zero; B A stays."""
     missing = (0, max(0, rank - layer["b"].shape[0]))
     a, b = np.pad(layer["a"], ((0, 0), missing)), np.pad(layer["b"], (missing, (0, 0)))
     return {**layer, "a": a[:, :rank], "b": b[:rank]}
