@@ -8,8 +8,7 @@ Layers of vision and audio models are written under their names in transformers 
 the earlier names.
 
 K hypotheses are K folders, `lora0` … `lora{K-1}`. Their ranks and scales may differ. In memory all have the largest
-rank, with components that are zero, and one scale (see `mcl_jax.peft_adapter`); components that are zero are not
-written.
+rank, with components that are zero, and one scale (see `mcl_jax.peft_adapter`); these components are not written.
 
 The checkpoints that the paper's authors released have this layout, or hold all K in one `lora0` as weights of grouped
 1x1 convolutions, lora_A [K·r, in, 1] and lora_B [K·out, r, 1].
@@ -46,7 +45,8 @@ def save_peft(
     """Writes one PEFT adapter folder per hypothesis: `lora0` … `lora{K-1}`, also if they are soft prompts.
 
     All adapters with such names in `folder` are replaced; other files stay. A shared part becomes the first components
-    of every adapter, whose rank is then the sum of both. Last components that are zero in both A and B are not written.
+    of every adapter, whose rank is then the sum of both. Last components that are zero in some hypotheses and not in
+    all are not written into their folders.
 
     Args:
       folder: where to create the adapter folders.
@@ -66,6 +66,7 @@ def save_peft(
     family, abstract = families.of_module(model.module), _shapes_for(model.module, adapters)
     each = [hypotheses.select(adapters, k) for k in range(hypotheses.count(adapters))]
     written = [dict(peft_writing.layers_of(model.config, family, abstract, one)) for one in each]
+    written = peft_writing.without_padding(model.config, written)
     copies = [peft_writing.copies_of(family, abstract, one) for one in each]
     if one_rank:
         written = peft_writing.with_one_rank(model.config, written)

@@ -160,7 +160,7 @@ def side_by_side(adapters: Sequence[Adapter], layer: str) -> tuple[int, float, l
     if scale == 0.0:  # the others may have another one
         alpha, scale = float(rank), rank**0.5 if widest.setting("use_rslora") else 1.0
     factors = [one.scale_of(layer) / scale for one in adapters]
-    return rank, alpha, [padded(scaled(one.layers[layer], f), rank) for one, f in zip(adapters, factors, strict=True)]
+    return rank, alpha, [of_rank(scaled(one.layers[layer], f), rank) for one, f in zip(adapters, factors, strict=True)]
 
 
 def scaled(layer: Layer, factor: float) -> Layer:
@@ -169,14 +169,14 @@ def scaled(layer: Layer, factor: float) -> Layer:
     return layer if factor == 1.0 else {**layer, "b": (b.astype(np.float64) * factor).astype(np.float32)}
 
 
-def padded(layer: Layer, rank: int) -> Layer:
-    """Pads A and B of one layer with zeros up to this rank; B A stays the same."""
-    missing = (0, rank - layer["b"].shape[0])
-    return {**layer, "a": np.pad(layer["a"], ((0, 0), missing)), "b": np.pad(layer["b"], (missing, (0, 0)))}
+def of_rank(layer: Layer, rank: int) -> Layer:
+    """Pads A and B of one layer with zeros up to this rank, or cuts off components that are zero; B A stays."""
+    missing = (0, max(0, rank - layer["b"].shape[0]))
+    a, b = np.pad(layer["a"], ((0, 0), missing)), np.pad(layer["b"], (missing, (0, 0)))
+    return {**layer, "a": a[:, :rank], "b": b[:rank]}
 
 
-def trimmed(layer: Layer) -> Layer:
-    """Leaves out the last components as long as both A and B are zero there; at least one component stays."""
+def used_rank(layer: Layer) -> int:
+    """Returns the number of components up to the last one that is not zero in both A and B; at least 1."""
     used = layer["a"].any(0) | layer["b"].any(1)
-    rank = 1 + int(np.flatnonzero(used).max(initial=0))
-    return {**layer, "a": layer["a"][:, :rank], "b": layer["b"][:rank]}
+    return 1 + int(np.flatnonzero(used).max(initial=0))

@@ -131,7 +131,7 @@ def _copies(module: Any, family: Family, abstract: Any, adapters: Sequence[Adapt
 
 def _stacked(of_layers: Sequence[Sequence[Layer]], rank: int, scanned: bool) -> dict[str, Array]:
     """Stacks the matrices of L layers, K of each, to arrays [K, L, ...], or [K, ...] if layers are not scanned."""
-    same = [[peft_adapter.padded(layer, rank) for layer in hypotheses_] for hypotheses_ in of_layers]
+    same = [[peft_adapter.of_rank(layer, rank) for layer in hypotheses_] for hypotheses_ in of_layers]
     arrays = {
         name: np.stack([[layer[name] for layer in of_k] for of_k in zip(*same, strict=True)]) for name in same[0][0]
     }

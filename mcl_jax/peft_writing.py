@@ -53,16 +53,27 @@ def layers_of(
                         f"{matrices[half].shape}"
                     )
             rank, alpha = _rank_and_alpha(config, "/".join(path), layer)
-            own = peft_adapter.trimmed(matrices | {"a": matrices["a"][:, :rank], "b": matrices["b"][:rank]})
-            written = Written((*path, "embedding") in parameters, rank, alpha, own)
-            yield name, _of_rank(own["a"].shape[1], written, config.rank_stabilized)
+            matrices |= {"a": matrices["a"][:, :rank], "b": matrices["b"][:rank]}
+            yield name, Written((*path, "embedding") in parameters, rank, alpha, matrices)
+
+
+def without_padding(config: LoraConfig, written: Sequence[Mapping[str, Written]]) -> list[dict[str, Written]]:
+    """Returns the layers of each hypothesis without the last components that it lacks and another one has."""
+    used = [{name: peft_adapter.used_rank(layer.matrices) for name, layer in layers.items()} for layers in written]
+    padded = {name for name, layer in written[0].items() if max(ranks[name] for ranks in used) == layer.rank}
+
+    def own(name: str, layer: Written, rank: int) -> Written:
+        return _of_rank(rank, layer, config.rank_stabilized) if name in padded else layer
+
+    each = zip(written, used, strict=True)
+    return [{name: own(name, layer, ranks[name]) for name, layer in layers.items()} for layers, ranks in each]
 
 
 def _of_rank(rank: int, layer: Written, stabilized: bool) -> Written:
     """Returns a layer with this rank and the α that keeps the scale α/r, or α/√r."""
     growth = rank / layer.rank
     alpha = layer.alpha * (growth**0.5 if stabilized else growth)
-    return dataclasses.replace(layer, rank=rank, alpha=alpha, matrices=peft_adapter.padded(layer.matrices, rank))
+    return dataclasses.replace(layer, rank=rank, alpha=alpha, matrices=peft_adapter.of_rank(layer.matrices, rank))
 
 
 def with_one_rank(config: LoraConfig, written: Sequence[Mapping[str, Written]]) -> list[dict[str, Written]]:

@@ -92,6 +92,14 @@ def test_a_common_scale_leaves_every_number_as_it_was(tmp_path):
         assert (saved["r"], saved["lora_alpha"], saved["rank_pattern"]) == ((2, 5, 3)[k], 2 * (2, 5, 3)[k], {})
 
 
+def test_components_that_all_lack_are_no_padding(tmp_path):
+    """Zeros that no folder brought along keep their rank."""
+    model, adapters = interop.load_peft(PEFT / "llama", load_base()[0])
+    zeros = jax.tree.map(jnp.zeros_like, adapters)
+    for folder in interop.save_peft(tmp_path, model, zeros):
+        assert settings_in(folder)["r"] == 3 and all(3 in tensor.shape for tensor in tensors_in(folder).values())
+
+
 @pytest.mark.parametrize("name", ["ranks", "ranks_stabilized"])
 def test_one_rank_for_programs_that_read_no_patterns(name, tmp_path):
     """W + s B A is the same with r and lora_alpha alone."""
