@@ -308,6 +308,11 @@ class Training(Options):
             )
 
     @property
+    def each_answer(self) -> bool:
+        """Whether each answer of a source is an example."""
+        return self.examples == "answers"
+
+    @property
     def axes(self) -> Axes:
         """Sizes of the mesh."""
         return Axes.parse(self.mesh) if self.mesh else default_axes(self.batch_size // self.accumulate)

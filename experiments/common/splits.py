@@ -2,17 +2,18 @@
 
 import dataclasses
 
+from experiments.common.groups import Training
 from mcl_jax import data
 from mcl_jax.console import say
 
 
-def usable(corpus: data.Corpus, *, option: str, batch_size: int, needed: str = "", seed: int = 0) -> data.Corpus:
+def usable(corpus: data.Corpus, *, option: str, training: Training, needed: str = "", seed: int = 0) -> data.Corpus:
     """Returns the corpus if a run can use it, `with_held_out` splits. Does not read any picture or clip.
 
     Args:
       corpus: records of all splits.
       option: the option that chose the corpus, for messages.
-      batch_size: number of records in a batch.
+      training: says how many examples a batch has, and whether each answer is one or each record.
       needed: "pictures" or "clips", if records must have them.
       seed: that of `with_held_out`.
     Raises:
@@ -20,12 +21,16 @@ def usable(corpus: data.Corpus, *, option: str, batch_size: int, needed: str = "
     """
     if needed and (kind := f"{corpus.records[0].media.kind}s") != needed:
         raise ValueError(f"{option} must have {needed}, but has {kind}")
-    given, counts = corpus.counts(), corpus.with_test(seed=seed).with_validation(seed=seed).counts()
-    if counts["train"] < batch_size:
+    complete = corpus.with_test(seed=seed).with_validation(seed=seed)
+    given, counts = corpus.counts(), complete.counts()
+    examples, unit = counts["train"], "records"
+    if training.each_answer:
+        examples, unit = sum(len(r.targets) for r in complete.records if r.split == "train"), "answers"
+    if examples < training.batch_size:
         taken = [f"{counts[of] - given[of]} for {of}" for of in ("validation", "test") if counts[of] > given[of]]
         besides = f" (and {' and '.join(taken)})" if taken else ""
         raise ValueError(
-            f"{option} has only {counts['train']} training records{besides}, fewer than --batch-size {batch_size}"
+            f"{option} has only {examples} training {unit}{besides}, fewer than --batch-size {training.batch_size}"
         )
     for split in ("test", "validation"):
         if not counts[split]:

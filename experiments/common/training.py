@@ -28,8 +28,7 @@ def train(
     """
     task = task.learned(method)
     items = task.encode(task.records("train"))
-    each_answer = task.config.training.examples == "answers"
-    encoded = items.encoded.one_target_each() if each_answer else items.encoded
+    encoded = items.encoded.one_target_each() if task.config.training.each_answer else items.encoded
     batches = data.train_batches(encoded, task.config.batches, **hosts.share())
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.objective_of(method), config.optimizer_of(method).make(config.training.steps)

@@ -45,11 +45,9 @@ def load_data(config: Config) -> data.Corpus:
     if given.test_data is not None:
         corpus = with_test_split_of(corpus, load_text(str(given.test_data)))
     option = f"--data {given.path}" if given.path else f"--task {given.task}"
-    batch_size = config.training.batch_size
-    corpus = with_held_out(
-        usable(corpus, option=option, batch_size=batch_size, seed=given.split_seed), given.split_seed
-    )
-    return with_hints(corpus, given.hints, given.split_seed)
+    seed = given.split_seed
+    corpus = with_held_out(usable(corpus, option=option, training=config.training, seed=seed), seed)
+    return with_hints(corpus, given.hints, seed)
 
 
 def _check_base(config: Config) -> None:

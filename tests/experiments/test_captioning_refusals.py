@@ -68,6 +68,16 @@ def test_a_folder_smaller_than_a_batch_is_refused(refused, folder):
     )
 
 
+def test_a_batch_of_answers_may_be_larger_than_the_number_of_records(refused, folder):
+    split = {3: "validation", 4: "test"}
+    line = lambda n, caption: {"file": f"{n}.png", "caption": caption, "split": split.get(n, "train")}
+    write_lines(folder / "captions.jsonl", *[line(n, caption) for n in range(7) for caption in ("a cat", "a pet")])
+    given = ("--data", folder, "--examples", "answers", "--batch-size")
+    assert f"--data {folder} has only 10 training answers, fewer than --batch-size 11" in refused(*given, 11)
+    with pytest.raises(pytest.fail.Exception, match="small_base was called"):
+        refused(*given, 10)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

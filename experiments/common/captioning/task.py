@@ -41,8 +41,8 @@ def load_data(config: Config, modality: Modality) -> data.Corpus:
     _check_base_and_prompt(config, modality)
     if config.evaluation.corenlp:
         metrics.check_spice(config.evaluation.corenlp)
-    given, size = config.data, config.training.batch_size
-    check = partial(usable, needed=modality.media, option=f"--data {given.name}", batch_size=size)
+    given = config.data
+    check = partial(usable, needed=modality.media, option=f"--data {given.name}", training=config.training)
     corpus = datasets.load_captions(
         given.name,
         given.cache,
