@@ -75,6 +75,25 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def beside(state: Any, *others: Any) -> Any:
+    """Commits the arrays of a state to the one device to which any of its arrays, or of the others, are committed.
+
+    What a compiled function returns is committed as soon as one of its arguments is. Its second call would compile anew
+    if the state had not been. A state beside arrays on several devices, or without such arrays, is returned as it is.
+
+    Args:
+      state: a pytree; its arrays share their buffers with those of the result.
+      others: what the function takes besides, such as parameters and batch.
+    """
+    concrete = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    arrays = filter(concrete, jax.tree.leaves((state, others)))
+    places = {leaf.sharding for leaf in arrays if leaf.committed}
+    if len(places) != 1 or len((place := places.pop()).device_set) > 1:
+        return state
+    free = lambda leaf: concrete(leaf) and not leaf.committed
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, place) if free(leaf) else leaf, state)
+
+
 class Placement(Protocol):
     """Where a function `(params, state, batch) -> (state, metrics)` runs, and how its arguments get there.
 
@@ -99,7 +118,7 @@ class Placement(Protocol):
 
 
 class OneDevice:
-    """Plain jit."""
+    """Plain jit, on the device of the parameters."""
 
     axis_name = None
 
@@ -110,7 +129,7 @@ class OneDevice:
         return jax.jit(function, donate_argnums=(1,) if donate else ())
 
     def place(self, params, state, batch):
-        return params, state, batch
+        return params, beside(state, params, batch), batch
 
 
 class Replicas:
@@ -136,4 +155,6 @@ class Replicas:
 
     def place(self, params, state, batch):
         params, state = replicate((params, state), self.devices)
-        return params, state, shard_batch(batch, len(self.devices))
+        by_device = NamedSharding(Mesh(np.asarray(self.devices), (DATA_AXIS,)), PartitionSpec(DATA_AXIS))
+        move = lambda leaf: jax.device_put(leaf, by_device) if isinstance(leaf, jax.Array) else leaf
+        return params, state, jax.tree.map(move, shard_batch(batch, len(self.devices)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from mcl_jax import dtypes, hypotheses, objectives
+from mcl_jax import dtypes, hypotheses, objectives, sharding
 from mcl_jax.kept_winners import KeptWinners
 
 
@@ -47,7 +47,9 @@ class TrainState:
         objective: objectives.Objective | None = None,
         num_examples: int | None = None,
     ) -> "TrainState":
-        """Returns the state at step 0. Adapters are copied, since steps donate their buffers.
+        """Returns the state at step 0, on the device of the base.
+
+        Adapters are copied, since steps donate their buffers.
 
         Args:
           params: frozen base.
@@ -76,7 +78,8 @@ class TrainState:
             )
 
         # Compiled, so that every leaf has its own buffer, Python numbers become arrays, and nothing leaves the device.
-        return jax.jit(initial)(adapters, rng).replace(params=params)
+        state = jax.jit(initial)(adapters, rng)
+        return sharding.beside(state, params).replace(params=params)
 
     @classmethod
     def abstract(
