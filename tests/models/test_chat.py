@@ -1,8 +1,4 @@
-"""Messages about pictures and clips in chat templates: as Hugging Face renders and tokenizes them, and refusals.
-
-The templates render a message as those do that are published with LLaVA-1.6 (Vicuna) and SmolVLM, and with Idefics3,
-whose chats begin with bos. That of Qwen2-Audio comes with transformers.
-"""
+"""Messages about pictures and clips in chat templates: as Hugging Face renders and tokenizes them, and refusals."""
 
 import json
 import re
@@ -12,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers as tk
+from chat_templates import OF_TEXT, SMOL, VICUNA
 from PIL import Image
 from test_efficient_llava import CONFIG, N
 from tiny_paligemma import with_processor
@@ -23,19 +20,6 @@ from mcl_jax.models.efficient_llava_processor import EfficientLlavaProcessor
 from mcl_jax.models.hf_config import read_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-VICUNA = (
-    "{% for message in messages %}{{ message.role.upper() }}: "
-    "{% for part in message.content if part.type == 'image' %}<image>\n{% endfor %}"
-    "{% for part in message.content if part.type == 'text' %}{{ part.text }} {% endfor %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-SMOL = (
-    "<|im_start|>{% for message in messages %}{{ message.role.capitalize() }}:"
-    "{{ '' if message.content[0].type == 'image' else ' ' }}"
-    "{% for part in message.content %}{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}"
-    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-OF_TEXT = "{% for message in messages %}<{{ message['role'] + '> ' + message['content'] }} {% endfor %}<assistant>"
 HEARS = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>"
 CASES = {
     "llava": ("llava/llama", VICUNA, "USER: <image>\nwhat is this ? ASSISTANT:"),
