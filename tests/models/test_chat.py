@@ -83,6 +83,15 @@ def test_a_picture_is_where_its_placeholder_is(tmp_path):
         processor.prompt(processor.chat("<image> or <image>"), 1)
 
 
+def test_a_template_may_know_a_clip_by_its_url(tmp_path):
+    """As the template did that was published first with Qwen2-Audio."""
+    template = (
+        "{% for part in messages[0].content %}{{ '<|AUDIO|>' if 'audio_url' in part else part.text }}{% endfor %}"
+    )
+    processor = processor_in(tmp_path / "base", GOLDEN / "qwen2_audio" / "grouped", template)
+    assert processor.chat("what is this") == "<|AUDIO|>what is this"
+
+
 # -------------------------------------------------------------------------------------- The template of a tokenizer
 
 
