@@ -63,26 +63,35 @@ def chat_ids(tokenizer: Any, text: str) -> Int[np.ndarray, " P"]:
       ValueError: if the tokenizer has no chat template, or the template does not take the message; names the file.
       MissingExtra: if jinja2, which fills the template, is not installed.
     """
+    return plain_ids(tokenizer, chat_text(tokenizer, text))
+
+
+def chat_text(tokenizer: Any, content: str | list[dict[str, str]]) -> str:
+    """Returns the text of a chat with one message of a user, up to where the answer begins; raises as `chat_ids` does.
+
+    Args:
+      tokenizer: a tokenizer, or a processor of Hugging Face.
+      content: the message; for the template of a processor its parts, such as {"type": "text", "text": "Hello."}.
+    """
     check_chat(tokenizer)
     with needed_for("a chat template", "text"):
         import jinja2
+    messages = [{"role": "user", "content": content}]
     try:
-        chat = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
-    except jinja2.TemplateError as error:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template joins text to what is none
         raise ValueError(f"{_template_of(tokenizer)} does not take a message of a user: {error}") from error
-    return plain_ids(tokenizer, chat)
 
 
 def check_chat(tokenizer: Any) -> None:
-    """Raises a ValueError if the tokenizer has no chat template; names the file that could have one."""
+    """Raises a ValueError if a tokenizer or processor has no chat template; names the file that could have one."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"a prompt as a chat needs {_template_of(tokenizer)}, but there is none; write the prompt out")
 
 
 def _template_of(tokenizer: Any) -> str:
-    """Returns what could hold the chat template of a tokenizer, for messages."""
+    """Returns what could hold the chat template of a tokenizer or processor, for messages."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     path = getattr(tokenizer, "name_or_path", "")
     if not path:
         return f"the chat template of the tokenizer {type(tokenizer).__name__}"

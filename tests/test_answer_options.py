@@ -82,8 +82,6 @@ def test_a_temperature_draws(decoder, change, wanted):
 def test_wrong_values():
     with pytest.raises(ValueError, match="top_p must not be given with temperature 0, .* got 0.9"):
         Recipe("base").drawing(0.0, 0.9)
-    with pytest.raises(ValueError, match="chat needs the kind text, got 'clips'"):
-        Recipe("base", kind="clips", chat=True)
     with pytest.raises(ValueError, match="stop_strings must be texts that are not empty, got ''"):
         Recipe("base", stop_strings=[""])
 

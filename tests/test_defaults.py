@@ -129,8 +129,10 @@ def test_a_template_that_takes_no_user(tmp_path):
     tokenizer.name_or_path = str(tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path}/chat_template.jinja does not take a message .*: only systems"):
         chat_ids(tokenizer, "one")
+    with pytest.raises(ValueError, match="does not take a message .*: can only concatenate list"):
+        chat_ids(words("{{ [] + messages[0].content }}"), "one")
 
 
-def test_pictures_have_no_chat():
-    with pytest.raises(ValueError, match="an instruction is not put into a chat template"):
-        data.Instruction("look", chat=True)
+def test_an_instruction_may_be_a_chat_too():
+    prompt = data.Instruction("one two", chat=True)
+    assert prompt.encode(words(), "").tolist() == [1, 3, 5, 4, 7, 8, 2, 3, 6, 4]

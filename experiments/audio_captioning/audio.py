@@ -38,6 +38,7 @@ class Clips:
     frequency_mask: float = dataclasses.field(default=0.25, repr=False)
     media = "clips"
     placeholder = "<|AUDIO|>"
+    question = "Write a caption for the audio clip."
 
     def read(self, record: data.Record) -> np.ndarray:
         """Returns the cropped clip, float32 [S] at 16 kHz."""

@@ -4,17 +4,21 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.common import options
 from experiments.common.captioning import config as shared
 from experiments.common.options import VOLATILE
 from experiments.common.whisper_base import WHISPER_BASE
 
+PAPER_PROMPT = "<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:"
+
 
 @dataclasses.dataclass(frozen=True)
 class Data(shared.Data):
     """Captions, and the clips that they describe."""
+
+    NO_MESSAGE: ClassVar[str] = PAPER_PROMPT
 
     seconds: float = 3.0
     """Longest clip in seconds; longer ones are cropped."""
@@ -127,7 +131,7 @@ AUDIOCAPS: dict[str, Any] = dict(
     adam_epsilon=1e-6,
     beta2=0.98,
     dtype="bfloat16",
-    prompt="<|audio_bos|><|AUDIO|><|audio_eos|>Generate the caption in English:",
+    prompt=PAPER_PROMPT,
     answer_start="space",
     max_length=384,
     max_new_tokens=64,

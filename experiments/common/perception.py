@@ -183,11 +183,17 @@ class MediaPrompt(data.Instruction):
     Attributes:
       processor: processor of the base.
       counts: number of placeholder tokens of each record, by id.
+      chat: whether the template is the message of a user in the chat template, see `Processor.chat`.
     """
 
     processor: Any = None
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict, repr=False)
 
+    @functools.cached_property
+    def text(self) -> str:
+        """The prompt with its placeholder. Raises a ValueError if it is a chat and the base has no chat template."""
+        return self.processor.chat(self.template) if self.chat else self.template
+
     def encode_record(self, tokenizer: Any, record: data.Record) -> np.ndarray:
         """Returns the tokens of a record's prompt."""
-        return self.processor.prompt(self.template, self.counts[record.id])
+        return self.processor.prompt(self.text, self.counts[record.id])

@@ -2,15 +2,24 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from experiments.common import options
 from experiments.common.captioning import config as shared
+
+# The template "v1" of LLaVA, with the paper's question.
+PAPER_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: <image>\n"
+    "Please carefully observe the image and come up with a caption for the image. ASSISTANT:"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Data(shared.Data):
     """Captions, and the pictures that they describe."""
+
+    NO_MESSAGE: ClassVar[str] = PAPER_PROMPT
 
     picture: Literal["tiles", "padded"] = "tiles"
     """How a LLaVA-1.6 sees a picture.
@@ -64,12 +73,6 @@ KIND = STAMPS | dict(
     mle_decoders=("greedy", "beam"),
     max_new_tokens=16,
     max_length=32,
-)
-# The template "v1" of LLaVA, with the paper's question.
-PAPER_PROMPT = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions. USER: <image>\n"
-    "Please carefully observe the image and come up with a caption for the image. ASSISTANT:"
 )
 # Letzelter et al. (arXiv 2507.10419), as their scripts have it (LLaVA/scripts/v1_5/finetune_task_lora.sh with
 # llava/train/train.py and llava/eval/model_vqa*.py); what a script leaves out has the default of its libraries. The

@@ -34,6 +34,7 @@ class Pictures:
     padded: bool = dataclasses.field(default=False, repr=False)  # no small base is trained on padded ones
     media = "pictures"
     placeholder = "<image>"
+    question = "Write a caption for the image."
 
     def read(self, record: data.Record) -> np.ndarray:
         """Returns the picture, uint8 [H, W, 3]."""

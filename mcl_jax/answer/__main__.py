@@ -61,7 +61,8 @@ class Config:
         theirs.
       prompt: Prompt to use instead of that of the run, or with PEFT adapters. For text, "{source}" stands for the
         input; for pictures and clips, it has the placeholder of the base.
-      chat: Put the prompt into the chat template of the tokenizer, as the message of a user.
+      chat: Put the prompt into the chat template of the base, as the message of a user. It needs no placeholder then: a
+        picture or clip comes first.
       dtype: Dtype of the weights of the base and of its computations. The default is that of the run.
       quantization: Store the kernels of the base in 8 or 4 bits, which saves memory and costs a little likelihood. The
         default is that of the run.

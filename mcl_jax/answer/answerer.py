@@ -206,7 +206,8 @@ class Answerer:
             return _on_the_left([prompt.encode(self.tokenizer, text) for text in questions])
         media = [self._cropped(one) for one in questions]
         window = {} if self.recipe.window is None else {"window": self.recipe.window}
-        prepared = self.processor([self.recipe.prompt] * len(media), media, **window)
+        prompt = self.processor.chat(self.recipe.prompt) if self.recipe.chat else self.recipe.prompt
+        prepared = self.processor([prompt] * len(media), media, **window)
         rows = [tokens[mask] for tokens, mask in zip(prepared.pop("tokens"), prepared.pop("mask"), strict=True)]
         return _on_the_left(rows) | {"features": self._encode(self.params, prepared)}
 

@@ -40,8 +40,8 @@ class Recipe:
         or if there are soft prompts.
       kind: what the hypotheses answer: "text", "pictures" or "clips".
       prompt: form of the prompt. For text it contains "{source}" once; for pictures and clips it is a text with the
-        placeholder of the base.
-      chat: whether the prompt is the message of a user in the tokenizer's chat template, for text.
+        placeholder of the base, which a chat may leave out (`Processor.chat`).
+      chat: whether the prompt is the message of a user in the chat template of the base.
       decoder: how each hypothesis answers; a decoder of `mcl_jax.generation`.
       max_new_tokens, repetition_penalty, no_repeat_ngram_size, stop_strings: as in `decode`.
       eos_token_id: tokens that end an answer beside the tokenizer's end token.
@@ -111,9 +111,7 @@ class Recipe:
         if not isinstance(self.prompt, str):
             raise ValueError(f"prompt must be a text, got {self.prompt!r}")
         if self.kind == "text":
-            Prompt(self.prompt, chat=self.chat)
-        elif self.chat:
-            raise ValueError(f"chat needs the kind text, got {self.kind!r}; write the prompt of a chat out")
+            Prompt(self.prompt)
         check_unicode(self.prompt, "prompt")
 
     def save(self, folder: Path | str) -> Path:

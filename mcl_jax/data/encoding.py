@@ -69,10 +69,6 @@ class Instruction(Prompt):
     def __post_init__(self):
         if "{source}" in self.template:
             raise ValueError(f'an instruction must not contain "{{source}}"; use Prompt({self.template!r})')
-        if self.chat:
-            raise ValueError(
-                "an instruction is not put into a chat template; write the prompt of a picture or clip out"
-            )
         check_unicode(self.template, "the instruction")
 
 

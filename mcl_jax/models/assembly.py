@@ -80,7 +80,7 @@ def _projector(config: EfficientLlavaConfig, key: Key[Array, ""]) -> PyTree[Floa
 
 
 def with_placeholder(tokenizer: Any, replaced: str, image_token: str) -> Any:
-    """Returns the tokenizer with another text for one of its special tokens, under the same id.
+    """Returns the tokenizer with another text for one of its special tokens, under the same id; it keeps its template.
 
     Args:
       tokenizer: a fast tokenizer of transformers.
@@ -104,4 +104,5 @@ def with_placeholder(tokenizer: Any, replaced: str, image_token: str) -> Any:
     if replaced in vocabulary:
         vocabulary[image_token] = vocabulary.pop(replaced)
     named = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    return PreTrainedTokenizerFast(tokenizer_object=tk.Tokenizer.from_str(json.dumps(content)), **named)
+    made = tk.Tokenizer.from_str(json.dumps(content))
+    return PreTrainedTokenizerFast(tokenizer_object=made, chat_template=tokenizer.chat_template, **named)

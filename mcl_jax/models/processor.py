@@ -9,8 +9,11 @@ from jaxtyping import Int, UInt8
 
 from mcl_jax import json_io
 from mcl_jax.models.tokenizer_files import PROCESSORS
+from mcl_jax.tokenization import chat_text, check_chat
 
 Picture = UInt8[np.ndarray, "H W 3"]
+# What stands for a picture or clip in a message. Some templates know a clip by its type, others by its audio_url.
+PARTS = {"pictures": {"type": "image"}, "clips": {"type": "audio", "audio_url": ""}}
 NOT_NULL = ("do_rescale", "do_normalize", "dither")  # transformers reads null as "no", or fails at the first clip
 
 
@@ -65,12 +68,13 @@ class Processor:
     Attributes:
       media: kind of media that a prompt may come with, such as "pictures"; for messages.
       config: config of the model.
-      hf: the Hugging Face processor.
+      hf: the Hugging Face processor; None if there is none.
       tokenizer: its tokenizer.
       placeholder: id and text of the token that features replace; None if they replace none.
     """
 
     media: ClassVar[str]
+    hf: Any = None
 
     def __init__(self, config: Any, hf: Any, placeholder: tuple[int, str] | None):
         self.config, self.hf, self.tokenizer, self.placeholder = config, hf, hf.tokenizer, placeholder
@@ -78,6 +82,32 @@ class Processor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the files that `from_pretrained` reads."""
         self.hf.save_pretrained(folder)
+
+    @property
+    def chat_template(self) -> Any:
+        """The chat template of the Hugging Face processor, or else of the tokenizer; None if neither has one."""
+        return getattr(self.hf, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
+
+    def chat(self, text: str) -> str:
+        """Returns a prompt in the chat template: the message of a user, up to where the answer begins.
+
+        The prompt is that of Hugging Face's `apply_chat_template(..., add_generation_prompt=True)`. The template of a
+        processor gets the parts of the message, and that of a tokenizer the text with the placeholder in it.
+
+        Args:
+          text: the message. The picture or clip is where its placeholder is, or comes first if it has none.
+        Raises:
+          ValueError: if there is no chat template, or it does not take the message; names the file.
+          MissingExtra: if jinja2, which fills the template, is not installed.
+        """
+        check_chat(self)
+        name = self.placeholder[1]
+        before, found, after = text.partition(name)
+        texts = (before, after) if found else ("", text)
+        if not getattr(self.hf, "chat_template", None):
+            return chat_text(self.tokenizer, name.join(texts))
+        first, last = ([{"type": "text", "text": part}] if part else [] for part in texts)
+        return chat_text(self.hf, [*first, PARTS[self.media], *last])
 
     def prompt(self, text: str, num_features: int = 0) -> Int[np.ndarray, " T"]:
         """Tokenizes a prompt and repeats its placeholder token once per feature of its image or audio clip.
@@ -90,7 +120,7 @@ class Processor:
 
     def checked_tokens(self, text: str, num_features: int) -> Int[np.ndarray, " T"]:
         """Tokenizes a prompt as it is, after the check of `prompt`."""
-        tokens, (placeholder, name) = np.asarray(self.tokenizer(text)["input_ids"], np.int32), self.placeholder
+        tokens, (placeholder, name) = self.ids(text), self.placeholder
         count, needed = int((tokens == placeholder).sum()), int(num_features > 0)
         if count != needed:
             raise ValueError(
@@ -98,6 +128,12 @@ class Processor:
                 f"got {count} in {text!r}"
             )
         return tokens
+
+    def ids(self, text: str) -> Int[np.ndarray, " T"]:
+        """Tokenizes a text; one that begins with bos itself, as some chats do, gets no other first token."""
+        bos = self.tokenizer.bos_token
+        begun = bos is not None and text.startswith(bos)
+        return np.asarray(self.tokenizer(text, add_special_tokens=not begun)["input_ids"], np.int32)
 
     def batch(
         self,

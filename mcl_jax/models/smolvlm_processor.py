@@ -130,7 +130,7 @@ class SmolVLMProcessor(Processor):
         if not num_features:
             return tokens
         spelled = text.replace(self.placeholder[1], self._spelled(num_features))
-        return np.asarray(self.tokenizer(spelled)["input_ids"], np.int32)
+        return self.ids(spelled)
 
     def _spelled(self, count: int) -> str:
         rows, columns = getattr(count, "rows", 0), getattr(count, "columns", 0)

@@ -30,6 +30,8 @@ class WhisperProcessor(ClipProcessor):
       ValueError: if its mel bins or frames are not those of the model's config, or its sampling rate is not 16 kHz.
     """
 
+    chat_template = None  # its prompts are no chats, and nothing in them stands for the clip
+
     def __init__(self, config: WhisperConfig, hf: Any):
         super().__init__(config, hf, None, config.num_mel_bins, config.encoder.window)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny_media import png, write, write_lines
+from tiny_paligemma import with_processor
 
 from experiments.audio_captioning import __main__ as audio_captioning
 from experiments.audio_captioning import config as audio
@@ -117,6 +118,14 @@ def test_a_prompt_without_one_placeholder_is_refused_before_a_small_base_is_trai
     assert f"the placeholder of the small base, once, but contains it {found} times: {prompt!r}" in refused(
         "--prompt", prompt
     )
+
+
+def test_a_chat_without_a_base_that_has_a_template_is_refused_before_the_data_is_read(refused, tmp_path):
+    assert "--chat needs a --base with a chat template, which the small" in refused("--chat", "--data", "nowhere")
+    pali = with_processor(GOLDEN / "paligemma" / "gemma2", tmp_path / "pali")
+    for base, experiment in ((LLAVA / "llama", image), (pali, image), (GOLDEN / "whisper" / "tiny", audio)):
+        line = refused("--chat", "--base", base, "--data", "nowhere", experiment=experiment)
+        assert f"a prompt as a chat needs chat_template in {base / 'tokenizer_config.json'} or the file {base}" in line
 
 
 def test_a_misspelt_data_set_is_refused(refused):

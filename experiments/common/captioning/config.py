@@ -3,9 +3,9 @@
 import dataclasses
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from experiments.common import config, evaluation, groups
 from experiments.common.decoders import Decoding
@@ -17,6 +17,8 @@ from mcl_jax.json_io import check_unicode
 @dataclasses.dataclass(frozen=True)
 class Data(Options):
     """Captions, and the pictures or clips that they describe."""
+
+    NO_MESSAGE: ClassVar[str | None] = None  # prompt of the paper's presets, which holds what a chat template adds
 
     name: Annotated[str, arg(name="data")] = "stamps/pictures"
     """Name of a data set, or your own folder with captions.jsonl.
@@ -42,6 +44,9 @@ class Data(Options):
     """Prompt of the model, which the caption follows directly. It contains the placeholder of the base once.
     Whisper has no placeholder and takes a prompt such as <|startoftranscript|><|es|><|notimestamps|>.
     The default for the small base asks for a caption in the first of --modes."""
+    chat: Annotated[bool, FlagCreatePairsOff] = False
+    """Put the prompt into the chat template of the base, as the message of a user; the caption is the reply.
+    The prompt needs no placeholder then: the picture or clip comes first. The default asks for a caption."""
     cache: Path = field(default=Path("runs/cache"), metadata=VOLATILE | NO_INFLUENCE)
     """Folder in which data sets and small bases are kept."""
     cache_features: bool = field(default=True, metadata=VOLATILE | NO_INFLUENCE)
@@ -50,6 +55,11 @@ class Data(Options):
     def check(self) -> None:
         super().check()
         check_unicode(self.prompt, "--prompt")
+        if self.chat and self.prompt == self.NO_MESSAGE:
+            raise ValueError(
+                "--chat needs a --prompt that is the message of a user alone, but that of the preset has what the chat "
+                f"template adds: {self.prompt!r}"
+            )
         if self.mode_weights and len(self.mode_weights) != len(self.kept_modes):
             raise ValueError(
                 f"--mode-weights needs one number for each of --modes {self.kept_modes}, got {self.mode_weights}"

@@ -18,10 +18,12 @@ class Modality(Protocol):
     Attributes:
       media: "pictures" or "clips".
       placeholder: the token of the small base that stands for a picture or clip.
+      question: the message of a user in a chat, if --prompt gives none.
     """
 
     media: str
     placeholder: str
+    question: str
 
     def read(self, record: data.Record) -> np.ndarray:
         """Reads the picture or clip of a record; crops it if the recipe says so."""

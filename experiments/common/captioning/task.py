@@ -67,6 +67,8 @@ def _check_base_and_prompt(config: Config, modality: Modality) -> None:
             f"--base {base} has no processor for {modality.media}; use a LLaVA-1.6, a SmolVLM or a PaliGemma "
             "for pictures, or a Qwen2-Audio or a Whisper for clips"
         )
+    if config.data.chat and base is None:
+        raise ValueError("--chat needs a --base with a chat template, which the small base does not have")
     if prompt and base is None and (times := prompt.count(modality.placeholder)) != 1:
         raise ValueError(
             f"--prompt must contain {modality.placeholder}, the placeholder of the small base, once, but contains it "
@@ -75,25 +77,31 @@ def _check_base_and_prompt(config: Config, modality: Modality) -> None:
     if base:
         family, module = outline(base)
         check_targets(config, module)
-        if prompt:
-            family.processor.from_pretrained(base, module.config).prompt(prompt, num_features=1)
+        if prompt or config.data.chat:
+            _prompt(config, family.processor.from_pretrained(base, module.config), modality.question)
+
+
+def _prompt(config: Config, processor: Any, default: str) -> MediaPrompt:
+    """Returns the prompt without counts. Raises a ValueError if the base does not take it as a prompt or a chat."""
+    prompt = MediaPrompt(config.data.prompt or default, processor, chat=config.data.chat)
+    processor.prompt(prompt.text, num_features=1)
+    return prompt
 
 
 def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options: Any) -> Task:
     """Reads the base with its prompt and its tower. Trains a small base first if none is given."""
     if config.base.folder:
-        folder, asked = config.base.folder, modality.placeholder
+        folder, asked = config.base.folder, modality.question if config.data.chat else modality.placeholder
     else:
         mode = next(iter(config.data.kept_modes or corpus.modes), "")
         held_out = {record.id for record in corpus.split("validation")}  # may come from the training split
         with hosts.first_before_others("train a small base"):
             folder = _small(config, modality, held_out)
         asked = prompt_for(modality.placeholder, mode)
-    asked = config.data.prompt or asked
     options = config.base.options(config.training) | config.lora.base_options | options
     module, params, processor = mcl.models.from_pretrained(folder, **options)
     processor = modality.prepared(processor)
-    processor.prompt(asked, num_features=1)  # refuses a wrong prompt before pictures or clips are measured
+    prompt = _prompt(config, processor, asked)  # refuses a wrong one before pictures or clips are measured
     perception = Perception(
         module,
         params,
@@ -105,7 +113,7 @@ def load_base(config: Config, modality: Modality, corpus: data.Corpus, **options
         mesh=config.training.device_mesh(),
         limits=modality.limits(processor),
     )
-    prompt = MediaPrompt(asked, processor, perception.counts(corpus.records))
+    prompt = dataclasses.replace(prompt, counts=perception.counts(corpus.records))
     return Task(config, module, params, processor.tokenizer, weighted(corpus, config), prompt, folder, perception)
 
 
