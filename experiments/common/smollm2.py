@@ -14,7 +14,8 @@ from experiments.common.perception import example_call
 from mcl_jax.models import ctranslate2_file, families, gguf_file, tensors
 from mcl_jax.models.hf_config import errors_name, read_config
 from mcl_jax.models.names import abstract_params
-from mcl_jax.models.tokenizer_files import has_vocabulary
+from mcl_jax.models.tokenizer_files import has_vocabulary, read_tokenizer
+from mcl_jax.tokenization import check_chat
 
 
 def smollm2() -> Path:
@@ -54,6 +55,12 @@ def outline(path: Path) -> tuple[families.Family, nn.Module]:
         raise ValueError(f"--base {path} has no tokenizer files")
     tensors.Safetensors(path)
     return family, module
+
+
+def check_template(path: Path) -> None:
+    """Raises a ValueError if the tokenizer of a base for text has no chat template; names the file."""
+    gguf = gguf_file.find(path)
+    check_chat((read_tokenizer(path) if path.is_dir() else None) or gguf_file.GGUF(gguf).tokenizer())
 
 
 def check_targets(config: Config, module: nn.Module) -> None:

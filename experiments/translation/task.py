@@ -4,14 +4,13 @@ from functools import partial
 
 import mcl_jax as mcl
 from experiments import datasets
-from experiments.common.smollm2 import check_targets, outline, smollm2
+from experiments.common.smollm2 import check_targets, check_template, outline, smollm2
 from experiments.common.splits import usable, with_held_out, with_test_split_of
 from experiments.common.task import Task
 from experiments.datasets.hints import with_hints
 from experiments.translation.config import Config
 from mcl_jax import data, hosts
 from mcl_jax.models import gguf_file, pretrained
-from mcl_jax.tokenization import check_chat
 
 
 def load(config: Config) -> Task:
@@ -56,6 +55,8 @@ def _check_base(config: Config) -> None:
         raise ValueError(f"--base {path} must be a model for text only, but it takes {media} too")
     if config.lora.targets or not gguf_file.find(path):  # reading just the header of a GGUF file takes seconds
         check_targets(config, outline(path)[1])
+    if config.data.chat:
+        check_template(path)
 
 
 def load_base(config: Config, corpus: data.Corpus) -> Task:
@@ -63,7 +64,5 @@ def load_base(config: Config, corpus: data.Corpus) -> Task:
     options = config.base.options(config.training) | config.lora.base_options
     path = config.base.path or smollm2()
     module, params, tokenizer = mcl.models.from_pretrained(path, **options)
-    if config.data.chat:
-        check_chat(tokenizer)
     prompt = data.Prompt(config.data.prompt, chat=config.data.chat)
     return Task(config, module, params, tokenizer, corpus, prompt, path)

@@ -276,6 +276,13 @@ def test_data_that_will_not_do_is_refused_before_weights_are_read(config, tmp_pa
         load(config.replace(data=tmp_path / "text.jsonl"))
 
 
+def test_a_base_without_a_chat_template_is_refused_before_data_and_weights_are_read(config, monkeypatch):
+    for name in ("mcl_jax.models.from_pretrained", "experiments.datasets.load_corpus"):
+        monkeypatch.setattr(name, lambda *of, name=name, **options: pytest.fail(f"{name} was called"))
+    with pytest.raises(ValueError, match=r"a chat needs chat_template in .*tokenizer_config\.json"):
+        load(config.replace(chat=True))
+
+
 @pytest.mark.parametrize("missing", ["validation", "test"])
 def test_a_missing_split_is_taken_from_training(config, missing, tmp_path, capsys):
     lines = [line for line in config.data.path.read_text().splitlines() if json.loads(line)["split"] != missing]
