@@ -23,8 +23,9 @@ from mcl_jax.data.parallel_text import read_parallel
 from mcl_jax.data.records import Corpus, describe_unknown, warn_of_left_out
 from mcl_jax.data.tables import READERS as TABLES
 
-# Readers of text files by the ending of their names; each takes a path and returns a corpus.
-READERS: dict[str, Callable[[Path | str], Corpus]] = {".jsonl": read_jsonl}
+# Readers of text files by the ending of their names; each takes a path and the shares of validation and test.
+READERS: dict[str, Callable[[Path | str, float, float], Corpus]] = {".jsonl": read_jsonl}
+HELD_OUT = 0.05
 
 
 def load_corpus(
@@ -38,6 +39,7 @@ def load_corpus(
     target: str = "de",
     most: int | None = None,
     layout: Layout | None = None,
+    held_out: float = HELD_OUT,
 ) -> Corpus:
     """Loads one-to-many text by name or from files.
 
@@ -52,6 +54,8 @@ def load_corpus(
       most: number of WMT training pairs; None means all.
       layout: what the columns of a table are. `data` is then a table, a folder of tables (see `tables`), or any data
         set of TFDS.
+      held_out: expected share of your own text for each of the splits validation and test, where it does not say which
+        record is in which. With 0 all of it is in the training split.
     Returns:
       The corpus.
     Raises:
@@ -67,7 +71,7 @@ def load_corpus(
     if layout is not None:
         return load_table(data, data_dir, layout)
     if (ending := Path(data).suffix) in READERS:
-        return READERS[ending](data)
+        return READERS[ending](data, held_out, held_out)
     if ending in TABLES:
         raise ValueError(f"--data {data} needs --columns source=NAME targets=NAME, which say what its columns are")
     if data in others:
@@ -76,7 +80,7 @@ def load_corpus(
         return load_verses(data, data_dir, sword_dir)
     if Path(data).is_dir():
         read = read_alma if found_in(data, source, target) else read_parallel
-        return read(data, source, target)
+        return read(data, source, target, held_out, held_out)
     if str(data).startswith("wmt"):
         return load_wmt(str(data), data_dir, source=source, target=target, most=most)
     raise ValueError(
@@ -94,6 +98,7 @@ def load_captions(
     families: bool = True,
     spoken: Sequence[str] = (),
     check: Callable[[Corpus], object] | None = None,
+    held_out: float = HELD_OUT,
 ) -> Corpus:
     """Loads images or audio clips with captions, by name or from files.
 
@@ -109,6 +114,7 @@ def load_captions(
       spoken: languages of the clips of "stamps/spoken" to keep; empty keeps all.
       check: checks the requested records before any file is read, and may raise an error; it is not called for a named
         data set that was prepared before.
+      held_out: as in `load_corpus`, for a folder with captions.jsonl.
     Returns:
       The corpus; `record.media.read()` reads the image or clip of a record.
     Raises:
@@ -123,7 +129,7 @@ def load_captions(
     if str(data) in CAPTIONS:
         corpus = build_captions(str(data), data_dir, folder, look)
     elif Path(data).is_dir():
-        corpus = read_captions(data, check=look)
+        corpus = read_captions(data, held_out, held_out, check=look)
     else:
         raise ValueError(
             f"--data must be a folder with captions.jsonl, or a data set: it {describe_unknown(str(data), CAPTIONS)}"

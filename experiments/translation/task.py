@@ -42,7 +42,7 @@ def load_data(config: Config) -> data.Corpus:
     )
     corpus = load_text(given.path or given.task)
     if given.test_data is not None:
-        corpus = with_test_split_of(corpus, load_text(str(given.test_data)))
+        corpus = with_test_split_of(corpus, load_text(str(given.test_data), held_out=0.0))
     option = f"--data {given.path}" if given.path else f"--task {given.task}"
     seed = given.split_seed
     corpus = with_held_out(usable(corpus, option=option, training=config.training, seed=seed), seed)

@@ -46,6 +46,22 @@ def test_text_is_tested_on_another_file(tmp_path, monkeypatch):
     assert found.counts() == {"train": 8, "validation": 1, "test": 1}
 
 
+def test_other_text_without_splits_is_used_as_a_whole(tmp_path, monkeypatch, capsys):
+    """Without them, a hash of its id would decide for each record."""
+    monkeypatch.setattr("experiments.translation.task._check_base", lambda config: None)
+    line = lambda name, i: json.dumps({"id": str(i), "source": f"{name} {i}", "target": "t"}) + "\n"
+    for name in ("own", "other"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(line(name, i) for i in range(97)))
+        (tmp_path / name).mkdir()
+        for ending in ("en", "de"):
+            (tmp_path / name / f"train.{ending}").write_text("".join(f"{name} {i}\n" for i in range(97)))
+    for own, other in [("own.jsonl", "other.jsonl"), ("own", "other"), ("own.jsonl", "other")]:
+        config = Config.from_options(workdir=tmp_path, data=tmp_path / own, test_data=tmp_path / other)
+        tested = load_data(config).split("test")
+        assert sorted(record.source for record in tested) == sorted(f"other {i}" for i in range(97))
+        assert "has no splits, so all its 97 records are used for testing" in capsys.readouterr().out
+
+
 def test_a_table_gets_the_splits_that_it_lacks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("experiments.translation.task._check_base", lambda config: None)
     lines = [f"source {n // 2},t{n},m{n % 2}\n" for n in range(120)]

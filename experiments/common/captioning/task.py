@@ -55,7 +55,7 @@ def load_data(config: Config, modality: Modality) -> data.Corpus:
     if given.test_data is not None:
         other = dataclasses.replace(given, name=given.test_data)
         chosen = {"modes": other.kept_modes, "families": given.families, "spoken": given.spoken}
-        tested = datasets.load_captions(other.name, given.cache, given.test_folder, **chosen)
+        tested = datasets.load_captions(other.name, given.cache, given.test_folder, held_out=0.0, **chosen)
         corpus = with_test_split_of(corpus, tested)
     return with_held_out(check(corpus))
 
