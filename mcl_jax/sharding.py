@@ -87,11 +87,12 @@ def beside(state: Any, *others: Any) -> Any:
     """
     concrete = lambda leaf: isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     arrays = filter(concrete, jax.tree.leaves((state, others)))
-    places = {leaf.sharding for leaf in arrays if leaf.committed}
-    if len(places) != 1 or len((place := places.pop()).device_set) > 1:
+    devices = {device for leaf in arrays if leaf.committed for device in leaf.sharding.device_set}
+    if len(devices) != 1:
         return state
+    (device,) = devices
     free = lambda leaf: concrete(leaf) and not leaf.committed
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, place) if free(leaf) else leaf, state)
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, device) if free(leaf) else leaf, state)
 
 
 class Placement(Protocol):
