@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 import warnings
 import zlib
@@ -37,6 +38,7 @@ T = TypeVar("T")
 FORMAT = 1
 ADAPTERS = "adapters/"  # first part of the paths of adapters
 REMOVALS = 50  # attempts at a directory that something is still being written into
+LINGERING = 10.0  # seconds that we wait for the threads of a save that failed
 SPARE = 2**18  # bytes that a checkpoint takes besides its arrays
 # What the system says if a file cannot be written; TensorStore puts it at the end of a long message.
 REASONS = {
@@ -122,7 +124,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Preserve(self), enable_async_checkpointing=async_, lightweight_initialize=True
+                preservation_policy=_Preserve(self),
+                enable_async_checkpointing=async_,
+                # A thread that makes directories would go on after a save that failed, and make those of the next.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                lightweight_initialize=True,
             ),
         )
         self._ours: set[int] = set()  # steps saved or restored through this object
@@ -269,6 +275,8 @@ class Checkpoints:
         except Exception as error:
             # Coroutines of Orbax that never ran would be reported when they are deleted, with names that say nothing.
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            self._cleared = False  # what this save leaves behind is removed before the next one
+            _wait_for_threads()
             known = next((reason for reason in REASONS if reason in str(error)), None)
             raise self._not_written(known or _first_line(error), REASONS.get(known, errno.EIO)) from error
 
@@ -390,6 +398,15 @@ def _remove(directory: Path) -> None:
             return
         time.sleep(0.1)
     shutil.rmtree(directory)
+
+
+def _wait_for_threads() -> None:
+    """Waits until the threads of a save that failed have ended: Orbax leaves them alone, and they still write."""
+    end = time.monotonic() + LINGERING
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            with contextlib.suppress(Exception):  # its own error, which we report already, or that time is over
+                thread.join(max(0.0, end - time.monotonic()))
 
 
 def _record_checksum(record: dict[str, Any]) -> int:
