@@ -184,10 +184,10 @@ def show_results(results: dict[str, Any], columns: Mapping[str, str]) -> None:
             for k, text in enumerate(texts):
                 say("  ", plain(f"{name} {k}", "cyan"), f"  {text}")
     rows = [
-        [name, *[_shown(scores[key]) if key in scores else "" for key in columns.values()]]
-        for name, scores in methods.items()
+        [title, *[_shown(scores[key]) if key in scores else "" for scores in methods.values()]]
+        for title, key in columns.items()
     ]
-    table("Held-out answers", ["", *columns], rows)
+    table("Held-out answers", ["", *methods], rows)
     for what, reason in page.reasons(methods, columns).items():
         say(f"n/a: {what}: {reason}")
 
