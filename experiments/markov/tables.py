@@ -5,6 +5,7 @@ of a second.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -41,21 +42,39 @@ def schedule(step: int, steps: int) -> float:
     return step / warmup if step < warmup else (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 
-def train(objective: Objective, logits: np.ndarray, counts: np.ndarray, learning_rate: float) -> np.ndarray:
+def train(
+    objective: Objective,
+    logits: np.ndarray,
+    counts: np.ndarray,
+    learning_rate: float,
+    *,
+    choosing: np.ndarray | None = None,
+    keep: Callable[[int, np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
     """Trains tables of logits [S, K, V, V] on transition counts [S, N, B, V, V] in N steps; returns the tables.
 
     Adam with a cosine schedule after a warm-up of a tenth of the steps minimises nats per token.
+
+    Args:
+      objective: the objective.
+      logits: the tables at the start, of each seed.
+      counts: the sequences of each seed and step.
+      learning_rate: highest learning rate.
+      choosing: counts of what the objective compares the hypotheses by; by default the sequences themselves.
+      keep: takes the number of a step and its weights q [S, K, B], and returns those to use in their place.
     """
     (seeds, k), (steps, batch) = logits.shape[:2], counts.shape[1:3]
     flat = counts.reshape(seeds, steps, batch, -1)
+    compared = flat if choosing is None else choosing.reshape(flat.shape)
     state = jax.tree.map(lambda x: jnp.stack([x] * seeds), objective.init(k))
     rng = jax.random.split(jax.random.key(0), seeds)
     mean, square = np.zeros_like(logits), np.zeros_like(logits)
     for step in range(steps):
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        likelihood = log_p.reshape(seeds, k, -1).astype(np.float32) @ flat[:, step].swapaxes(1, 2)
+        likelihood = log_p.reshape(seeds, k, -1).astype(np.float32) @ compared[:, step].swapaxes(1, 2)
         q, state = shares(objective, likelihood, np.int32(step), state, rng)
-        learned = (np.asarray(q) @ flat[:, step]).reshape(logits.shape) / batch
+        q = np.asarray(q) if keep is None else keep(step, np.asarray(q))
+        learned = (q @ flat[:, step]).reshape(logits.shape) / batch
         gradient = learned.sum(-1, keepdims=True) * np.exp(log_p) - learned
         mean, square = BETA1 * mean + (1 - BETA1) * gradient, BETA2 * square + (1 - BETA2) * gradient**2
         sizes = np.sqrt(square / (1 - BETA2 ** (step + 1))) + TINY
