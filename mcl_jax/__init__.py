@@ -1,12 +1,12 @@
 """LoRA-MCL in JAX: K low-rank hypotheses of one frozen language model, trained so that each learns a mode of the data.
 
 Reading order: `lora`, `bases` and `hypotheses` (stacked adapters on any module of Linen or NNX, over `stacking` and
-`independence`), `likelihood`, `objectives`, `sharding`, `mesh`, `update` (over `train_state` and `kept_winners`),
-`training` (over `over_mesh`), `parallel`; `checkpoint` (over `stored_state`), `run` (over `console` and `json_io`) and
-`fitting`, which has `fit` (over `loss_guard`). Language models: `tokenization`, `models`, `language_model`, then
-`generation` (over `selector`) and `interop`; `data` makes their batches, `metrics` scores their answers, and `answer`
-is the command that uses what was trained. `averaging` merges hypotheses. `moe` and `augmentation` are baselines.
-`options` and `token_ids` check input from users and files.
+`independence`), `likelihood`, `objectives`, `sharding`, `mesh`, `packing`, `update` (over `train_state` and
+`kept_winners`), `training` (over `over_mesh`), `parallel`; `checkpoint` (over `stored_state`), `run` (over `console`
+and `json_io`) and `fitting`, which has `fit` (over `loss_guard`). Language models: `tokenization`, `models`,
+`language_model`, then `generation` (over `selector`) and `interop`; `data` makes their batches, `metrics` scores their
+answers, and `answer` is the command that uses what was trained. `averaging` merges hypotheses. `moe` and `augmentation`
+are baselines. `options` and `token_ids` check input from users and files.
 
 Axes, in this order: K hypotheses · B batch · T time · D model · H heads · V vocabulary · E experts · R rank · L layers.
 A `loss` is minimised, a `log_likelihood` (nats) is maximised.
@@ -19,7 +19,18 @@ it, see `extras`.
 import importlib
 from typing import TYPE_CHECKING
 
-from mcl_jax import augmentation, generation, interop, language_model, models, moe, objectives, parallel, selector
+from mcl_jax import (
+    augmentation,
+    generation,
+    interop,
+    language_model,
+    models,
+    moe,
+    objectives,
+    packing,
+    parallel,
+    selector,
+)
 from mcl_jax.generation import generate
 from mcl_jax.hypotheses import Hypotheses
 from mcl_jax.likelihood import chunked_sequence_log_likelihood, sequence_log_likelihood
@@ -56,6 +67,7 @@ __all__ = [
     "models",
     "moe",
     "objectives",
+    "packing",
     "parallel",
     "run",
     "selector",

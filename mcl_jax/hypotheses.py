@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from mcl_jax import lora
 from mcl_jax.adapted_module import AdaptedModule
@@ -181,6 +181,38 @@ class Hypotheses(LowRankModule):
 
     def _delta(self, *, train: bool) -> lora.DeltaFn:
         return lora.adapter_delta(self.config, train=train)
+
+    def apply_by_token(
+        self,
+        params: Params,
+        adapters: Adapters,
+        k_of_token: Int[Array, "B T"],
+        *inputs: Any,
+        dropout_rng: Key[Array, ""] | None = None,
+        method: str | Callable | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Calls the module with each token under its own hypothesis, for rows of several texts (`mcl_jax.packing`).
+
+        The input of each adapted layer must begin with the axes [B, T]. It costs as much as one hypothesis of rank r·K.
+
+        Args:
+          params: parameters of the base.
+          adapters: adapters with leading axis K.
+          k_of_token: hypothesis of each token, in [0, K).
+          *inputs, **kwargs, method: as in `apply`.
+          dropout_rng: random key that switches dropout on; all hypotheses then drop the same inputs.
+        Returns:
+          The output of the module.
+        Raises:
+          ValueError: for adapters that are no factors A and B: DoRA's, or trained copies of parameters.
+        """
+        if self.config.dora or lora.split_copies(adapters)[1]:
+            raise ValueError("DoRA and trained copies of parameters cannot differ from token to token")
+        inside = lambda keys, leaf: leaf if is_shared(keys) else jnp.moveaxis(leaf, 0, -2)
+        adapters = jax.tree_util.tree_map_with_path(inside, adapters)
+        delta = lora.adapter_delta(self.config, train=dropout_rng is not None, k_of_token=k_of_token)
+        return self.base.adapted(params, adapters, Call(inputs, kwargs, method), self.config, delta, dropout_rng)
 
     def merge(self, params: Params, adapters: Adapters, k: int) -> Params:
         """Folds hypothesis k into the parameters: W + (α/r) B A, in the dtype of each kernel. Trained copies stay.

@@ -11,6 +11,11 @@ A batch is a dict of arrays:
     target_mask  bool  [B, T-1]    true where tokens[:, 1:] is answer or end token
     features     [B, N, D]         features of pictures or clips from the module's `encode`; only if there are any
 
+Short examples may share rows, see `mcl_jax.packing`. Such a batch has two more entries:
+
+    texts        int32 [B, T-1]    number of the example of tokens[:, :-1] in its row, from 1; 0 on padding
+    packed       int32 [B, S]      number of each text of the row among all examples, -1 if there is none
+
 Other entries are ignored.
 """
 
@@ -40,6 +45,9 @@ class LanguageModel(Protocol):
     `hidden` and `extend`, and have `feature_size`, the width D. A module may also have `vocab_size` and `max_positions`
     (integers), which limit prompts, `logit_cap`, the soft-cap of its logits (`likelihood.soft_cap`), and `placeholder`,
     the id of the token that features replace. If features replace no token, every row needs some.
+
+    A model that can read rows of several texts has `takes_texts = True`. The `mask` of its `hidden` may then be of
+    integers: the number of the text of each token, from 1, and 0 on padding.
 
     A model whose prompt is read as a whole, each token seeing all others, has `takes_prefix = True`. Its `hidden` takes
     `prefix` (bool [B, T], True on the prompt) as a keyword. The tokens of an `extend` without a past are a prompt.
@@ -106,7 +114,9 @@ def log_likelihood_fn(
     """Makes the function that `make_train_step` needs: (params, adapters_k, batch, rng) -> (log p [B], tokens [B]).
 
     log p is that of each answer, in nats, and tokens is its number of target tokens. The function never holds the
-    logits of the whole batch, see `chunked_sequence_log_likelihood`.
+    logits of the whole batch, see `chunked_sequence_log_likelihood`. For a batch whose rows hold several texts, both
+    are [B, S]. With "winner" [B, S] in such a batch, the adapters are those of all hypotheses, and each text runs under
+    its winner.
 
     Args:
       model: `Hypotheses`, `SoftPrompts` or `MixtureOfExperts` over a `LanguageModel`.
@@ -116,13 +126,15 @@ def log_likelihood_fn(
     Raises:
       TypeError: if the module is not a `LanguageModel`; names the methods that it lacks.
       ValueError: for a balance weight with a model that has no sparse experts. The function raises it for adapters
-        that have no part in the logits.
+        that have no part in the logits, and for rows of several texts where model or adapters cannot read them.
     """
     check_language_model(model.module, ("hidden", "unembedding"))
     if balance_weight is not None and getattr(model, "top_k", None) is None:
         raise ValueError(f"balance_weight={balance_weight} needs a MixtureOfExperts with top_k, got {model!r}")
 
     def log_likelihood(params, adapters_k, batch, rng):
+        if "texts" in batch:
+            return of_texts(params, adapters_k, batch, rng if model.has_dropout else None)
         tokens, mask = batch["tokens"], batch["target_mask"]
         given = {name: batch[name] for name in ("features",) if name in batch}
         if getattr(model.module, "takes_prefix", False):
@@ -142,7 +154,19 @@ def log_likelihood_fn(
             log_p, counts = by_matrix(params, adapters_k, hidden, tokens[:, 1:], mask)
         return (log_p if balance is None else moe.with_balance(log_p, counts, balance, balance_weight)), counts
 
-    def by_matrix(params, adapters_k, hidden, targets, mask):
+    def of_texts(params, adapters, batch, rng):
+        tokens, texts = batch["tokens"], batch["texts"]
+        _check_takes_texts(model, params, adapters, batch, balance_weight)
+        given = (tokens[:, :-1], texts)
+        if "winner" in batch:
+            k_of_token = jnp.take_along_axis(batch["winner"], jnp.maximum(texts - 1, 0), axis=1)
+            hidden = model.apply_by_token(params, adapters, k_of_token, *given, method="hidden", dropout_rng=rng)
+        else:
+            hidden = model.apply(params, adapters, *given, method="hidden", dropout_rng=rng)
+        of_text = {"texts": texts, "num_texts": batch["packed"].shape[1]}
+        return by_matrix(params, adapters, hidden, tokens[:, 1:], batch["target_mask"], **of_text)
+
+    def by_matrix(params, adapters_k, hidden, targets, mask, **of_text):
         matrix, transposed = _output_matrix(model.module, model.base.own(params, adapters_k))
         return likelihood.chunked_sequence_log_likelihood(
             hidden,
@@ -152,9 +176,29 @@ def log_likelihood_fn(
             cap=getattr(model.module, "logit_cap", None),
             chunk_size=chunk_size,
             transposed=transposed,
+            **of_text,
         )
 
     return log_likelihood
+
+
+def _check_takes_texts(
+    model: hypotheses.AdaptedModule, params: Any, adapters: Any, batch: Batch, balance_weight: float | None
+) -> None:
+    """Raises a ValueError if rows of several texts cannot be read; names what stands against it."""
+    obstacle = None
+    if not getattr(model.module, "takes_texts", False):
+        obstacle = f"{type(model.module).__name__} has no takes_texts, see mcl_jax.language_model.LanguageModel"
+    elif "features" in batch:
+        obstacle = "features of pictures or clips belong to whole rows"
+    elif balance_weight is not None:
+        obstacle = f"balance_weight={balance_weight} counts tokens by rows"
+    elif model.added_positions:
+        obstacle = f"{type(model).__name__} adds positions before the first text only"
+    elif _adapts_output(model, params, adapters, batch["tokens"][:, :-1], {}):
+        obstacle = "the output layer has adapters"
+    if obstacle:
+        raise ValueError(f"a batch with several texts in a row cannot be read: {obstacle}")
 
 
 def prompt_of(target_mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
@@ -175,6 +219,8 @@ def first_tokens(batch: Batch, number: int, lengths: Sequence[int]) -> dict[str,
       ValueError: if n is less than 1, or no length holds the examples.
     """
     options.check_integers(1, number=number)
+    if "texts" in batch:
+        raise ValueError("first_tokens needs one example in each row, got a batch with several texts in a row")
     kept = batch["target_mask"] & (np.cumsum(batch["target_mask"], axis=1) <= number)
     longest = int(np.flatnonzero(kept.any(0)).max(initial=0)) + 1
     T = min((length for length in lengths if length >= longest), default=None)
@@ -269,12 +315,14 @@ def evaluate(
     Returns:
       (log p in nats [K, N], number of target tokens [N]). An answer without targets has log p 0 and 0 tokens.
     Raises:
-      ValueError: if there are no batches, or the mesh has no axis "data".
+      ValueError: if there are no batches, a row holds several texts, or the mesh has no axis "data".
     """
     log_p, tokens, shared = [], [], (params, adapters)
     if mesh is not None:
         shared = on_mesh(shared, mesh)  # once for all batches
     for batch in batches:
+        if "texts" in batch:
+            raise ValueError("evaluate needs one example in each row, got a batch with several texts in a row")
         needed = {name: batch[name] for name in ("tokens", "target_mask", "features") if name in batch}
         size = len(needed["tokens"])
         batch_log_p, counts = _evaluate(model, *laid_out(mesh, shared, needed))

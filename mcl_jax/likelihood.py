@@ -65,7 +65,9 @@ def chunked_sequence_log_likelihood(
     cap: float | None = None,
     chunk_size: int = 256,
     transposed: bool = False,
-) -> tuple[Float[Array, " B"], Int[Array, " B"]]:
+    texts: Int[Array, "B T"] | None = None,
+    num_texts: int = 1,
+) -> tuple[Float[Array, "B *S"], Int[Array, "B *S"]]:
     """Computes `sequence_log_likelihood(hidden @ unembedding + bias, targets, mask)` without [B, T, V] logits.
 
     With a cap c, the logits are c · tanh(z / c), as in Gemma 2, which keeps them between −c and c.
@@ -89,8 +91,10 @@ def chunked_sequence_log_likelihood(
       chunk_size: tokens per chunk; the memory needed is chunk_size · V floats.
       transposed: whether `unembedding` is given as [V, D]. For a table of embeddings this spares a copy of it, which
         XLA otherwise makes in every call.
+      texts: number of the text of each position, from 1 to S, in rows of several texts (`mcl_jax.packing`).
+      num_texts: S, with `texts`.
     Returns:
-      (sum of log p in nats, number of target tokens).
+      (sum of log p in nats, number of target tokens), for each row, or with `texts` for each text of each row.
     Raises:
       ValueError: if the shapes do not fit, chunk_size < 1, cap ≤ 0, or a target is outside [0, V).
     """
@@ -119,7 +123,12 @@ def chunked_sequence_log_likelihood(
         targets.reshape(-1),
         mask.reshape(-1).astype(jnp.float32),
     )
-    return token.reshape(mask.shape).sum(-1), mask.sum(-1, dtype=jnp.int32)
+    token = token.reshape(mask.shape)
+    if texts is None:
+        return token.sum(-1), mask.sum(-1, dtype=jnp.int32)
+    of_text = texts[..., None] == jnp.arange(1, num_texts + 1)[None, None]  # [B, T, S]
+    counts = (of_text & mask[..., None]).sum(-2, dtype=jnp.int32)
+    return jnp.where(of_text, token[..., None], 0.0).sum(-2), counts
 
 
 def _check_shapes(name: str, shape: tuple[int, ...], targets: Array, mask: Array) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mcl_jax import hypotheses, objectives, sharding
+from mcl_jax import hypotheses, objectives, packing, sharding
 from mcl_jax.over_mesh import OverMesh
 from mcl_jax.train_state import TrainState
 from mcl_jax.update import Assign, Backward, Batch, LogLikelihoodFn, Metrics, Update
@@ -125,6 +125,8 @@ def _check_examples(state: TrainState, batch: Batch) -> None:
     if not isinstance(batch, Mapping) or "example" not in batch:
         raise ValueError('a step with refresh needs batch["example"] [B], the number of each example from 0')
     example, N = batch["example"], state.winners.winner.size
+    if packing.is_packed(batch):
+        example = example[np.asarray(batch["packed"]) >= 0]
     if isinstance(example, np.ndarray) and example.size and not 0 <= example.min() <= example.max() < N:
         raise ValueError(
             f'batch["example"] must be from 0 to {N - 1}, since the state keeps winners of num_examples={N}; got '

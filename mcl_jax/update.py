@@ -19,12 +19,17 @@ function, such as the base in fewer bits or the first tokens of each answer. Wit
 visits of its example: the steps between choose nothing and cost as much as a step of one model. `TrainState.create`
 then needs `num_examples`, and each batch "example" [B], the number of each example.
 
-Each example runs as a batch of one under `vmap`. Its random key depends only on the step, the hypothesis and the index
+A row of a batch may hold several examples (`mcl_jax.packing`). Each has its winner, and the backward pass runs each
+part of a row under its own (`Hypotheses.apply_by_token`), so that the gradient is that of one example per row. All
+hypotheses have the same dropout masks then.
+
+Each row runs as a batch of one under `vmap`. Its random key depends only on the step, the hypothesis and the index
 of the example in the global batch. Dropout masks, ties and draws are therefore the same for every `backward`, every
 number of micro-batches and every number of devices.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -35,7 +40,7 @@ import optax
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
-from mcl_jax import dtypes, hypotheses, objectives, sharding
+from mcl_jax import dtypes, hypotheses, objectives, packing, sharding
 from mcl_jax.kept_winners import KeptWinners
 from mcl_jax.train_state import TrainState
 
@@ -47,7 +52,7 @@ Assign = Literal["clean", "noisy"]
 ASSIGNS = ("clean", "noisy")
 
 # log_likelihood_fn(params, adapters_k, batch, rng) -> [B] log p in nats; or ([B] sums of log p, [B] numbers of tokens).
-# rng is None where dropout is off.
+# rng is None where dropout is off. If rows hold S examples each, [B, S] in place of [B].
 LogLikelihoodFn = Callable[[Any, Any, Batch, Any], Any]
 
 
@@ -78,16 +83,17 @@ def example_log_likelihoods(
     rng: Key[Array, ""] | None,
     *,
     gathered: bool,
-) -> tuple[Float[Array, " B"], Int[Array, " B"] | None]:
-    """Returns log p [B] and the number of tokens [B], or None if the function gives no tokens.
+) -> tuple[Float[Array, " N"], Int[Array, " N"] | None]:
+    """Returns log p [N] and the number of tokens [N], or None if the function gives no tokens.
 
-    Each example runs as a batch of one, with the key of its hypothesis and its global index.
+    N is B, or B·S for rows of S examples. Each row runs as a batch of one, with the key of its hypothesis and its
+    global index.
 
     Args:
       log_likelihood_fn, params, batch: as in `make_train_step`.
       adapters: one set per example (leading axis B) if `gathered`, else one set for all examples.
-      k_of_example: hypothesis of each example [B], for its key.
-      index: index of each example in the global batch [B].
+      k_of_example: hypothesis of each row [B], for its key.
+      index: index of each row in the global batch [B].
       rng: key of the step; None is for a pass without dropout.
       gathered: whether `adapters` has the leading axis B.
     Raises:
@@ -98,15 +104,16 @@ def example_log_likelihoods(
         key = None if rng is None else hypotheses.example_key(rng, k, b)
         out = log_likelihood_fn(params, adapters_b, jax.tree.map(lambda x: x[None], example), key)
         log_p, tokens = out if isinstance(out, tuple) else (out, None)
-        if jnp.shape(log_p) != (1,):
+        wanted = (1, *packing.texts_per_row(batch))
+        if jnp.shape(log_p) != wanted:
             raise ValueError(
-                f"log_likelihood_fn must return one number per example, so shape (1,) for this batch of one, got shape "
-                f"{jnp.shape(log_p)}"
+                f"log_likelihood_fn must return one number per example, so shape {wanted} for this batch of one row, "
+                f"got shape {jnp.shape(log_p)}"
             )
         return log_p[0].astype(jnp.float32), None if tokens is None else tokens[0]
 
     in_axes = (hypotheses.axes(adapters) if gathered else None, 0, 0, 0)
-    return jax.vmap(one, in_axes)(adapters, batch, k_of_example, index)
+    return jax.tree.map(jnp.ravel, jax.vmap(one, in_axes)(adapters, batch, k_of_example, index))
 
 
 class Update:
@@ -181,7 +188,7 @@ class Update:
           params: frozen base.
           state: a state without params.
           batch: examples of this device.
-          real: False for examples that only pad the batch and have no weight; None if there are none.
+          real: False for rows that only pad the batch and have no weight; None if there are none.
           axis_name: the mapped axis that divides the batch, if any.
         """
         sums = self.sums(params, state, batch, real, axis_name)
@@ -240,15 +247,15 @@ class Update:
 
     def _due(self, state, batch, real, axis_name) -> Bool[Array, ""]:
         """Whether this step chooses winners, with `refresh`."""
-        example = batch["example"]
-        return state.winners.due(example, _all_if_none(real, example), self.refresh, axis_name)
+        real = _real_examples(real, batch) & (batch["example"].ravel() >= 0)
+        return state.winners.due(batch["example"].ravel(), real, self.refresh, axis_name)
 
     def _kept(self, state, batch, real, winner, axis_name) -> KeptWinners | None:
         """Returns the winners to keep after a step, with `refresh`."""
         if self.refresh is None:
             return state.winners
-        example, due = batch["example"], self._due(state, batch, real, axis_name)
-        return state.winners.after(example, _all_if_none(real, example), winner, due, axis_name)
+        example, due = batch["example"].ravel(), self._due(state, batch, real, axis_name)
+        return state.winners.after(example, _real_examples(real, batch) & (example >= 0), winner, due, axis_name)
 
     def _micro_batch(
         self,
@@ -260,27 +267,36 @@ class Update:
         real: Bool[Array, " B"] | None,
     ) -> Sums:
         choose_rng, model_rng = jax.random.split(jax.random.fold_in(state.rng, state.step))
-        example_rngs = jax.vmap(jax.random.fold_in, (None, 0))(choose_rng, index)
+        number = packing.examples_of_rows(index, batch)
+        example_rngs = jax.vmap(jax.random.fold_in, (None, 0))(choose_rng, number)
         tie_rngs, draw_rngs = jax.vmap(jax.random.split, out_axes=1)(example_rngs)
         num_hypotheses = hypotheses.count(state.adapters)
         counts = self._token_counts(params, state, batch, index)
-        counted = jnp.ones(index.size, bool) if counts is None else counts > 0
-        weight = (counted if real is None else counted & real).astype(jnp.float32)
-        example = None if due is None else batch["example"]
+        counted = jnp.ones(number.size, bool) if counts is None else counts > 0
+        weight = counted & _real_examples(real, batch)
+        weight = weight.astype(jnp.float32)
+        example = None if due is None else batch["example"].ravel()
         if counts is not None:
-            batch = _without_empty(batch, weight)
+            batch = _without_empty(batch, weight.reshape(index.size, -1).max(1))
+        packed = packing.is_packed(batch)
         adapters = jax.tree.map(dtypes.widened, state.adapters)  # so that gradients of examples are added in float32
 
-        def normalized(adapters, k_of_example, gathered, rng=model_rng, function=self.log_likelihood_fn):
+        def normalized(adapters, k_of_row, gathered, batch=batch, rng=model_rng, function=self.log_likelihood_fn):
             narrowed = jax.tree.map(dtypes.cast, adapters, state.adapters)
             log_p, lengths = example_log_likelihoods(
-                function, params, narrowed, batch, k_of_example, index, rng, gathered=gathered
+                function, params, narrowed, batch, k_of_row, index, rng, gathered=gathered
             )
             return self.objective.normalize(log_p, lengths)
 
         def every(adapters, ks, **options):
-            one = lambda a, k: normalized(a, jnp.full_like(index, k), False, **options)
+            one = lambda a, k: normalized(a, jnp.full_like(index, 0 if packed else k), False, **options)
             return jax.vmap(one, (hypotheses.axes(adapters), 0))(adapters, ks)
+
+        def under(adapters, chosen):
+            if packed:  # the parts of a row have different winners, but one key
+                winner = chosen.reshape(index.size, -1)
+                return normalized(adapters, jnp.zeros_like(index), False, {**batch, "winner": winner})
+            return normalized(hypotheses.select(adapters, chosen), chosen, True)
 
         def assess(log_p):
             totals, q, _ = self.objective.totals(log_p, weight, state.step, state.objective_state, tie_rngs)
@@ -297,7 +313,7 @@ class Update:
                 return totals.loss, totals
 
             gradient, totals = jax.grad(loss, has_aux=True)(adapters)
-            winner = jnp.zeros_like(index)
+            winner = jnp.zeros_like(number)
         elif self.backward == "all":
             totals, q = assess(every(adapters, ks, rng=None if clean else model_rng))
             gradient = self._gradient_of_all(adapters, q, weight, every)
@@ -314,7 +330,7 @@ class Update:
                 return _zeros(jax.eval_shape(choose)[0]).replace(weight=weight.sum(), wins=wins), winner
 
             totals, winner = choose() if due is None else jax.lax.cond(due, choose, keep)
-            log_p, gradient = self._gradient_of_chosen(adapters, winner, weight, normalized)
+            log_p, gradient = self._gradient_of_chosen(adapters, winner, weight, under)
             totals = self._with_log_p(totals, log_p, winner, due)
         tokens = jnp.zeros(()) if counts is None else jnp.where(weight > 0.0, counts, 0).sum()
         return Sums(gradient, totals, tokens.astype(jnp.float32), None if due is None else winner)
@@ -366,11 +382,11 @@ class Update:
             return jnp.argmax(q, axis=0)
         return jax.vmap(jax.random.categorical)(draw_rngs, jnp.log(q).T)
 
-    def _gradient_of_chosen(self, adapters, chosen, weight, normalized) -> tuple[Float[Array, " B"], Any]:
+    def _gradient_of_chosen(self, adapters, chosen, weight, under) -> tuple[Float[Array, " B"], Any]:
         """Returns log p [B] under the chosen hypotheses, 0 without weight, and the gradient of minus its sum."""
 
         def loss(adapters):
-            log_p = normalized(hypotheses.select(adapters, chosen), chosen, True)
+            log_p = under(adapters, chosen)
             log_p = jnp.where(weight > 0.0, log_p, 0.0)
             return -log_p.sum(), log_p
 
@@ -382,12 +398,14 @@ def _zeros(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
 
-def _all_if_none(real: Bool[Array, " B"] | None, example: Int[Array, " B"]) -> Bool[Array, " B"]:
-    return jnp.ones(example.shape, bool) if real is None else real
+def _real_examples(real: Bool[Array, " B"] | None, batch: Batch) -> Bool[Array, " N"]:
+    """Returns which examples do not only pad the batch."""
+    rows = jnp.ones(sharding.batch_size(batch), bool) if real is None else real
+    return jnp.repeat(rows, math.prod(packing.texts_per_row(batch)))
 
 
 def _without_empty(batch: Batch, weight: Float[Array, " B"]) -> Batch:
-    """Replaces each example that has no weight by one that has, so that its values cannot reach the gradient.
+    """Replaces each row that has no weight by one that has, so that its values cannot reach the gradient.
 
     A NaN in such a row, in its features for example, would make the gradient NaN although the weight is 0.
     """

@@ -75,11 +75,24 @@ class Config(Options):
         self._check_hypotheses()
         for method in self.methods:
             self._check_decoders(method)
+        self._check_packing()
         self.lora_of("mcl")  # refuses a wrong dropout or wrong targets
         if not self.lora.shared_rank and self.optimizer.treats_parts_differently:
             raise ValueError("--own-rate, --own-after and --shared-after need --shared-rank, got 0")
         if {*self.methods} & {*COMPETING}:
             self._check_objective()
+
+    def _check_packing(self) -> None:
+        if not self.training.pack:
+            return
+        if self.choosing.choose_tokens is not None:
+            raise ValueError("--pack and --choose-tokens exclude each other: a row has the whole answers of its texts")
+        if "prompts" in self.methods:
+            raise ValueError(
+                "--pack does not go with --methods prompts: a soft prompt comes before the first text only"
+            )
+        if "moe" in self.methods and self.experts.experts_per_token is not None:
+            raise ValueError("--pack does not go with --experts-per-token, whose balance loss counts tokens by rows")
 
     def _check_hypotheses(self) -> None:
         K = self.num_hypotheses

@@ -260,6 +260,8 @@ class Training(Options):
     """Lengths below --max-length to which batches are padded, ascending. The step compiles once for each that occurs.
     Batches are of examples of similar length, so more lengths save more padding. Only the noise of --dropout depends on
     them."""
+    train_items: int | None = field(default=None, metadata=COUNT)
+    """Number of training sources, evenly spread over all of them; all by default."""
     examples: Literal["sources", "answers"] = "sources"
     """Examples of an epoch.
     sources: each source once, with one of its answers, drawn anew in each epoch.
@@ -269,6 +271,9 @@ class Training(Options):
     alone: those of the answer by itself. For some tokenizers (Llama) the first has a space, for others (Qwen2) not.
     space: those of the answer after a space.
     direct: those of the answer directly after the prompt."""
+    pack: bool = False
+    """Put several short examples into each row of --max-length tokens, in place of --lengths, to save padding.
+    Each has the likelihood and the winner that it would have in a row of its own."""
     keep: Literal["last", "best"] = "last"
     """State that is tested.
     last: that after the last step.
@@ -327,8 +332,15 @@ class Training(Options):
 
     def batches(self, seed: int) -> BatchConfig:
         """Returns the shapes and the order of batches."""
+        if self.pack:  # rows fill better if long and short examples come together
+            return BatchConfig(self.batch_size, (self.max_length,), seed, window=1)
         lengths = [n for n in self.lengths if n < self.max_length]
         return BatchConfig(self.batch_size, (*lengths, self.max_length), seed)
+
+    @property
+    def rows_multiple(self) -> int | None:
+        """What divides the number of rows of a batch, with --pack."""
+        return self.axes.data * self.accumulate if self.pack else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import mcl_jax as mcl
 from experiments.common import lists
 from experiments.common.config import LIST, Config, Method
 from experiments.common.perception import Perception, example_call
-from mcl_jax import data, objectives
+from mcl_jax import data, objectives, packing
 
 T = TypeVar("T")
 
@@ -88,8 +88,11 @@ class Task:
         return found | {"eos_token_id": ends, "pad_token_id": end, "tokenizer": self.tokenizer}
 
     def records(self, split: str, most: int | None = None) -> tuple[data.Record, ...]:
-        """Returns at most `most` records of a split, evenly spread over it."""
-        return spread(self.corpus.split(split), most)
+        """Returns at most `most` records of a split, evenly spread over it; of train, at most --train-items."""
+        records = self.corpus.split(split)
+        if split == "train":
+            records = spread(records, self.config.training.train_items)
+        return spread(records, most)
 
     def learned(self, method: Method) -> "Task":
         """Returns the task that a method is trained on: that of list has lists as targets, which are longer."""
@@ -114,6 +117,8 @@ class Task:
 
     def inputs(self, items: Items, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Returns the inputs of the likelihood: tokens and target_mask, and the features of pictures or clips."""
+        if packing.is_packed(batch):
+            return {name: batch[name] for name in packing.INPUTS}
         records = [None if i == data.NO_RECORD else items.records[i] for i in batch["index"]]
         return {name: batch[name] for name in ("tokens", "target_mask")} | self.features(records)
 

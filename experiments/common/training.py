@@ -29,7 +29,7 @@ def train(
     task = task.learned(method)
     items = task.encode(task.records("train"))
     encoded = items.encoded.one_target_each() if task.config.training.each_answer else items.encoded
-    batches = data.train_batches(encoded, task.config.batches, **hosts.share())
+    batches = data.train_batches(encoded, task.config.batches, pack=task.config.training.rows_multiple, **hosts.share())
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.objective_of(method), config.optimizer_of(method).make(config.training.steps)
     step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)

@@ -15,15 +15,20 @@ Each batch is a dict of NumPy arrays, where B is this process's share of the row
     mode         int32 [B]          index into `encoded.mode_names`, NO_MODE (−1) if the target has no mode
     index        int32 [B]          index of the record, NO_RECORD (−1) for a padding row
     example      int32 [B]          number of the target among all targets of all records, NO_RECORD for a padding row
+
+With `pack`, short examples share rows, see `mcl_jax.packing`: T is the last of `config.lengths`, and the other arrays
+are [B, S].
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mcl_jax import packing
 from mcl_jax.data.encoding import NO_MODE, Encoded
 from mcl_jax.data.schedule import NO_RECORD, BatchConfig, EvalSchedule, Rows, TrainSchedule
 from mcl_jax.extras import needed_for
@@ -84,6 +89,7 @@ def train_batches(
     config: BatchConfig,
     *,
     epochs: int | None = None,
+    pack: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
@@ -93,6 +99,7 @@ def train_batches(
       encoded: the training records, see `encode_records`.
       config: batch size, lengths, seed.
       epochs: passes over the records; None means no end.
+      pack: what divides the number of rows of a packed batch, such as the number of devices; None does not pack.
       process_index: index of this process, `jax.process_index()`; it selects the rows of each batch.
       process_count: number of processes that share the rows, `jax.process_count()`.
     Returns:
@@ -102,7 +109,7 @@ def train_batches(
       MissingExtra: if grain is not installed.
     """
     schedule = TrainSchedule(encoded.lengths(), config, epochs)
-    return _batches(encoded, schedule, "train", process_index, process_count)
+    return _batches(encoded, schedule, "train", process_index, process_count, pack)
 
 
 def eval_batches(encoded: Encoded, config: BatchConfig, *, process_index: int = 0, process_count: int = 1) -> Batches:
@@ -114,14 +121,25 @@ def eval_batches(encoded: Encoded, config: BatchConfig, *, process_index: int = 
 
 
 def _batches(
-    encoded: Encoded, schedule: TrainSchedule | EvalSchedule, kind: str, process_index: int, process_count: int
+    encoded: Encoded,
+    schedule: TrainSchedule | EvalSchedule,
+    kind: str,
+    process_index: int,
+    process_count: int,
+    pack: int | None = None,
 ) -> Batches:
     with needed_for("making batches", "data"):
         import grain
-    rows = _rows_of_process(schedule.config.batch_size, process_index, process_count)
+    share = functools.partial(_rows_of_process, process_index=process_index, process_count=process_count)
+    share("batch_size" if pack is None else "pack", pack or schedule.config.batch_size)  # raises before the first batch
 
     def gather(batch: Rows) -> Batch:
-        return gather_tokens(encoded, Rows(batch.record[rows], batch.target[rows], batch.length))
+        if pack is None:
+            rows = share("batch_size", len(batch.record))
+            return gather_tokens(encoded, Rows(batch.record[rows], batch.target[rows], batch.length))
+        packed = packing.pack(gather_tokens(encoded, batch), schedule.config.lengths[-1], multiple=pack)
+        rows = share("pack", len(packed["tokens"]))
+        return {name: array[rows] for name, array in packed.items()}
 
     dataset = grain.MapDataset.source(schedule).map(gather)
     read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH)
@@ -149,13 +167,13 @@ def gather_tokens(encoded: Encoded, rows: Rows) -> Batch:
     return {"tokens": tokens, "target_mask": mask, "mode": mode, "index": index, "example": example}
 
 
-def _rows_of_process(batch_size: int, process_index: int, process_count: int) -> slice:
+def _rows_of_process(name: str, size: int, *, process_index: int, process_count: int) -> slice:
     """Returns the block of rows of a process, as in an array sharded over B."""
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must be in [0, process_count={process_count}), got {process_index}")
-    if batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} must be divisible by the {process_count} processes")
-    share = batch_size // process_count
+    if size % process_count:
+        raise ValueError(f"{name} {size} must be divisible by the {process_count} processes")
+    share = size // process_count
     return slice(process_index * share, (process_index + 1) * share)
 
 

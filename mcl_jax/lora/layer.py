@@ -11,11 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from mcl_jax.lora.config import SHARED_A, SHARED_B, LoraConfig
 from mcl_jax.lora.dora import MAGNITUDE, decomposed_delta, outputs
-from mcl_jax.lora.linear import LinearSpec, delta, init_a, rank_axes
+from mcl_jax.lora.linear import LinearSpec, delta, delta_by_token, init_a, rank_axes
 
 COLLECTION = "lora"
 
@@ -49,8 +49,11 @@ class Layer(Protocol):
 DeltaFn = Callable[[Layer, str, LinearSpec, Array], Array]
 
 
-def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
-    """Returns the delta function of one hypothesis; A and B are "lora" variables of the layer, declared if absent."""
+def adapter_delta(config: LoraConfig, *, train: bool, k_of_token: Int[Array, "B T"] | None = None) -> DeltaFn:
+    """Returns the delta function of one hypothesis; A and B are "lora" variables of the layer, declared if absent.
+
+    With `k_of_token`, each token has the hypothesis of that number, and A and B have an axis K before their last one.
+    """
 
     def delta_fn(layer, path, spec, x):
         rank = config.rank_of(path)
@@ -64,7 +67,8 @@ def adapter_delta(config: LoraConfig, *, train: bool) -> DeltaFn:
             kernel, shape = _kernel(layer, path, spec), spec.shape_of(outputs(spec), rank)
             m = variable(layer, path, MAGNITUDE, lambda: jnp.zeros(shape, config.param_dtype))
             return decomposed_delta(spec, x, kernel, a, b, m, scale)
-        own = delta(spec, x, a, b, scale)
+        one = (spec, x, a, b, scale)
+        own = delta(*one) if k_of_token is None else delta_by_token(*one, k_of_token)
         if not config.shared_rank:
             return own
         shapes = [spec.shape_of(axes, config.shared_rank) for axes in (spec.a, spec.b)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from mcl_jax.dtypes import at_least_float32
 
@@ -143,6 +143,35 @@ def delta(spec: LinearSpec, x: Array, a: Array, b: Array, scale: float) -> Array
     """Computes scale · B A x in the dtype of x, or for a lookup that of A. Only for reverse mode, see `contract`."""
     hidden = a[x] if spec.lookup else contract(f"{spec.x},{spec.a}->{spec.hidden}", x, a.astype(x.dtype))
     return scale * contract(f"{spec.hidden},{spec.b}->{spec.y}", hidden, b.astype(hidden.dtype))
+
+
+def delta_by_token(
+    spec: LinearSpec, x: Array, a: Array, b: Array, scale: float, k_of_token: Int[Array, "B T"]
+) -> Array:
+    """Computes scale · B_k A_k x with the adapters of hypothesis k = `k_of_token[b, t]` for the token t of row b.
+
+    A x is computed for all k, and set to 0 for all but that of the token. Thus, the adapters take part in one product
+    for all tokens, as one adapter of rank r·K would.
+
+    Args:
+      spec, x, scale: as in `delta`.
+      a, b: A and B of all hypotheses, with the axis K before their last one.
+      k_of_token: hypothesis of each token.
+    Raises:
+      ValueError: if the first axes of x are not those of the tokens.
+    """
+    if x.shape[:2] != k_of_token.shape:
+        raise ValueError(
+            f"the input of an adapted layer must begin with the axes [B, T] = {k_of_token.shape} of the tokens, got "
+            f"shape {x.shape}"
+        )
+    K = next(c for c in string.ascii_letters if c not in spec.equation + spec.rank_axis)
+    a_axes, b_axes, hidden_axes = (f"{axes[:-1]}{K}{axes[-1]}" for axes in (spec.a, spec.b, spec.hidden))
+    hidden = a[x] if spec.lookup else contract(f"{spec.x},{a_axes}->{hidden_axes}", x, a.astype(x.dtype))
+    of_token = k_of_token[..., None] == jnp.arange(a.shape[-2])[None, None]  # [B, T, K]
+    of_token = of_token.reshape(*k_of_token.shape, *(1,) * (hidden.ndim - 4), -1, 1)
+    hidden = jnp.where(of_token, hidden, jnp.zeros((), hidden.dtype))
+    return scale * contract(f"{hidden_axes},{b_axes}->{spec.y}", hidden, b.astype(hidden.dtype))
 
 
 def contract(equation: str, x: Array, weight: Array) -> Array:

@@ -8,9 +8,11 @@ Every model is a Linen module with the same four methods:
     module.logits(hidden)                         the output layer alone
 
 and `Module.unembedding(params)`, the output matrix [D, V]. `mask` is True on tokens and False on padding, which may be
-on either side; token ids under padding have no effect, and positions count tokens only. A model never writes a cache:
-it reads `past`, a tuple of segments of keys and values, and returns the segment of the tokens it was given. The caller
-(`generation`) decides what to keep of it.
+on either side; token ids under padding have no effect, and positions count tokens only. `hidden` also takes a mask of
+integers, for rows that hold several texts (`mcl_jax.packing`): the number of the text of each token, from 1, and 0 on
+padding. Tokens see their own text only, whose positions start at 0. A model never writes a cache: it reads `past`, a
+tuple of segments of keys and values, and returns the segment of the tokens it was given. The caller (`generation`)
+decides what to keep of it.
 
 A model that takes images or audio has a fifth method, `encode`: its frozen tower, from images or audio clips to
 features [B, N, D], which runs once per example whatever K is. The first three methods then take `features=`, which
@@ -34,6 +36,7 @@ NO_WINDOW = jnp.iinfo(jnp.int32).max
 MOST_SCORES = 2**20  # per row and head; `attend` takes the queries in blocks when there are more
 QUERY_BLOCK = 128
 
+Mask = Bool[Array, "B T"] | Int[Array, "B T"]
 Remat = Literal["none", "full", "dots"]
 # What the backward pass finds of a layer: everything, only the input, or also the products with its matrices.
 POLICIES = {
@@ -117,16 +120,20 @@ def tied_logits(table: nn.Embed, hidden: Float[Array, "B T D"]) -> Float[Array, 
     return jnp.einsum("btd,vd->btv", hidden, weights, preferred_element_type=jnp.float32)
 
 
-def blank(x: Float[Array, "B T D"], mask: Bool[Array, "B T"] | None) -> Float[Array, "B T D"]:
+def blank(x: Float[Array, "B T D"], mask: Mask | None) -> Float[Array, "B T D"]:
     """Sets x to zero at padding, where embeddings may be NaN: NaN times an attention weight of 0 is still NaN."""
-    return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
+    return x if mask is None else jnp.where(mask.astype(bool)[..., None], x, jnp.zeros((), x.dtype))
 
 
-def positions_of(tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None) -> Int[Array, "B T"]:
-    """Returns the position of each token among the unmasked ones of its row, from 0 (also for padding on the left)."""
+def positions_of(tokens: Int[Array, "B T"], mask: Mask | None) -> Int[Array, "B T"]:
+    """Returns the position of each token among those of its text, from 0 (also for padding on the left)."""
     if mask is None:
         return jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
-    return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    index = jnp.maximum(jnp.cumsum(mask.astype(bool), axis=1, dtype=jnp.int32) - 1, 0)
+    if mask.dtype == jnp.bool_:
+        return index
+    starts = jnp.concatenate([jnp.zeros_like(mask[:, :1], bool), mask[:, 1:] != mask[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
 
 
 def distances(queries: Int[Array, "B T"], keys: Int[Array, "b S"], mask: Bool[Array, "b S"]) -> Int[Array, "B T S"]:
@@ -326,7 +333,7 @@ class Context:
 
 def context_of(
     positions: Int[Array, "B T"],
-    mask: Bool[Array, "B T"] | None,
+    mask: Mask | None,
     past: Sequence[Segment],
     *,
     keep: bool,
@@ -336,21 +343,23 @@ def context_of(
 
     Args:
       positions: positions of the tokens.
-      mask: False on padding.
+      mask: False on padding, or the number of the text of each token.
       past: earlier segments.
       keep: whether the layers return keys and values.
       prefix: True on tokens that see one another, also later ones and beyond a window; None means that there are none.
     """
     causal = mask is None and not past and prefix is None
     mask = jnp.ones(positions.shape, bool) if mask is None else mask
-    own = distances(positions, positions, mask)
+    own = distances(positions, positions, mask.astype(bool))
+    if mask.dtype != jnp.bool_:
+        own = jnp.where(mask[:, :, None] == mask[:, None], own, -1)
     if prefix is not None:
         own = jnp.where(prefix[:, :, None] & (prefix & mask)[:, None], 0, own)
     return Context(positions, own, tuple(distances(positions, s.positions, s.mask) for s in past), keep, causal)
 
 
 def check_inputs(
-    tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None, vocab_size: int, max_positions: int | None = None
+    tokens: Int[Array, "B T"], mask: Mask | None, vocab_size: int, max_positions: int | None = None
 ) -> None:
     """Raises a ValueError if shapes do not fit, there are more tokens than positions, or ids outside the vocabulary."""
     if tokens.ndim != 2:
@@ -359,6 +368,9 @@ def check_inputs(
         raise ValueError(
             f"tokens must have at most max_position_embeddings={max_positions} positions, got T={tokens.shape[1]}."
         )
-    if mask is not None and (mask.shape != tokens.shape or mask.dtype != jnp.bool_):
-        raise ValueError(f"mask must be bool{list(tokens.shape)} like tokens, got {mask.dtype}{list(mask.shape)}.")
+    sound = mask is None or mask.dtype == jnp.bool_ or jnp.issubdtype(mask.dtype, jnp.integer)
+    if not sound or (mask is not None and mask.shape != tokens.shape):
+        raise ValueError(
+            f"mask must be bool{list(tokens.shape)} like tokens, or integers, got {mask.dtype}{list(mask.shape)}."
+        )
     token_ids.check_vocabulary("tokens", tokens, mask, vocab_size)

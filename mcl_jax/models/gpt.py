@@ -154,6 +154,7 @@ class GPT(nn.Module):
     """A GPT-2 or GPT-Neo, by its config, with a tied output layer; see `mcl_jax.models.decoder` for its methods."""
 
     config: GPTConfig
+    takes_texts = True
 
     @property
     def max_positions(self) -> int:
@@ -177,11 +178,12 @@ class GPT(nn.Module):
         Returns:
           Logits [B, T, V] in float32, whatever `config.dtype` is.
         Raises:
-          ValueError: if T exceeds `max_position_embeddings`, or `mask` is not boolean or not [B, T].
+          ValueError: if T exceeds `max_position_embeddings`, or `mask` is neither boolean nor of integers, or not
+            [B, T].
         """
         return self.logits(self.hidden(tokens, mask))
 
-    def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Int[Array, "B T"], mask: decoder.Mask | None = None) -> Float[Array, "B T D"]:
         """Returns the hidden states after the last layer norm, in `config.dtype`; arguments as in `__call__`."""
         decoder.check_inputs(tokens, mask, self.vocab_size, self.config.max_position_embeddings)
         context = decoder.context_of(decoder.positions_of(tokens, mask), mask, (), keep=False)

@@ -147,6 +147,7 @@ class Llama(nn.Module):
 
     config: LlamaConfig
     stack = Decoder
+    takes_texts = True
 
     @property
     def vocab_size(self) -> int:
@@ -162,20 +163,27 @@ class Llama(nn.Module):
         """Returns next-token logits in float32."""
         return self.logits(self.hidden(tokens, mask))
 
-    def hidden(self, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Int[Array, "B T"], mask: decoder.Mask | None = None) -> Float[Array, "B T D"]:
         """Returns the hidden states after the last norm, in `config.dtype`.
 
         Raises:
-          ValueError: if `mask` is not boolean or not [B, T].
+          ValueError: if `mask` is neither boolean nor of integers, or not [B, T], or if it has texts in rows so long
+            that one of them could change the rotation of the others.
         """
         decoder.check_inputs(tokens, mask, self.vocab_size)
+        texts, rope = mask is not None and mask.dtype != jnp.bool_, self.config.rope
+        if texts and tokens.shape[1] > rope.exact_length:
+            raise ValueError(
+                f"rows of several texts must have at most {rope.exact_length} positions, since longer ones change the "
+                f"rotation (rope_type {rope.rope_type!r}); got T={tokens.shape[1]}"
+            )
         return self.hidden_embedded(self.embed(tokens), decoder.positions_of(tokens, mask), mask)
 
     def hidden_embedded(
         self,
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T"] | None = None,
+        mask: decoder.Mask | None = None,
         prefix: Bool[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Computes `hidden` from embeddings, for inputs that are not all tokens; `prefix` as in `context_of`."""

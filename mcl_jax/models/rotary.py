@@ -84,6 +84,11 @@ class Rope:
         """Context length of pretraining, in tokens."""
         return self.original_max_positions or self.max_positions
 
+    @property
+    def exact_length(self) -> float:
+        """Number of positions up to which no text of a row changes the frequencies of another."""
+        return self.original if self.rope_type in ("dynamic", "longrope") else math.inf
+
     def width(self, head_dim: int) -> int:
         """Number of entries of each head that are rotated, the first ones."""
         return int(head_dim * self.partial_rotary_factor)

@@ -206,6 +206,36 @@ def test_processes_share_the_rows_of_each_batch_at_one_length():
         train_batches(ENCODED, CONFIG, process_index=2, process_count=2)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_packed_batches_have_the_examples_of_the_others_in_fewer_rows(processes):
+    options = dict(epochs=1, process_count=processes)
+    of_process = lambda i: list(train_batches(ENCODED, CONFIG, pack=2, process_index=i, **options))
+    for batch, *parts in zip(train_batches(ENCODED, CONFIG, epochs=1), *map(of_process, range(processes)), strict=True):
+        packed = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        R, here = len(packed["tokens"]), packed["packed"] >= 0
+        assert (
+            R in (2, 4, 6)
+            and packed["tokens"].shape == (R, 25)
+            and {len(part["tokens"]) for part in parts} == {R // processes}
+        )
+        for name in ("mode", "index", "example"):
+            np.testing.assert_array_equal(packed[name][here], batch[name][packed["packed"][here]])
+        assert here.sum() == 6 and packed["target_mask"].sum() == batch["target_mask"].sum()
+        place = [(row, s + 1, n) for row, of_row in enumerate(packed["packed"]) for s, n in enumerate(of_row) if n >= 0]
+        for row, text, n in place:
+            (at,) = np.nonzero(packed["texts"][row] == text)
+            alone = {
+                "tokens": packed["tokens"][row : row + 1, at[0] : at[-1] + 2],
+                "target_mask": packed["target_mask"][row : row + 1, at[0] : at[-1] + 1],
+            }
+            assert text_of(alone, 0) == text_of(batch, n)
+
+
+def test_packed_rows_that_processes_cannot_share():
+    with pytest.raises(ValueError, match="pack 2 must be divisible by the 3 processes"):
+        train_batches(ENCODED, CONFIG, pack=2, process_count=3)
+
+
 def test_evaluation_has_every_target_once_and_says_which_rows_fill_up():
     batches = list(eval_batches(ENCODED, CONFIG))
     seen = []

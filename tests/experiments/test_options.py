@@ -303,11 +303,32 @@ def test_a_soft_prompt_has_as_many_parameters_as_the_adapters(given, length):
         (dict(refresh=0), "--refresh must be .*at least 1, got 0"),
         (dict(refresh=2, objective="relaxed"), "--refresh needs one winner for each example"),
         (dict(choose_tokens=4, objective="relaxed", backward="all"), "--choose-tokens needs --backward winner or"),
+        (dict(pack=True), "--pack needs examples of text alone"),
     ],
 )
 def test_wrong_options_are_refused(option, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         audio.Config.from_options(workdir=tmp_path, **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (dict(choose_tokens=3), "--pack and --choose-tokens exclude each other"),
+        (dict(methods=("mcl", "prompts")), "--pack does not go with --methods prompts"),
+        (dict(methods=("mcl", "moe"), experts_per_token=1), "--pack does not go with --experts-per-token"),
+    ],
+)
+def test_what_does_not_go_with_packed_rows(option, message, tmp_path):
+    translation.Config.from_options(workdir=tmp_path, pack=True, methods=("mcl", "moe"))
+    with pytest.raises(ValueError, match=message):
+        translation.Config.from_options(workdir=tmp_path, pack=True, **option)
+
+
+def test_packed_rows_divide_over_devices_and_micro_batches(tmp_path):
+    config = translation.Config.from_options(workdir=tmp_path, pack=True, mesh="data=2", accumulate=2, max_length=50)
+    assert config.training.rows_multiple == 4 and config.replace(pack=False).training.rows_multiple is None
+    assert config.batches.lengths == (50,) and config.batches.window == 1
 
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=2", "data=1,model=2"])  # jit, pmap and a mesh

@@ -1,5 +1,6 @@
 """The translation experiment end to end, on the tiny Llama and a made-up language."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -181,8 +182,9 @@ def test_rivals_run_beside_mcl(config, capsys):
         {"objective": "balanced"},
         {"objective": "relaxed"},
         {"refresh": 2, "examples": "answers", "batch_size": 24, "choose_tokens": 2},  # two batches per epoch
+        {"refresh": 2, "examples": "answers", "batch_size": 24, "pack": True},
     ],
-    ids=["balanced", "relaxed", "cheap"],
+    ids=["balanced", "relaxed", "cheap", "packed"],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(config, options, tmp_path, monkeypatch):
     task = load(config.replace(dropout=0.1, steps=6, **options))
@@ -219,6 +221,29 @@ def test_the_mean_of_two_equal_hypotheses_is_either_of_them(config):
     np.testing.assert_allclose(merged[0, 2], log_p[0], rtol=1e-4)
     np.testing.assert_allclose(merged[1, 2], merged[0, 1], rtol=1e-4)
     assert np.abs(merged[0, 1] - log_p[0]).max() > 0.01 < np.abs(merged[0, 1] - log_p[1]).max()
+
+
+def test_fewer_training_sources(config):
+    whole, few = load(config), load(config.replace(train_items=3))
+    train = whole.records("train")
+    assert few.records("train") == (train[0], train[round((len(train) - 1) / 2)], train[-1])
+    assert few.records("train", 2) == (train[0], train[-1]) and few.records("test") == whole.records("test")
+
+
+def test_a_packed_run_learns_what_other_runs_learn(config, tmp_path):
+    """Without dropout, packed rows change the order of the examples alone."""
+    config = config.replace(pack=True, max_length=40, batch_size=4)
+    task = load(config)
+    with Run(tmp_path / "packed", config) as run:
+        state, _ = train(run, task, "mle_rk", evaluator(task, "mle_rk"))
+    alone = dataclasses.replace(config, training=dataclasses.replace(config.training, pack=False))
+    batches = config.batches
+    with pytest.MonkeyPatch.context() as patch, Run(tmp_path / "alone", alone) as run:
+        patch.setattr(type(alone), "batches", property(lambda _: batches))  # the same order
+        expected, _ = train(run, dataclasses.replace(task, config=alone), "mle_rk", evaluator(task, "mle_rk"))
+    moved = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected.adapters))
+    assert moved > 0.01
+    chex.assert_trees_all_close(state.adapters, expected.adapters, atol=2e-3 * moved)
 
 
 def test_prompts_are_padded_on_the_left(config):

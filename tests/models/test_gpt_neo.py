@@ -249,8 +249,12 @@ def test_from_hf_refuses(change, message):
     [
         (jnp.zeros((2, 19), int), None, "max_position_embeddings=17 positions, got T=19"),
         (jnp.zeros((5,), int), None, r"tokens must be \[B, T\], got shape \(5,\)"),
-        (TOKENS, MASK[:, 1:], r"mask must be bool\[3, 13\] like tokens, got bool\[3, 12\]"),
-        (TOKENS, MASK.astype(jnp.float32), r"mask must be bool\[3, 13\] like tokens, got float32\[3, 13\]"),
+        (TOKENS, MASK[:, 1:], r"mask must be bool\[3, 13\] like tokens, or integers, got bool\[3, 12\]"),
+        (
+            TOKENS,
+            MASK.astype(jnp.float32),
+            r"mask must be bool\[3, 13\] like tokens, or integers, got float32\[3, 13\]",
+        ),
     ],
 )
 def test_model_refuses(params, tokens, mask, message):

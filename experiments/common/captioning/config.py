@@ -117,3 +117,8 @@ class Config(config.Config):
     decoding: Decoding = field(default=Decoding(mle_decoders=("greedy", "beam", "diverse", "sampling")))
     data: Data = Data()
     base: Base = Base()
+
+    def check(self) -> None:
+        super().check()
+        if self.training.pack:
+            raise ValueError("--pack needs examples of text alone: a picture or a clip belongs to a whole row")
