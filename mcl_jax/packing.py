@@ -14,7 +14,7 @@ length, and the products with A and B take K times as long; all other products s
 The base must have `takes_texts`, see `mcl_jax.language_model.LanguageModel`: the decoder-only families do.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ from mcl_jax import options
 
 INPUTS = ("tokens", "target_mask", "texts", "packed")  # what the likelihood needs of a packed batch
 NONE = -1  # number of an example where there is none
-STEPS = (1.0, 1.5)  # numbers of rows are these times a power of two, so that a step compiles for few of them
 
 
 def pack(batch: Mapping[str, np.ndarray], length: int, *, multiple: int = 1) -> dict[str, np.ndarray]:
@@ -39,7 +38,7 @@ def pack(batch: Mapping[str, np.ndarray], length: int, *, multiple: int = 1) -> 
     Returns:
       "tokens" int [R, length + 1], "target_mask" bool [R, length], "texts" int32 [R, length] and "packed" int32 [R, N],
       see `mcl_jax.language_model`; the other arrays as [R, N], with `NONE` where there is no example. R is `multiple`
-      times 1, 2, 3, 4, 6, 8, 12, 16 and so on, the least that holds the examples.
+      times one of 1 to 8, 10, 12, 14, 16, 20 and so on, the least that holds the examples: a step compiles for few R.
     Raises:
       ValueError: if the batch has features or other arrays of more than one number for each example, if it is packed,
         or if an example is longer than a row; names it.
@@ -58,7 +57,7 @@ def pack(batch: Mapping[str, np.ndarray], length: int, *, multiple: int = 1) -> 
             f"example {int(np.argmax(positions))} has {longest} predicted positions, more than the {length} of a row"
         )
     rows = _first_fit(positions, length)
-    N, R = len(tokens), next(n for n in _numbers_of_rows(multiple) if n >= len(rows))
+    N, R = len(tokens), multiple * _rounded(max(1, -(-len(rows) // multiple)))
     out = {
         "tokens": np.zeros((R, length + 1), tokens.dtype),
         "target_mask": np.zeros((R, length), bool),
@@ -96,14 +95,10 @@ def _first_fit(positions: Sequence[int], length: int) -> list[list[int]]:
     return rows
 
 
-def _numbers_of_rows(multiple: int) -> Iterator[int]:
-    """Yields the multiples of a number by 1, 2, 3, 4, 6, 8, 12, 16 and so on."""
-    yield multiple
-    power = 2
-    while True:
-        for step in STEPS:
-            yield multiple * int(power * step)
-        power *= 2
+def _rounded(number: int) -> int:
+    """Rounds a number up to three binary digits: 1 to 8, 10, 12, 14, 16, 20 and so on."""
+    step = 2 ** max(0, (number - 1).bit_length() - 3)
+    return -(-number // step) * step
 
 
 def is_packed(batch: Any) -> bool:

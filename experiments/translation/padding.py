@@ -23,7 +23,8 @@ def main(config: Config) -> None:
         texts = [batch["texts"] for batch in batches]
         share = 1 - sum((x > 0).sum() for x in texts) / sum(x.size for x in texts)
         rows = ", ".join(map(str, sorted({len(x) for x in texts})))
-        say(f"{share:.1%} of the positions are padding, in batches of {rows} rows of {config.batches.lengths[-1]}.")
+        shape = f"rows of {config.batches.lengths[-1]} positions in a batch of {config.batches.batch_size} examples"
+        say(f"{share:.1%} of the positions are padding. Number of {shape}: {rows}.")
         return
     schedule = TrainSchedule(encoded.lengths(), config.batches)
     used = sorted({schedule[i].length for i in range(schedule.batches_per_epoch)})
