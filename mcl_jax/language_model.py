@@ -30,7 +30,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from mcl_jax import hypotheses, likelihood, lora, moe, options, token_ids, tokenization
+from mcl_jax import hypotheses, likelihood, lora, moe, options, packing, token_ids, tokenization
 from mcl_jax.mesh import laid_out, on_mesh, over_data
 from mcl_jax.models.decoder import Segment
 
@@ -133,7 +133,7 @@ def log_likelihood_fn(
         raise ValueError(f"balance_weight={balance_weight} needs a MixtureOfExperts with top_k, got {model!r}")
 
     def log_likelihood(params, adapters_k, batch, rng):
-        if "texts" in batch:
+        if packing.is_packed(batch):
             return of_texts(params, adapters_k, batch, rng if model.has_dropout else None)
         tokens, mask = batch["tokens"], batch["target_mask"]
         given = {name: batch[name] for name in ("features",) if name in batch}
@@ -219,7 +219,7 @@ def first_tokens(batch: Batch, number: int, lengths: Sequence[int]) -> dict[str,
       ValueError: if n is less than 1, or no length holds the examples.
     """
     options.check_integers(1, number=number)
-    if "texts" in batch:
+    if packing.is_packed(batch):
         raise ValueError("first_tokens needs one example in each row, got a batch with several texts in a row")
     kept = batch["target_mask"] & (np.cumsum(batch["target_mask"], axis=1) <= number)
     longest = int(np.flatnonzero(kept.any(0)).max(initial=0)) + 1
@@ -321,7 +321,7 @@ def evaluate(
     if mesh is not None:
         shared = on_mesh(shared, mesh)  # once for all batches
     for batch in batches:
-        if "texts" in batch:
+        if packing.is_packed(batch):
             raise ValueError("evaluate needs one example in each row, got a batch with several texts in a row")
         needed = {name: batch[name] for name in ("tokens", "target_mask", "features") if name in batch}
         size = len(needed["tokens"])

@@ -103,7 +103,7 @@ def _rounded(number: int) -> int:
 
 def is_packed(batch: Any) -> bool:
     """Whether the rows of a batch may hold several examples."""
-    return isinstance(batch, Mapping) and "texts" in batch
+    return isinstance(batch, Mapping) and "texts" in batch and "packed" in batch
 
 
 def texts_per_row(batch: Any) -> tuple[int, ...]:

@@ -273,8 +273,7 @@ class Update:
         num_hypotheses = hypotheses.count(state.adapters)
         counts = self._token_counts(params, state, batch, index)
         counted = jnp.ones(number.size, bool) if counts is None else counts > 0
-        weight = counted & _real_examples(real, batch)
-        weight = weight.astype(jnp.float32)
+        weight = (counted & _real_examples(real, batch)).astype(jnp.float32)
         example = None if due is None else batch["example"].ravel()
         if counts is not None:
             batch = _without_empty(batch, weight.reshape(index.size, -1).max(1))

@@ -69,6 +69,17 @@ def test_forward_and_gradient_are_those_of_linen(twins):
     assert out.shape == (K, B, 6, 13) and all(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(gradient))
 
 
+def test_each_token_under_a_hypothesis_of_its_own(twins):
+    """`Tokens` mixes no tokens, so that each has what its hypothesis gives to all of them."""
+    *models, params, adapters = twins
+    tokens = BATCH["tokens"]
+    k_of_token = np.random.default_rng(0).integers(0, K, tokens.shape)
+    every = models[0].apply_all(params, adapters, tokens)
+    expected = np.take_along_axis(np.asarray(every), k_of_token[None, ..., None], axis=0)[0]
+    for model in models:
+        close(model.apply_by_token(params, adapters, k_of_token, tokens), expected, 1e-5)
+
+
 def state_of(params, adapters):
     return mcl.TrainState.create(
         params=jax.tree.map(jnp.asarray, params), adapters=adapters, optimizer=adam(0.05), rng=jax.random.key(5)

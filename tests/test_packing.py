@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import keep_gradient, randomized
+from toys import MLP, keep_gradient, randomized
 
 import mcl_jax as mcl
 from mcl_jax import language_model, objectives, packing, parallel
@@ -130,6 +130,22 @@ class TestLikelihood:
         values, _ = jax.jit(log_p)(params, adapters, packed | {"winner": of_rows}, None)
         every = jax.vmap(lambda a: log_p(params, a, batch, None)[0], (mcl.hypotheses.axes(adapters),))
         close(unpacked(packed, values), jax.jit(every)(adapters)[winner, np.arange(N)])
+
+    def test_adapters_of_the_embeddings(self):
+        model, params, adapters = loaded("llama", targets=("embed_tokens", "v_proj"))
+        log_p, batch = language_model.log_likelihood_fn(model), examples()
+        packed = packing.pack(batch, LENGTH)
+        values, _ = log_p(params, adapters, packed | {"winner": jnp.asarray(packed["packed"] % K)}, None)
+        every = jax.vmap(lambda a: log_p(params, a, batch, None)[0])(adapters)
+        close(unpacked(packed, values), every[np.arange(N) % K, np.arange(N)])
+
+    def test_a_layer_whose_input_does_not_begin_with_tokens(self):
+        module, x = MLP(), np.ones((2, 7), np.float32)
+        params = module.init(jax.random.key(0), x)["params"]
+        model = mcl.Hypotheses(module, mcl.LoraConfig(rank=2, targets=("up",)))
+        adapters = model.init(jax.random.key(1), params, x, num_hypotheses=K)
+        with pytest.raises(ValueError, match=r"begin with the axes \[B, T\] = \(2, 5\).* got shape \(2, 7\)"):
+            model.apply_by_token(params, adapters, np.zeros((2, 5), np.int32), x)
 
     def test_layers_of_different_ranks(self):
         ranks = {"model/layers/self_attn/q_proj": (3, 1, 2)}
