@@ -4,12 +4,13 @@
     state, metrics = step(state, packed)           # the same update, but for rounding and dropout
 
     tokens        prompt answer eos prompt answer eos padding     [R, T + 1]
-    texts           1      1     1    2      2     2     0        [R, T], of the tokens but the last
+    texts           1      1     0    2      2     0     0        [R, T], of the tokens but the last
     packed        [0, 1, -1, -1]                                  [R, S], the example of each text
 
-Tokens see their own text only, and their positions start at 0 in each. Every example therefore has the likelihood that
-it would have in a row of its own, and a winner of its own. What a row costs in attention grows with the square of its
-length, and the products with A and B take K times as long; all other products save what padding would cost.
+An end token predicts nothing, so it belongs to no text, but as the target of the token before it. Tokens see their own
+text only, and their positions start at 0 in each. Every example therefore has the likelihood that it would have in a
+row of its own, and a winner of its own. What a row costs in attention grows with the square of its length, and the
+products with A and B take K times as long; all other products save what padding would cost.
 
 The base must have `takes_texts`, see `mcl_jax.language_model.LanguageModel`: the decoder-only families do.
 """

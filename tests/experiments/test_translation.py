@@ -19,6 +19,7 @@ from experiments.common.held_out import evaluator
 from experiments.common.task import prompts_of
 from experiments.common.training import train
 from experiments.common.usage import merged_pairs
+from experiments.translation import packed
 from experiments.translation.__main__ import COLUMNS, main
 from experiments.translation.config import Config
 from experiments.translation.scores import scores
@@ -244,6 +245,18 @@ def test_a_packed_run_learns_what_other_runs_learn(config, tmp_path):
     moved = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected.adapters))
     assert moved > 0.01
     chex.assert_trees_all_close(state.adapters, expected.adapters, atol=2e-3 * moved)
+
+
+def test_packed_rows_are_timed_beside_others(config, monkeypatch, capsys):
+    monkeypatch.setattr(packed, "BATCHES", 2)
+    monkeypatch.setattr(packed, "ROUNDS", 2)
+    packed.main(config)
+    printed = capsys.readouterr().out
+    assert "Training steps, K = 3" in printed and not config.workdir.exists()
+    ratio = {line.split("│")[1].strip(): line.split("│")[4].strip() for line in printed.splitlines() if " to " in line}
+    assert ratio["rows of one example"] == "1" and float(ratio["packed rows"]) > 0
+    with pytest.raises(ValueError, match="measures with --pack and without it"):
+        packed.main(config.replace(pack=True))
 
 
 def test_prompts_are_padded_on_the_left(config):
