@@ -19,7 +19,7 @@ from mcl_jax import data
 from mcl_jax.command_line import errors_in_a_line
 from mcl_jax.console import say, table
 
-BATCHES, ROUNDS = 16, 5
+BATCHES, ROUNDS = 4, 5
 
 
 def epoch_of(task: Task, config: Config) -> Callable[[], float]:
