@@ -359,18 +359,28 @@ def context_of(
 
 
 def check_inputs(
-    tokens: Int[Array, "B T"], mask: Mask | None, vocab_size: int, max_positions: int | None = None
+    tokens: Int[Array, "B T"],
+    mask: Mask | None,
+    vocab_size: int,
+    max_positions: int | None = None,
+    *,
+    takes_texts: bool = False,
 ) -> None:
-    """Raises a ValueError if shapes do not fit, there are more tokens than positions, or ids outside the vocabulary."""
+    """Raises a ValueError if shapes do not fit, there are more tokens than positions, or ids outside the vocabulary.
+
+    With `takes_texts`, the mask may be of integers.
+    """
     if tokens.ndim != 2:
         raise ValueError(f"tokens must be [B, T], got shape {tokens.shape}.")
     if max_positions is not None and tokens.shape[1] > max_positions:
         raise ValueError(
             f"tokens must have at most max_position_embeddings={max_positions} positions, got T={tokens.shape[1]}."
         )
-    sound = mask is None or mask.dtype == jnp.bool_ or jnp.issubdtype(mask.dtype, jnp.integer)
-    if not sound or (mask is not None and mask.shape != tokens.shape):
-        raise ValueError(
-            f"mask must be bool{list(tokens.shape)} like tokens, or integers, got {mask.dtype}{list(mask.shape)}."
-        )
+    if mask is not None:
+        sound = mask.dtype == jnp.bool_ or (takes_texts and jnp.issubdtype(mask.dtype, jnp.integer))
+        if not sound or mask.shape != tokens.shape:
+            also = ", or integers" if takes_texts else ""
+            raise ValueError(
+                f"mask must be bool{list(tokens.shape)} like tokens{also}, got {mask.dtype}{list(mask.shape)}."
+            )
     token_ids.check_vocabulary("tokens", tokens, mask, vocab_size)

@@ -185,7 +185,8 @@ class GPT(nn.Module):
 
     def hidden(self, tokens: Int[Array, "B T"], mask: decoder.Mask | None = None) -> Float[Array, "B T D"]:
         """Returns the hidden states after the last layer norm, in `config.dtype`; arguments as in `__call__`."""
-        decoder.check_inputs(tokens, mask, self.vocab_size, self.config.max_position_embeddings)
+        most = self.config.max_position_embeddings
+        decoder.check_inputs(tokens, mask, self.vocab_size, most, takes_texts=True)
         context = decoder.context_of(decoder.positions_of(tokens, mask), mask, (), keep=False)
         return self.transformer(decoder.blank(self.embed(tokens), mask), context, ())[0]
 

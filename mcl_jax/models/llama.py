@@ -170,7 +170,7 @@ class Llama(nn.Module):
           ValueError: if `mask` is neither boolean nor of integers, or not [B, T], or if it has texts in rows so long
             that one of them could change the rotation of the others.
         """
-        decoder.check_inputs(tokens, mask, self.vocab_size)
+        decoder.check_inputs(tokens, mask, self.vocab_size, takes_texts=True)
         texts, rope = mask is not None and mask.dtype != jnp.bool_, self.config.rope
         if texts and tokens.shape[1] > rope.exact_length:
             raise ValueError(

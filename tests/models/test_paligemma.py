@@ -287,3 +287,5 @@ def test_a_prefix_of_another_shape_is_refused():
     module, params, _ = load()
     with pytest.raises(ValueError, match=r"must be bool\[1, 3\] like tokens, got bool\[1, 2\]"):
         module.apply({"params": params}, jnp.ones((1, 3), jnp.int32), prefix=jnp.ones((1, 2), bool))
+    with pytest.raises(ValueError, match=r"must be bool\[1, 3\] like tokens, got int32\[1, 3\]"):
+        module.apply({"params": params}, jnp.ones((1, 3), jnp.int32), prefix=jnp.ones((1, 3), jnp.int32))
