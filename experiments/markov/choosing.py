@@ -6,20 +6,18 @@ themselves, see `experiments.markov.tables`.
 """
 
 import dataclasses
+import functools
 from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from experiments.common.options import COUNT, VOLATILE, Options, parse
 from experiments.markov import theory
-from experiments.markov.objectives import BATCH, LENGTH, TITLES, Mixture, mixtures, scores, spread
+from experiments.markov.objectives import BATCH, LENGTH, Mixture, measured, mixtures, show
 from experiments.markov.tables import train, transition_counts
 from mcl_jax import objectives
 from mcl_jax.command_line import errors_in_a_line
-from mcl_jax.console import say, table
-from mcl_jax.json_io import read_json
 from mcl_jax.kept_winners import UNKNOWN
 from mcl_jax.run import Run
 
@@ -107,32 +105,16 @@ def learned(config: ChoosingConfig, mixture: Mixture, tokens: int = LENGTH - 1, 
     return train(objectives.wta(), logits, counts, config.learning_rate, choosing=first, keep=keep)
 
 
-def measured(config: ChoosingConfig, run: Run, way: str, name: str) -> list[dict[str, Any]]:
-    """Returns the scores of each seed, from the run's records if it has them."""
-    tag = f"{name}/{way}"
-    if done := run.lines(tag):
-        return done[-1]["result"]
-    if run.stop_requested:
-        run.stop()
-    result = [scores(name, one) for one in learned(config, mixtures()[name], **config.ways[way])]
-    run.log(config.steps, {"result": result}, tag=tag)
-    say(f"{tag}: " + "  ".join(f"{key} {spread(result, key)}" for key in TITLES))
-    return result
-
-
 def main(config: ChoosingConfig) -> None:
     """Measures all ways. Finished cells are kept in metrics.jsonl, so the sweep resumes at the next one."""
     with Run(config.workdir, config, volatile=config.volatile) as run:
         if run.finished:
             run.say_finished()
         else:
-            run.finish(
-                {"ways": {way: {m: measured(config, run, way, m) for m in config.mixtures} for way in config.ways}}
-            )
-    results = read_json(config.workdir / "results.json")["ways"]
-    for score, title in TITLES.items():
-        rows = [[way, *(spread(by[m], score) for m in config.mixtures)] for way, by in results.items()]
-        table(title, ["winners chosen by", *config.mixtures], rows)
+            learn = lambda way, m: functools.partial(learned, config, mixtures()[m], **config.ways[way])
+            cell = lambda way, m: measured(run, config.steps, f"{m}/{way}", learn(way, m))
+            run.finish({"ways": {way: {m: cell(way, m) for m in config.mixtures} for way in config.ways}})
+        show("winners chosen by", run.results()["ways"], config.mixtures)
 
 
 if __name__ == "__main__":

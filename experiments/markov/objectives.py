@@ -7,6 +7,7 @@ The hypotheses are chains themselves, see `experiments.markov.tables`, so that h
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -140,21 +141,38 @@ def scores(name: str, logits: np.ndarray) -> dict[str, Any]:
     }
 
 
-def measured(config: SweepConfig, run: Run, name: str, mixture_name: str) -> list[dict[str, Any]]:
-    """Returns the scores of each seed, from the run's records if it has them."""
-    tag = f"{mixture_name}/{name}"
+def measured(run: Run, steps: int, tag: str, learn: Callable[[], np.ndarray]) -> list[dict[str, Any]]:
+    """Returns the scores of each seed, from the run's records if it has them.
+
+    Args:
+      run: the run.
+      steps: number of training steps.
+      tag: "MIXTURE/NAME" of the cell.
+      learn: trains, and returns the tables of logits [S, K, V, V].
+    """
     if done := run.lines(tag):
         return done[-1]["result"]
     if run.stop_requested:
         run.stop()
+    result = [scores(tag.split("/")[0], one) for one in learn()]
+    run.log(steps, {"result": result}, tag=tag)
+    say(f"{tag}: " + "  ".join(f"{key} {spread(result, key)}" for key in TITLES))
+    return result
+
+
+def show(what: str, results: dict[str, dict[str, list[dict[str, Any]]]], names: Sequence[str]) -> None:
+    """Prints a table for each score: a row for each `what`, and a column for each mixture."""
+    for score, title in TITLES.items():
+        rows = [[name, *(spread(by[mixture], score) for mixture in names)] for name, by in results.items()]
+        table(title, [what, *names], rows)
+
+
+def learned(config: SweepConfig, name: str, mixture_name: str) -> np.ndarray:
+    """Returns the tables of logits [S, K, V, V] that an objective learns from each seed."""
     mixture = mixtures()[mixture_name]
     logits = np.stack([mixture.start(seed) for seed in range(config.seeds)])
     counts = training_counts(mixture, config.seeds, config.steps)
-    learned = train(candidates(config.steps)[name], logits, counts, config.learning_rate)
-    result = [scores(mixture_name, one) for one in learned]
-    run.log(config.steps, {"result": result}, tag=tag)
-    say(f"{tag}: " + "  ".join(f"{key} {spread(result, key)}" for key in TITLES))
-    return result
+    return train(candidates(config.steps)[name], logits, counts, config.learning_rate)
 
 
 def spread(runs: list[dict[str, Any]], name: str) -> str:
@@ -170,12 +188,9 @@ def main(config: SweepConfig) -> None:
         if run.finished:
             run.say_finished()
         else:
-            results = {n: {m: measured(config, run, n, m) for m in config.mixtures} for n in config.objectives}
-            run.finish({"objectives": results})
-        results = run.results()["objectives"]
-        for score, title in TITLES.items():
-            rows = [[name, *(spread(by[m], score) for m in config.mixtures)] for name, by in results.items()]
-            table(title, ["objective", *config.mixtures], rows)
+            cell = lambda n, m: measured(run, config.steps, f"{m}/{n}", functools.partial(learned, config, n, m))
+            run.finish({"objectives": {n: {m: cell(n, m) for m in config.mixtures} for n in config.objectives}})
+        show("objective", run.results()["objectives"], config.mixtures)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ It takes the options of a run and times its training steps of mcl on the first b
 are, and with --pack. It writes nothing. Keep the machine idle.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def epoch_of(task: Task, config: Config) -> Callable[[], float]:
     items = task.encode(task.records("train"))
     loss, optimizer = config.objective_of("mcl"), config.optimizer_of("mcl").make(BATCHES * (ROUNDS + 1))
     batches = data.train_batches(items.encoded, config.batches, epochs=1, pack=config.training.rows_multiple)
-    inputs = [task.inputs(items, batch) for batch, _ in zip(batches, range(BATCHES), strict=False)]
+    inputs = [task.inputs(items, batch) for batch in itertools.islice(batches, BATCHES)]
     step = make_step(config, "mcl", task.log_likelihood_fn("mcl", train=True), loss, optimizer)
     state = task.initial_state("mcl", optimizer, loss, None)
 

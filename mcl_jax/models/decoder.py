@@ -8,11 +8,11 @@ Every model is a Linen module with the same four methods:
     module.logits(hidden)                         the output layer alone
 
 and `Module.unembedding(params)`, the output matrix [D, V]. `mask` is True on tokens and False on padding, which may be
-on either side; token ids under padding have no effect, and positions count tokens only. `hidden` also takes a mask of
-integers, for rows that hold several texts (`mcl_jax.packing`): the number of the text of each token, from 1, and 0 on
-padding. Tokens see their own text only, whose positions start at 0. A model never writes a cache: it reads `past`, a
-tuple of segments of keys and values, and returns the segment of the tokens it was given. The caller (`generation`)
-decides what to keep of it.
+on either side; token ids under padding have no effect, and positions count tokens only. The `hidden` of a model with
+`takes_texts` also takes a mask of integers, for rows that hold several texts (`mcl_jax.packing`): the number of the
+text of each token, from 1, and 0 on padding. Tokens see their own text only, whose positions start at 0. A model never
+writes a cache: it reads `past`, a tuple of segments of keys and values, and returns the segment of the tokens it was
+given. The caller (`generation`) decides what to keep of it.
 
 A model that takes images or audio has a fifth method, `encode`: its frozen tower, from images or audio clips to
 features [B, N, D], which runs once per example whatever K is. The first three methods then take `features=`, which
