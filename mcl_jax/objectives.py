@@ -301,12 +301,12 @@ class WTA(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class RandomWTA(WTA):
-    """q = 1 for a hypothesis that is drawn uniformly for each example and step, whatever its log p is."""
+    """q = 1 for a hypothesis that is drawn uniformly for each example and step, whatever its log p is, unless −inf."""
 
     def assign(self, log_likelihood, state=None, rng=None):
         if rng is None:
             raise ValueError("random_wta draws winners, so it needs rng, a key or one key per example; got None")
-        return winners(jnp.where(diverged(log_likelihood), log_likelihood, 0.0), rng)  # all the others tie
+        return winners(jnp.where(jnp.isfinite(log_likelihood), 0.0, log_likelihood), rng)  # all finite ones tie
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,8 @@ class TrainStep:
         num_hypotheses = hypotheses.count(state.adapters)
         if self.update.refresh is not None:
             _check_examples(state, batch)
+        if self.update.candidates is not None:
+            _check_candidates(self.update.candidates, num_hypotheses, batch)
         self.update.check(num_hypotheses, self.placement.local_size(sharding.batch_size(batch)))
         if state.objective_state is None:
             initial = jax.jit(self.update.objective.init, static_argnums=0)  # compiled: no transfer from the host
@@ -67,6 +69,7 @@ def make_train_step(
     assign: Assign = "clean",
     choose_fn: LogLikelihoodFn | None = None,
     refresh: int | None = None,
+    candidates: int | None = None,
     accumulate: int = 1,
     hypothesis_chunk: int | None = None,
     donate: bool = True,
@@ -91,6 +94,10 @@ def make_train_step(
         cost as much as those of one model. They are those in which every example has a winner, and these winners have
         not served that often on average. Each batch needs "example" [B], the number of each example, and the state
         `num_examples`. In these steps, log_likelihood counts each example under its winner alone.
+      candidates: m, number of hypotheses that compete for each example; with "winner". Each batch needs "candidates"
+        [B, m], their numbers, such as `selector.choose(log_gamma, m).T`. A step then costs about m + 2 forward passes.
+        log_likelihood counts each example under its candidates alone, and a hypothesis that is a candidate nowhere
+        learns nothing.
       accumulate: number of micro-batches per batch. Sums are divided once, by the weight of the whole batch.
       hypothesis_chunk: with "all", number of hypotheses whose activations are held at a time. Each hypothesis then
         costs one more forward pass.
@@ -112,10 +119,26 @@ def make_train_step(
         assign=assign,
         choose_fn=choose_fn,
         refresh=refresh,
+        candidates=candidates,
         accumulate=accumulate,
         hypothesis_chunk=hypothesis_chunk,
     )
     return TrainStep(update, None if mesh is None else OverMesh(mesh), donate=donate)
+
+
+def _check_candidates(number: int, num_hypotheses: int, batch: Batch) -> None:
+    """Raises a ValueError unless the batch has `number` hypotheses for each example."""
+    if not isinstance(batch, Mapping) or "candidates" not in batch:
+        raise ValueError('a step with candidates needs batch["candidates"] [B, m], the hypotheses that compete')
+    if packing.is_packed(batch):
+        raise ValueError("candidates need one example in each row, got a batch with several texts in a row")
+    found, size = batch["candidates"], sharding.batch_size(batch)
+    if found.shape != (size, number):
+        raise ValueError(f'batch["candidates"] must have shape [B, m] = {(size, number)}, got {found.shape}')
+    if isinstance(found, np.ndarray) and found.size and not 0 <= found.min() <= found.max() < num_hypotheses:
+        raise ValueError(
+            f'batch["candidates"] must be from 0 to {num_hypotheses - 1}, got {found.min()} to {found.max()}'
+        )
 
 
 def _check_examples(state: TrainState, batch: Batch) -> None:

@@ -17,7 +17,8 @@ program.
 The choice can be made cheaper, for "winner" and "sampled". With `choose_fn` the scores that choose come from another
 function, such as the base in fewer bits or the first tokens of each answer. With `refresh=n` a winner serves for n
 visits of its example: the steps between choose nothing and cost as much as a step of one model. `TrainState.create`
-then needs `num_examples`, and each batch "example" [B], the number of each example.
+then needs `num_examples`, and each batch "example" [B], the number of each example. With `candidates=m` only m of the K
+hypotheses compete for an example, those in "candidates" [B, m] of the batch, such as the likeliest of a selector.
 
 A row of a batch may hold several examples (`mcl_jax.packing`). Each has its winner, and the backward pass runs each
 part of a row under its own (`Hypotheses.apply_by_token`), so that the gradient is that of one example per row. All
@@ -133,6 +134,7 @@ class Update:
         assign: Assign = "clean",
         choose_fn: LogLikelihoodFn | None = None,
         refresh: int | None = None,
+        candidates: int | None = None,
         accumulate: int = 1,
         hypothesis_chunk: int | None = None,
     ):
@@ -149,6 +151,11 @@ class Update:
                 f'refresh must be at least 1 visit and needs backward="winner", got refresh={refresh} and '
                 f"backward={backward!r}"
             )
+        if candidates is not None and (candidates < 1 or backward != "winner"):
+            raise ValueError(
+                f'candidates must be at least 1 hypothesis and needs backward="winner", got candidates={candidates} and '
+                f"backward={backward!r}"
+            )
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1 micro-batch, got {accumulate}")
         if hypothesis_chunk is not None and (hypothesis_chunk < 1 or backward != "all"):
@@ -158,7 +165,8 @@ class Update:
             )
         self.log_likelihood_fn, self.objective = log_likelihood_fn, objective
         self.optimizer = _extended(optimizer)
-        self.backward, self.assign, self.choose_fn, self.refresh = backward, assign, choose_fn, refresh
+        self.backward, self.assign, self.choose_fn = backward, assign, choose_fn
+        self.refresh, self.candidates = refresh, candidates
         self.accumulate, self.hypothesis_chunk = accumulate, hypothesis_chunk
 
     def check(self, num_hypotheses: int, size: int) -> None:
@@ -166,6 +174,8 @@ class Update:
         self.objective.check(num_hypotheses)
         if self.backward == "winner" and not self.objective.is_hard(num_hypotheses):
             raise ValueError(_not_hard(self.objective, f" with K={num_hypotheses}"))
+        if self.candidates is not None and self.candidates > num_hypotheses:
+            raise ValueError(f"candidates={self.candidates} must be at most K={num_hypotheses}")
         if self.hypothesis_chunk and num_hypotheses % self.hypothesis_chunk:
             raise ValueError(f"hypothesis_chunk={self.hypothesis_chunk} does not divide K={num_hypotheses}")
         if size == 0 or size % self.accumulate:
@@ -297,6 +307,11 @@ class Update:
                 return normalized(adapters, jnp.zeros_like(index), False, {**batch, "winner": winner})
             return normalized(hypotheses.select(adapters, chosen), chosen, True)
 
+        def among(candidates, **options):  # [m, B]; the others get a probability of 0
+            one = lambda k: normalized(hypotheses.select(adapters, k), k, True, **options)
+            out = jnp.full((num_hypotheses, index.size), -jnp.inf)
+            return out.at[candidates, jnp.arange(index.size)].set(jax.vmap(one)(candidates))
+
         def assess(log_p):
             totals, q, _ = self.objective.totals(log_p, weight, state.step, state.objective_state, tie_rngs)
             return totals, q
@@ -317,10 +332,16 @@ class Update:
             totals, q = assess(every(adapters, ks, rng=None if clean else model_rng))
             gradient = self._gradient_of_all(adapters, q, weight, every)
         else:
-            function = self.choose_fn or self.log_likelihood_fn
+            options = {"rng": None if clean else model_rng, "function": self.choose_fn or self.log_likelihood_fn}
 
             def choose():
-                totals, q = assess(every(adapters, ks, rng=None if clean else model_rng, function=function))
+                if self.candidates is None:
+                    totals, q = assess(every(adapters, ks, **options))
+                else:
+                    log_p = among(batch["candidates"].T, **options)
+                    totals, q = assess(log_p)
+                    counted = (weight[None] > 0.0) & ~jnp.isneginf(log_p)
+                    totals = totals.replace(log_likelihood=jnp.where(counted, log_p, 0.0).sum(1))
                 return totals, self._chosen(q, draw_rngs).astype(jnp.int32)
 
             def keep():

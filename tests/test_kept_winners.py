@@ -177,12 +177,134 @@ def test_another_function_chooses(objective):
         np.testing.assert_allclose(metrics["loss"], -values.mean(), rtol=1e-5)  # of the function that learns
 
 
+CANDIDATES = np.array([[0, 2], [2, 1], [1, 0], [1, 0], [0, 1]])  # of the examples of a batch
+
+
+def among(log_likelihood, candidates):
+    """The scores of the candidates, and −inf for the others."""
+    out = np.full_like(log_likelihood, -np.inf)
+    for b, ks in enumerate(candidates):
+        out[ks, b] = np.asarray(log_likelihood)[ks, b]
+    return out
+
+
+@pytest.mark.parametrize("objective", [objectives.wta(), objectives.balanced_wta()], ids=["wta", "balanced"])
+def test_candidates_alone_compete(objective):
+    step, state = step_of(objective, candidates=2), state_of(num_examples=None)
+    bias = np.zeros(K, np.float32)
+    if objective != objectives.wta():
+        bias = np.array([0.0, 3.0, -3.0], np.float32)
+        state = state.replace(objective_state=jnp.asarray(bias))
+    all_scores = np.asarray(scores(ADAPTERS, FIRST))
+    contest = among(all_scores, CANDIDATES)
+    winner = (contest + bias[:, None]).argmax(0)
+    assert (winner != (all_scores + bias[:, None]).argmax(0)).any()  # some best ones are no candidates
+    state, metrics = step(state, {**batch_of(FIRST), "candidates": CANDIDATES})
+    gradient = expected_gradient(ADAPTERS, FIRST, winner)["shift"]
+    np.testing.assert_allclose(state.opt_state["shift"], gradient, rtol=1e-5)
+    np.testing.assert_allclose(metrics["win_rate"], np.bincount(winner, minlength=K) / B, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], -all_scores[winner, np.arange(B)].mean(), rtol=1e-5)
+    own = np.where(np.isneginf(contest), 0.0, contest).sum(1) / B
+    np.testing.assert_allclose(metrics["log_likelihood"], own, rtol=1e-5)
+
+
+def test_random_winners_are_candidates():
+    step, numbers = step_of(objectives.random_wta(), candidates=2), []
+    for seed in range(5):
+        state = state_of(num_examples=None).replace(rng=jax.random.key(seed))
+        state, metrics = step(state, {**batch_of(FIRST), "candidates": np.tile([[0, 2]], (B, 1))})
+        assert metrics["win_rate"][1] == 0.0 and np.isfinite(metrics["loss"])
+        numbers.append(float(metrics["win_rate"][0]))
+    assert len(set(numbers)) > 1
+
+
+def noisy(params, adapters_k, batch, rng):
+    noise = 0.0 if rng is None else jax.random.normal(rng, ())
+    return log_p(params, adapters_k, batch, rng)[0] + noise * adapters_k["shared_scale"][0], jnp.full(1, 2)
+
+
+@pytest.mark.parametrize("assign", ["clean", "noisy"])
+def test_all_hypotheses_as_candidates_are_the_plain_step(assign):
+    adapters = {**ADAPTERS, "shared_scale": jnp.array([2.0])}  # a part that all hypotheses share
+    batch = batch_of(FIRST)
+    orders = np.stack([np.random.default_rng(b).permutation(K) for b in range(B)])
+    results = []
+    for options, more in (({}, {}), ({"candidates": K}, {"candidates": orders})):
+        step = mcl.make_train_step(noisy, objectives.balanced_wta(), keep_gradient(), assign=assign, **options)
+        results.append(step(state_of(adapters, num_examples=None), {**batch, **more}))
+    (one, metrics), (other, same) = results
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], same[name], rtol=1e-6, err_msg=name)
+    for name in adapters:
+        np.testing.assert_allclose(one.opt_state[name], other.opt_state[name], rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_candidates_as_on_one_device(name):
+    options = dict(PLACES[name])
+    if name == "pmap":
+        options["devices"] = tuple(jax.devices()[:2])
+    if options.pop("mesh", False):
+        options["mesh"] = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("data",))
+    batch = {**batch_of([*FIRST, 1]), "candidates": np.concatenate([CANDIDATES, [[2, 0]]])}
+    one, metrics = step_of(candidates=2, refresh=2)(state_of(), batch)
+    other, same = step_of(candidates=2, refresh=2, **options)(state_of(), batch)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], same[name], rtol=2e-6, err_msg=name)
+    np.testing.assert_array_equal(one.winners.winner, other.winners.winner)
+    np.testing.assert_allclose(one.opt_state["shift"], other.opt_state["shift"], rtol=1e-5)
+
+
+def test_only_candidates_run():
+    calls = []
+
+    def counted(params, adapters_k, batch, rng):
+        jax.debug.callback(lambda _: calls.append(1), adapters_k["shift"][0] + batch["x"][0, 0])
+        return log_p(params, adapters_k, batch, rng)
+
+    numbers = {}
+    for m in (1, 2, K):
+        calls.clear()
+        step = mcl.make_train_step(counted, WTA, keep_gradient(), candidates=m)
+        step(state_of(num_examples=None), {**batch_of(FIRST), "candidates": np.tile(np.arange(m), (B, 1))})
+        jax.effects_barrier()
+        numbers[m] = len(calls)
+    assert numbers[2] - numbers[1] == B and numbers[K] - numbers[1] == (K - 1) * B
+
+
 class TestErrors:
+    @pytest.mark.parametrize(
+        ("candidates", "message"),
+        [
+            (None, r'needs batch\["candidates"\]'),
+            (np.zeros((B, 3), int), r"must have shape \[B, m\] = \(5, 2\), got \(5, 3\)"),
+            (np.zeros(B, int), r"must have shape .* got \(5,\)"),
+            (np.full((B, 2), K), "must be from 0 to 2, got 3 to 3"),
+            (np.full((B, 2), -1), "must be from 0 to 2, got -1 to -1"),
+        ],
+    )
+    def test_candidates(self, candidates, message):
+        more = {} if candidates is None else {"candidates": candidates}
+        with pytest.raises(ValueError, match=message):
+            step_of(candidates=2)(state_of(), {**batch_of(FIRST), **more})
+
+    def test_candidates_of_packed_rows(self):
+        texts = {"texts": np.ones((B, D), int), "packed": np.zeros((B, 2), int)}
+        batch = {**batch_of(FIRST), "candidates": np.zeros((B, 2), int), **texts}
+        with pytest.raises(ValueError, match="one example in each row"):
+            step_of(candidates=2)(state_of(), batch)
+
+    def test_more_candidates_than_hypotheses(self):
+        with pytest.raises(ValueError, match="candidates=4 must be at most K=3"):
+            step_of(candidates=4)(state_of(), {**batch_of(FIRST), "candidates": np.zeros((B, 4), int)})
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ({"refresh": 0}, "refresh must be at least 1 visit"),
             ({"refresh": 2, "backward": "all"}, 'refresh must .* needs backward="winner", got refresh=2 and .*all'),
+            ({"candidates": 0}, "candidates must be at least 1 hypothesis"),
+            ({"candidates": 2, "backward": "sampled"}, 'candidates must .* needs backward="winner", got candidates=2'),
             ({"choose_fn": backwards, "backward": "all"}, 'choose_fn needs backward="winner" or "sampled"'),
         ],
     )

@@ -49,6 +49,7 @@ def train(
     learning_rate: float,
     *,
     choosing: np.ndarray | None = None,
+    admit: Callable[[int, np.ndarray], np.ndarray] | None = None,
     keep: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Trains tables of logits [S, K, V, V] on transition counts [S, N, B, V, V] in N steps; returns the tables.
@@ -61,6 +62,8 @@ def train(
       counts: the sequences of each seed and step.
       learning_rate: highest learning rate.
       choosing: counts of what the objective compares the hypotheses by; by default the sequences themselves.
+      admit: takes the number of a step and log p [S, K, B], and returns which hypotheses compete, as booleans; all by
+        default.
       keep: takes the number of a step and its weights q [S, K, B], and returns those to use in their place.
     """
     (seeds, k), (steps, batch) = logits.shape[:2], counts.shape[1:3]
@@ -72,6 +75,8 @@ def train(
     for step in range(steps):
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         likelihood = log_p.reshape(seeds, k, -1).astype(np.float32) @ compared[:, step].swapaxes(1, 2)
+        if admit is not None:
+            likelihood = np.where(admit(step, likelihood), likelihood, -np.inf)
         q, state = shares(objective, likelihood, np.int32(step), state, rng)
         q = np.asarray(q) if keep is None else keep(step, np.asarray(q))
         learned = (q @ flat[:, step]).reshape(logits.shape) / batch
