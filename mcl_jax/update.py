@@ -153,8 +153,8 @@ class Update:
             )
         if candidates is not None and (candidates < 1 or backward != "winner"):
             raise ValueError(
-                f'candidates must be at least 1 hypothesis and needs backward="winner", got candidates={candidates} and '
-                f"backward={backward!r}"
+                f'candidates must be at least 1 hypothesis and needs backward="winner", got candidates={candidates} '
+                f"and backward={backward!r}"
             )
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1 micro-batch, got {accumulate}")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import mcl_jax as mcl
 from mcl_jax.generation import BeamSearch, Greedy, Sampling, decode, log_likelihoods, prompt_features
@@ -99,6 +100,34 @@ def test_a_mesh_and_a_shared_part_change_nothing():
         assert_reordered(found, whole, chosen)
     alone, together = (prompt_features(model, params, PROMPTS, mesh=devices) for devices in (None, mesh))
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["models/llama", "whisper/tiny"])
+def test_layers_that_are_not_scanned_decode_the_same(family):
+    """Greedy, in beams, and each prompt under hypotheses of its own; their keys and values are kept layer by layer."""
+    (scanned, params, _), (listed, apart, _) = (
+        mcl.models.from_pretrained(GOLDEN / family, scan=scan) for scan in (True, False)
+    )
+    config = mcl.LoraConfig(rank=3, alpha=7, targets=("q_proj", "v_proj"))
+    rng, features = np.random.default_rng(0), {}
+    if family.startswith("whisper"):
+        features = {"features": rng.normal(size=(5, 11, scanned.feature_size)).astype(np.float32)}
+    call = {name: x[:1, :1] for name, x in features.items()} | dict(method="hidden", num_hypotheses=K)
+    model = mcl.Hypotheses(scanned, config)
+    init = lambda: model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), **call)
+    adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32), jax.eval_shape(init))
+    of_layers = {}
+    for path, leaf in flatten_dict(adapters).items():
+        at = path.index("layers")
+        of_layers |= {(*path[:at], f"layers_{i}", *path[at + 1 :]): leaf[:, i] for i in range(leaf.shape[1])}
+    every = (model, params, adapters), (mcl.Hypotheses(listed, config), apart, unflatten_dict(of_layers))
+    inputs = {"tokens": PROMPTS["tokens"] % scanned.vocab_size, "mask": MASK, **features}
+    chosen = np.array([[2, 0, 1, 1, 0], [0, 0, 2, 1, 2]])
+    for decoder, options in ((BeamSearch(3, num_return=2), {}), (Greedy(), {"chosen": chosen})):
+        one, same = (decode(*of, inputs, decoder, T, eos_token_id=EOS, **options) for of in every)
+        np.testing.assert_array_equal(one.tokens, same.tokens)
+        np.testing.assert_allclose(one.scores, same.scores, rtol=1e-4)
+        assert len({np.asarray(tokens).tobytes() for tokens in one.tokens}) > 1
 
 
 @pytest.mark.slow

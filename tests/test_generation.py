@@ -11,6 +11,7 @@ import pytest
 
 import mcl_jax as mcl
 from mcl_jax.generation import BeamSearch, DiverseBeamSearch, Greedy, Sampling, decode, filters
+from mcl_jax.generation.decoders import likeliest
 from mcl_jax.generation.limits import Limits
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -111,6 +112,16 @@ def test_rows_end_with_an_end_token_and_padding_behind_it(base):
         assert not np.isin(row[: length - 1], EOS).any()
         assert length == 13 or row[length - 1] in EOS
         assert (row[length:] == 40).all()
+
+
+def test_the_likeliest_token_is_numpys_argmax():
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-3, 3, (7, 3, 11)).astype(np.float32)  # with many ties
+    scores[2, 1], scores[3, 0], scores[4, 2, 5] = -np.inf, np.nan, np.inf
+    for dtype in (jnp.float32, jnp.bfloat16):
+        np.testing.assert_array_equal(likeliest(jnp.asarray(scores, dtype)), np.argmax(scores, -1))
+    scores[5, 1, 4] = np.nan  # one NaN: any token will do, since the row is reported, but it must be one
+    assert 0 <= int(likeliest(jnp.asarray(scores))[5, 1]) < 11
 
 
 # ---------------------------------------------------------------------------------------------------------- Sampling

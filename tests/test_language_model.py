@@ -54,12 +54,12 @@ class MeanOfPast(nn.Module):
         total, count = jnp.cumsum(x, axis=1), jnp.cumsum(mask, axis=1, dtype=jnp.int32)
         for segment in past:
             repeat = len(tokens) // segment.mask.shape[0]
-            kept = jnp.where(segment.mask[..., None], segment.keys[0, :, :, 0], 0.0).sum(1)
+            kept = jnp.where(segment.mask[..., None], segment.keys[0, :, 0].swapaxes(1, 2), 0.0).sum(1)
             total = total + jnp.repeat(kept, repeat, 0)[:, None]
             count = count + jnp.repeat(segment.mask.sum(1, dtype=jnp.int32), repeat)[:, None]
         mean = total / jnp.maximum(count, 1)[..., None].astype(jnp.float32)
-        keys = x[None, :, :, None]
-        return nn.tanh(self.mix(mean)) + mean * self.gate(x), Segment(keys, jnp.zeros_like(keys), positions, mask)
+        keys, values = x.swapaxes(1, 2)[None, :, None], jnp.zeros((1, len(x), 1, x.shape[1], 1))
+        return nn.tanh(self.mix(mean)) + mean * self.gate(x), Segment(keys, values, positions, mask)
 
     def logits(self, hidden):
         return self.out(hidden)

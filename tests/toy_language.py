@@ -27,8 +27,8 @@ class Bigrams(nn.Module):
         return self.head(hidden)
 
     def extend(self, tokens, mask, positions, past=()):
-        nothing = jnp.zeros((1, *tokens.shape, 1, 1))
-        return self.hidden(tokens), Segment(nothing, nothing, positions, mask)
+        keys = jnp.zeros((1, len(tokens), 1, 1, tokens.shape[1]))
+        return self.hidden(tokens), Segment(keys, keys.swapaxes(-1, -2), positions, mask)
 
     def __call__(self, tokens):
         return self.logits(self.hidden(tokens))

@@ -60,7 +60,7 @@ class ChoosingConfig(Options):
         if wrong := [n for n in self.tokens if not 1 <= n < LENGTH]:
             raise ValueError(f"--tokens must be from 1 to {LENGTH - 1}, the transitions of a sequence, got {wrong[0]}")
         if wrong := [n for n in self.prompts if not 1 <= n < LENGTH - 1]:
-            raise ValueError(f"--prompts must be from 1 to {LENGTH - 2}, to leave a transition to learn, got {wrong[0]}")
+            raise ValueError(f"--prompts must be from 1 to {LENGTH - 2}, so that one is left to learn, got {wrong[0]}")
         if wrong := [n for n in self.candidates if n < 1]:
             raise ValueError(f"--candidates must be at least 1 hypothesis, got {wrong[0]}")
         if wrong := [n for n in self.refresh if n < 1]:

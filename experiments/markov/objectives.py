@@ -163,8 +163,10 @@ def measured(run: Run, steps: int, tag: str, learn: Callable[[], np.ndarray]) ->
 def show(what: str, results: dict[str, dict[str, list[dict[str, Any]]]], names: Sequence[str]) -> None:
     """Prints a table for each score: a row for each `what`, and a column for each mixture."""
     for score, title in TITLES.items():
-        cell = lambda by, mixture: spread(by[mixture], score) if mixture in by else "–"
-        rows = [[name, *(cell(by, mixture) for mixture in names)] for name, by in results.items()]
+        rows = [
+            [name, *(spread(by[mixture], score) if mixture in by else "–" for mixture in names)]
+            for name, by in results.items()
+        ]
         table(title, [what, *names], rows)
 
 

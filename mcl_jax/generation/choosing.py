@@ -15,7 +15,8 @@ from mcl_jax.language_model import check_language_model
 from mcl_jax.mesh import laid_out, over_data
 from mcl_jax.models.decoder import Segment
 
-ROW_AXES = Segment(keys=1, values=1, positions=0, mask=0, memory=1)  # axis of the rows
+ROW_AXES = Segment(keys=-4, values=-4, positions=-2, mask=-2, memory=-4)  # axis of the rows
+PROMPT_AXES = jax.tree.map(lambda axis: axis - 1, ROW_AXES)  # axis of the prompts, once it is split off
 
 
 def prompt_features(
@@ -108,11 +109,11 @@ def extend_chosen(model, params, adapters, B, tokens, mask, positions, past, **f
         return call(hidden[:, -1:], method="logits"), segment
 
     def one(adapters_k, tokens_k, past_k):
-        axes = (hypotheses.axes(adapters), 0, 0, 0, (ROW_AXES,) * len(past_k), 0)
+        axes = (hypotheses.axes(adapters), 0, 0, 0, (PROMPT_AXES,) * len(past_k), 0)
         split = tuple(_by_axis(lambda x, axis: _split(x, axis, B), segment) for segment in past_k)
-        every = jax.vmap(prompt, axes, (0, ROW_AXES))
+        every = jax.vmap(prompt, axes, (0, PROMPT_AXES))
         logits, segment = every(adapters_k, _split(tokens_k, 0, B), mask, positions, split, features)
-        return _merge(logits, 0), _by_axis(_merge, segment)
+        return logits.reshape(-1, *logits.shape[2:]), _by_axis(_merge, segment)
 
     return jax.vmap(one, (hypotheses.axes(adapters), 0, 0))(adapters, tokens, past)
 
@@ -128,5 +129,5 @@ def _split(x: Array, axis: int, size: int) -> Array:
 
 
 def _merge(x: Array, axis: int) -> Array:
-    """Reshapes axes [B, r] to one of B·r rows."""
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    """Undoes `_split` for an axis that is counted from the end."""
+    return x.reshape(*x.shape[: axis - 1], -1, *x.shape[axis + 1 :])

@@ -125,7 +125,7 @@ class Loop:
         # The padding token may be outside the vocabulary.
         fed = jnp.clip(chosen, 0, scores.shape[-1] - 1).reshape(K, B * W, 1)
         logits, new = self.extend(fed, jnp.ones((B * W, 1), bool), here, past)
-        kept = jax.tree.map(lambda all_, one, axis: _write(all_, one, carry.t, axis), kept, new, SLOT_AXES)
+        kept = _write(kept, new, carry.t)
         logits = logits[:, :, 0].reshape(K * B, W, -1)
         return Carry(carry.t + 1, logits, seen, history, search, kept, broken)
 
@@ -182,26 +182,45 @@ def _extend(model, params, adapters, tokens, mask, positions, past, **features):
     return jax.vmap(one, (hypotheses.axes(adapters), 0, 0))(adapters, tokens, past)
 
 
-SLOT_AXES = Segment(keys=3, values=3, positions=2, mask=2)  # axis of the time slots, after K (and L) and the rows
+SLOT_AXES = Segment(keys=-1, values=-2, positions=-1, mask=-1)  # axis of the time slots
 
 
 def _empty(prompt: Segment, rows: int, slots: int) -> Segment:
     """Allocates a segment for `slots` tokens of `rows` continuations."""
-    K, L, _, _, *heads = prompt.keys.shape
-    zeros = jnp.zeros((K, L, rows, slots, *heads), prompt.keys.dtype)
-    return Segment(zeros, zeros, jnp.zeros((K, rows, slots), jnp.int32), jnp.ones((K, rows, slots), bool))
+
+    def empty(x: Array, row_axis: int, slot_axis: int) -> Array:
+        shape = list(x.shape)
+        shape[row_axis], shape[slot_axis] = rows, slots
+        return jnp.zeros(shape, x.dtype)
+
+    K, axes = len(prompt.mask), SLOT_AXES
+    keys, values = (
+        jax.tree.map(functools.partial(empty, row_axis=choosing.ROW_AXES.keys, slot_axis=axis), part)
+        for part, axis in ((prompt.keys, axes.keys), (prompt.values, axes.values))
+    )
+    return Segment(keys, values, jnp.zeros((K, rows, slots), jnp.int32), jnp.ones((K, rows, slots), bool))
 
 
-def _write(all_, one, slot, axis):
-    return jax.lax.dynamic_update_slice_in_dim(all_, one.astype(all_.dtype), slot, axis)
+def _write(kept: Segment, new: Segment, slot: Int[Array, ""]) -> Segment:
+    """Puts a segment of one token into a slot."""
+
+    def part(axis, all_, one):
+        write = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), slot, axis)
+        return jax.tree.map(write, all_, one)
+
+    return jax.tree.map(part, SLOT_AXES, kept, new.replace(memory=None))
 
 
 def _reorder(kept: Segment, parents: Int[Array, "K B W"]) -> Segment:
     """Reorders the rows like the surviving beams. All beams of an item share their positions and masks."""
     K, B, W = parents.shape
-    rows = (jnp.arange(B)[None, :, None] * W + parents).reshape(K, 1, B * W, 1, 1, 1)
-    keys, values = (jnp.take_along_axis(x, rows, axis=2) for x in (kept.keys, kept.values))
-    return kept.replace(keys=keys, values=values)
+    rows, axis = (jnp.arange(B)[None, :, None] * W + parents).reshape(K, -1), choosing.ROW_AXES.keys
+
+    def reorder(x: Array) -> Array:
+        index = rows.reshape(K, *[1] * (x.ndim + axis - 1), B * W, 1, 1, 1)
+        return jnp.take_along_axis(x, index, axis=axis)
+
+    return kept.replace(keys=jax.tree.map(reorder, kept.keys), values=jax.tree.map(reorder, kept.values))
 
 
 def _seen(tokens, mask, vocab, K, W) -> Bool[Array, "N W V"]:

@@ -167,7 +167,7 @@ class SelfAttention(nn.Module):
         N, T, D = x.shape
         H = self.config.num_attention_heads
         q, k, v = (dense(self.config, D, f"{name}_proj")(x).reshape(N, T, H, D // H) for name in "qkv")
-        y = decoder.attend(q, [(k, v, jnp.zeros((N, T, T), jnp.int32))], scale=(D // H) ** -0.5)
+        y = decoder.attend(q, (k, v, jnp.zeros((N, T, T), jnp.int32)), scale=(D // H) ** -0.5)
         return dense(self.config, D, "out_proj")(y.reshape(N, T, D))
 
 

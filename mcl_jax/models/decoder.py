@@ -20,7 +20,7 @@ replace the placeholder tokens of the prompt (`merge_features`), or which every 
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -47,26 +47,57 @@ POLICIES = {
 
 
 @flax.struct.dataclass
+class PerLayer:
+    """Arrays of L layers that are not scanned, where scanned ones have one array with an axis L in front.
+
+    A decoding step then reads the buffer of a layer as it is; to read it out of a common one, XLA on a CPU copies it.
+
+    Attributes:
+      arrays: the array of each layer.
+    """
+
+    arrays: tuple[Array, ...]
+
+    def __getitem__(self, layer: int) -> Array:
+        return self.arrays[layer]
+
+
+@flax.struct.dataclass
 class Segment:
-    """Keys and values of S tokens in every layer.
+    """Keys and values of S tokens in every layer, as `stored` makes them of those of a layer.
 
     A segment may have fewer rows than the queries: with n·B queries and B rows, n queries share a row, in the order
     (B, n), so that n continuations share one copy of their prompt.
 
     Attributes:
-      keys: keys of each layer, before they are repeated for groups of query heads.
+      keys: keys of each layer, before they are repeated for groups of query heads; in the order in which attention
+        multiplies by them. Layers that are not scanned may have them as `PerLayer`, without the axis L.
       values: values of each layer, likewise.
       positions: positions of the tokens, from 0 in each row.
       mask: False where there is no token.
-      memory: (keys, values) [L, B, N, H, d] of the features that a model with cross-attention attends to, in the first
-        segment of its rows; None in later segments, and in other models.
+      memory: (keys, values) of the features that a model with cross-attention attends to, in the same order, in the
+        first segment of its rows; None in later segments, and in other models.
     """
 
-    keys: Float[Array, "L B S Hkv d"]
-    values: Float[Array, "L B S Hkv d"]
+    keys: Float[Array, "L B Hkv d S"] | PerLayer
+    values: Float[Array, "L B Hkv S d"] | PerLayer
     positions: Int[Array, "B S"]
     mask: Bool[Array, "B S"]
-    memory: tuple[Float[Array, "L B N H d"], Float[Array, "L B N H d"]] | None = None
+    memory: tuple[Float[Array, "L B H d N"] | PerLayer, Float[Array, "L B H N d"] | PerLayer] | None = None
+
+
+class Past(NamedTuple):
+    """What one layer sees of an earlier segment.
+
+    Attributes:
+      keys: its keys, as `stored`.
+      values: its values, as `stored`.
+      distances: how many tokens before each query each of them lies.
+    """
+
+    keys: Float[Array, "b Hkv d S"]
+    values: Float[Array, "b Hkv S d"]
+    distances: Int[Array, "B T S"]
 
 
 def merge_features(
@@ -143,16 +174,29 @@ def distances(queries: Int[Array, "B T"], keys: Int[Array, "b S"], mask: Bool[Ar
     return jnp.where(mask[:, None], queries[:, :, None] - keys[:, None], -1)
 
 
+def stored(
+    keys: Float[Array, "B S Hkv d"], values: Float[Array, "B S Hkv d"]
+) -> tuple[Float[Array, "B Hkv d S"], Float[Array, "B Hkv S d"]]:
+    """Returns the keys and values of a layer as a `Segment` has them, so that no later step turns or checks them again.
+
+    Where a key or value is not finite, the key is NaN in all heads and the value 0: a query that sees it becomes NaN,
+    and no other.
+    """
+    _, sound, broken = _finite(keys, values)
+    return jnp.where(broken[..., None, None], jnp.nan, keys).transpose(0, 2, 3, 1), sound.swapaxes(1, 2)
+
+
 def attend(
     q: Float[Array, "B T H d"],
-    segments: Sequence[tuple[Float[Array, "b S Hkv d"], Float[Array, "b S Hkv d"], Int[Array, "B T S"]]],
+    own: tuple[Float[Array, "b S Hkv d"], Float[Array, "b S Hkv d"], Int[Array, "B T S"]] | None,
+    past: Sequence[Past] = (),
     *,
     window: Int[Array, ""] | None = None,
     scale: float,
     cap: float | None = None,
     causal: bool = False,
 ) -> Float[Array, "B T H d"]:
-    """Computes softmax(scale · Q Kᵀ) V over the keys of all segments where 0 ≤ distance < window; scores in float32.
+    """Computes softmax(scale · Q Kᵀ) V over all keys where 0 ≤ distance < window; scores in float32.
 
     On a GPU, cuDNN computes causal attention of 16-bit queries in one kernel, which holds no scores. Otherwise, with
     more than `MOST_SCORES` pairs of query and key, the queries are taken in blocks of `QUERY_BLOCK`, whose scores the
@@ -160,26 +204,29 @@ def attend(
 
     Args:
       q: queries; the heads form Hkv groups of H / Hkv.
-      segments: (keys, values, distances) of each segment.
+      own: keys, values and distances of the tokens themselves; None if only the past is seen.
+      past: earlier segments.
       window: number of tokens that a query sees, including itself; None means no limit.
       scale: factor of the scores.
       cap: soft-cap of the scores after that, see `likelihood.soft_cap`; None leaves them as they are.
       causal: whether the distances are those of one causal segment: query t sees the keys 0 to t.
     Returns:
-      The weighted sums of the values; NaN for a query that sees a key or value that is not finite.
+      The weighted sums of the values; NaN for a query that sees a key or value that is not finite. Gradients reach the
+      past only where all its keys are finite.
     """
-    T, S = q.shape[1], sum(distance.shape[2] for _, _, distance in segments)
-    sound = [_finite(keys, values) for keys, values, _ in segments]
-    far = [distance for _, _, distance in segments]
+    sound = None if own is None else _finite(*own[:2])
+    far = [one.distances for one in past] + ([] if own is None else [own[2]])
+    T, S = q.shape[1], sum(distance.shape[2] for distance in far)
     if causal and window is None and cap is None and _has_kernel(q):
-        return _causal_kernel(q, *sound[0], scale)
+        return _causal_kernel(q, *sound, scale)
+    earlier = [one[:2] for one in past]
     if T <= QUERY_BLOCK or T * S <= MOST_SCORES:
-        return _attend_block(q, sound, far, window, scale, cap)
+        return _attend_block(q, earlier, sound, far, window, scale, cap)
 
     def block(start_and_q):
         start, q = start_and_q
         rows = [jax.lax.dynamic_slice_in_dim(distance, start, QUERY_BLOCK, axis=1) for distance in far]
-        return _attend_block(q, sound, rows, window, scale, cap)
+        return _attend_block(q, earlier, sound, rows, window, scale, cap)
 
     starts = np.minimum(np.arange(0, T, QUERY_BLOCK), T - QUERY_BLOCK)  # the last block may overlap the one before it
     blocks = jnp.stack([q[:, start : start + QUERY_BLOCK] for start in starts])
@@ -212,29 +259,35 @@ def _causal_kernel(
 
 def _attend_block(
     q: Float[Array, "B T H d"],
-    sound: Sequence[tuple[Float[Array, "b S Hkv d"], Float[Array, "b S Hkv d"], Bool[Array, "b S"]]],
+    past: Sequence[tuple[Float[Array, "b Hkv d S"], Float[Array, "b Hkv S d"]]],
+    own: tuple[Float[Array, "b S Hkv d"], Float[Array, "b S Hkv d"], Bool[Array, "b S"]] | None,
     far: Sequence[Int[Array, "B T S"]],
     window: Int[Array, ""] | None,
     scale: float,
     cap: float | None,
 ) -> Float[Array, "B T H d"]:
-    """Attends with all scores at once; `sound` is the result of `_finite` for each segment, `far` its distances."""
+    """Attends with all scores at once; `own` is the result of `_finite`, `far` the distances of the past and its."""
     B, T, H, d = q.shape
-    scores, tainted = [], jnp.zeros((B, T), bool)
-    for (keys, _, broken), distance in zip(sound, far, strict=True):
-        rows, S, groups, _ = keys.shape
+    parts = [(keys, values, "bgds", "bgsd") for keys, values in past]
+    if own is not None:
+        parts.append((*own[:2], "bsgd", "bsgd"))
+    visible = [f >= 0 if window is None else (f >= 0) & (f < window) for f in far]
+    scores = []
+    for (keys, _, axes, _), seen in zip(parts, visible, strict=True):
+        rows, groups, S = keys.shape[0], keys.shape[axes.index("g")], keys.shape[axes.index("s")]
         grouped = q.reshape(rows, B // rows, T, groups, H // groups, d)
-        score = jnp.einsum("bntghd,bsgd->bnghts", grouped, keys, preferred_element_type=jnp.float32)
-        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        tainted |= (visible & jnp.repeat(broken, B // rows, axis=0)[:, None]).any(-1)
+        score = jnp.einsum(f"bntghd,{axes}->bnghts", grouped, keys, preferred_element_type=jnp.float32)
         score = soft_cap(scale * score.reshape(B, groups, H // groups, T, S), cap)
-        scores.append(jnp.where(visible[:, None, None], score, jnp.finfo(jnp.float32).min))
+        scores.append(jnp.where(seen[:, None, None], score, jnp.finfo(jnp.float32).min))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     y, start = 0.0, 0
-    for _, values, _ in sound:
-        rows, S, groups, _ = values.shape
+    for (_, values, _, axes), distance in zip(parts, far, strict=True):
+        rows, groups, S = values.shape[0], values.shape[axes.index("g")], distance.shape[2]
         part = weights[..., start : start + S].reshape(rows, B // rows, groups, H // groups, T, S).astype(values.dtype)
-        y, start = y + jnp.einsum("bnghts,bsgd->bntghd", part, values).reshape(B, T, H, d), start + S
+        y, start = y + jnp.einsum(f"bnghts,{axes}->bntghd", part, values).reshape(B, T, H, d), start + S
+    if own is None:
+        return y
+    tainted = (visible[-1] & jnp.repeat(own[2], B // own[2].shape[0], axis=0)[:, None]).any(-1)
     return jnp.where(tainted[..., None, None], jnp.nan, y)
 
 
@@ -298,18 +351,20 @@ def run_layers(layers: Any, x: Float[Array, "B T D"], shared: Any, windows: Sequ
       x: input of the first layer.
       shared: argument of every layer.
       windows: attention window of each layer in tokens; None sees everything.
-      own: further arguments of each layer, such as earlier keys and values: a pytree with leading axis L.
+      own: further arguments of each layer, such as earlier keys and values: a pytree of leaves with leading axis L,
+        or of `PerLayer`.
     Returns:
-      Output of the last layer, and the second results of all layers, stacked over L.
+      Output of the last layer, and the second results of all layers: stacked over L if scanned, else `PerLayer`.
     """
     limits = None if not any(windows) else jnp.array([w or NO_WINDOW for w in windows], jnp.int32)
     if not isinstance(layers, (list, tuple)):
         return layers(x, shared, (limits, own))
     outs = []
     for i, layer in enumerate(layers):
-        x, out = layer(x, shared, jax.tree.map(lambda leaf, i=i: leaf[i], (limits, own)))
+        of_layer = jax.tree.map(lambda leaf, i=i: leaf[i], (limits, own), is_leaf=lambda x: isinstance(x, PerLayer))
+        x, out = layer(x, shared, of_layer)
         outs.append(out)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
+    return x, jax.tree.map(lambda *leaves: PerLayer(leaves), *outs)
 
 
 @flax.struct.dataclass
@@ -329,6 +384,14 @@ class Context:
     past: tuple[Int[Array, "B T S"], ...]
     keep: bool = flax.struct.field(pytree_node=False, default=False)
     causal: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def seen(self, past: Sequence[tuple[Array, Array]]) -> list[Past]:
+        """Returns what a layer sees of earlier segments, from their stored keys and values of this layer."""
+        return [Past(*kv, distances) for kv, distances in zip(past, self.past, strict=True)]
+
+    def kept(self, keys: Float[Array, "B T Hkv d"], values: Float[Array, "B T Hkv d"]) -> tuple[Array, Array] | None:
+        """Returns the keys and values of a layer as `stored`, or None if they are not kept."""
+        return stored(keys, values) if self.keep else None
 
 
 def context_of(

@@ -34,13 +34,13 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, past: Any):
-        """Returns the output [B, T, D], and (keys, values) [B, T, H, d] if the context keeps them."""
+        """Returns the output [B, T, D], and its keys and values as `decoder.stored` if the context keeps them."""
         D, H = self.config.hidden_size, self.config.num_heads
         q, k, v = jnp.split(dense(self.config, 3 * D, "c_attn")(x), 3, axis=-1)
         q, k, v = (y.reshape(*x.shape[:2], H, D // H) for y in (q, k, v))
-        segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
-        y = decoder.attend(q, segments, window=window, scale=(D // H) ** -0.5, causal=context.causal)
-        return dense(self.config, D, "c_proj")(y.reshape(x.shape)), ((k, v) if context.keep else None)
+        own = k, v, context.own
+        y = decoder.attend(q, own, context.seen(past), window=window, scale=(D // H) ** -0.5, causal=context.causal)
+        return dense(self.config, D, "c_proj")(y.reshape(x.shape)), context.kept(k, v)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,13 +26,13 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, past: Any):
-        """Returns the output [B, T, D], and (keys, values) [B, T, H, d] if the context keeps them."""
+        """Returns the output [B, T, D], and its keys and values as `decoder.stored` if the context keeps them."""
         D, H = self.config.hidden_size, self.config.num_heads
         q, k, v = (dense(self.config, D, name, use_bias=False)(x) for name in ("q_proj", "k_proj", "v_proj"))
         q, k, v = (y.reshape(*x.shape[:2], H, D // H) for y in (q, k, v))
-        segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
-        y = decoder.attend(q, segments, window=window, scale=1.0, causal=context.causal)
-        return dense(self.config, D, "out_proj")(y.reshape(x.shape)), ((k, v) if context.keep else None)
+        own = k, v, context.own
+        y = decoder.attend(q, own, context.seen(past), window=window, scale=1.0, causal=context.causal)
+        return dense(self.config, D, "out_proj")(y.reshape(x.shape)), context.kept(k, v)
 
 
 class Attention(nn.Module):

@@ -55,18 +55,18 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], context: decoder.Context, window: Any, rotates: Any, past: Any):
-        """Returns the output [B, T, D], and (keys, values) [B, T, Hkv, d] if the context keeps them."""
+        """Returns the output [B, T, D], and its keys and values as `decoder.stored` if the context keeps them."""
         config = self.config
         q, k, v = self.projected(x)
         if config.qk_norm:
             q, k = self.norm(config, name="q_norm")(q), self.norm(config, name="k_norm")(k)
         q, k = (self.turned(y, context.positions, rotates) for y in (q, k))
-        segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(k, v, context.own)]
+        own = k, v, context.own
         options = dict(scale=config.attention_scale, cap=config.attention_cap, causal=context.causal)
-        y = decoder.attend(q, segments, window=window, **options)
+        y = decoder.attend(q, own, context.seen(past), window=window, **options)
         y = y.reshape(*x.shape[:2], -1)
         y = dense(config, config.hidden_size, "o_proj", use_bias=config.o_bias)(y)
-        return y, ((k, v) if context.keep else None)
+        return y, context.kept(k, v)
 
     def projected(self, x: Float[Array, "B T D"]) -> Sequence[Float[Array, "B T _ d"]]:
         """Returns the queries of H heads, and the keys and values of Hkv."""

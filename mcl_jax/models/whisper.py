@@ -136,27 +136,29 @@ class WhisperConfig:
 class Layer(nn.Module):
     """x ← x + self_attn(norm(x)), then x ← x + encoder_attn(norm(x), features), then x ← x + fc2(gelu(fc1(norm(x)))).
 
-    The memory is (keys, values) of the features, or None to compute them.
+    The memory is the stored keys and values of the features, or None to compute them.
     """
 
     config: WhisperConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], shared: Any, of_layer: Any):
-        """Returns x, and if the context keeps them, (keys, values) of the tokens and the memory if it is new."""
+        """Returns x, and if the context keeps them, what is stored of the tokens, and the memory if it is new."""
         config, (context, features), (_, (past, memory)) = self.config, shared, of_layer
         attention = Attention(config, config.decoder_attention_heads, name="self_attn")
         normed = layer_norm(config, "self_attn_layer_norm")(x)
         own = attention.keys_values(normed)
-        segments = [(*kv, distance) for kv, distance in zip(past, context.past, strict=True)] + [(*own, context.own)]
-        x = x + attention(normed, segments, causal=context.causal)
+        x = x + attention(normed, (*own, context.own), context.seen(past), causal=context.causal)
 
         attention = Attention(config, config.decoder_attention_heads, name="encoder_attn")
-        new = attention.keys_values(features) if memory is None else None
-        keys, values = new or memory
-        everywhere = jnp.zeros((*x.shape[:2], keys.shape[1]), jnp.int32)
-        x = x + attention(layer_norm(config, "encoder_attn_layer_norm")(x), [(keys, values, everywhere)])
-        return feed_forward(config, config.decoder_ffn_dim, x), ((own, new) if context.keep else None)
+        normed = layer_norm(config, "encoder_attn_layer_norm")(x)
+        everywhere = lambda N: jnp.zeros((*x.shape[:2], N), jnp.int32)
+        if memory is None:
+            new = attention.keys_values(features)
+            x, new = x + attention(normed, (*new, everywhere(features.shape[1]))), context.kept(*new)
+        else:
+            x, new = x + attention(normed, None, [decoder.Past(*memory, everywhere(memory[0].shape[-1]))]), None
+        return feed_forward(config, config.decoder_ffn_dim, x), ((context.kept(*own), new) if context.keep else None)
 
 
 class Decoder(nn.Module):

@@ -17,7 +17,7 @@ Source: Hugging Face transformers 5.23, `models/whisper` and `models/qwen2_audio
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -151,10 +151,12 @@ class Attention(nn.Module):
         """Returns keys and values of the positions of x."""
         return self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
 
-    def __call__(self, x: Float[Array, "B T D"], segments: Any, *, causal: bool = False) -> Float[Array, "B T D"]:
-        """Attends from x to the keys of all segments; `segments` and `causal` are those of `decoder.attend`."""
+    def __call__(
+        self, x: Float[Array, "B T D"], own: Any, past: Sequence[decoder.Past] = (), *, causal: bool = False
+    ) -> Float[Array, "B T D"]:
+        """Attends from x; `own`, `past` and `causal` are those of `decoder.attend`."""
         q = self._heads(self.q_proj(x))
-        y = decoder.attend(q, segments, scale=q.shape[-1] ** -0.5, causal=causal)
+        y = decoder.attend(q, own, past, scale=q.shape[-1] ** -0.5, causal=causal)
         return self.out_proj(y.reshape(x.shape))
 
     def _heads(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H d"]:
@@ -170,7 +172,7 @@ class Layer(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], distances: Int[Array, "B T T"], _: Any):
         attention = Attention(self.config, self.config.encoder_attention_heads, name="self_attn")
         normed = layer_norm(self.config, "self_attn_layer_norm")(x)
-        x = x + attention(normed, [(*attention.keys_values(normed), distances)])
+        x = x + attention(normed, (*attention.keys_values(normed), distances))
         return feed_forward(self.config, self.config.encoder_ffn_dim, x), None
 
 

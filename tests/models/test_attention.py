@@ -46,7 +46,8 @@ def attention_inputs(copies=1):
 
 
 def attend(q, past, own, before, causal, window=None, cap=None):
-    return decoder.attend(q, [(*past, before), (*own, causal)], window=window, scale=0.5, cap=cap)
+    past = decoder.Past(*decoder.stored(*past), before)
+    return decoder.attend(q, (*own, causal), [past], window=window, scale=0.5, cap=cap)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -72,6 +73,15 @@ def test_a_masked_key_of_the_prompt(copies, path):
     np.testing.assert_allclose(attend(q, past, own, hidden, causal), expected, rtol=1e-6)
     rows = np.arange(B) < copies  # the queries that share row 0 of the prompt
     np.testing.assert_array_equal(np.isnan(attend(q, past, own, before, causal)).all((1, 2, 3)), rows)
+
+
+def test_the_past_alone(path):
+    """As from a query that sees no key of its own, in heads that share keys and under rows that share a prompt."""
+    q, past, own, before, causal = attention_inputs(copies=2)
+    before = before.at[1, :, 2].set(-1)
+    expected = attend(q, past, own, before, jnp.full_like(causal, -1))
+    kept = decoder.Past(*decoder.stored(*past), before)
+    np.testing.assert_allclose(decoder.attend(q, None, [kept], scale=0.5), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients(path):
@@ -130,7 +140,7 @@ def test_blocks_equal_the_plain_path(copies, window, monkeypatch):
 
 def test_blocks_under_scan_and_remat(monkeypatch):
     q, _, own, _, causal = attention_inputs()
-    layer = jax.checkpoint(lambda x, _: (decoder.attend(x, [(*own, causal)], scale=0.5) + x, None))
+    layer = jax.checkpoint(lambda x, _: (decoder.attend(x, (*own, causal), scale=0.5) + x, None))
     loss = lambda q: (jax.lax.scan(layer, q, None, length=3)[0] ** 2).sum()
     expected = jax.grad(loss)(q)
     in_blocks(monkeypatch)
@@ -143,7 +153,7 @@ def test_memory_of_blocks(monkeypatch):
     q, far = jnp.zeros((1, length, heads, 8)), jnp.zeros((1, length, length), jnp.int32)
 
     def temporaries():
-        loss = lambda q, k, v: (decoder.attend(q, [(k, v, far)], scale=0.5) ** 2).sum()
+        loss = lambda q, k, v: (decoder.attend(q, (k, v, far), scale=0.5) ** 2).sum()
         compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -167,12 +177,12 @@ def test_the_fused_kernel_is_called_with_what_the_plain_path_computes(monkeypatc
     q, k, v = (normal((2, T, heads, 8), seed).astype(jnp.float32) for seed, heads in enumerate([6, groups, groups]))
     k = k.at[1, 4].set(jnp.nan)
     far = jnp.broadcast_to(jnp.arange(T)[:, None] - jnp.arange(T)[None], (2, T, T))
-    one = lambda q, k, v: decoder.attend(q[None], [(k[None], v[None], far[:1])], scale=0.3, causal=True)[0]
+    one = lambda q, k, v: decoder.attend(q[None], (k[None], v[None], far[:1]), scale=0.3, causal=True)[0]
     expected = jax.vmap(one)(q, k, v)
     monkeypatch.setattr(decoder, "_has_kernel", lambda q: True)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         y = jax.vmap(one)(q, k, v)
-        decoder.attend(q, [(k, v, far)], scale=0.3, cap=2.0, causal=True)  # which the kernel cannot compute
+        decoder.attend(q, (k, v, far), scale=0.3, cap=2.0, causal=True)  # which the kernel cannot compute
     assert calls == ["cudnn"]
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     assert np.isnan(y[1, 4:]).all() and not np.isnan(y[1, :4]).any()

@@ -98,7 +98,7 @@ def test_tokens_in_pieces_are_those_of_one_pass():
         hidden, segment = run(module, params, *pieces, past, *features, method="extend")
         assert (segment.memory is None) == bool(past)
         found, past = [*found, hidden], (*past, segment)
-    assert [x.shape for x in past[0].memory] == [(3, 4, 50, 4, 5)] * 2
+    assert [x.shape for x in past[0].memory] == [(3, 4, 4, 5, 50), (3, 4, 4, 50, 5)]
     assert_close(np.concatenate(found, axis=1)[EXPECTED["mask"]], np.asarray(whole)[EXPECTED["mask"]])
 
 
