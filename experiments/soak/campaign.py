@@ -218,7 +218,9 @@ class Disturbed:
     def _judge(self, start: Start, kind: Kind, event: Event | None, damage: list[Event]) -> int:
         """Notes how a process ended; returns its status."""
         wrong = kinds.complaints(kind, start)
-        after = files.steps_on_disk(self.workdir)
+        # A checkpoint that was damaged is good if the damage did not keep the process from going on from it.
+        resumed = start.numbers("resumed")
+        after = [step for step in files.steps_on_disk(self.workdir) if not self._is_damaged(step) or step in resumed]
         taken = start.numbers("step")
         if kind.says == KINDS["NaN loss"].says and start.status == STOPPED:
             kept = f"the last good checkpoint is step {after[-1]}" if after else "there is no checkpoint yet"

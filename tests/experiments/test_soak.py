@@ -45,6 +45,22 @@ def test_damage_to_a_checkpoint(tmp_path):
     assert "replaced by" in files.block_part(folder, rng) and not array.is_file()
 
 
+@pytest.mark.parametrize(("resumed", "named", "wrong"), [(8, 8, False), (8, 12, True), (12, 12, False), (12, 8, True)])
+def test_the_last_good_checkpoint_is_not_one_whose_damage_was_found(tmp_path, resumed, named, wrong):
+    """A NaN right after the newest checkpoint was damaged; a process may go on from it if it reads no damage."""
+    files_of = SimpleNamespace(disk=SimpleNamespace(folder=tmp_path), rng=random.Random(0), events=[], keep=None)
+    run = campaign.Disturbed(files_of, 1, 9)
+    for step in (8, 12):
+        files.checkpoint(run.workdir, step).mkdir(parents=True)
+    run.damaged[12] = files.checkpoint(run.workdir, 12).stat().st_ino
+    numbers = {"nan": [resumed], "resumed": [resumed], "step": []}
+    error = f"error: the loss is nan at step {resumed}; the last good checkpoint is step {named}\n"
+    start = SimpleNamespace(status=1, late=False, said=CLEAN | {"err": error}, numbers=numbers.__getitem__)
+    event = campaign.Event("NaN loss", "", 1)
+    run._judge(start, kinds.KINDS["NaN loss"], event, [])
+    assert bool(event.wrong) == run.failed == wrong
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["file", "folder", "nothing"])
 def test_a_blocked_file_comes_back(tmp_path, kind, seed):
