@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mcl_jax import fsdp, token_ids
+from mcl_jax import dtypes, fsdp, token_ids
 from mcl_jax.likelihood import soft_cap
 
 NO_WINDOW = jnp.iinfo(jnp.int32).max
@@ -268,7 +268,9 @@ def _attend_block(
 ) -> Float[Array, "B T H d"]:
     """Attends with all scores at once; `own` is the result of `_finite`, `far` the distances of the past and its."""
     B, T, H, d = q.shape
-    parts = [(keys, values, "bgds", "bgsd") for keys, values in past]
+    # XLA on a CPU fails on some of these products in 16 bits, see test_sixteen_bits; none of them is faster there.
+    wide = dtypes.widened if jax.default_backend() == "cpu" else lambda x: x
+    parts = [(wide(keys), values, "bgds", "bgsd") for keys, values in past]
     if own is not None:
         parts.append((*own[:2], "bsgd", "bsgd"))
     visible = [f >= 0 if window is None else (f >= 0) & (f < window) for f in far]
@@ -276,7 +278,9 @@ def _attend_block(
     for (keys, _, axes, _), seen in zip(parts, visible, strict=True):
         rows, groups, S = keys.shape[0], keys.shape[axes.index("g")], keys.shape[axes.index("s")]
         grouped = q.reshape(rows, B // rows, T, groups, H // groups, d)
-        score = jnp.einsum(f"bntghd,{axes}->bnghts", grouped, keys, preferred_element_type=jnp.float32)
+        score = jnp.einsum(
+            f"bntghd,{axes}->bnghts", grouped.astype(keys.dtype), keys, preferred_element_type=jnp.float32
+        )
         score = soft_cap(scale * score.reshape(B, groups, H // groups, T, S), cap)
         scores.append(jnp.where(seen[:, None, None], score, jnp.finfo(jnp.float32).min))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)

@@ -84,6 +84,21 @@ def test_the_past_alone(path):
     np.testing.assert_allclose(decoder.attend(q, None, [kept], scale=0.5), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_sixteen_bits():
+    """One query in each row of three hypotheses, whose heads are so wide that XLA 0.10 refuses the product on a CPU."""
+    q, keys, values = (
+        normal((3, B, length, heads, 64), i) for i, (length, heads) in enumerate([(1, 6), (4, 3), (4, 3)])
+    )
+    far = jnp.broadcast_to(4 - jnp.arange(4)[None, None], (B, 1, 4))
+
+    def one(q, keys, values):
+        return decoder.attend(q, None, [decoder.Past(*decoder.stored(keys, values), far)], scale=0.1)
+
+    y = jax.jit(jax.vmap(one))(*(x.astype(jnp.bfloat16) for x in (q, keys, values)))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), jax.vmap(one)(q, keys, values), atol=0.03)
+
+
 def test_gradients(path):
     q, past, own, before, causal = attention_inputs()
     causal = causal.at[:, :, 4].set(-1)
