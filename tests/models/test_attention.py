@@ -91,12 +91,11 @@ def test_sixteen_bits():
     )
     far = jnp.broadcast_to(4 - jnp.arange(4)[None, None], (B, 1, 4))
 
-    def one(q, keys, values):
-        return decoder.attend(q, None, [decoder.Past(*decoder.stored(keys, values), far)], scale=0.1)
-
-    y = jax.jit(jax.vmap(one))(*(x.astype(jnp.bfloat16) for x in (q, keys, values)))
+    kept = jax.vmap(decoder.stored)(keys, values)
+    one = lambda q, keys, values: decoder.attend(q, None, [decoder.Past(keys, values, far)], scale=0.1)
+    y = jax.jit(jax.vmap(one))(*(x.astype(jnp.bfloat16) for x in (q, *kept)))
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(y.astype(jnp.float32), jax.vmap(one)(q, keys, values), atol=0.03)
+    np.testing.assert_allclose(y.astype(jnp.float32), jax.vmap(one)(q, *kept), atol=0.03)
 
 
 def test_gradients(path):
