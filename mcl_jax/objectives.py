@@ -301,7 +301,7 @@ class WTA(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class RandomWTA(WTA):
-    """q = 1 for a hypothesis that is drawn uniformly for each example and step, whatever its log p is, unless −inf."""
+    """q = 1 for a hypothesis that is drawn uniformly for each example and step, whatever its finite log p is."""
 
     def assign(self, log_likelihood, state=None, rng=None):
         if rng is None:

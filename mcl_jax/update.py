@@ -18,7 +18,8 @@ The choice can be made cheaper, for "winner" and "sampled". With `choose_fn` the
 function, such as the base in fewer bits or the first tokens of each answer. With `refresh=n` a winner serves for n
 visits of its example: the steps between choose nothing and cost as much as a step of one model. `TrainState.create`
 then needs `num_examples`, and each batch "example" [B], the number of each example. With `candidates=m` only m of the K
-hypotheses compete for an example, those in "candidates" [B, m] of the batch, such as the likeliest of a selector.
+hypotheses compete for an example, those in "candidates" [B, m] of the batch, such as the likeliest of a selector. The
+last two need "winner".
 
 A row of a batch may hold several examples (`mcl_jax.packing`). Each has its winner, and the backward pass runs each
 part of a row under its own (`Hypotheses.apply_by_token`), so that the gradient is that of one example per row. All
