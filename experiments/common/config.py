@@ -132,8 +132,14 @@ class Config(Options):
         hard = self.backward_of("mcl") == "winner"
         if self.choosing.refresh is not None and not hard:
             raise ValueError("--refresh needs one winner for each example, so --backward winner with a hard objective")
-        if self.choosing.choose_tokens is not None and self.backward_of("mcl") == "all":
-            raise ValueError("--choose-tokens needs --backward winner or sampled, which choose first; got all")
+        if self.choosing.chooses_apart and self.backward_of("mcl") == "all":
+            option = "--choose-dtype" if self.choosing.choose_tokens is None else "--choose-tokens"
+            raise ValueError(f"{option} needs --backward winner or sampled, which choose first; got all")
+        if self.choosing.choose_dtype is not None and self.base.quantization is not None:
+            raise ValueError(
+                f"--choose-dtype needs a base that is not quantized already, got --quantization "
+                f"{self.base.quantization}"
+            )
         if self.objective.backward == "winner" and not loss.is_hard(self.num_hypotheses):
             raise ValueError(
                 f"--backward winner is not exact for --objective {self.objective.name}; use sampled or all"

@@ -20,6 +20,7 @@ from mcl_jax.data import BatchConfig
 from mcl_jax.hypotheses import scale_parts
 from mcl_jax.lora import LoraConfig
 from mcl_jax.models.decoder import Remat
+from mcl_jax.models.narrowed import Narrow
 from mcl_jax.parallel import base_sharding
 from mcl_jax.tokenization import AnswerStart
 
@@ -93,6 +94,14 @@ class Choosing(Options):
     several --epochs, and --examples answers if sources have several answers. It needs a hard objective."""
     choose_tokens: int | None = field(default=None, metadata=COUNT)
     """Number of tokens of each answer that choose its winner; the default is all of them."""
+    choose_dtype: Narrow | None = None
+    """Dtype of the products that choose winners; the default is --dtype. The hypothesis that won learns in --dtype.
+    bfloat16 saves time where --dtype is float32 and the device is faster in 16 bits, int8 where it is faster in 8."""
+
+    @property
+    def chooses_apart(self) -> bool:
+        """Whether winners are chosen by other scores than the likelihood of the training."""
+        return self.choose_tokens is not None or self.choose_dtype is not None
 
     def inputs(self, batch: dict[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
         """Adds what choosing needs to the inputs of the likelihood."""
@@ -101,9 +110,18 @@ class Choosing(Options):
         return language_model.first_tokens(batch, self.choose_tokens, lengths)
 
     def options(self, log_likelihood: Any) -> dict[str, Any]:
-        """Returns the arguments of the train step."""
-        choose = None if self.choose_tokens is None else language_model.by_first_tokens(log_likelihood)
-        return {"refresh": self.refresh, "choose_fn": choose}
+        """Returns the arguments of the train step.
+
+        Args:
+          log_likelihood: the likelihood in the dtype that chooses.
+        """
+        if not self.chooses_apart:
+            return {"refresh": self.refresh}
+        of_all = self.choose_tokens is None
+        return {
+            "refresh": self.refresh,
+            "choose_fn": log_likelihood if of_all else language_model.by_first_tokens(log_likelihood),
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from experiments.common import lists
 from experiments.common.config import LIST, Config, Method
 from experiments.common.perception import Perception, example_call
 from mcl_jax import data, objectives, packing
+from mcl_jax.models.narrowed import Narrow
 
 T = TypeVar("T")
 
@@ -126,15 +127,20 @@ class Task:
         """Returns {"features": [B, N, D]}, or {} if the records are text."""
         return {} if self.perception is None else {"features": self.perception.features(records)}
 
-    def log_likelihood_fn(self, method: Method, *, train: bool = False, chunk_size: int = 256):
+    def log_likelihood_fn(
+        self, method: Method, *, train: bool = False, chunk_size: int = 256, dtype: Narrow | None = None
+    ) -> Any:
         """Returns a function (params, adapters_k, batch, rng) -> (log p of the answers [B] in nats, tokens [B]).
 
         Args:
           method: the method.
           train: whether to subtract the balance loss of a sparse mixture of experts.
           chunk_size: see `chunked_sequence_log_likelihood`.
+          dtype: dtype of the products, see `mcl_jax.models.narrowed`; that of the base by default.
         """
         model = self.model(method)
+        if dtype is not None:
+            model = dataclasses.replace(model, module=mcl.models.narrowed(self.module, dtype))
         balanced = train and method == "moe" and model.top_k is not None
         weight = self.config.experts.balance_weight if balanced else None
         return mcl.language_model.log_likelihood_fn(model, chunk_size=chunk_size, balance_weight=weight)

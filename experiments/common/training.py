@@ -32,7 +32,7 @@ def train(
     batches = data.train_batches(encoded, task.config.batches, pack=task.config.training.rows_multiple, **hosts.share())
     config = task.config.for_epochs_of(batches.batches_per_epoch)
     loss, optimizer = config.objective_of(method), config.optimizer_of(method).make(config.training.steps)
-    step = make_step(config, method, task.log_likelihood_fn(method, train=True), loss, optimizer)
+    step = make_step(task, method, loss, optimizer)
     choosing = config.choosing_of(method)
     num_examples = None if choosing.refresh is None else encoded.num_examples
 
@@ -63,13 +63,14 @@ def costs(state: mcl.TrainState, seconds: float) -> dict[str, float]:
     return {"seconds": seconds, "trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.adapters))}
 
 
-def make_step(config: Config, method: Method, log_likelihood: Any, loss: objectives.Objective, optimizer: Any) -> Any:
+def make_step(task: Task, method: Method, loss: objectives.Objective, optimizer: Any) -> Any:
     """Makes the train step: by pmap if --mesh only divides the batch of one process, and otherwise on the mesh."""
-    backward, training = config.backward_of(method), config.training
-    arguments, mesh = (log_likelihood, loss, optimizer, backward), training.device_mesh()
+    config, training, mesh = task.config, task.config.training, task.config.training.device_mesh()
+    arguments = (task.log_likelihood_fn(method, train=True), loss, optimizer, config.backward_of(method))
+    choosing = config.choosing_of(method)
     assign = config.objective.assign if method in COMPETING else "noisy"  # where nothing is chosen, one pass is enough
     options = {"assign": assign, "accumulate": training.accumulate}
-    options |= config.choosing_of(method).options(log_likelihood)
+    options |= choosing.options(task.log_likelihood_fn(method, train=True, dtype=choosing.choose_dtype))
     only_data = training.axes.model == 1 and training.batch_size >= training.axes.data
     by_pmap = only_data and not training.fsdp and not hosts.several()
     if mesh is None or not by_pmap:

@@ -29,7 +29,7 @@ def epoch_of(task: Task, config: Config) -> Callable[[], float]:
     loss, optimizer = config.objective_of("mcl"), config.optimizer_of("mcl").make(BATCHES * (ROUNDS + 1))
     batches = data.train_batches(items.encoded, config.batches, epochs=1, pack=config.training.rows_multiple)
     inputs = [task.inputs(items, batch) for batch in itertools.islice(batches, BATCHES)]
-    step = make_step(config, "mcl", task.log_likelihood_fn("mcl", train=True), loss, optimizer)
+    step = make_step(task, "mcl", loss, optimizer)
     state = task.initial_state("mcl", optimizer, loss, None)
 
     def run() -> float:

@@ -9,7 +9,8 @@ and SmolLM3, which `llama_config` tells apart), and `gemma` (1 to 3) and `phi` (
 `efficient_llava` of pretrained parts. `whisper`, an encoder-decoder, hears speech, also in the format of CTranslate2
 (`ctranslate2_file`). Models that see or hear come with a processor (`processor`, `clip_processor`) instead of a
 tokenizer; both that hear share `whisper_encoder`. `families` registers the models, `names` maps their parameters to
-tensors of a checkpoint, and `pretrained` loads and saves them.
+tensors of a checkpoint, and `pretrained` loads and saves them. `quantized` stores kernels in fewer bits, and `narrowed`
+computes in fewer bits.
 """
 
 from mcl_jax.models.assembly import assemble
@@ -20,6 +21,7 @@ from mcl_jax.models.gpt2 import GPT2, GPT2Config
 from mcl_jax.models.gpt_neo import GPTNeo, GPTNeoConfig
 from mcl_jax.models.llama import Llama, LlamaConfig
 from mcl_jax.models.llava_next import LlavaNext, LlavaNextConfig
+from mcl_jax.models.narrowed import narrowed
 from mcl_jax.models.paligemma import PaliGemma, PaliGemmaConfig
 from mcl_jax.models.phi import Phi, PhiConfig
 from mcl_jax.models.pretrained import from_pretrained, save_pretrained
@@ -53,5 +55,6 @@ __all__ = [
     "assemble",
     "from_pretrained",
     "lora_targets",
+    "narrowed",
     "save_pretrained",
 ]

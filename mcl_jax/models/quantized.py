@@ -36,8 +36,17 @@ def quantized(module: nn.Module, quantization: Quantization) -> nn.Module:
         import qwix
     options = {"weight_qtype": "int8"} if quantization == "int8" else {"weight_qtype": "nf4", "tile_size": TILE}
     provider = qwix.PtqProvider([qwix.QuantizationRule(module_path=LAYERS, **options)])
-    methods = tuple(name for name in METHODS if hasattr(module, name))
-    return qwix.quantize_model(module, provider, methods=methods)
+    return qwix.quantize_model(module, provider, methods=methods_of(module))
+
+
+def methods_of(module: nn.Module) -> tuple[str, ...]:
+    """Returns the methods of a language model that qwix must change."""
+    return tuple(name for name in METHODS if hasattr(module, name))
+
+
+def is_quantized_module(module: nn.Module) -> bool:
+    """Whether a module computes with quantized kernels."""
+    return type(module).__module__.startswith("qwix.")
 
 
 def quantizer(abstract: Any) -> Callable[[tuple[str, ...], Array], Any]:

@@ -303,6 +303,11 @@ def test_a_soft_prompt_has_as_many_parameters_as_the_adapters(given, length):
         (dict(refresh=0), "--refresh must be .*at least 1, got 0"),
         (dict(refresh=2, objective="relaxed"), "--refresh needs one winner for each example"),
         (dict(choose_tokens=4, objective="relaxed", backward="all"), "--choose-tokens needs --backward winner or"),
+        (dict(choose_dtype="int8", objective="relaxed", backward="all"), "--choose-dtype needs --backward winner or"),
+        (
+            dict(choose_dtype="bfloat16", quantization="nf4"),
+            "--choose-dtype needs a base that is not quantized already",
+        ),
         (dict(pack=True), "--pack needs examples of text alone"),
     ],
 )
@@ -331,20 +336,39 @@ def test_packed_rows_divide_over_devices_and_micro_batches(tmp_path):
     assert config.batches.lengths == (50,) and config.batches.window == 1
 
 
+@dataclasses.dataclass
+class AnyTask:
+    """A task whose likelihoods return their dtype."""
+
+    config: translation.Config
+
+    def log_likelihood_fn(self, method, *, train, dtype=None):
+        assert train
+        return lambda *of: dtype
+
+
 @pytest.mark.parametrize("mesh", ["data=1", "data=2", "data=1,model=2"])  # jit, pmap and a mesh
 def test_how_winners_are_chosen_reaches_the_step(mesh, tmp_path):
     loss, optimizer = objectives.wta(), optax.sgd(0.1)
     for assign in ("noisy", "clean"):
         config = translation.Config.from_options(workdir=tmp_path, mesh=mesh, assign=assign)
-        assert make_step(config, "mcl", lambda *of: None, loss, optimizer).update.assign == assign
+        assert make_step(AnyTask(config), "mcl", loss, optimizer).update.assign == assign
 
 
 @pytest.mark.parametrize("mesh", ["data=1", "data=2", "data=1,model=2"])
 def test_cheaper_choices_reach_the_step_of_mcl_alone(mesh, tmp_path):
     config = translation.Config.from_options(workdir=tmp_path, mesh=mesh, refresh=3, choose_tokens=5)
-    step = lambda method: make_step(config, method, lambda *of: None, objectives.wta(), optax.sgd(0.1)).update
+    step = lambda method: make_step(AnyTask(config), method, objectives.wta(), optax.sgd(0.1)).update
     assert step("mcl").refresh == 3 and step("mcl").choose_fn is not None
     assert step("mle_rk").refresh is None and step("mle_rk").choose_fn is None
+
+
+def test_a_dtype_of_their_own_chooses_the_winners_of_mcl_alone(tmp_path):
+    config = translation.Config.from_options(workdir=tmp_path, choose_dtype="int8")
+    step = lambda config, method: make_step(AnyTask(config), method, objectives.wta(), optax.sgd(0.1)).update
+    update = step(config, "mcl")
+    assert (update.choose_fn(), update.log_likelihood_fn()) == ("int8", None)
+    assert step(config, "mle_rk").choose_fn is None and step(config.replace(choose_dtype=None), "mcl").choose_fn is None
 
 
 def test_only_a_pass_of_all_hypotheses_with_dropout_needs_another_one_to_choose(tmp_path):
