@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 import mcl_jax as mcl
-from experiments.common.config import COMPETING, Config, Method
+from experiments.common.config import COMPETING, Method
 from experiments.common.held_out import Likelihoods, summary
 from experiments.common.task import Items, Task
 from mcl_jax import data, hosts, objectives
