@@ -1,16 +1,18 @@
 """`python -m experiments.markov.choosing --workdir DIR`: what cheaper choices of winners cost on Markov chains.
 
-A fixed set of sequences is visited again and again. Winners are chosen by the first tokens of a sequence alone, or they
-serve for several visits of it, or only those hypotheses compete that a selector takes for likely; see `choose_fn`,
-`refresh` and `candidates` of `mcl_jax.make_train_step`. The hypotheses are chains themselves, see
-`experiments.markov.tables`.
+A fixed set of sequences is visited again and again. Winners are chosen by the first tokens of a sequence alone or by
+rounded logits, or they serve for several visits of it, or only those hypotheses compete that a selector takes for
+likely; see `choose_fn`, `refresh` and `candidates` of `mcl_jax.make_train_step`. The hypotheses are chains themselves,
+see `experiments.markov.tables`.
 """
 
 import dataclasses
 import functools
 from dataclasses import field
 from pathlib import Path
+from typing import Any, get_args
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.options import COUNT, VOLATILE, Options, parse
@@ -20,6 +22,7 @@ from experiments.markov.tables import train, transition_counts
 from mcl_jax import objectives, selector
 from mcl_jax.command_line import errors_in_a_line
 from mcl_jax.kept_winners import UNKNOWN
+from mcl_jax.models.narrowed import Narrow
 from mcl_jax.run import Run
 
 
@@ -33,6 +36,8 @@ class ChoosingConfig(Options):
     """Mixtures to learn."""
     tokens: tuple[int, ...] = (16, 8, 4, 2, 1)
     """Numbers of transitions, of the 31 of a sequence, that choose its winner."""
+    dtypes: tuple[Narrow, ...] = get_args(Narrow)
+    """Dtypes to which the logits are rounded that choose a winner; int8 has a scale for each symbol before."""
     refresh: tuple[int, ...] = (2, 4, 8, 16)
     """Numbers of visits that a winner serves."""
     candidates: tuple[int, ...] = (1, 2)
@@ -69,16 +74,17 @@ class ChoosingConfig(Options):
             raise ValueError(f"--sequences must be at least {BATCH}, which is a batch, got {self.sequences}")
 
     @property
-    def ways(self) -> dict[str, dict[str, int]]:
+    def ways(self) -> dict[str, dict[str, Any]]:
         """The ways to choose by name, the usual one first."""
         first = {f"first-{n}": {"tokens": n} for n in self.tokens}
+        rounded = {name: {"dtype": name} for name in self.dtypes}
         every = {f"every-{n}-visits": {"refresh": n} for n in self.refresh}
         told = {
             f"prompt-{n}" + ("" if m is None else f"-best-{m}"): {"prompt": n, "candidates": m}
             for n in self.prompts
             for m in (None, *self.candidates)
         }
-        return {"each-visit": {}, **first, **every, **told}
+        return {"each-visit": {}, **first, **rounded, **every, **told}
 
     def asks(self, way: str, mixture: str) -> bool:
         """Whether a way is another one for this mixture: it is not if all hypotheses are candidates."""
@@ -155,10 +161,21 @@ def visits(sequences: int, steps: int) -> np.ndarray:
     return np.concatenate(orders)[: steps * BATCH].reshape(steps, BATCH)
 
 
+def rounded(logits: np.ndarray, dtype: str | None) -> np.ndarray:
+    """Rounds logits [..., V, V] to a dtype, for int8 as multiples of 1/127 of the largest in each row."""
+    if dtype is None:
+        return logits
+    if dtype == "bfloat16":
+        return logits.astype(jnp.bfloat16).astype(logits.dtype)
+    scale = np.abs(logits).max(-1, keepdims=True) / 127
+    return np.round(logits / scale) * scale
+
+
 def learned(
     config: ChoosingConfig,
     mixture: Mixture,
     tokens: int = LENGTH - 1,
+    dtype: str | None = None,
     refresh: int = 1,
     prompt: int = 0,
     candidates: int | None = None,
@@ -178,6 +195,7 @@ def learned(
         counts(sequences[..., prompt:])[:, seen],
         config.learning_rate,
         choosing=counts(sequences[..., prompt : tokens + 1])[:, seen],
+        rounded=functools.partial(rounded, dtype=dtype),
         admit=admit,
         keep=Kept(seen, refresh, config.seeds),
     )

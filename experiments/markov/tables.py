@@ -49,6 +49,7 @@ def train(
     learning_rate: float,
     *,
     choosing: np.ndarray | None = None,
+    rounded: Callable[[np.ndarray], np.ndarray] = lambda logits: logits,
     admit: Callable[[int, np.ndarray], np.ndarray] | None = None,
     keep: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
@@ -62,6 +63,7 @@ def train(
       counts: the sequences of each seed and step.
       learning_rate: highest learning rate.
       choosing: counts of what the objective compares the hypotheses by; by default the sequences themselves.
+      rounded: takes the logits, and returns those that the objective compares the hypotheses by; the same by default.
       admit: takes the number of a step and log p [S, K, B], and returns which hypotheses compete, as booleans; all by
         default.
       keep: takes the number of a step and its weights q [S, K, B], and returns those to use in their place.
@@ -73,8 +75,10 @@ def train(
     rng = jax.random.split(jax.random.key(0), seeds)
     mean, square = np.zeros_like(logits), np.zeros_like(logits)
     for step in range(steps):
-        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        likelihood = log_p.reshape(seeds, k, -1).astype(np.float32) @ compared[:, step].swapaxes(1, 2)
+        log_p = _normalized(logits)
+        likelihood = _normalized(rounded(logits)).reshape(seeds, k, -1).astype(np.float32) @ compared[:, step].swapaxes(
+            1, 2
+        )
         if admit is not None:
             likelihood = np.where(admit(step, likelihood), likelihood, -np.inf)
         q, state = shares(objective, likelihood, np.int32(step), state, rng)
@@ -85,3 +89,7 @@ def train(
         sizes = np.sqrt(square / (1 - BETA2 ** (step + 1))) + TINY
         logits = logits - learning_rate * schedule(step, steps) * mean / (1 - BETA1 ** (step + 1)) / sizes
     return logits
+
+
+def _normalized(logits: np.ndarray) -> np.ndarray:
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

@@ -32,21 +32,32 @@ def test_each_epoch_visits_the_sequences_in_a_new_order():
 
 def test_a_run(tmp_path, capsys):
     sizes = dict(sequences=96, seeds=2, steps=60, learning_rate=0.2)
-    sizes |= dict(tokens=(16, 1), refresh=(3,), prompts=(12,), candidates=(1, 2), warmup=20)
+    sizes |= dict(tokens=(16, 1), dtypes=("int8",), refresh=(3,), prompts=(12,), candidates=(1, 2), warmup=20)
     config = choosing.ChoosingConfig(workdir=tmp_path, mixtures=("equal",), **sizes)
     choosing.main(config)
     ways = json.loads((tmp_path / "results.json").read_text())["ways"]
     told = ["prompt-12", "prompt-12-best-1", "prompt-12-best-2"]
-    assert list(ways) == ["each-visit", "first-16", "first-1", "every-3-visits", *told]
+    assert list(ways) == ["each-visit", "first-16", "first-1", "int8", "every-3-visits", *told]
     assert ways.pop("prompt-12-best-2") == {}  # that is all hypotheses
     purity = {way: np.mean([one["purity"] for one in by["equal"]]) for way, by in ways.items()}
     assert purity["each-visit"] > 0.95 and purity["every-3-visits"] > 0.9
     assert purity["first-1"] < purity["first-16"] and purity["prompt-12-best-1"] > 0.9
+    assert purity["int8"] > 0.95
     whole = choosing.learned(config, choosing.mixtures()["equal"], tokens=31, refresh=1)
     np.testing.assert_array_equal(whole, choosing.learned(config, choosing.mixtures()["equal"]))
     before = capsys.readouterr().out
     choosing.main(config)
     assert before.split("Loss above")[1] == capsys.readouterr().out.split("Loss above")[1]
+
+
+def test_logits_are_rounded_row_by_row():
+    logits = np.array([[[1.0, -0.3], [0.01, 0.004]], [[100.0, 0.4], [-2.0, 1.0]]])
+    assert choosing.rounded(logits, None) is logits
+    of_bfloat16 = choosing.rounded(logits, "bfloat16")
+    np.testing.assert_allclose(of_bfloat16, logits, rtol=2**-8)
+    assert of_bfloat16.dtype == logits.dtype and not np.array_equal(of_bfloat16, logits)
+    expected = [[[127, -38], [127, 51]], [[127, 1], [-127, 64]]] * np.array([[[1], [0.01]], [[100], [2]]]) / 127
+    np.testing.assert_allclose(choosing.rounded(logits, "int8"), expected, rtol=1e-12)
 
 
 def test_the_likeliest_compete_after_a_warmup():
