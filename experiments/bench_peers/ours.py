@@ -32,7 +32,7 @@ def make(config: Config, folder: Path) -> dict[str, Any]:
     Returns:
       A description of the base, and its number of tokens.
     """
-    module, params = _base(config)
+    module, params = base_of(config)
     targets = mcl.models.lora_targets(module)
     model = mcl.Hypotheses(module, mcl.LoraConfig(rank=config.rank, alpha=2.0 * config.rank, targets=targets))
     save_pretrained(folder / "base", module, params)
@@ -41,9 +41,10 @@ def make(config: Config, folder: Path) -> dict[str, Any]:
     return {"family": type(module).__name__, "parameters": size, "vocab": module.vocab_size, "targets": targets}
 
 
-def _base(config: Config) -> tuple[Any, Any]:
+def base_of(config: Config) -> tuple[Any, Any]:
+    """Returns the base and its parameters: the one that was asked for, or a random Llama of these sizes."""
     if config.base is not None:
-        return mcl.models.from_pretrained(_found(config.base))[:2]
+        return mcl.models.from_pretrained(_found(config.base), scan=config.scan)[:2]
     module = Llama(
         LlamaConfig(
             vocab_size=config.vocab,
@@ -53,6 +54,7 @@ def _base(config: Config) -> tuple[Any, Any]:
             num_attention_heads=config.num_heads,
             num_key_value_heads=config.num_heads,
             tie_word_embeddings=True,
+            scan=config.scan,
         )
     )
     return module, jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
