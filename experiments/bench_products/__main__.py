@@ -159,12 +159,11 @@ def main(config: Config) -> None:
     """Measures, writes --json, and prints the table."""
     load = os.getloadavg()[0]
     rows = measure(config, lambda line: say(plain(line, "dim")))
-    device = jax.devices()[0]
-    about = {"cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()[0], "jax": jax.__version__}
-    about["device"] = device.device_kind
+    machine = {"cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()[0]}
+    machine |= {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     if config.json is not None:
         with attempt(str(config.json)):
-            write_json(config.json, {"config": to_json(config, "config"), "machine": about, "rows": rows})
+            write_json(config.json, {"config": to_json(config, "config"), "machine": machine, "rows": rows})
     shown = [
         [
             row["part"],
@@ -177,8 +176,11 @@ def main(config: Config) -> None:
         ]
         for row in rows
     ]
-    title = f"B={config.batch} T={config.seq_len} r={config.rank}, {config.new_tokens} new tokens; {about}"
-    table(title, ["part", "K", "GFLOP", "seconds", "products alone", "share", "GFLOP/s of products"], shown)
+    sizes = f"B={config.batch} T={config.seq_len} r={config.rank}, {config.new_tokens} new tokens"
+    table(sizes, ["part", "K", "GFLOP", "seconds", "products alone", "share", "GFLOP/s alone"], shown)
+    say(
+        "{device}, {cores} cores, load {load_before:.1f} before and {load_after:.1f} after, jax {jax}".format(**machine)
+    )
 
 
 if __name__ == "__main__":

@@ -193,10 +193,10 @@ def _empty(prompt: Segment, rows: int, slots: int) -> Segment:
         shape[row_axis], shape[slot_axis] = rows, slots
         return jnp.zeros(shape, x.dtype)
 
-    K, axes = len(prompt.mask), SLOT_AXES
+    K = len(prompt.mask)
     keys, values = (
         jax.tree.map(functools.partial(empty, row_axis=choosing.ROW_AXES.keys, slot_axis=axis), part)
-        for part, axis in ((prompt.keys, axes.keys), (prompt.values, axes.values))
+        for part, axis in ((prompt.keys, SLOT_AXES.keys), (prompt.values, SLOT_AXES.values))
     )
     return Segment(keys, values, jnp.zeros((K, rows, slots), jnp.int32), jnp.ones((K, rows, slots), bool))
 
