@@ -33,6 +33,16 @@ def test_products_are_counted_as_often_as_they_run():
     assert products.gflop(once) == (5 * 2 * 3 * 5 * 5 + 2 * 3 * 5 * 7) / 1e9
 
 
+def test_the_right_matrix_may_be_stored_transposed():
+    x, w = np.random.default_rng(0).normal(size=(2, 3, 5)), np.random.default_rng(1).normal(size=(5, 7))
+    (product,) = products.of(jnp.matmul, x, w)[0]
+    x, w = jnp.asarray(x, "float32"), jnp.asarray(w, "float32")
+    np.testing.assert_allclose(product.turned(x, w.T), product(x, w), rtol=1e-5)
+    assert product.turned.turned == product and product.turned.flop == product.flop
+    (product,) = products.of(lambda x, y: jnp.einsum("bij,bjk->bik", x, y), x, jnp.ones((2, 5, 7)))[0]
+    assert product.turned is None
+
+
 def test_those_of_a_gradient_and_of_all_hypotheses_are_found():
     x, a = jnp.ones((4, 3)), jnp.ones((2, 3, 5))
     loss = lambda a: (jax.vmap(lambda one: x @ one)(a) ** 2).sum()
