@@ -10,6 +10,7 @@ import tyro
 from experiments.common.groups import ObjectiveName
 from experiments.plan.presets import PRESETS
 from mcl_jax.models.decoder import Remat
+from mcl_jax.models.narrowed import Narrow
 
 PresetName = Literal[tuple(PRESETS)]
 OF_PRESET = (
@@ -22,6 +23,7 @@ OF_PRESET = (
     "objective",
     "backward",
     "assign",
+    "choose_dtype",
     "remat",
     "fsdp",
     "quantization",
@@ -81,6 +83,8 @@ class Options:
     """Hypotheses that the backward pass runs for."""
     assign: Literal["clean", "noisy"] | None = None
     """Scores by which the hypotheses share an example: without dropout or with it."""
+    choose_dtype: Narrow | None = None
+    """Dtype of the products that choose winners."""
     remat: Remat | None = None
     """What the backward pass computes again."""
     fsdp: bool = False

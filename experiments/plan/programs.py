@@ -185,15 +185,17 @@ class Programs:
         }[name]()
 
     def _train(self) -> jax.stages.Lowered:
-        training = self.config.training
+        training, choosing = self.config.training, self.config.choosing
+        log_likelihood = lambda dtype: self.task.log_likelihood_fn(METHOD, train=True, dtype=dtype)
         step = mcl.make_train_step(
-            self.task.log_likelihood_fn(METHOD, train=True),
+            log_likelihood(None),
             self.objective,
             self.optimizer,
             self.backward,
             assign=self.config.objective.assign,
             accumulate=training.accumulate,
             mesh=self.mesh,
+            **choosing.options(log_likelihood(choosing.choose_dtype)),
         )
         batch = self.batch(training.batch_size // self.hosts)  # of one process
         return step.lower(self.state.replace(params=self.params), batch)

@@ -1,5 +1,6 @@
 """The planner: what it reads in compiled programs, what it searches, and the plan of a tiny model on 8 fake devices."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -14,6 +15,7 @@ from experiments.plan import chips, costs, flops, hlo, measure, search
 from experiments.plan.__main__ import main
 from experiments.plan.options import parse
 from experiments.plan.presets import BASES, PRESETS, base_of, config_of, tower_inputs
+from experiments.plan.programs import Programs
 from mcl_jax.command_line import errors_in_a_line
 from mcl_jax.models import families
 from mcl_jax.models.names import abstract_params
@@ -264,6 +266,15 @@ def test_a_plan(tmp_path, capsys):
     assert 0.5 < reduced["bytes"] / plan["bytes_by_kind"]["adapters"] < 1.01
     printed = capsys.readouterr().out
     assert "Fits." in printed and "mcl_jax/" in printed and "by formula" in printed
+
+
+def test_winners_are_chosen_in_the_dtype_that_was_asked_for():
+    config = config_of(PRESETS["alma-7b-en-de"]).replace(batch_size=2, accumulate=1, max_length=LENGTH)
+    programs = Programs(config, TINY, tuple(jax.devices()), Axes(1, 1)).on(Axes(1, 1))
+    of_int8 = dataclasses.replace(programs, config=programs.config.replace(choose_dtype="int8"))
+    with jax.numpy_dtype_promotion("standard"):  # qwix adds integers to floats
+        assert "i8>" not in programs.lower("train").as_text()
+        assert "i8>" in of_int8.lower("train").as_text()
 
 
 @pytest.mark.slow
