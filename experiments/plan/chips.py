@@ -22,6 +22,7 @@ class Chip:
       name: its name.
       memory: bytes that the compiler lets a program use.
       flops: FLOP/s of products in bfloat16.
+      int8_flops: the same of products in int8.
       bandwidth: bytes per second between the chip and its memory.
       link: bytes per second of one link to another chip, in one direction.
     """
@@ -29,18 +30,19 @@ class Chip:
     name: str
     memory: int
     flops: float
+    int8_flops: float
     bandwidth: float
     link: float
 
 
 # Memory: what libtpu 0.0.42 reports when a program needs too much. Speeds: cloud.google.com/tpu/docs/v4, v5e, v5p and
 # v6e, read in November 2026; a link has the chip's bandwidth between chips, halved for one direction, over its ports.
-V4 = Chip("v4", int(30.75 * GIB), 275e12, 1.2e12, 50e9)
-V5E = Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 50e9)
-V5P = Chip("v5p", int(95.74 * GIB), 459e12, 2.765e12, 100e9)
-V6E = Chip("v6e", int(31.25 * GIB), 918e12, 1.638e12, 100e9)
+V4 = Chip("v4", int(30.75 * GIB), 275e12, 275e12, 1.2e12, 50e9)
+V5E = Chip("v5e", int(15.75 * GIB), 197e12, 394e12, 819e9, 50e9)
+V5P = Chip("v5p", int(95.74 * GIB), 459e12, 918e12, 2.765e12, 100e9)
+V6E = Chip("v6e", int(31.25 * GIB), 918e12, 1836e12, 1.638e12, 100e9)
 # Host devices, to try the planner without libtpu. Their speeds are unknown.
-CPU = Chip("cpu", 16 * GIB, math.inf, math.inf, math.inf)
+CPU = Chip("cpu", 16 * GIB, math.inf, math.inf, math.inf, math.inf)
 
 TOPOLOGIES = {
     "v5e:2x4": V5E,

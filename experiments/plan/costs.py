@@ -50,18 +50,29 @@ def shape_of(array: Array) -> str:
     return f"{array.dtype}[{','.join(map(str, array.dims))}]"
 
 
-def flops(program: Program) -> float:
-    """Counts the FLOPs of the matrix products and convolutions of a call, on one chip."""
+def flops(program: Program, dtype: str | None = None) -> float:
+    """Counts the FLOPs of the matrix products and convolutions of a call, on one chip.
+
+    Args:
+      program: the program.
+      dtype: counts only those whose operands both have this dtype, such as s8.
+    """
     total = 0.0
     for run in program.runs():
         if run.instruction.opcode in ("dot", "convolution"):
-            total += run.times * _flops(run.instruction, run.computation)
+            operands = _operands(run.instruction, run.computation)
+            if dtype is None or {array.dtype for array in operands} == {dtype}:
+                total += run.times * _flops(run.instruction, *operands)
     return total
 
 
-def _flops(instruction: Instruction, computation: Computation) -> float:
-    out = instruction.arrays[0]
+def _operands(instruction: Instruction, computation: Computation) -> tuple[Array, Array]:
     left, right = (computation.instructions[name].arrays[0] for name in instruction.operands[:2])
+    return left, right
+
+
+def _flops(instruction: Instruction, left: Array, right: Array) -> float:
+    out = instruction.arrays[0]
     if instruction.opcode == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)[1]
         return 2.0 * out.size * math.prod(left.dims[int(axis)] for axis in contracted.split(",") if axis)

@@ -27,6 +27,7 @@ class Measured:
       name: train, evaluation, decoding or tower.
       bytes: bytes by kind: what stays in memory between programs, and padding, temporaries and code of this one.
       flops: FLOPs of a call, as compiled; 0 if the compiler refused the program.
+      int8_flops: those of them whose operands are both int8.
       traffic: bytes between the chip and its memory.
       collectives: bytes between chips.
       temporaries: the largest results.
@@ -37,6 +38,7 @@ class Measured:
     name: str
     bytes: Mapping[str, int]
     flops: float = 0.0
+    int8_flops: float = 0.0
     traffic: float = 0.0
     collectives: tuple[costs.Collective, ...] = ()
     temporaries: tuple[costs.Temporary, ...] = ()
@@ -56,7 +58,7 @@ class Measured:
         """Returns the time that products, memory and links need at least; the step takes no less than the largest."""
         chip, sent = topology.chip, sum(one.wire_bytes for one in self.collectives)
         return {
-            "compute": self.flops / chip.flops,
+            "compute": (self.flops - self.int8_flops) / chip.flops + self.int8_flops / chip.int8_flops,
             "memory": self.traffic / chip.bandwidth,
             "links": sent / (chip.link * topology.links),
         }
@@ -89,6 +91,7 @@ def measure(name: str, lowered: jax.stages.Lowered, resident: Mapping[str, int])
         name,
         {**resident, **own},
         costs.flops(program),
+        costs.flops(program, "s8"),
         costs.memory_traffic(program),
         tuple(costs.collectives(program)),
         tuple(costs.temporaries(program)),

@@ -103,6 +103,14 @@ def test_a_loop_counts_as_often_as_it_runs_and_a_split_collective_once():
     assert (reduced.kind, reduced.group, reduced.bytes, reduced.wire_bytes) == ("all-reduce", 2, 280, 280)
 
 
+def test_products_in_int8_take_less_time():
+    of_int8 = hlo.Program(TEXT.replace("f32[2,5]", "s8[2,5]").replace("bf16[", "s8["))
+    assert costs.flops(of_int8, "s8") == costs.flops(of_int8) == costs.flops(hlo.Program(TEXT))
+    assert costs.flops(hlo.Program(TEXT), "s8") == costs.flops(hlo.Program(TEXT.replace("bf16[", "s8[")), "s8") == 0
+    one, chip = measure.Measured("train", {}, flops=3 * 394e12, int8_flops=2 * 394e12), chips.V5E
+    assert one.seconds(chips.Topology("v5e:2x4", chip, (), 2))["compute"] == 2 + 2
+
+
 def test_only_the_slice_of_an_operand_is_read():
     body = hlo.Program(TEXT).computations["body"]
     part = costs._read(hlo.Program(TEXT), body.instructions["part"], body)
