@@ -40,6 +40,7 @@ ADAPTERS = "adapters/"  # first part of the paths of adapters
 REMOVALS = 50  # attempts at a directory that something is still being written into
 LINGERING = 10.0  # seconds that we wait for the threads of a save that failed
 SPARE = 2**18  # bytes that a checkpoint takes besides its arrays
+SPARE_OF_ARRAY = 2**14  # and besides the values of each array: files and folders
 # What the system says if a file cannot be written; TensorStore puts it at the end of a long message.
 REASONS = {
     os.strerror(n): n
@@ -130,6 +131,12 @@ class Checkpoints:
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 lightweight_initialize=True,
             ),
+            # Each array has files of its own. With a database of all arrays (OCDBT), every save costs memory that
+            # TensorStore never gives back: 0.3 to 0.7 KiB at each call of `KvStore.Spec.to_json`, a few for each array.
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+                "record": ocp.JsonCheckpointHandler(),
+            },
         )
         self._ours: set[int] = set()  # steps saved or restored through this object
         self._broken: set[int] = set()
@@ -167,7 +174,7 @@ class Checkpoints:
         leaves = stored_state.flatten(stored_state.stored(state))
         arrays = {path: stored_state.to_host(leaf) for path, leaf in leaves.items()}
         _check_finite(step, arrays)
-        needed = sum(array.nbytes for array in arrays.values()) + SPARE
+        needed = sum(array.nbytes + SPARE_OF_ARRAY for array in arrays.values()) + SPARE
         hosts.on_first(lambda: self._check_space(needed), f"save step {step}")
         record = {
             "format": FORMAT,

@@ -82,6 +82,27 @@ def test_round_trip_and_resume_equal_a_straight_run(tmp_path, training):
     assert_same(train(step, restored, draw, 9), train(step, state, draw, 9))
 
 
+def test_arrays_are_files_and_a_database_of_them_is_read_too(tmp_path, training, monkeypatch):
+    """A database costs memory at each save. It is what earlier versions wrote."""
+    step, state, draw = training
+    state = train(step, fresh(state), draw, 2)
+    with Checkpoints(tmp_path / "files") as checkpoints:
+        checkpoints.save(state, config={})
+    assert not [*(tmp_path / "files").rglob("manifest.ocdbt")]
+    handler = checkpoint.ocp.PyTreeCheckpointHandler
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp, "PyTreeCheckpointHandler", lambda use_ocdbt: handler(use_ocdbt=True))
+        with Checkpoints(tmp_path / "database") as checkpoints:
+            checkpoints.save(state, config={})
+    assert [*(tmp_path / "database").rglob("manifest.ocdbt")]
+    with Checkpoints(tmp_path / "database") as checkpoints:
+        assert_same(checkpoints.restore(fresh(training[1]))[0], state)
+        later = train(step, fresh(state), draw, 3)
+        checkpoints.save(later, config={})
+        checkpoints.wait()
+        assert_same(checkpoints.restore(fresh(training[1]))[0], later)
+
+
 def test_the_adapters_alone_need_no_template(tmp_path, training):
     step, state, draw = training
     first = train(step, fresh(state), draw, 1)
