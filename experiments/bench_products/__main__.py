@@ -81,7 +81,7 @@ class Part(NamedTuple):
 
 
 class Training:
-    """Takes a step at each call. A step takes the arrays of its state over."""
+    """Takes a step at each call. Each step takes over the arrays of the state before it."""
 
     def __init__(self, step: TrainStep, state: mcl.TrainState, batch: Any):
         self._step, self._state, self._batch = step, jax.tree.map(jnp.copy, state), batch
