@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -114,14 +115,56 @@ def test_rows_end_with_an_end_token_and_padding_behind_it(base):
         assert (row[length:] == 40).all()
 
 
-def test_the_likeliest_token_is_numpys_argmax():
-    rng = np.random.default_rng(0)
-    scores = rng.integers(-3, 3, (7, 3, 11)).astype(np.float32)  # with many ties
-    scores[2, 1], scores[3, 0], scores[4, 2, 5] = -np.inf, np.nan, np.inf
+@pytest.mark.parametrize("V", [2, 11, 128, 131, 383, 1024])
+def test_the_likeliest_token_is_numpys_argmax(V):
+    rng = np.random.default_rng(V)
+    scores = rng.integers(-3, 3, (97, 3, V)).astype(np.float32)  # with many ties
+    scores[5] = rng.normal(size=(3, V))
+    scores[:80, :, rng.integers(V)] = 2.5  # the maximum of many rows is one of a tie, or alone, in one place
+    scores[90, 0, -1] = 7  # the last of all
+    scores[2, 1], scores[3, 0], scores[4, 2, V // 2] = -np.inf, np.nan, np.inf
     for dtype in (jnp.float32, jnp.bfloat16):
-        np.testing.assert_array_equal(likeliest(jnp.asarray(scores, dtype)), np.argmax(scores, -1))
-    scores[5, 1, 4] = np.nan  # one NaN: any token will do, since the row is reported, but it must be one
-    assert 0 <= int(likeliest(jnp.asarray(scores))[5, 1]) < 11
+        rounded = jnp.asarray(scores, dtype)
+        np.testing.assert_array_equal(likeliest(rounded), np.argmax(np.asarray(rounded, np.float32), -1))
+    scores[5, 1, V - 1] = np.nan  # one NaN: any token will do, since the row is reported, but it must be one
+    assert 0 <= int(likeliest(jnp.asarray(scores))[5, 1]) < V
+
+
+@pytest.mark.parametrize("decoder", [Greedy(), Sampling(2)], ids=["greedy", "sampling"])
+def test_no_step_copies_the_keys_and_values_before_it(base, decoder):
+    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / "llama", scan=False)
+    model = mcl.Hypotheses(module, base[0].config)
+    adapters = model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=K)
+    inputs = {"tokens": jax.ShapeDtypeStruct((2, 5), jnp.int32)}
+    text = mcl.generation.lower_decode(model, params, adapters, inputs, decoder, 13).compile().as_text()
+    bodies = [text[text.index(f"\n%{name} ") :] for name in re.findall(r" while\(.*body=%([\w.\-]+)", text)]
+    body = max((body.split("\n}")[0] for body in bodies), key=len)
+    layers, heads, d = 2, model.module.config.num_key_value_heads, model.module.config.head_dim
+    rows = f"{K},2," if isinstance(decoder, Greedy) else f"{K},4,"
+    shapes = [f"f32[{rows}{heads},{d},13]", f"f32[{rows}{heads},13,{d}]"]
+    written = re.findall(r"= (\S+?)\{\S* [\w\-]+\(", body)
+    copied = re.findall(r"= (\S+?)\{\S* copy\(", body)
+    for shape in shapes:
+        assert written.count(shape) >= layers  # as they are updated
+        assert shape not in copied
+
+
+def test_the_last_token_is_not_run(base, monkeypatch):
+    """T tokens need the prompts and T - 1 tokens; so does an end token, after which nothing is run."""
+    model, params, adapters = base
+    runs = []
+    of_layers = type(model.module).extend
+
+    def extend(*args, **kwargs):
+        jax.debug.callback(lambda: runs.append(1))
+        return of_layers(*args, **kwargs)
+
+    monkeypatch.setattr(type(model.module), "extend", extend)
+    for tokens in (1, 2, 7):
+        runs.clear()
+        jax.block_until_ready(decode(model, params, adapters, PROMPTS, Greedy(), tokens, pad_token_id=39))
+        jax.effects_barrier()
+        assert len(runs) == tokens  # all hypotheses together
 
 
 # ---------------------------------------------------------------------------------------------------------- Sampling

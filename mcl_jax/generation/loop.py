@@ -22,21 +22,24 @@ class Carry:
 
     Attributes:
       t: number of tokens chosen.
-      scores: logits of the next token.
+      last: the tokens chosen last.
       seen: whether each token of the vocabulary occurred, for `repetition_penalty`; else None.
       history: the tokens of prompt and continuation, for `no_repeat_ngram_size` n: n − 1 times `filters.NONE`, then
         P + T places, which hold `filters.NONE` for padding and for tokens to come; else None.
       search: the state of the decoder.
-      kept: keys and values of the continuations, with a leading axis K.
+      kept: keys and values of the continuations without their last two tokens, with a leading axis K.
+      latest: keys and values of the token before the last. The next step writes them into `kept` before it reads that:
+        if they were written after it was read, XLA on a CPU would copy all of it.
       broken: whether log p of the item was NaN at some step.
     """
 
     t: Int[Array, ""]
-    scores: Float[Array, "N W V"]
+    last: Int[Array, "N W"]
     seen: Bool[Array, "N W V"] | None
     history: Int[Array, "N W H"] | None
     search: Any
     kept: Segment
+    latest: Segment
     broken: Bool[Array, " N"]
 
 
@@ -69,17 +72,19 @@ class Loop:
         return self.finish(self.advance(prompt, carry, self.limits.max_new_tokens))
 
     def start(self) -> tuple[Segment, Carry]:
-        """Runs the prompts; returns their keys and values, and the state before the first token."""
+        """Runs the prompts and chooses the first token; returns the prompts' keys and values, and the state."""
         (K, B, W), T = self.sizes, self.limits.max_new_tokens
         prompts = jnp.broadcast_to(self.tokens[None], (K, B, self.P))
         positions = positions_of(self.tokens, self.mask)
         logits, prompt = self.extend(prompts, self.mask, positions, (), **self.features)
         vocab = logits.shape[-1]
-        first = jnp.broadcast_to(logits[:, :, -1].reshape(K * B, 1, vocab), (K * B, W, vocab))
+        scores = jnp.broadcast_to(logits[:, :, -1].reshape(K * B, 1, vocab), (K * B, W, vocab))
         seen = _seen(self.tokens, self.mask, vocab, K, W) if self.limits.repetition_penalty != 1.0 else None
         history = self._history() if self.limits.no_repeat_ngram_size else None
-        search, kept = self.decoder.init(K * B, T, self.limits.pad_token_id), _empty(prompt, B * W, T)
-        return prompt, Carry(jnp.int32(0), first, seen, history, search, kept, jnp.zeros(K * B, bool))
+        search, none = self.decoder.init(K * B, T, self.limits.pad_token_id), jnp.zeros((K * B, W), jnp.int32)
+        kept, latest = (_empty(prompt, B * W, slots) for slots in (T, 1))
+        before = Carry(jnp.int32(0), none, seen, history, search, kept, latest, jnp.zeros(K * B, bool))
+        return prompt, self._choose(scores, before)
 
     def advance(self, prompt: Segment, carry: Carry, until: Int[Array, ""] | int) -> Carry:
         """Chooses tokens until there are `until`, at most T, or the decoder is done."""
@@ -104,36 +109,43 @@ class Loop:
         return of_items.replace(hypothesis=numbers), carry.broken.reshape(K, B)
 
     def _step(self, prompt: Segment, carry: Carry) -> Carry:
+        """Runs the last token of each row, and chooses the next."""
+        (K, B, W), T = self.sizes, self.limits.max_new_tokens
+        kept = _write(carry.kept, carry.latest, carry.t - 2)
+        past = (prompt, kept.replace(mask=kept.mask & (jnp.arange(T) < carry.t - 1)[None, None]))
+        here = (self.lengths + carry.t - 1)[:, None]
+        logits, latest = self.extend(carry.last.reshape(K, B * W, 1), jnp.ones((B * W, 1), bool), here, past)
+        carry = carry.replace(kept=kept, latest=latest.replace(memory=None))
+        return self._choose(logits[:, :, 0].reshape(K * B, W, -1), carry)
+
+    def _choose(self, scores: Float[Array, "N W V"], carry: Carry) -> Carry:
+        """Chooses the next token of each row by its scores."""
         (K, B, W), T, limits = self.sizes, self.limits.max_new_tokens, self.limits
         step = Step(
             carry.t, _folded(self.keys, carry.t), limits.eos_token_id, limits.pad_token_id, T, limits.stop_sequences
         )
-        scores, log_p = self._constrained(carry)
+        scores, log_p = self._constrained(scores, carry)
         broken = carry.broken | jnp.isnan(log_p[..., 0]).any(-1)  # one NaN score makes all of log p NaN
         chosen, parents, search = self.decoder.advance(scores, log_p, carry.search, step)
-        (seen, history), kept = (carry.seen, carry.history), carry.kept
+        (seen, history), kept, latest = (carry.seen, carry.history), carry.kept, carry.latest
         if parents is not None:
             of_parents = lambda x: jnp.take_along_axis(x, parents[..., None], axis=1)
             seen, history = jax.tree.map(of_parents, (seen, history))
-            kept = _reorder(kept, parents.reshape(K, B, W))
+            kept, latest = (_reorder(segment, parents.reshape(K, B, W)) for segment in (kept, latest))
         if seen is not None:
             seen = seen | jax.nn.one_hot(chosen, seen.shape[-1], dtype=bool)
         if history is not None:
             history = history.at[:, :, self._place(carry.t)].set(chosen)
-        here = (self.lengths + carry.t)[:, None]
-        past = (prompt, kept.replace(mask=kept.mask & (jnp.arange(T) < carry.t)[None, None]))
-        # The padding token may be outside the vocabulary.
-        fed = jnp.clip(chosen, 0, scores.shape[-1] - 1).reshape(K, B * W, 1)
-        logits, new = self.extend(fed, jnp.ones((B * W, 1), bool), here, past)
-        kept = _write(kept, new, carry.t)
-        logits = logits[:, :, 0].reshape(K * B, W, -1)
-        return Carry(carry.t + 1, logits, seen, history, search, kept, broken)
+        last = jnp.clip(chosen, 0, scores.shape[-1] - 1)  # the padding token may be outside the vocabulary
+        return Carry(carry.t + 1, last, seen, history, search, kept, latest, broken)
 
-    def _constrained(self, carry: Carry) -> tuple[Float[Array, "N W V"], Float[Array, "N W V"]]:
+    def _constrained(
+        self, logits: Float[Array, "N W V"], carry: Carry
+    ) -> tuple[Float[Array, "N W V"], Float[Array, "N W V"]]:
         """Returns the scores for the decoder and log p of the model."""
         limits = self.limits
-        log_p = jax.nn.log_softmax(carry.scores, axis=-1)
-        scores = log_p if self.decoder.on_log_probabilities else carry.scores
+        log_p = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        scores = log_p if self.decoder.on_log_probabilities else logits
         if carry.seen is not None:
             scores = filters.repetition_penalty(scores, carry.seen, limits.repetition_penalty)
         if carry.history is not None:
@@ -202,13 +214,13 @@ def _empty(prompt: Segment, rows: int, slots: int) -> Segment:
 
 
 def _write(kept: Segment, new: Segment, slot: Int[Array, ""]) -> Segment:
-    """Puts a segment of one token into a slot."""
+    """Puts a segment of one token into a slot, or into the first one if there is no such slot yet."""
 
     def part(axis, all_, one):
-        write = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), slot, axis)
+        write = lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), jnp.maximum(slot, 0), axis)
         return jax.tree.map(write, all_, one)
 
-    return jax.tree.map(part, SLOT_AXES, kept, new.replace(memory=None))
+    return jax.tree.map(part, SLOT_AXES, kept, new)
 
 
 def _reorder(kept: Segment, parents: Int[Array, "K B W"]) -> Segment:
