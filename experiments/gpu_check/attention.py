@@ -36,7 +36,7 @@ def difference(B: int, T: int, H: int, groups: int, d: int) -> float:
     def run(dtype):
         def one(q, k, v, g):
             far = jnp.broadcast_to(jnp.arange(T)[:, None] - jnp.arange(T)[None], (B, T, T))
-            y = decoder.attend(q, (k, v, far), scale=d**-0.5, causal=True)
+            y = decoder.attend(q, (k, v, far), scale=d**-0.5, order="causal")
             return y, (y * g).astype(jnp.float32).sum()
 
         inputs = [x.astype(dtype) for x in (q, k, v, g)]
@@ -65,7 +65,7 @@ def ways(mask: jax.Array) -> dict[str, Callable[..., jax.Array]]:
     def as_trained(q, k, v, mask):
         positions = jnp.broadcast_to(jnp.arange(q.shape[1])[None], q.shape[:2])
         distances = decoder.distances(positions, positions, jnp.ones_like(mask))
-        return decoder.attend(q, (k, v, distances), scale=q.shape[-1] ** -0.5, causal=True)
+        return decoder.attend(q, (k, v, distances), scale=q.shape[-1] ** -0.5, order="causal")
 
     return {
         "attend, causal": as_trained,

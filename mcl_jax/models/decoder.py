@@ -35,6 +35,9 @@ from mcl_jax.likelihood import soft_cap
 NO_WINDOW = jnp.iinfo(jnp.int32).max
 MOST_SCORES = 2**20  # per row and head; `attend` takes the queries in blocks when there are more
 QUERY_BLOCK = 128
+MOST_PARTS, LEAST_QUERIES = 4, 64  # of the parts into which `attend` divides ordered queries
+
+Order = Literal["any", "ordered", "causal"]
 
 Mask = Bool[Array, "B T"] | Int[Array, "B T"]
 Remat = Literal["none", "full", "dots"]
@@ -194,11 +197,12 @@ def attend(
     window: Int[Array, ""] | None = None,
     scale: float,
     cap: float | None = None,
-    causal: bool = False,
+    order: Order = "any",
 ) -> Float[Array, "B T H d"]:
     """Computes softmax(scale · Q Kᵀ) V over all keys where 0 ≤ distance < window; scores in float32.
 
-    On a GPU, cuDNN computes causal attention of 16-bit queries in one kernel, which holds no scores. Otherwise, with
+    On a GPU, cuDNN computes causal attention of 16-bit queries in one kernel, which holds no scores. Otherwise, ordered
+    queries are divided into at most `MOST_PARTS` parts, each of which meets only the keys up to its own end. With
     more than `MOST_SCORES` pairs of query and key, the queries are taken in blocks of `QUERY_BLOCK`, whose scores the
     backward pass computes again, so that the scores of one block exist at a time.
 
@@ -209,24 +213,47 @@ def attend(
       window: number of tokens that a query sees, including itself; None means no limit.
       scale: factor of the scores.
       cap: soft-cap of the scores after that, see `likelihood.soft_cap`; None leaves them as they are.
-      causal: whether the distances are those of one causal segment: query t sees the keys 0 to t.
+      order: what is known of `own`, which then has a key for each query. ordered: query t sees no key after t. causal:
+        query t sees exactly the keys 0 to t.
     Returns:
       The weighted sums of the values; NaN for a query that sees a key or value that is not finite. Gradients reach the
       past only where all its keys are finite.
     """
     sound = None if own is None else _finite(*own[:2])
     far = [one.distances for one in past] + ([] if own is None else [own[2]])
-    T, S = q.shape[1], sum(distance.shape[2] for distance in far)
-    if causal and window is None and cap is None and _has_kernel(q):
+    if order == "causal" and window is None and cap is None and _has_kernel(q):
         return _causal_kernel(q, *sound, scale)
-    earlier = [one[:2] for one in past]
+    earlier, T = [one[:2] for one in past], q.shape[1]
+    if order == "any" or T <= LEAST_QUERIES:
+        return _attend(q, earlier, sound, far, window, scale, cap)
+    size = LEAST_QUERIES * -(-T // (MOST_PARTS * LEAST_QUERIES))
+    parts = []
+    for start in range(0, T, size):
+        end = min(start + size, T)
+        before = [distance[:, start:end] for distance in far]
+        before[-1] = before[-1][:, :, :end]
+        parts.append(_attend(q[:, start:end], earlier, [x[:, :end] for x in sound], before, window, scale, cap))
+    return jnp.concatenate(parts, axis=1)
+
+
+def _attend(
+    q: Float[Array, "B T H d"],
+    past: Sequence[tuple[Float[Array, "b Hkv d S"], Float[Array, "b Hkv S d"]]],
+    own: Sequence[Array] | None,
+    far: Sequence[Int[Array, "B T S"]],
+    window: Int[Array, ""] | None,
+    scale: float,
+    cap: float | None,
+) -> Float[Array, "B T H d"]:
+    """Attends in blocks of queries if there are many scores; the arguments are those of `_attend_block`."""
+    T, S = q.shape[1], sum(distance.shape[2] for distance in far)
     if T <= QUERY_BLOCK or T * S <= MOST_SCORES:
-        return _attend_block(q, earlier, sound, far, window, scale, cap)
+        return _attend_block(q, past, own, far, window, scale, cap)
 
     def block(start_and_q):
         start, q = start_and_q
         rows = [jax.lax.dynamic_slice_in_dim(distance, start, QUERY_BLOCK, axis=1) for distance in far]
-        return _attend_block(q, earlier, sound, rows, window, scale, cap)
+        return _attend_block(q, past, own, rows, window, scale, cap)
 
     starts = np.minimum(np.arange(0, T, QUERY_BLOCK), T - QUERY_BLOCK)  # the last block may overlap the one before it
     blocks = jnp.stack([q[:, start : start + QUERY_BLOCK] for start in starts])
@@ -380,14 +407,14 @@ class Context:
       own: distances between the tokens themselves.
       past: distances between the tokens and each earlier segment.
       keep: whether the layers return keys and values.
-      causal: whether token t sees exactly the tokens 0 to t.
+      order: what is known of the distances between the tokens, see `attend`.
     """
 
     positions: Int[Array, "B T"]
     own: Int[Array, "B T T"]
     past: tuple[Int[Array, "B T S"], ...]
     keep: bool = flax.struct.field(pytree_node=False, default=False)
-    causal: bool = flax.struct.field(pytree_node=False, default=False)
+    order: Order = flax.struct.field(pytree_node=False, default="any")
 
     def seen(self, past: Sequence[tuple[Array, Array]]) -> list[Past]:
         """Returns what a layer sees of earlier segments, from their stored keys and values of this layer."""
@@ -415,14 +442,14 @@ def context_of(
       keep: whether the layers return keys and values.
       prefix: True on tokens that see one another, also later ones and beyond a window; None means that there are none.
     """
-    causal = mask is None and not past and prefix is None
+    order = "any" if prefix is not None else "ordered" if past or mask is not None else "causal"
     mask = jnp.ones(positions.shape, bool) if mask is None else mask
     own = distances(positions, positions, mask.astype(bool))
     if mask.dtype != jnp.bool_:
         own = jnp.where(mask[:, :, None] == mask[:, None], own, -1)
     if prefix is not None:
         own = jnp.where(prefix[:, :, None] & (prefix & mask)[:, None], 0, own)
-    return Context(positions, own, tuple(distances(positions, s.positions, s.mask) for s in past), keep, causal)
+    return Context(positions, own, tuple(distances(positions, s.positions, s.mask) for s in past), keep, order)
 
 
 def check_inputs(

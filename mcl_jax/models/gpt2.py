@@ -39,7 +39,7 @@ class Attention(nn.Module):
         q, k, v = jnp.split(dense(self.config, 3 * D, "c_attn")(x), 3, axis=-1)
         q, k, v = (y.reshape(*x.shape[:2], H, D // H) for y in (q, k, v))
         own = k, v, context.own
-        y = decoder.attend(q, own, context.seen(past), window=window, scale=(D // H) ** -0.5, causal=context.causal)
+        y = decoder.attend(q, own, context.seen(past), window=window, scale=(D // H) ** -0.5, order=context.order)
         return dense(self.config, D, "c_proj")(y.reshape(x.shape)), context.kept(k, v)
 
 

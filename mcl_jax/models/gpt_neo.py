@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         q, k, v = (dense(self.config, D, name, use_bias=False)(x) for name in ("q_proj", "k_proj", "v_proj"))
         q, k, v = (y.reshape(*x.shape[:2], H, D // H) for y in (q, k, v))
         own = k, v, context.own
-        y = decoder.attend(q, own, context.seen(past), window=window, scale=1.0, causal=context.causal)
+        y = decoder.attend(q, own, context.seen(past), window=window, scale=1.0, order=context.order)
         return dense(self.config, D, "out_proj")(y.reshape(x.shape)), context.kept(k, v)
 
 

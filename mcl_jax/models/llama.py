@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
             q, k = self.norm(config, name="q_norm")(q), self.norm(config, name="k_norm")(k)
         q, k = (self.turned(y, context.positions, rotates) for y in (q, k))
         own = k, v, context.own
-        options = dict(scale=config.attention_scale, cap=config.attention_cap, causal=context.causal)
+        options = dict(scale=config.attention_scale, cap=config.attention_cap, order=context.order)
         y = decoder.attend(q, own, context.seen(past), window=window, **options)
         y = y.reshape(*x.shape[:2], -1)
         y = dense(config, config.hidden_size, "o_proj", use_bias=config.o_bias)(y)

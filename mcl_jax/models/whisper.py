@@ -148,7 +148,7 @@ class Layer(nn.Module):
         attention = Attention(config, config.decoder_attention_heads, name="self_attn")
         normed = layer_norm(config, "self_attn_layer_norm")(x)
         own = attention.keys_values(normed)
-        x = x + attention(normed, (*own, context.own), context.seen(past), causal=context.causal)
+        x = x + attention(normed, (*own, context.own), context.seen(past), order=context.order)
 
         attention = Attention(config, config.decoder_attention_heads, name="encoder_attn")
         normed = layer_norm(config, "encoder_attn_layer_norm")(x)

@@ -152,11 +152,11 @@ class Attention(nn.Module):
         return self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
 
     def __call__(
-        self, x: Float[Array, "B T D"], own: Any, past: Sequence[decoder.Past] = (), *, causal: bool = False
+        self, x: Float[Array, "B T D"], own: Any, past: Sequence[decoder.Past] = (), *, order: decoder.Order = "any"
     ) -> Float[Array, "B T D"]:
-        """Attends from x; `own`, `past` and `causal` are those of `decoder.attend`."""
+        """Attends from x; `own`, `past` and `order` are those of `decoder.attend`."""
         q = self._heads(self.q_proj(x))
-        y = decoder.attend(q, own, past, scale=q.shape[-1] ** -0.5, causal=causal)
+        y = decoder.attend(q, own, past, scale=q.shape[-1] ** -0.5, order=order)
         return self.out_proj(y.reshape(x.shape))
 
     def _heads(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H d"]:

@@ -3,6 +3,8 @@
 A key or value that is not finite reaches the queries that see it, and no others, in values and in gradients.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,10 +28,19 @@ def in_blocks(monkeypatch, size=3):
     jax.clear_caches()
 
 
-@pytest.fixture(params=["plain", "blocked"])
+def in_parts(monkeypatch):
+    """Divides ordered queries of any call; 7 queries are parts of 4 and 3."""
+    monkeypatch.setattr(decoder, "MOST_PARTS", 2)
+    monkeypatch.setattr(decoder, "LEAST_QUERIES", 2)
+    jax.clear_caches()
+
+
+@pytest.fixture(params=["plain", "blocked", "parts", "parts, blocked"])
 def path(request, monkeypatch):
-    if request.param == "blocked":
+    if "blocked" in request.param:
         in_blocks(monkeypatch)
+    if "parts" in request.param:
+        in_parts(monkeypatch)
     yield request.param
     jax.clear_caches()
 
@@ -47,7 +58,7 @@ def attention_inputs(copies=1):
 
 def attend(q, past, own, before, causal, window=None, cap=None):
     past = decoder.Past(*decoder.stored(*past), before)
-    return decoder.attend(q, (*own, causal), [past], window=window, scale=0.5, cap=cap)
+    return decoder.attend(q, (*own, causal), [past], window=window, scale=0.5, cap=cap, order="ordered")
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
@@ -145,11 +156,31 @@ def test_blocks_equal_the_plain_path(copies, window, monkeypatch):
 
     gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
     expected = gradient(queries, past, own)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    in_parts(monkeypatch)
+    jax.tree.map(close, gradient(queries, past, own), expected)
     for size in (1, 3, 4):
         in_blocks(monkeypatch, size)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradient(queries, past, own), expected
-        )
+        jax.tree.map(close, gradient(queries, past, own), expected)
+
+
+@pytest.mark.parametrize(("length", "share"), [(64, 1), (128, 0.75), (131, 0.739), (512, 0.625), (521, 0.670)])
+def test_the_work_of_ordered_queries(length, share):
+    """Each of at most four parts, of a multiple of 64 queries, meets only the keys up to its own end."""
+    q, far = jnp.zeros((1, length, 1, 32)), jnp.zeros((1, length, length), jnp.int32)
+
+    def work(order):
+        jaxpr = jax.make_jaxpr(lambda q, k, v: decoder.attend(q, (k, v, far), scale=0.5, order=order))(q, q, q)
+        dots = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+        return sum(math.prod(eqn.outvars[0].aval.shape) * _contracted(eqn) for eqn in dots)
+
+    assert work("any") == 2 * 32 * length**2
+    assert work("ordered") == pytest.approx(share * work("any"), rel=1e-3)
+
+
+def _contracted(eqn):
+    (axes, _), _ = eqn.params["dimension_numbers"]
+    return math.prod(eqn.invars[0].aval.shape[axis] for axis in axes)
 
 
 def test_blocks_under_scan_and_remat(monkeypatch):
@@ -191,12 +222,12 @@ def test_the_fused_kernel_is_called_with_what_the_plain_path_computes(monkeypatc
     q, k, v = (normal((2, T, heads, 8), seed).astype(jnp.float32) for seed, heads in enumerate([6, groups, groups]))
     k = k.at[1, 4].set(jnp.nan)
     far = jnp.broadcast_to(jnp.arange(T)[:, None] - jnp.arange(T)[None], (2, T, T))
-    one = lambda q, k, v: decoder.attend(q[None], (k[None], v[None], far[:1]), scale=0.3, causal=True)[0]
+    one = lambda q, k, v: decoder.attend(q[None], (k[None], v[None], far[:1]), scale=0.3, order="causal")[0]
     expected = jax.vmap(one)(q, k, v)
     monkeypatch.setattr(decoder, "_has_kernel", lambda q: True)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         y = jax.vmap(one)(q, k, v)
-        decoder.attend(q, (k, v, far), scale=0.3, cap=2.0, causal=True)  # which the kernel cannot compute
+        decoder.attend(q, (k, v, far), scale=0.3, cap=2.0, order="causal")  # which the kernel cannot compute
     assert calls == ["cudnn"]
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     assert np.isnan(y[1, 4:]).all() and not np.isnan(y[1, :4]).any()
