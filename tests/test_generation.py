@@ -149,6 +149,14 @@ def test_no_step_copies_the_keys_and_values_before_it(base, decoder):
         assert shape not in copied
 
 
+def test_a_rotation_is_computed_once_for_all_layers_heads_and_hypotheses(base):
+    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / "llama", scan=False)
+    tokens = jax.ShapeDtypeStruct((K, 2, 5), jnp.int32)
+    every = jax.jit(lambda params, tokens: jax.vmap(lambda one: module.apply({"params": params}, one))(tokens))
+    text = every.lower(params, tokens).compile().as_text()
+    assert text.count(" cosine(") == text.count(" sine(") == 1
+
+
 def test_the_last_token_is_not_run(base, monkeypatch):
     """T tokens need the prompts and T - 1 tokens; so does an end token, after which nothing is run."""
     model, params, adapters = base

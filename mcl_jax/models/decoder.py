@@ -223,20 +223,20 @@ def attend(
     far = [one.distances for one in past] + ([] if own is None else [own[2]])
     if order == "causal" and window is None and cap is None and _has_kernel(q):
         return _causal_kernel(q, *sound, scale)
-    earlier, T = [one[:2] for one in past], q.shape[1]
+    earlier, T, S = [one[:2] for one in past], q.shape[1], sum(distance.shape[2] for distance in far)
+    attend_to = _attend_in_blocks if T > QUERY_BLOCK and T * S > MOST_SCORES else _attend_block
     if order == "any" or T <= LEAST_QUERIES:
-        return _attend(q, earlier, sound, far, window, scale, cap)
-    size = LEAST_QUERIES * -(-T // (MOST_PARTS * LEAST_QUERIES))
-    parts = []
+        return attend_to(q, earlier, sound, far, window, scale, cap)
+    size, parts = LEAST_QUERIES * -(-T // (MOST_PARTS * LEAST_QUERIES)), []
     for start in range(0, T, size):
         end = min(start + size, T)
         before = [distance[:, start:end] for distance in far]
         before[-1] = before[-1][:, :, :end]
-        parts.append(_attend(q[:, start:end], earlier, [x[:, :end] for x in sound], before, window, scale, cap))
+        parts.append(attend_to(q[:, start:end], earlier, [x[:, :end] for x in sound], before, window, scale, cap))
     return jnp.concatenate(parts, axis=1)
 
 
-def _attend(
+def _attend_in_blocks(
     q: Float[Array, "B T H d"],
     past: Sequence[tuple[Float[Array, "b Hkv d S"], Float[Array, "b Hkv S d"]]],
     own: Sequence[Array] | None,
@@ -245,20 +245,19 @@ def _attend(
     scale: float,
     cap: float | None,
 ) -> Float[Array, "B T H d"]:
-    """Attends in blocks of queries if there are many scores; the arguments are those of `_attend_block`."""
-    T, S = q.shape[1], sum(distance.shape[2] for distance in far)
-    if T <= QUERY_BLOCK or T * S <= MOST_SCORES:
-        return _attend_block(q, past, own, far, window, scale, cap)
+    """Attends with the scores of one block of queries at a time; the arguments are those of `_attend_block`."""
+    T = q.shape[1]
+    size = min(QUERY_BLOCK, T)
 
     def block(start_and_q):
         start, q = start_and_q
-        rows = [jax.lax.dynamic_slice_in_dim(distance, start, QUERY_BLOCK, axis=1) for distance in far]
+        rows = [jax.lax.dynamic_slice_in_dim(distance, start, size, axis=1) for distance in far]
         return _attend_block(q, past, own, rows, window, scale, cap)
 
-    starts = np.minimum(np.arange(0, T, QUERY_BLOCK), T - QUERY_BLOCK)  # the last block may overlap the one before it
-    blocks = jnp.stack([q[:, start : start + QUERY_BLOCK] for start in starts])
+    starts = np.minimum(np.arange(0, T, size), T - size)  # the last block may overlap the one before it
+    blocks = jnp.stack([q[:, start : start + size] for start in starts])
     y = jax.lax.map(jax.checkpoint(block, prevent_cse=False), (jnp.asarray(starts, jnp.int32), blocks))
-    overlap = len(starts) * QUERY_BLOCK - T
+    overlap = len(starts) * size - T
     return jnp.concatenate([*y[:-1], y[-1, :, overlap:]], axis=1)
 
 

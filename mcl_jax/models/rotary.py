@@ -11,6 +11,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -172,10 +173,21 @@ def turn(
     """Rotates as `rotate` does, given ω and the factor of rotated vectors; entries from r on stay as they are."""
     pairs = frequencies.shape[0]
     angles = positions[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
-    cos, sin = length * jnp.cos(angles), length * jnp.sin(angles)
+    cos, sin = _once(length * jnp.cos(angles)), _once(length * jnp.sin(angles))
     first, second, rest = jnp.split(x.astype(jnp.float32), [pairs, 2 * pairs], axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate([*turned, rest], axis=-1).astype(x.dtype)
+
+
+def _once(x: Float[Array, "*N r"]) -> Float[Array, "*N r"]:
+    """Returns x, which a CPU then computes once.
+
+    XLA counts sines as cheap there, and would compute those of a token again for each head, layer and hypothesis. What
+    a matrix product gives is never computed again, and a product with the identity is exact.
+    """
+    if jax.default_backend() != "cpu":
+        return x
+    return jnp.einsum("...i,ij->...j", x, jnp.eye(x.shape[-1], dtype=x.dtype), precision="highest")
 
 
 def frequencies_of(rope: Rope, head_dim: int, positions: Int[Array, "B T"]) -> tuple[Float[Array, " r/2"], float]:
