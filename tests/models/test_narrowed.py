@@ -61,9 +61,9 @@ def log_p(model, params, adapters):
 
 
 def products(jaxpr):
-    """The dtypes of the operands of all products, scans and calls included."""
+    """The dtypes of the operands of all products but those of rotations by the identity, scans and calls included."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name == "dot_general" and eqn.params["precision"] is None:
             yield tuple(v.aval.dtype.name for v in eqn.invars)
         for inner in jaxprs_in_params(eqn.params):
             yield from products(inner)
