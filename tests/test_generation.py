@@ -1,5 +1,7 @@
 """Decoding: token for token what Hugging Face generates (tests/golden/make_generation.py), for every hypothesis."""
 
+import contextlib
+import functools
 import json
 import math
 import re
@@ -11,9 +13,10 @@ import numpy as np
 import pytest
 
 import mcl_jax as mcl
-from mcl_jax.generation import BeamSearch, DiverseBeamSearch, Greedy, Sampling, decode, filters
+from mcl_jax.generation import BeamSearch, DiverseBeamSearch, Greedy, Sampling, decode, filters, loop
 from mcl_jax.generation.decoders import likeliest
 from mcl_jax.generation.limits import Limits
+from mcl_jax.generation.loop import rooms
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = np.load(GOLDEN / "generation.npz")
@@ -23,6 +26,8 @@ EOS = tuple(int(token) for token in EXPECTED["eos"])
 PAD = int(EXPECTED["pad"])
 LIMITS = ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size")
 SLOW = {"beam_ngrams"}
+CHOSEN = np.array([[2, 0, 1, 2], [0, 1, 2, 1]])  # hypotheses of each prompt
+READS = ("parameter", "get-tuple-element", "bitcast")  # instructions that make nothing new
 K = 3
 
 
@@ -36,6 +41,33 @@ def base():
     keys = iter(jax.random.split(jax.random.key(1), 1000))
     drawn = jax.tree.map(lambda x: 0.2 * jax.random.normal(next(keys), x.shape).at[0].set(0.0), adapters)
     return model, params, drawn
+
+
+@functools.cache
+def random_hypotheses(scan):
+    """The tiny Llama, with scanned layers or without, and three random hypotheses of it."""
+    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / "llama", scan=scan)
+    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=3, alpha=7, targets=("q_proj", "v_proj", "down_proj")))
+    adapters = model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=K)
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    return model, params, jax.tree.map(lambda x: 0.2 * jax.random.normal(next(keys), x.shape), adapters)
+
+
+@pytest.fixture
+def small_rooms(monkeypatch):
+    """Makes a context in which decoding begins with room for two tokens."""
+
+    @contextlib.contextmanager
+    def small():
+        jax.clear_caches()
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "FIRST_ROOM", 2)
+            patch.setattr(loop, "GROWTH", 2)
+            assert rooms(13) == [2, 4, 13]
+            yield
+        jax.clear_caches()
+
+    return small
 
 
 def decoder_of(options):
@@ -67,9 +99,11 @@ def test_tokens_are_hugging_faces(base, case):
     assert len({found.tokens[k].tobytes() for k in range(K)}) == K  # the hypotheses differ, or the test shows little
 
 
-@pytest.mark.parametrize("decoder", [Greedy(), BeamSearch(num_beams=3, num_return=2)], ids=["greedy", "beam"])
-def test_hypotheses_together_are_each_alone_and_merged(base, decoder):
-    model, params, adapters = base
+@pytest.mark.parametrize(
+    ("scan", "decoder"), [(True, Greedy()), (False, BeamSearch(num_beams=3, num_return=2))], ids=["greedy", "beam"]
+)
+def test_hypotheses_together_are_each_alone_and_merged(scan, decoder):
+    model, params, adapters = random_hypotheses(scan)
     together = decode(model, params, adapters, PROMPTS, decoder, 8, eos_token_id=EOS)
     zero = jax.tree.map(lambda x: jnp.zeros_like(x[:1]), adapters)
     for k in range(K):
@@ -130,23 +164,89 @@ def test_the_likeliest_token_is_numpys_argmax(V):
     assert 0 <= int(likeliest(jnp.asarray(scores))[5, 1]) < V
 
 
-@pytest.mark.parametrize("decoder", [Greedy(), Sampling(2)], ids=["greedy", "sampling"])
-def test_no_step_copies_the_keys_and_values_before_it(base, decoder):
-    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / "llama", scan=False)
+@pytest.mark.parametrize(
+    ("scan", "hypotheses", "prompts", "decoder"),
+    [
+        (False, K, 2, Greedy()),
+        (False, K, 1, Greedy()),
+        (False, 1, 1, Greedy()),
+        (False, 1, 2, Sampling(2)),
+        (True, K, 2, Sampling(2)),
+        (True, 1, 2, Greedy()),
+    ],
+)
+def test_no_step_copies_the_keys_and_values_before_it(base, scan, hypotheses, prompts, decoder):
+    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / "llama", scan=scan)
     model = mcl.Hypotheses(module, base[0].config)
-    adapters = model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=K)
-    inputs = {"tokens": jax.ShapeDtypeStruct((2, 5), jnp.int32)}
-    text = mcl.generation.lower_decode(model, params, adapters, inputs, decoder, 13).compile().as_text()
+    adapters = model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=hypotheses)
+    P, T, layers = 17, 13, module.config.num_hidden_layers
+    inputs = {"tokens": jax.ShapeDtypeStruct((prompts, P), jnp.int32)}
+    text = mcl.generation.lower_decode(model, params, adapters, inputs, decoder, T).compile().as_text()
     bodies = [text[text.index(f"\n%{name} ") :] for name in re.findall(r" while\(.*body=%([\w.\-]+)", text)]
-    body = max((body.split("\n}")[0] for body in bodies), key=len)
-    layers, heads, d = 2, model.module.config.num_key_value_heads, model.module.config.head_dim
-    rows = f"{K},2," if isinstance(decoder, Greedy) else f"{K},4,"
-    shapes = [f"f32[{rows}{heads},{d},13]", f"f32[{rows}{heads},13,{d}]"]
-    written = re.findall(r"= (\S+?)\{\S* [\w\-]+\(", body)
-    copied = re.findall(r"= (\S+?)\{\S* copy\(", body)
-    for shape in shapes:
-        assert written.count(shape) >= layers  # as they are updated
-        assert shape not in copied
+    body = next(
+        body for body in (body.split("\n}")[0] for body in bodies) if "/while/body/dynamic_update_slice" in body
+    )
+    made = re.findall(r"= f32\[([\d,]+)\]\S* ([\w\-]+)\(", body)
+    made = [sorted(map(int, shape.split(","))) for shape, kind in made if kind not in READS]
+    heads, d = module.config.num_key_value_heads, module.config.head_dim
+    samples = 1 if isinstance(decoder, Greedy) else 2
+
+    def count(rows, slots, *more):
+        sizes = [hypotheses, rows, heads, d, slots, *more]
+        return sum([n for n in shape if n > 1] == sorted(n for n in sizes if n > 1) for shape in made)
+
+    stacked = [layers] if scan else []
+    assert count(prompts, P, *stacked) == 0
+    assert count(samples * prompts, T, *stacked) == (2 if scan else 2 * layers)  # as they are updated
+
+
+@pytest.mark.parametrize(
+    ("scan", "chosen", "decoder"),
+    [
+        (True, None, Greedy()),
+        (False, CHOSEN, Sampling(2)),
+        (False, None, BeamSearch(3, num_return=2)),
+        (True, CHOSEN, DiverseBeamSearch(4, 2)),
+    ],
+    ids=["greedy", "sampling", "beam", "diverse"],
+)
+def test_the_room_for_keys_and_values_grows(small_rooms, scan, chosen, decoder):
+    run = lambda: decode(*random_hypotheses(scan), PROMPTS, decoder, 13, eos_token_id=EOS, chosen=chosen)
+    at_once = run()
+    with small_rooms():
+        grown = run()
+    np.testing.assert_array_equal(grown.tokens, at_once.tokens)
+    np.testing.assert_allclose(grown.scores, at_once.scores, rtol=1e-5)
+
+
+def test_a_stream_is_the_same_where_the_room_grows(small_rooms):
+    whole, seen = decode(*random_hypotheses(scan=True), PROMPTS, Greedy(), 13, pad_token_id=39), []
+    with small_rooms():
+        decode(
+            *random_hypotheses(scan=True), PROMPTS, Greedy(), 13, pad_token_id=39, stream=seen.append, stream_every=5
+        )
+    for length, so_far in zip([5, 10, 13], seen, strict=True):
+        np.testing.assert_array_equal(so_far.tokens[..., :length], whole.tokens[..., :length])
+        assert (so_far.tokens[..., length:] == 39).all()
+
+
+def test_few_tokens_have_one_room_and_more_tokens_have_few():
+    assert [rooms(tokens) for tokens in (1, 64, 127)] == [[1], [64], [127]]
+    assert [rooms(tokens) for tokens in (128, 511, 512, 2048)] == [
+        [64, 128],
+        [64, 511],
+        [64, 256, 512],
+        [64, 256, 1024, 2048],
+    ]
+
+
+def test_no_step_reads_more_slots_than_there_is_room_for():
+    model, params, adapters = random_hypotheses(scan=False)
+    inputs = {"tokens": jax.ShapeDtypeStruct((2, 5), jnp.int32)}
+    text = mcl.generation.lower_decode(model, params, adapters, inputs, Greedy(), 131).as_text()
+    heads, d = model.module.config.num_key_value_heads, model.module.config.head_dim
+    first, second = (text.index(f"tensor<{K}x2x{heads}x{d}x{slots}xf32>") for slots in (64, 131))
+    assert first < text.index("stablehlo.while") < second
 
 
 def test_a_rotation_is_computed_once_for_all_layers_heads_and_hypotheses(base):

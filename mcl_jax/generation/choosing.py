@@ -16,7 +16,9 @@ from mcl_jax.mesh import laid_out, over_data
 from mcl_jax.models.decoder import Segment
 
 ROW_AXES = Segment(keys=-4, values=-4, positions=-2, mask=-2, memory=-4)  # axis of the rows
-PROMPT_AXES = jax.tree.map(lambda axis: axis - 1, ROW_AXES)  # axis of the prompts, once it is split off
+# Axis of the hypotheses, or of the prompts once it is split off. That of scanned layers stays the first of all: with
+# another in front, every step would turn all keys and values before the scan.
+BATCH_AXES = jax.tree.map(lambda axis: axis - 1, ROW_AXES)
 
 
 def prompt_features(
@@ -96,10 +98,10 @@ def extend_chosen(model, params, adapters, B, tokens, mask, positions, past, **f
       B: number of prompts.
       tokens: [m, R, S] with R = B·r rows in the order (B, r).
       mask, positions: [R, S].
-      past: segments with leading axis m.
+      past: segments with an axis m, see `BATCH_AXES`.
       **features: {"features": [B, N, D]} or nothing.
     Returns:
-      Logits [m, R, 1, V] of the last position, and the segment with leading axis m.
+      Logits [m, R, 1, V] of the last position, and the segment with an axis m.
     """
     mask, positions, features = (jax.tree.map(lambda x: _split(x, 0, B), of) for of in (mask, positions, features))
 
@@ -109,13 +111,15 @@ def extend_chosen(model, params, adapters, B, tokens, mask, positions, past, **f
         return call(hidden[:, -1:], method="logits"), segment
 
     def one(adapters_k, tokens_k, past_k):
-        axes = (hypotheses.axes(adapters), 0, 0, 0, (PROMPT_AXES,) * len(past_k), 0)
+        axes = (hypotheses.axes(adapters), 0, 0, 0, (BATCH_AXES,) * len(past_k), 0)
         split = tuple(_by_axis(lambda x, axis: _split(x, axis, B), segment) for segment in past_k)
-        every = jax.vmap(prompt, axes, (0, PROMPT_AXES))
+        every = jax.vmap(prompt, axes, (0, BATCH_AXES))
         logits, segment = every(adapters_k, _split(tokens_k, 0, B), mask, positions, split, features)
         return logits.reshape(-1, *logits.shape[2:]), _by_axis(_merge, segment)
 
-    return jax.vmap(one, (hypotheses.axes(adapters), 0, 0))(adapters, tokens, past)
+    return jax.vmap(one, (hypotheses.axes(adapters), 0, (BATCH_AXES,) * len(past)), (0, BATCH_AXES))(
+        adapters, tokens, past
+    )
 
 
 def _by_axis(change, segment: Segment) -> Segment:

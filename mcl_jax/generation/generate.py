@@ -19,7 +19,7 @@ from mcl_jax.generation import choosing, stopping
 from mcl_jax.generation.decoders import Decoder, Greedy, Independent
 from mcl_jax.generation.inputs import Inputs, check_room, prompts_of
 from mcl_jax.generation.limits import Generation, Limits, new_tokens
-from mcl_jax.generation.loop import Loop
+from mcl_jax.generation.loop import Loop, grown, rooms
 from mcl_jax.language_model import check_language_model
 from mcl_jax.mesh import laid_out, over_data
 from mcl_jax.selector import Selector
@@ -217,6 +217,9 @@ def _streamed(model, decoder, limits, shared, batch, every, stream):
     while not done:
         until += every
         carry, done, now = _advance(*program, shared, batch, prompt, carry, jnp.int32(until))
+        while not done and carry.t < until:
+            slots = next(n for n in rooms(limits.max_new_tokens) if n > carry.kept.mask.shape[-1])
+            carry, done, now = _advance(*program, shared, batch, prompt, _grown(carry, slots), jnp.int32(until))
         stream(*now)
     return now
 
@@ -233,3 +236,6 @@ def _advance(model, decoder, limits, shared, batch, prompt, carry, until):
     generation, broken = loop.finish(carry)
     so_far = generation.replace(lengths=jnp.minimum(generation.lengths, carry.t))
     return carry, loop.done(carry), (so_far, broken)
+
+
+_grown = jax.jit(grown, static_argnums=1)

@@ -1,6 +1,7 @@
 """The compiled loop: prompts once, and then a token for every row at each step."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -15,6 +16,20 @@ from mcl_jax.generation.limits import Generation, Limits
 from mcl_jax.generation.step import Step, completed
 from mcl_jax.models.decoder import Segment, positions_of
 
+FIRST_ROOM, GROWTH = 64, 4  # slots
+
+
+def rooms(new_tokens: int) -> list[int]:
+    """Returns how many slots the loop has for keys and values of T new tokens, at first and each time that it grows.
+
+    Every step reads all slots, also empty ones, so that the first tokens would cost what the last ones do. Each room
+    takes as long to compile as the first, and is left out if it holds more than half of the tokens, but not all.
+    """
+    slots = [FIRST_ROOM]
+    while slots[-1] < new_tokens:
+        slots.append(GROWTH * slots[-1])
+    return [room for room in slots if 2 * room <= new_tokens] + [new_tokens]
+
 
 @flax.struct.dataclass
 class Carry:
@@ -27,7 +42,7 @@ class Carry:
       history: the tokens of prompt and continuation, for `no_repeat_ngram_size` n: n − 1 times `filters.NONE`, then
         P + T places, which hold `filters.NONE` for padding and for tokens to come; else None.
       search: the state of the decoder.
-      kept: keys and values of the continuations without their last two tokens, with a leading axis K.
+      kept: keys and values of the continuations without their last two tokens, as `_squeezed` makes them.
       latest: keys and values of the token before the last. The next step writes them into `kept` before it reads that:
         if they were written after it was read, XLA on a CPU would copy all of it.
       broken: whether log p of the item was NaN at some step.
@@ -69,7 +84,9 @@ class Loop:
     def whole(self) -> tuple[Generation, Bool[Array, "K B"]]:
         """Decodes to the end; returns what `finish` does."""
         prompt, carry = self.start()
-        return self.finish(self.advance(prompt, carry, self.limits.max_new_tokens))
+        for slots in rooms(self.limits.max_new_tokens):
+            carry = self.advance(prompt, grown(carry, slots), self.limits.max_new_tokens)
+        return self.finish(carry)
 
     def start(self) -> tuple[Segment, Carry]:
         """Runs the prompts and chooses the first token; returns the prompts' keys and values, and the state."""
@@ -82,12 +99,13 @@ class Loop:
         seen = _seen(self.tokens, self.mask, vocab, K, W) if self.limits.repetition_penalty != 1.0 else None
         history = self._history() if self.limits.no_repeat_ngram_size else None
         search, none = self.decoder.init(K * B, T, self.limits.pad_token_id), jnp.zeros((K * B, W), jnp.int32)
-        kept, latest = (_empty(prompt, B * W, slots) for slots in (T, 1))
+        kept, latest = (_squeezed(_empty(prompt, B * W, slots)) for slots in (rooms(T)[0], 1))
         before = Carry(jnp.int32(0), none, seen, history, search, kept, latest, jnp.zeros(K * B, bool))
-        return prompt, self._choose(scores, before)
+        return prompt, self._choose(scores, prompt, before)
 
     def advance(self, prompt: Segment, carry: Carry, until: Int[Array, ""] | int) -> Carry:
-        """Chooses tokens until there are `until`, at most T, or the decoder is done."""
+        """Chooses tokens until there are `until`, at most T, or no room for more, or the decoder is done."""
+        until = jnp.minimum(until, carry.kept.mask.shape[-1] + 2)  # the last two tokens are not in the slots
 
         def unfinished(carry):
             return (carry.t < until) & ~self.done(carry)
@@ -110,15 +128,15 @@ class Loop:
 
     def _step(self, prompt: Segment, carry: Carry) -> Carry:
         """Runs the last token of each row, and chooses the next."""
-        (K, B, W), T = self.sizes, self.limits.max_new_tokens
+        K, B, W = self.sizes
         kept = _write(carry.kept, carry.latest, carry.t - 2)
-        past = (prompt, kept.replace(mask=kept.mask & (jnp.arange(T) < carry.t - 1)[None, None]))
+        past = (prompt, _unsqueezed(kept, prompt, B * W))
         here = (self.lengths + carry.t - 1)[:, None]
         logits, latest = self.extend(carry.last.reshape(K, B * W, 1), jnp.ones((B * W, 1), bool), here, past)
-        carry = carry.replace(kept=kept, latest=latest.replace(memory=None))
-        return self._choose(logits[:, :, 0].reshape(K * B, W, -1), carry)
+        carry = carry.replace(kept=kept, latest=_squeezed(latest.replace(memory=None)))
+        return self._choose(logits[:, :, 0].reshape(K * B, W, -1), prompt, carry)
 
-    def _choose(self, scores: Float[Array, "N W V"], carry: Carry) -> Carry:
+    def _choose(self, scores: Float[Array, "N W V"], prompt: Segment, carry: Carry) -> Carry:
         """Chooses the next token of each row by its scores."""
         (K, B, W), T, limits = self.sizes, self.limits.max_new_tokens, self.limits
         step = Step(
@@ -131,7 +149,8 @@ class Loop:
         if parents is not None:
             of_parents = lambda x: jnp.take_along_axis(x, parents[..., None], axis=1)
             seen, history = jax.tree.map(of_parents, (seen, history))
-            kept, latest = (_reorder(segment, parents.reshape(K, B, W)) for segment in (kept, latest))
+            whole = (_unsqueezed(segment, prompt, B * W) for segment in (kept, latest))
+            kept, latest = (_squeezed(_reorder(segment, parents.reshape(K, B, W))) for segment in whole)
         if seen is not None:
             seen = seen | jax.nn.one_hot(chosen, seen.shape[-1], dtype=bool)
         if history is not None:
@@ -184,14 +203,15 @@ def _folded(keys: Key[Array, "*N"], number: Int[Array, ""]) -> Key[Array, "*N"]:
 
 
 def _extend(model, params, adapters, tokens, mask, positions, past, **features):
-    """Runs tokens after `past`; returns logits [K, R, 1, V] of the last position, and the segment [K, ...]."""
+    """Runs tokens after `past`; returns logits [K, R, 1, V] of the last position, and the segment with an axis K."""
 
     def one(adapters_k, tokens_k, past_k):
         call = functools.partial(model.apply, params, adapters_k)
         hidden, segment = call(tokens_k, mask, positions, past_k, **features, method="extend")
         return call(hidden[:, -1:], method="logits"), segment
 
-    return jax.vmap(one, (hypotheses.axes(adapters), 0, 0))(adapters, tokens, past)
+    axes = hypotheses.axes(adapters), 0, (choosing.BATCH_AXES,) * len(past)
+    return jax.vmap(one, axes, (0, choosing.BATCH_AXES))(adapters, tokens, past)
 
 
 SLOT_AXES = Segment(keys=-1, values=-2, positions=-1, mask=-1)  # axis of the time slots
@@ -210,7 +230,48 @@ def _empty(prompt: Segment, rows: int, slots: int) -> Segment:
         jax.tree.map(functools.partial(empty, row_axis=choosing.ROW_AXES.keys, slot_axis=axis), part)
         for part, axis in ((prompt.keys, SLOT_AXES.keys), (prompt.values, SLOT_AXES.values))
     )
-    return Segment(keys, values, jnp.zeros((K, rows, slots), jnp.int32), jnp.ones((K, rows, slots), bool))
+    return Segment(keys, values, jnp.zeros((K, rows, slots), jnp.int32), jnp.zeros((K, rows, slots), bool))
+
+
+def grown(carry: Carry, slots: int) -> Carry:
+    """Adds empty slots for keys and values until there are `slots`."""
+
+    def grow(axis: int, x: Array) -> Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, slots - x.shape[axis])
+        return jnp.pad(x, widths)
+
+    parts = lambda axis, part: jax.tree.map(functools.partial(grow, axis), part)
+    return carry.replace(kept=jax.tree.map(parts, SLOT_AXES, carry.kept))
+
+
+def _squeezed(segment: Segment) -> Segment:
+    """Drops axes of size 1 from keys [K, R, Hkv, d, S] and values [K, R, Hkv, S, d], except the last two.
+
+    XLA drops them where attention multiplies. If the loop kept them, XLA on a CPU would write a token into arrays of
+    both shapes, and copy the others from one to the other. Scanned layers keep all of [L, K, ...].
+    """
+    return _reshaped(segment, lambda x: [n for n in x.shape[:-2] if n > 1 or x.ndim > 5])
+
+
+def _unsqueezed(segment: Segment, prompt: Segment, rows: int) -> Segment:
+    """Gives keys and values all axes again, as those of the prompt have them, with so many rows."""
+
+    def leading(_: Array, like: Array) -> list[int]:
+        shape = list(like.shape)
+        shape[choosing.ROW_AXES.keys] = rows
+        return shape[:-2]
+
+    return _reshaped(segment, leading, prompt)
+
+
+def _reshaped(segment: Segment, leading: Callable[..., list[int]], *others: Segment) -> Segment:
+    """Reshapes the axes before the last two of keys and values to `leading` of them and of those of other segments."""
+    reshape = lambda x, *of: x.reshape(*leading(x, *of), *x.shape[-2:])
+    keys, values = (
+        jax.tree.map(reshape, *(getattr(one, name) for one in (segment, *others))) for name in ("keys", "values")
+    )
+    return segment.replace(keys=keys, values=values)
 
 
 def _write(kept: Segment, new: Segment, slot: Int[Array, ""]) -> Segment:
@@ -229,7 +290,7 @@ def _reorder(kept: Segment, parents: Int[Array, "K B W"]) -> Segment:
     rows, axis = (jnp.arange(B)[None, :, None] * W + parents).reshape(K, -1), choosing.ROW_AXES.keys
 
     def reorder(x: Array) -> Array:
-        index = rows.reshape(K, *[1] * (x.ndim + axis - 1), B * W, 1, 1, 1)
+        index = rows.reshape(*[1] * (x.ndim - 5), K, B * W, 1, 1, 1)
         return jnp.take_along_axis(x, index, axis=axis)
 
     return kept.replace(keys=jax.tree.map(reorder, kept.keys), values=jax.tree.map(reorder, kept.values))

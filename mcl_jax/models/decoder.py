@@ -303,18 +303,22 @@ def _attend_block(
     scores = []
     for (keys, _, axes, _), seen in zip(parts, visible, strict=True):
         rows, groups, S = keys.shape[0], keys.shape[axes.index("g")], keys.shape[axes.index("s")]
-        grouped = q.reshape(rows, B // rows, T, groups, H // groups, d)
-        score = jnp.einsum(
-            f"bntghd,{axes}->bnghts", grouped.astype(keys.dtype), keys, preferred_element_type=jnp.float32
-        )
-        score = soft_cap(scale * score.reshape(B, groups, H // groups, T, S), cap)
+        n, h = B // rows, H // groups
+        # One axis for all queries of a key: with more axes, of size 1, XLA on a CPU makes turned copies of the keys.
+        grouped = q.reshape(rows, n, T, groups, h, d).transpose(0, 3, 1, 4, 2, 5).reshape(rows, groups, n * h * T, d)
+        score = jnp.einsum(f"bgmd,{axes}->bgms", grouped.astype(keys.dtype), keys, preferred_element_type=jnp.float32)
+        score = score.reshape(rows, groups, n, h, T, S).swapaxes(1, 2).reshape(B, groups, h, T, S)
+        score = soft_cap(scale * score, cap)
         scores.append(jnp.where(seen[:, None, None], score, jnp.finfo(jnp.float32).min))
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0], axis=-1)
     y, start = 0.0, 0
     for (_, values, _, axes), distance in zip(parts, far, strict=True):
         rows, groups, S = values.shape[0], values.shape[axes.index("g")], distance.shape[2]
-        part = weights[..., start : start + S].reshape(rows, B // rows, groups, H // groups, T, S).astype(values.dtype)
-        y, start = y + jnp.einsum(f"bnghts,{axes}->bntghd", part, values).reshape(B, T, H, d), start + S
+        n, h = B // rows, H // groups
+        part = weights[..., start : start + S].reshape(rows, n, groups, h, T, S).swapaxes(1, 2)
+        part = part.reshape(rows, groups, n * h * T, S).astype(values.dtype)
+        mean = jnp.einsum(f"bgms,{axes}->bgmd", part, values).reshape(rows, groups, n, h, T, d)
+        y, start = y + mean.transpose(0, 2, 4, 1, 3, 5).reshape(B, T, H, d), start + S
     if own is None:
         return y
     tainted = (visible[-1] & jnp.repeat(own[2], B // own[2].shape[0], axis=0)[:, None]).any(-1)
