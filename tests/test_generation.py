@@ -230,6 +230,24 @@ def test_a_stream_is_the_same_where_the_room_grows(small_rooms):
         assert (so_far.tokens[..., length:] == 39).all()
 
 
+def test_answers_that_end_early_need_no_more_room(small_rooms, monkeypatch):
+    run = lambda end: decode(*random_hypotheses(scan=False), PROMPTS, Greedy(), 13, eos_token_id=end, pad_token_id=39)
+    third = {int(token) for token in run(()).tokens[..., 2].ravel()}
+    allocated, grown = [], loop.grown
+
+    def counted(carry, slots):
+        jax.debug.callback(lambda: allocated.append(slots))
+        return grown(carry, slots)
+
+    monkeypatch.setattr(loop, "grown", counted)
+    for end, slots in ((), [2, 4, 13]), (tuple(third), [2]):
+        allocated.clear()
+        with small_rooms():
+            jax.block_until_ready(run(end))
+            jax.effects_barrier()
+        assert sorted(allocated) == slots
+
+
 def test_few_tokens_have_one_room_and_more_tokens_have_few():
     assert [rooms(tokens) for tokens in (1, 64, 127)] == [[1], [64], [127]]
     assert [rooms(tokens) for tokens in (128, 511, 512, 2048)] == [

@@ -1,7 +1,7 @@
 """The compiled loop: prompts once, and then a token for every row at each step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -84,9 +84,7 @@ class Loop:
     def whole(self) -> tuple[Generation, Bool[Array, "K B"]]:
         """Decodes to the end; returns what `finish` does."""
         prompt, carry = self.start()
-        for slots in rooms(self.limits.max_new_tokens):
-            carry = self.advance(prompt, grown(carry, slots), self.limits.max_new_tokens)
-        return self.finish(carry)
+        return self.finish(self._rest(prompt, carry, rooms(self.limits.max_new_tokens)))
 
     def start(self) -> tuple[Segment, Carry]:
         """Runs the prompts and chooses the first token; returns the prompts' keys and values, and the state."""
@@ -102,6 +100,14 @@ class Loop:
         kept, latest = (_squeezed(_empty(prompt, B * W, slots)) for slots in (rooms(T)[0], 1))
         before = Carry(jnp.int32(0), none, seen, history, search, kept, latest, jnp.zeros(K * B, bool))
         return prompt, self._choose(scores, prompt, before)
+
+    def _rest(self, prompt: Segment, carry: Carry, slots: Sequence[int]) -> Carry:
+        """Decodes to the end, in rooms of so many slots; those that are not needed are not allocated."""
+        carry = self.advance(prompt, grown(carry, slots[0]), self.limits.max_new_tokens)
+        result = lambda carry: carry.replace(kept=None, latest=None)
+        if len(slots) == 1:
+            return result(carry)
+        return jax.lax.cond(self.done(carry), result, lambda carry: self._rest(prompt, carry, slots[1:]), carry)
 
     def advance(self, prompt: Segment, carry: Carry, until: Int[Array, ""] | int) -> Carry:
         """Chooses tokens until there are `until`, at most T, or no room for more, or the decoder is done."""
