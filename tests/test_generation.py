@@ -34,13 +34,9 @@ K = 3
 @pytest.fixture(scope="module")
 def base():
     """The tiny Llama with a flatter head, and three hypotheses of it, of which the first is the base itself."""
-    module, params, _ = mcl.models.from_pretrained(GOLDEN / "models" / "llama")
+    model, params, adapters = random_hypotheses(scan=True)
     params = params | {"lm_head": {"kernel": params["lm_head"]["kernel"] * 0.3}}
-    model = mcl.Hypotheses(module, mcl.LoraConfig(rank=3, alpha=7, targets=("q_proj", "v_proj", "down_proj")))
-    adapters = model.init(jax.random.key(0), params, jnp.zeros((1, 2), jnp.int32), num_hypotheses=K)
-    keys = iter(jax.random.split(jax.random.key(1), 1000))
-    drawn = jax.tree.map(lambda x: 0.2 * jax.random.normal(next(keys), x.shape).at[0].set(0.0), adapters)
-    return model, params, drawn
+    return model, params, jax.tree.map(lambda x: x.at[0].set(0.0), adapters)
 
 
 @functools.cache
@@ -100,10 +96,12 @@ def test_tokens_are_hugging_faces(base, case):
 
 
 @pytest.mark.parametrize(
-    ("scan", "decoder"), [(True, Greedy()), (False, BeamSearch(num_beams=3, num_return=2))], ids=["greedy", "beam"]
+    ("scan", "decoder"),
+    [(True, Greedy()), (True, BeamSearch(num_beams=3, num_return=2)), (False, BeamSearch(num_beams=3, num_return=2))],
+    ids=["greedy", "beam", "layers-beam"],
 )
-def test_hypotheses_together_are_each_alone_and_merged(scan, decoder):
-    model, params, adapters = random_hypotheses(scan)
+def test_hypotheses_together_are_each_alone_and_merged(base, scan, decoder):
+    model, params, adapters = base if scan else random_hypotheses(scan)
     together = decode(model, params, adapters, PROMPTS, decoder, 8, eos_token_id=EOS)
     zero = jax.tree.map(lambda x: jnp.zeros_like(x[:1]), adapters)
     for k in range(K):
@@ -168,6 +166,7 @@ def test_the_likeliest_token_is_numpys_argmax(V):
     ("scan", "hypotheses", "prompts", "decoder"),
     [
         (False, K, 2, Greedy()),
+        (False, K, 2, Sampling(2)),
         (False, K, 1, Greedy()),
         (False, 1, 1, Greedy()),
         (False, 1, 2, Sampling(2)),

@@ -67,7 +67,7 @@ def of(function: Callable[..., Any], *arguments: Any) -> tuple[Counts, Counts]:
 
 def _found(jaxpr: Any, times: int, in_loop: bool) -> Iterator[tuple[Product, int, bool]]:
     for eqn in jaxpr.eqns:
-        # A precision of its own has only the product with the identity of a rotation, which is no work of the model.
+        # Only the product with the identity in a rotation has a precision of its own; it is no work of the model.
         if eqn.primitive.name == "dot_general" and eqn.params["precision"] is None:
             left, right, out = ((x.aval.shape, x.aval.dtype.name) for x in (*eqn.invars, *eqn.outvars))
             yield Product(left, right, eqn.params["dimension_numbers"], out), times, in_loop

@@ -17,7 +17,7 @@ from mcl_jax.models.decoder import Segment
 
 ROW_AXES = Segment(keys=-4, values=-4, positions=-2, mask=-2, memory=-4)  # axis of the rows
 # Axis of the hypotheses, or of the prompts once it is split off. That of scanned layers stays the first of all: with
-# another in front, every step would turn all keys and values before the scan.
+# another axis in front, every step would turn all keys and values before the scan.
 BATCH_AXES = jax.tree.map(lambda axis: axis - 1, ROW_AXES)
 
 

@@ -22,8 +22,9 @@ FIRST_ROOM, GROWTH = 64, 4  # slots
 def rooms(new_tokens: int) -> list[int]:
     """Returns how many slots the loop has for keys and values of T new tokens, at first and each time that it grows.
 
-    Every step reads all slots, also empty ones, so that the first tokens would cost what the last ones do. Each room
-    takes as long to compile as the first, and is left out if it holds more than half of the tokens, but not all.
+    Every step reads all slots, also empty ones. With one room for all tokens, the first would cost what the last do.
+    Each room takes as long to compile as the first, and is left out if it holds more than half of the tokens, but not
+    all.
     """
     slots = [FIRST_ROOM]
     while slots[-1] < new_tokens:
@@ -42,9 +43,10 @@ class Carry:
       history: the tokens of prompt and continuation, for `no_repeat_ngram_size` n: n − 1 times `filters.NONE`, then
         P + T places, which hold `filters.NONE` for padding and for tokens to come; else None.
       search: the state of the decoder.
-      kept: keys and values of the continuations without their last two tokens, as `_squeezed` makes them.
-      latest: keys and values of the token before the last. The next step writes them into `kept` before it reads that:
-        if they were written after it was read, XLA on a CPU would copy all of it.
+      kept: keys and values of the continuations without their last two tokens, as `_squeezed` makes them; None at the
+        end of `whole`.
+      latest: keys and values of the token before the last, likewise. The next step writes them into `kept` before it
+        reads that: if they were written after it was read, XLA on a CPU would copy all of it.
       broken: whether log p of the item was NaN at some step.
     """
 
@@ -53,8 +55,8 @@ class Carry:
     seen: Bool[Array, "N W V"] | None
     history: Int[Array, "N W H"] | None
     search: Any
-    kept: Segment
-    latest: Segment
+    kept: Segment | None
+    latest: Segment | None
     broken: Bool[Array, " N"]
 
 
@@ -102,7 +104,11 @@ class Loop:
         return prompt, self._choose(scores, prompt, before)
 
     def _rest(self, prompt: Segment, carry: Carry, slots: Sequence[int]) -> Carry:
-        """Decodes to the end, in rooms of so many slots; those that are not needed are not allocated."""
+        """Decodes to the end, in rooms of so many slots, and makes none that is not needed.
+
+        Returns:
+          The state without keys and values.
+        """
         carry = self.advance(prompt, grown(carry, slots[0]), self.limits.max_new_tokens)
         result = lambda carry: carry.replace(kept=None, latest=None)
         if len(slots) == 1:
@@ -254,8 +260,8 @@ def grown(carry: Carry, slots: int) -> Carry:
 def _squeezed(segment: Segment) -> Segment:
     """Drops axes of size 1 from keys [K, R, Hkv, d, S] and values [K, R, Hkv, S, d], except the last two.
 
-    XLA drops them where attention multiplies. If the loop kept them, XLA on a CPU would write a token into arrays of
-    both shapes, and copy the others from one to the other. Scanned layers keep all of [L, K, ...].
+    XLA drops them where attention multiplies. If the loop kept them, XLA on a CPU would hold each array in both shapes,
+    and copy one into the other at every step. Scanned layers keep all of [L, K, ...].
     """
     return _reshaped(segment, lambda x: [n for n in x.shape[:-2] if n > 1 or x.ndim > 5])
 
